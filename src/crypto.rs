@@ -1,0 +1,4 @@
+//! Secret bytes and what is done with them. Nothing outside this module names a cipher.
+
+pub mod seal;
+pub mod secret;

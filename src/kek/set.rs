@@ -1,0 +1,187 @@
+//! All configured KEKs together: each wraps every DEK, any one of them unwraps it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt};
+
+use super::guard::GuardedKek;
+use super::{KekCause, KekConfig, KekError, KekVersion, Lineage, Unwrapped, WrapContext, WrappedDek};
+use crate::crypto::seal::dek_id;
+use crate::crypto::secret::Dek;
+use crate::telemetry::Metrics;
+
+/// How long the first KEK may take before the next one is asked as well.
+const HEDGE_AFTER: Duration = Duration::from_millis(400);
+
+/// The configured KEKs in their order, and those that only unwrap.
+#[derive(Clone, Debug)]
+pub struct KekSet {
+    active: Vec<Arc<GuardedKek>>,
+    retired: Vec<Arc<GuardedKek>>,
+}
+
+/// What one KEK said.
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// The KEK's configured name.
+    pub name: String,
+    /// Which KEK.
+    pub lineage: Lineage,
+    /// What it said.
+    pub result: Result<T, KekError>,
+}
+
+/// Why no KEK unwrapped a DEK.
+#[derive(Debug, thiserror::Error)]
+pub enum UnwrapError {
+    /// None of the wraps belongs to a configured KEK; nobody was asked.
+    #[error("wrapped by none of the configured KEKs; add the KEK that wrapped it under keks or retired")]
+    NoKek,
+    /// All that could unwrap were asked, in vain.
+    #[error("{}", .0.iter().map(|(name, error)| format!("{name}: {}", error.chain())).collect::<Vec<_>>().join("; "))]
+    Failed(Vec<(String, KekError)>),
+}
+
+impl UnwrapError {
+    /// The one cause to act upon: as long as one KEK may still answer, that it does not just now.
+    pub fn cause(&self) -> KekCause {
+        let Self::Failed(errors) = self else { return KekCause::UnknownVersion };
+        errors
+            .iter()
+            .map(|(_, error)| error.cause())
+            .min_by_key(|cause| match cause {
+                KekCause::Unavailable => 0,
+                KekCause::Throttled => 1,
+                KekCause::Unauthenticated => 2,
+                KekCause::Misconfigured => 3,
+                KekCause::Denied => 4,
+                KekCause::UnknownVersion => 5,
+                KekCause::Rejected => 6,
+            })
+            .unwrap_or(KekCause::Unavailable)
+    }
+}
+
+impl KekSet {
+    /// Builds every KEK of the configuration.
+    ///
+    /// # Errors
+    /// The name of the first KEK that cannot be built, and why.
+    pub async fn build(
+        active: &[KekConfig],
+        retired: &[KekConfig],
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, (String, KekError)> {
+        let mut set = Self { active: Vec::new(), retired: Vec::new() };
+        for (configs, built) in [(active, &mut set.active), (retired, &mut set.retired)] {
+            for config in configs {
+                let kek = config.build().await.map_err(|error| (config.name.clone(), error))?;
+                built.push(Arc::new(GuardedKek::new(config.name.clone(), kek, metrics.clone())));
+            }
+        }
+        Ok(set)
+    }
+
+    /// A set of KEKs that exist already.
+    pub fn new(active: Vec<Arc<GuardedKek>>, retired: Vec<Arc<GuardedKek>>) -> Self {
+        Self { active, retired }
+    }
+
+    /// The KEKs that wrap, in their configured order.
+    pub fn active(&self) -> &[Arc<GuardedKek>] {
+        &self.active
+    }
+
+    /// Whether any KEK here, retired ones included, could unwrap one of `wraps`.
+    pub fn knows_any(&self, wraps: &[WrappedDek]) -> bool {
+        wraps.iter().any(|wrap| self.find(wrap.version.lineage).is_some())
+    }
+
+    /// Asks every KEK that wraps for its active version, all at once.
+    pub async fn versions(&self) -> Vec<Answer<KekVersion>> {
+        join_all(self.active.iter().map(|kek| async {
+            Answer { name: kek.name().into(), lineage: kek.lineage(), result: kek.version().await }
+        }))
+        .await
+    }
+
+    /// Wraps `dek` under every KEK and proves that each unwraps it again, all at once. The version of each wrap
+    /// is the one its proving unwrap reported.
+    ///
+    /// # Errors
+    /// Of the first KEK that did not.
+    pub async fn wrap_and_prove(
+        &self,
+        dek: &Dek,
+        context: &WrapContext,
+    ) -> Result<Vec<WrappedDek>, (String, KekError)> {
+        let wraps = join_all(self.active.iter().map(|kek| async {
+            let wrapped = kek.wrap(dek, context).await?;
+            let version = prove(kek, &wrapped, context).await?;
+            Ok(WrappedDek { version, ..wrapped })
+        }))
+        .await;
+        wraps
+            .into_iter()
+            .zip(&self.active)
+            .map(|(wrap, kek)| wrap.map_err(|error| (kek.name().to_owned(), error)))
+            .collect()
+    }
+
+    /// Asks each KEK that wraps to unwrap its part of `wraps` again, all at once.
+    pub async fn prove(&self, wraps: &[WrappedDek], context: &WrapContext) -> Vec<Answer<KekVersion>> {
+        let asked = self.active.iter().filter_map(|kek| {
+            let wrap = wraps.iter().find(|wrap| wrap.version.lineage == kek.lineage())?;
+            Some(async move {
+                Answer { name: kek.name().into(), lineage: kek.lineage(), result: prove(kek, wrap, context).await }
+            })
+        });
+        join_all(asked).await
+    }
+
+    /// Unwraps by any KEK: the first is asked, the next one when it fails or is slow; the first good answer wins.
+    ///
+    /// # Errors
+    /// [`UnwrapError`] when no KEK answered with the DEK that `context` names.
+    pub async fn unwrap(&self, wraps: &[WrappedDek], context: &WrapContext) -> Result<(Dek, Lineage), UnwrapError> {
+        let mut waiting = wraps.iter().filter_map(|wrap| Some((self.find(wrap.version.lineage)?, wrap)));
+        let mut asked = FuturesUnordered::new();
+        let mut errors = Vec::new();
+        let ask = |(kek, wrap): (&'_ Arc<GuardedKek>, &'_ WrappedDek)| {
+            let (kek, wrap) = (kek.clone(), wrap.clone());
+            async move { (kek.name().to_owned(), kek.lineage(), unwrap_checked(&kek, &wrap, context).await) }
+        };
+        asked.push(ask(waiting.next().ok_or(UnwrapError::NoKek)?));
+        loop {
+            match tokio::time::timeout(HEDGE_AFTER, asked.next()).await {
+                Ok(Some((_, lineage, Ok(unwrapped)))) => return Ok((unwrapped.dek, lineage)),
+                Ok(Some((name, _, Err(error)))) => errors.push((name, error)),
+                Ok(None) => return Err(UnwrapError::Failed(errors)),
+                Err(_slow) => {}
+            }
+            if let Some(next) = waiting.next() {
+                asked.push(ask(next));
+            }
+        }
+    }
+
+    fn find(&self, lineage: Lineage) -> Option<&Arc<GuardedKek>> {
+        self.active.iter().chain(&self.retired).find(|kek| kek.lineage() == lineage)
+    }
+}
+
+async fn prove(kek: &GuardedKek, wrapped: &WrappedDek, context: &WrapContext) -> Result<KekVersion, KekError> {
+    unwrap_checked(kek, wrapped, context).await.map(|unwrapped| unwrapped.version)
+}
+
+/// Unwraps, and holds the DEK against its id: whatever a KEK answers, only the right DEK gets in.
+async fn unwrap_checked(kek: &GuardedKek, wrapped: &WrappedDek, context: &WrapContext) -> Result<Unwrapped, KekError> {
+    let unwrapped = kek.unwrap(wrapped, context).await?;
+    if dek_id(&unwrapped.dek) == context.dek_id {
+        Ok(unwrapped)
+    } else {
+        Err(KekError::new(KekCause::Rejected, format!("{} unwrapped another DEK than {}", kek.name(), context.dek_id)))
+    }
+}
