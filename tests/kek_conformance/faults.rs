@@ -301,6 +301,15 @@ impl TestIssuer {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
+    /// A client's certificate and its key.
+    pub fn client_certificate(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.extended_key_usages.push(rcgen::ExtendedKeyUsagePurpose::ClientAuth);
+        (params.signed_by(&key, &self.issuer).expect("a certificate"), key)
+    }
+
     /// A certificate for `names` and its key.
     pub fn certificate(&self, names: &[&str]) -> (rcgen::Certificate, KeyPair) {
         let names: Vec<String> = names.iter().map(|&name| name.into()).collect();
