@@ -6,6 +6,8 @@ mod error;
 pub mod guard;
 pub mod keyring;
 pub mod set;
+#[cfg(feature = "transit")]
+pub mod transit;
 
 use std::fmt;
 
@@ -137,12 +139,19 @@ pub struct KekConfig {
     /// How logs, metrics and commands call it. Not stored anywhere; may change.
     pub name: String,
     keyring: Option<keyring::KeyringConfig>,
+    #[cfg(feature = "transit")]
+    transit: Option<transit::TransitConfig>,
 }
 
 impl KekConfig {
     /// A local keyring, for `serve --dev` and tests.
     pub fn keyring(name: &str, file: std::path::PathBuf) -> Self {
-        Self { name: name.into(), keyring: Some(keyring::KeyringConfig { file }) }
+        Self {
+            name: name.into(),
+            keyring: Some(keyring::KeyringConfig { file }),
+            #[cfg(feature = "transit")]
+            transit: None,
+        }
     }
 
     /// The kinds that this item has settings for; a valid one has exactly one.
@@ -170,7 +179,11 @@ impl KekConfig {
     }
 
     fn settings(&self) -> impl Iterator<Item = &dyn KekSettings> {
-        let all: Vec<Option<&dyn KekSettings>> = vec![self.keyring.as_ref().map(|settings| settings as _)];
+        let all: Vec<Option<&dyn KekSettings>> = vec![
+            self.keyring.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "transit")]
+            self.transit.as_ref().map(|settings| settings as _),
+        ];
         all.into_iter().flatten()
     }
 }
@@ -211,4 +224,8 @@ impl KekConfig {
 }
 
 /// The kinds that this build knows, as the configuration names them.
-pub const KINDS: &[&str] = &["keyring"];
+pub const KINDS: &[&str] = &[
+    "keyring",
+    #[cfg(feature = "transit")]
+    "transit",
+];
