@@ -2,6 +2,8 @@
 //!
 //! A new kind touches this file and `Cargo.toml`, beside its own file under `kek/`.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 mod error;
 pub mod guard;
 pub mod keyring;
@@ -136,13 +138,26 @@ impl WrapContext {
 pub struct KekConfig {
     /// How logs, metrics and commands call it. Not stored anywhere; may change.
     pub name: String,
+    #[serde(default)]
     keyring: Option<keyring::KeyringConfig>,
+    #[cfg(feature = "aws")]
+    #[serde(default)]
+    aws_kms: Option<aws::AwsConfig>,
 }
 
 impl KekConfig {
     /// A local keyring, for `serve --dev` and tests.
     pub fn keyring(name: &str, file: std::path::PathBuf) -> Self {
-        Self { name: name.into(), keyring: Some(keyring::KeyringConfig { file }) }
+        Self { keyring: Some(keyring::KeyringConfig { file }), ..Self::of_no_kind(name) }
+    }
+
+    fn of_no_kind(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            keyring: None,
+            #[cfg(feature = "aws")]
+            aws_kms: None,
+        }
     }
 
     /// The kinds that this item has settings for; a valid one has exactly one.
@@ -170,7 +185,11 @@ impl KekConfig {
     }
 
     fn settings(&self) -> impl Iterator<Item = &dyn KekSettings> {
-        let all: Vec<Option<&dyn KekSettings>> = vec![self.keyring.as_ref().map(|settings| settings as _)];
+        let all: [Option<&dyn KekSettings>; KINDS.len()] = [
+            self.keyring.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "aws")]
+            self.aws_kms.as_ref().map(|settings| settings as _),
+        ];
         all.into_iter().flatten()
     }
 }
@@ -211,4 +230,8 @@ impl KekConfig {
 }
 
 /// The kinds that this build knows, as the configuration names them.
-pub const KINDS: &[&str] = &["keyring"];
+pub const KINDS: &[&str] = &[
+    "keyring",
+    #[cfg(feature = "aws")]
+    "awsKms",
+];
