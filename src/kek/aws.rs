@@ -18,7 +18,7 @@ use aws_sdk_kms::types::{KeyManagerType, KeyMetadata, KeySpec, KeyState, KeyUsag
 use serde::Deserialize;
 
 use self::credentials::Credentials;
-use self::error::{Action, Call, kek_error};
+use self::error::{Action, Call, aws_code, kek_error};
 use self::key::{KeyName, key_id_of, version_text};
 use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::secret::Dek;
@@ -36,6 +36,9 @@ pub struct AwsConfig {
     /// Another address than the Region's own: a VPC endpoint.
     #[serde(default)]
     pub endpoint: Option<String>,
+    /// Certificates (PEM) that the endpoint's own must come from, in place of the system's.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
     /// The profile to take credentials from.
     #[serde(default)]
     pub profile: Option<String>,
@@ -137,17 +140,16 @@ impl AwsKek {
         let key = KeyName::parse(&config.key).map_err(KekError::misconfigured)?;
         let region = client::region(config, &key).await?;
         let credentials = Credentials::start(config, region.clone());
-        let client = client::kms(config, region, &credentials).await;
+        let client = client::kms(config, region, &credentials).await?;
         Ok(Self { lineage: key.lineage(config.region.as_deref()), key, client, credentials })
     }
 
     async fn describe(&self) -> Result<Usable, KekError> {
         let name = self.key.to_string();
-        self.credentials.ready().await?;
         let call = Call { action: Action::DescribeKey, key: &name, by_alias: self.key.is_alias() };
-        let answer = self.client.describe_key().key_id(&name).send().await;
-        let metadata = answer
-            .map_err(|error| self.failed(call, error))?
+        let metadata = self
+            .ask(call, || self.client.describe_key().key_id(&name).send())
+            .await?
             .key_metadata
             .ok_or_else(|| KekError::unmapped(format!("{} answered without key metadata", call.action)))?;
         check_usable(&metadata)?;
@@ -162,15 +164,19 @@ impl AwsKek {
         })
     }
 
-    fn failed<E>(&self, call: Call<'_>, error: SdkError<E, HttpResponse>) -> KekError
+    /// Sends a request, and once more when AWS refuses the credentials and others can be had.
+    async fn ask<T, E, F>(&self, call: Call<'_>, request: impl Fn() -> F) -> Result<T, KekError>
     where
+        F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        let error = kek_error(call, error);
-        if error.cause() == KekCause::Unauthenticated {
-            self.credentials.refused();
+        let used = self.credentials.ready().await?;
+        match request().await.map_err(|error| kek_error(call, error)) {
+            Err(error) if error.cause() == KekCause::Unauthenticated && self.credentials.renew(&used).await => {
+                request().await.map_err(|error| kek_error(call, error))
+            }
+            result => result,
         }
-        error
     }
 }
 
@@ -193,8 +199,9 @@ impl Kek for AwsKek {
             request = request.encryption_context(name, value);
         }
         let call = Call { action: Action::Encrypt, key: &arn, by_alias: false };
-        let answer = request.send().await.map_err(|error| self.failed(call, error))?;
-        let blob = answer
+        let blob = self
+            .ask(call, || request.clone().send())
+            .await?
             .ciphertext_blob
             .ok_or_else(|| KekError::unmapped(format!("{} answered without a ciphertext", call.action)))?
             .into_inner();
@@ -215,15 +222,26 @@ impl Kek for AwsKek {
             return Err(KekError::new(KekCause::Rejected, "the wrapped DEK has a length that AWS KMS never makes"));
         }
         let key = self.key.sibling(key_id);
-        self.credentials.ready().await?;
         let mut request = self.client.decrypt().key_id(&key).ciphertext_blob(Blob::new(wrapped.blob.clone()));
         for (name, value) in context.pairs() {
             request = request.encryption_context(name, value);
         }
         let call = Call { action: Action::Decrypt, key: &key, by_alias: self.key.is_alias() };
-        let answer = request.send().await.map_err(|error| self.failed(call, error))?;
-        let plain = answer.plaintext.map(Blob::into_inner).unwrap_or_default();
-        let dek = Dek::from_unwrapped(plain)
+        let answer = match self.ask(call, || request.clone().send()).await {
+            // The key that is not found may be one that the blob names: damage to it must not pass for a
+            // deleted key.
+            Err(error) if error.cause() == KekCause::Denied && aws_code(&error) == Some("NotFoundException") => {
+                self.describe().await?;
+                return Err(
+                    KekError::new(KekCause::Rejected, format!("{key} did not make this data")).with_source(error)
+                );
+            }
+            answer => answer?,
+        };
+        let plain = answer
+            .plaintext
+            .ok_or_else(|| KekError::unmapped(format!("{} answered without a plaintext", call.action)))?;
+        let dek = Dek::from_unwrapped(plain.into_inner())
             .ok_or_else(|| KekError::new(KekCause::Rejected, "unwrapped DEK is not 32 bytes"))?;
         let answered = answer.key_id.unwrap_or_default();
         if answered.rsplit('/').next() != Some(key_id) {

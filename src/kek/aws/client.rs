@@ -1,5 +1,6 @@
 //! The KMS client: Region, endpoint, time limits. Retries are `guard`'s, credentials have their own file.
 
+use std::path::Path;
 use std::time::Duration;
 
 use aws_config::environment::EnvironmentVariableRegionProvider;
@@ -13,8 +14,12 @@ use aws_sdk_kms::Client;
 use aws_sdk_kms::config::interceptors::BeforeDeserializationInterceptorContextMut;
 use aws_sdk_kms::config::{ConfigBag, Intercept, RuntimeComponents, StalledStreamProtectionConfig};
 use aws_sdk_kms::error::BoxError;
+use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
 use aws_smithy_types::body::SdkBody;
 use http_body_util::Limited;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use super::super::KekError;
 use super::AwsConfig;
@@ -47,7 +52,7 @@ pub(super) async fn region(config: &AwsConfig, key: &KeyName) -> Result<Region, 
 }
 
 /// The client. It reads configuration files and asks nobody.
-pub(super) async fn kms(config: &AwsConfig, region: Region, credentials: &Credentials) -> Client {
+pub(super) async fn kms(config: &AwsConfig, region: Region, credentials: &Credentials) -> Result<Client, KekError> {
     let time_limits = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(ATTEMPT_TIMEOUT)
@@ -68,7 +73,34 @@ pub(super) async fn kms(config: &AwsConfig, region: Region, credentials: &Creden
     if let Some(endpoint) = &config.endpoint {
         builder = builder.endpoint_url(endpoint);
     }
-    Client::from_conf(builder.build())
+    if let Some(file) = &config.ca_file {
+        let context = TlsContext::builder().with_trust_store(trust_store(file)?).build();
+        let context = context.map_err(|error| KekError::misconfigured("TLS cannot be set up").with_source(error))?;
+        let http = aws_smithy_http_client::Builder::new()
+            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
+            .tls_context(context);
+        builder = builder.http_client(http.build_https());
+    }
+    Ok(Client::from_conf(builder.build()))
+}
+
+/// The certificates of `file`, checked here: the SDK would panic over a bad one.
+fn trust_store(file: &Path) -> Result<TrustStore, KekError> {
+    let name = file.display();
+    let pem = std::fs::read(file)
+        .map_err(|error| KekError::misconfigured(format!("cannot read caFile {name}")).with_source(error))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate =
+            certificate.map_err(|error| KekError::misconfigured(format!("{name} is not PEM")).with_source(error))?;
+        roots.add(certificate).map_err(|error| {
+            KekError::misconfigured(format!("{name} holds what is no CA certificate")).with_source(error)
+        })?;
+    }
+    if roots.is_empty() {
+        return Err(KekError::misconfigured(format!("{name} holds no certificate; it must be PEM")));
+    }
+    Ok(TrustStore::empty().with_pem_certificate(pem))
 }
 
 /// Stops reading an answer that is longer than any of KMS's, whatever length it announces.

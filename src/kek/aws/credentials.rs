@@ -30,7 +30,7 @@ const READ_AGAIN: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Least time between two loads that refused calls ask for.
-const LEAST_PAUSE: Duration = Duration::from_secs(1);
+const LEAST_PAUSE: Duration = Duration::from_millis(500);
 /// From here on before their end, credentials are not used any more.
 const LAST_MOMENT: Duration = Duration::from_secs(5);
 
@@ -67,11 +67,11 @@ impl Credentials {
     }
 
     /// Waits until there are credentials to use. The caller's deadline bounds the wait.
-    pub(super) async fn ready(&self) -> Result<(), KekError> {
+    pub(super) async fn ready(&self) -> Result<Keys, KekError> {
         let mut current = self.current.clone();
         loop {
             match &*current.borrow_and_update() {
-                State::Loaded(keys) if is_fresh(keys) => return Ok(()),
+                State::Loaded(keys) if is_fresh(keys) => return Ok(keys.clone()),
                 State::Failed(Failure { cause, text }) => {
                     return Err(KekError::new(*cause, "AWS credentials cannot be loaded").with_source(text.clone()));
                 }
@@ -84,9 +84,15 @@ impl Credentials {
         }
     }
 
-    /// AWS has refused the credentials: load them now rather than when they were to be renewed.
-    pub(super) fn refused(&self) {
+    /// AWS does not accept `refused`: loads now rather than when they were to be renewed. Says whether there are
+    /// others now.
+    pub(super) async fn renew(&self, refused: &Keys) -> bool {
+        let mut current = self.current.clone();
+        if others(&current.borrow_and_update(), refused) {
+            return true;
+        }
         self.stale.notify_one();
+        current.changed().await.is_ok() && others(&current.borrow(), refused)
     }
 
     /// For the client: hands over what is loaded, and never waits.
@@ -121,6 +127,12 @@ fn is_fresh(keys: &Keys) -> bool {
     keys.expiry().is_none_or(|end| end > SystemTime::now() + LAST_MOMENT)
 }
 
+fn others(state: &State, refused: &Keys) -> bool {
+    matches!(state, State::Loaded(keys) if keys.access_key_id() != refused.access_key_id()
+        || keys.session_token() != refused.session_token()
+        || keys.secret_access_key() != refused.secret_access_key())
+}
+
 async fn keep_fresh(source: Source, current: watch::Sender<State>, stale: Arc<Notify>) {
     let mut pause = FIRST_PAUSE;
     loop {
@@ -133,13 +145,11 @@ async fn keep_fresh(source: Source, current: watch::Sender<State>, stale: Arc<No
             }
             Err(failure) => {
                 tracing::warn!(cause = %failure.cause, error = failure.text, "AWS credentials cannot be loaded");
-                // What is still valid stays in use.
-                current.send_if_modified(|state| {
-                    let keep = matches!(state, State::Loaded(keys) if is_fresh(keys));
-                    if !keep {
+                // What is still valid stays in use. Who waits for this load is told in both cases.
+                current.send_modify(|state| {
+                    if !matches!(state, State::Loaded(keys) if is_fresh(keys)) {
                         *state = State::Failed(failure);
                     }
-                    !keep
                 });
                 let wait = pause;
                 pause = (pause * 2).min(LONGEST_PAUSE);

@@ -71,16 +71,8 @@ where
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
     match error {
-        SdkError::ServiceError(context) => {
-            let answer = Answer::of(context.err(), context.raw());
-            match cause(call, &answer) {
-                Some(cause) => KekError::new(cause, describe(call, cause, &answer)),
-                None => KekError::unmapped(format!("{} on {}", call.action, call.key)),
-            }
-            .with_retry_after(answer.retry_after)
-            .with_source(answer)
-        }
-        SdkError::ResponseError(context) => unreadable(call, &context.into_raw()),
+        SdkError::ServiceError(context) => answered(call, Answer::of(context.err(), context.raw())),
+        SdkError::ResponseError(context) => answered_unreadably(call, context.raw()),
         SdkError::TimeoutError(_) => KekError::unavailable(format!("{} was not answered in time", call.action)),
         SdkError::DispatchFailure(failure) => match failure.as_connector_error() {
             Some(connector) => not_reached(call, connector),
@@ -95,6 +87,11 @@ where
     }
 }
 
+/// The code that AWS gave, of an error made here.
+pub(super) fn aws_code(error: &KekError) -> Option<&str> {
+    error.source()?.downcast_ref::<Answer>().map(|answer| answer.code.as_str())
+}
+
 fn not_reached(call: Call<'_>, connector: &ConnectorError) -> KekError {
     // The innermost cause says it best: "connection refused", "invalid peer certificate: UnknownIssuer".
     let mut innermost: &dyn Error = connector;
@@ -104,22 +101,43 @@ fn not_reached(call: Call<'_>, connector: &ConnectorError) -> KekError {
     KekError::unavailable(format!("AWS KMS was not reached for {}", call.action)).with_source(innermost.to_string())
 }
 
-fn unreadable(call: Call<'_>, raw: &HttpResponse) -> KekError {
-    let status = raw.status().as_u16();
-    KekError::unavailable(format!(
-        "the answer to {} (HTTP {status}) was cut off, too long, or not from AWS KMS; check endpoint and proxies",
-        call.action
-    ))
+fn answered(call: Call<'_>, answer: Answer) -> KekError {
+    match cause(call, &answer) {
+        Some(cause) => KekError::new(cause, describe(call, cause, &answer)),
+        None => KekError::unmapped(format!("{} on {}", call.action, call.key)),
+    }
+    .with_retry_after(answer.retry_after)
+    .with_source(answer)
+}
+
+fn answered_unreadably(call: Call<'_>, raw: &HttpResponse) -> KekError {
+    let answer = Answer::without_body(raw);
+    match answer.status {
+        200..300 => KekError::unavailable(format!(
+            "the answer to {} was cut off, too long, or not from AWS KMS; check endpoint and proxies",
+            call.action
+        )),
+        _ => answered(call, answer),
+    }
 }
 
 impl Answer {
     fn of<E: ProvideErrorMetadata>(error: &E, raw: &HttpResponse) -> Self {
-        let header = |name| raw.headers().get(name);
         Self {
-            status: raw.status().as_u16(),
             code: error.code().unwrap_or_default().to_owned(),
             message: error.message().unwrap_or_default().to_owned(),
             request_id: error.meta().request_id().map(str::to_owned),
+            ..Self::without_body(raw)
+        }
+    }
+
+    fn without_body(raw: &HttpResponse) -> Self {
+        let header = |name| raw.headers().get(name);
+        Self {
+            status: raw.status().as_u16(),
+            code: String::new(),
+            message: String::new(),
+            request_id: None,
             retry_after: header("retry-after").and_then(|value| value.parse().ok()).map(Duration::from_secs),
             skew: header("date").and_then(clock_skew),
         }

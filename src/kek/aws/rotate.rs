@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::super::{KekCause, KekError, KekVersion, RotateKek};
 use super::AwsKek;
-use super::error::{Action, Call};
+use super::error::{Action, Call, aws_code};
 
 /// Longest wait for new material to be current: AWS gives no bound, only that it takes a moment.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
@@ -24,15 +24,11 @@ impl RotateKek for AwsKek {
             )));
         }
         let call = Call { action: Action::RotateKeyOnDemand, key: &before.arn, by_alias: false };
-        let started = self.client.rotate_key_on_demand().key_id(&before.arn).send().await;
-        if let Err(error) = started {
-            // Started earlier, by this command or another: what remains is to wait.
-            let runs_already = error.as_service_error().is_some_and(
-                aws_sdk_kms::operation::rotate_key_on_demand::RotateKeyOnDemandError::is_conflict_exception,
-            );
-            if !runs_already {
-                return Err(self.failed(call, error));
-            }
+        let started = self.ask(call, || self.client.rotate_key_on_demand().key_id(&before.arn).send()).await;
+        match started {
+            // A rotation by schedule runs already, or is about to: what remains is to wait for it.
+            Err(error) if aws_code(&error) != Some("ConflictException") => return Err(error),
+            _ => {}
         }
         self.wait_for_another(&before.version).await
     }
@@ -49,7 +45,7 @@ impl AwsKek {
                     return Err(KekError::new(
                         KekCause::Unavailable,
                         format!(
-                            "{} is being rotated, and its new material is not current yet; run again later",
+                            "{} is being rotated, and its new material is not current yet; run again in 20 minutes",
                             self.key
                         ),
                     ));
