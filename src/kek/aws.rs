@@ -59,7 +59,7 @@ pub struct AssumeRole {
     /// What the role's owner asks for against confused deputies.
     #[serde(default)]
     pub external_id: Option<String>,
-    /// How the session is called in CloudTrail; `kube-envelope` unless said otherwise.
+    /// How the session is called in `CloudTrail`; `kube-envelope` unless said otherwise.
     #[serde(default)]
     pub session_name: Option<String>,
 }
@@ -76,7 +76,8 @@ impl KekSettings for AwsConfig {
             Err(problem) => problems.push(("key", problem)),
             Ok(key) => match (key.region(), &self.region) {
                 (Some(of_key), Some(region)) if of_key != region => {
-                    problems.push(("region", format!("is {region}, and the key's ARN says {of_key}; leave region out")))
+                    problems
+                        .push(("region", format!("is {region}, and the key's ARN says {of_key}; leave region out")));
                 }
                 _ => {}
             },
@@ -128,7 +129,7 @@ struct AwsKek {
     credentials: Credentials,
 }
 
-/// What DescribeKey says about a key that can be used.
+/// What `DescribeKey` says about a key that can be used.
 struct Usable {
     /// The key's own ARN, whatever alias led to it: requests that name it cannot meet another key.
     arn: String,

@@ -1,4 +1,4 @@
-//! `awsKms`: on LocalStack in all that it is faithful in, and on a fake of KMS's protocol for what it is not:
+//! `awsKms`: on `LocalStack` in all that it is faithful in, and on a fake of KMS's protocol for what it is not:
 //! material ids in Decrypt's answers, credentials, permissions, and rotations at awkward moments.
 
 mod answers;

@@ -30,7 +30,7 @@ use super::key::KeyName;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The longest answer that is read. The longest that KMS sends is DescribeKey's, some 2 KiB.
+/// The longest answer that is read. The longest that KMS sends describes a key: some 2 KiB.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 /// The Region to ask in: as configured, of the ARN, of environment or profile. The instance metadata are not

@@ -25,7 +25,7 @@ use super::{AssumeRole, AwsConfig};
 /// Longest time for one load: IMDS may take three attempts of some seconds.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often credentials without an end, which come from files and environment, are read again.
-const READ_AGAIN: Duration = Duration::from_secs(60);
+const READ_AGAIN: Duration = Duration::from_mins(1);
 /// Pauses after a failed load.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -150,6 +150,7 @@ fn clock_skew(date: &str) -> Option<SignedDuration> {
 }
 
 /// `None` for what no mapping knows.
+#[expect(clippy::match_same_arms, reason = "each group has its own reason")]
 fn cause(call: Call<'_>, answer: &Answer) -> Option<KekCause> {
     let cause = match answer.code.as_str() {
         // Of a rotation it means that the key has had its share of them; of all else, too many calls.

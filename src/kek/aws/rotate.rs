@@ -10,7 +10,7 @@ use super::AwsKek;
 use super::error::{Action, Call, aws_code};
 
 /// Longest wait for new material to be current: AWS gives no bound, only that it takes a moment.
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
+const LONGEST_WAIT: Duration = Duration::from_mins(5);
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 #[async_trait]

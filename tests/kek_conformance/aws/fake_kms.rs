@@ -37,9 +37,9 @@ pub struct Kms {
     pub clock_ahead: SignedDuration,
     /// Rotate the key when the next Encrypt arrives, before it is answered.
     pub rotate_at_encrypt: bool,
-    /// DescribeKey goes on showing the former material for so many answers after a rotation.
+    /// `DescribeKey` goes on showing the former material for so many answers after a rotation.
     pub describe_lag: usize,
-    /// Decrypt's answers name no material, as LocalStack's.
+    /// Decrypt's answers name no material, as `LocalStack`'s.
     pub hide_material_of_decrypt: bool,
     pub requests: Vec<String>,
     lagging: usize,
@@ -256,7 +256,7 @@ fn cipher(material: &Material) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &material.key).expect("32 bytes"))
 }
 
-/// The encryption context in one order: serde_json's maps are sorted by name.
+/// The encryption context in one order: `serde_json`'s maps are sorted by name.
 fn context(request: &Value) -> String {
     request["EncryptionContext"].to_string()
 }
@@ -285,7 +285,8 @@ fn check_signature(
     let user = users.get(access_key).ok_or_else(|| {
         Refusal("UnrecognizedClientException", "The security token included in the request is invalid.".into())
     })?;
-    let canonical_headers: String = signed.split(';').map(|name| format!("{name}:{}\n", header(name))).collect();
+    let canonical_headers: Vec<_> = signed.split(';').map(|name| format!("{name}:{}\n", header(name))).collect();
+    let canonical_headers = canonical_headers.concat();
     let hash = |bytes: &[u8]| hex::encode(digest::digest(&digest::SHA256, bytes));
     let canonical = format!("POST\n/\n\n{canonical_headers}\n{signed}\n{}", hash(body));
     let time = header("x-amz-date");

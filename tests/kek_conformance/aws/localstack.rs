@@ -1,4 +1,4 @@
-//! LocalStack: one for all tests of a run, a key of its own for each.
+//! `LocalStack`: one for all tests of a run, a key of its own for each.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -91,13 +91,13 @@ async fn create_key(admin: &Client) -> String {
     made.key_metadata.and_then(|metadata| metadata.arn).expect("a key has an ARN")
 }
 
-/// The address of the LocalStack of this test process.
+/// The address of the `LocalStack` of this test process.
 fn server() -> SocketAddr {
     static SERVER: OnceLock<(SocketAddr, Child)> = OnceLock::new();
     SERVER.get_or_init(start_server).0
 }
 
-/// A static value is never dropped: the shell ends LocalStack when this process is gone, which closes the
+/// A static value is never dropped: the shell ends `LocalStack` when this process is gone, which closes the
 /// shell's input.
 fn start_server() -> (SocketAddr, Child) {
     const LIVE_AS_LONG_AS_THE_TESTS: &str =
