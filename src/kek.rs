@@ -2,6 +2,8 @@
 //!
 //! A new kind touches this file and `Cargo.toml`, beside its own file under `kek/`.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 mod error;
 pub mod guard;
 pub mod keyring;
@@ -138,22 +140,17 @@ impl WrapContext {
 pub struct KekConfig {
     /// How logs, metrics and commands call it. Not stored anywhere; may change.
     pub name: String,
+    #[serde(default)]
     keyring: Option<keyring::KeyringConfig>,
+    #[cfg(feature = "aws")]
+    #[serde(default)]
+    aws_kms: Option<aws::AwsConfig>,
     #[cfg(feature = "transit")]
+    #[serde(default)]
     transit: Option<transit::TransitConfig>,
 }
 
 impl KekConfig {
-    /// A local keyring, for `serve --dev` and tests.
-    pub fn keyring(name: &str, file: std::path::PathBuf) -> Self {
-        Self {
-            name: name.into(),
-            keyring: Some(keyring::KeyringConfig { file }),
-            #[cfg(feature = "transit")]
-            transit: None,
-        }
-    }
-
     /// The kinds that this item has settings for; a valid one has exactly one.
     pub fn kinds(&self) -> Vec<&'static str> {
         self.settings().map(KekSettings::kind).collect()
@@ -179,8 +176,10 @@ impl KekConfig {
     }
 
     fn settings(&self) -> impl Iterator<Item = &dyn KekSettings> {
-        let all: Vec<Option<&dyn KekSettings>> = vec![
+        let all: [Option<&dyn KekSettings>; KINDS.len()] = [
             self.keyring.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "aws")]
+            self.aws_kms.as_ref().map(|settings| settings as _),
             #[cfg(feature = "transit")]
             self.transit.as_ref().map(|settings| settings as _),
         ];
@@ -226,6 +225,8 @@ impl KekConfig {
 /// The kinds that this build knows, as the configuration names them.
 pub const KINDS: &[&str] = &[
     "keyring",
+    #[cfg(feature = "aws")]
+    "awsKms",
     #[cfg(feature = "transit")]
     "transit",
 ];

@@ -1,6 +1,8 @@
 //! One list of behaviours, run for every kind of KEK: one test per behaviour and kind. What a kind's backend
 //! truly does not have is ignored with the reason, visibly. A new kind is one file beside this one.
 
+#[cfg(feature = "aws")]
+mod aws;
 mod behaviours;
 mod bench;
 mod faults;
