@@ -2,8 +2,14 @@
 //!
 //! A new kind touches this file and `Cargo.toml`, beside its own file under `kek/`.
 
+#[cfg(feature = "azure")]
+pub mod azure;
 mod error;
+#[cfg(feature = "gcp")]
+pub mod gcp;
 pub mod guard;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod http;
 pub mod keyring;
 pub mod set;
 
@@ -137,12 +143,23 @@ pub struct KekConfig {
     /// How logs, metrics and commands call it. Not stored anywhere; may change.
     pub name: String,
     keyring: Option<keyring::KeyringConfig>,
+    #[cfg(feature = "gcp")]
+    gcp_kms: Option<gcp::GcpConfig>,
+    #[cfg(feature = "azure")]
+    azure_key_vault: Option<azure::AzureConfig>,
 }
 
 impl KekConfig {
     /// A local keyring, for `serve --dev` and tests.
     pub fn keyring(name: &str, file: std::path::PathBuf) -> Self {
-        Self { name: name.into(), keyring: Some(keyring::KeyringConfig { file }) }
+        Self {
+            name: name.into(),
+            keyring: Some(keyring::KeyringConfig { file }),
+            #[cfg(feature = "gcp")]
+            gcp_kms: None,
+            #[cfg(feature = "azure")]
+            azure_key_vault: None,
+        }
     }
 
     /// The kinds that this item has settings for; a valid one has exactly one.
@@ -170,7 +187,13 @@ impl KekConfig {
     }
 
     fn settings(&self) -> impl Iterator<Item = &dyn KekSettings> {
-        let all: Vec<Option<&dyn KekSettings>> = vec![self.keyring.as_ref().map(|settings| settings as _)];
+        let all: Vec<Option<&dyn KekSettings>> = vec![
+            self.keyring.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "gcp")]
+            self.gcp_kms.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "azure")]
+            self.azure_key_vault.as_ref().map(|settings| settings as _),
+        ];
         all.into_iter().flatten()
     }
 }
@@ -211,4 +234,10 @@ impl KekConfig {
 }
 
 /// The kinds that this build knows, as the configuration names them.
-pub const KINDS: &[&str] = &["keyring"];
+pub const KINDS: &[&str] = &[
+    "keyring",
+    #[cfg(feature = "gcp")]
+    "gcpKms",
+    #[cfg(feature = "azure")]
+    "azureKeyVault",
+];
