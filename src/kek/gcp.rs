@@ -154,6 +154,22 @@ impl GcpKek {
     }
 }
 
+impl GcpKek {
+    /// Decrypt rejects a label as it rejects data. If the key never had this version, that is what is wrong.
+    async fn why_rejected(&self, label: &str, rejected: KekError) -> KekError {
+        let number = label.split('@').next().unwrap_or_default();
+        let there = match self.api.version(&self.api.version_name(number)).await {
+            Ok(version) => version.label(self.api.name()).is_ok_and(|actual| actual == label),
+            Err(error) => error.cause() != KekCause::UnknownVersion,
+        };
+        if there {
+            rejected
+        } else {
+            KekError::new(KekCause::UnknownVersion, format!("the key has no version {label}")).with_source(rejected)
+        }
+    }
+}
+
 /// What a wrap is bound to: the context, then the version's text; each length comes before its bytes.
 fn associated_data(context: &WrapContext, label: &str) -> Vec<u8> {
     let mut bytes = context.to_bytes();
@@ -192,8 +208,10 @@ impl Kek for GcpKek {
         if wrapped.version.lineage != self.lineage || !is_label(label) {
             return Err(KekError::new(KekCause::UnknownVersion, format!("Cloud KMS has no version {label:?}")));
         }
-        let dek = self.api.decrypt(&wrapped.blob, &associated_data(context, label)).await?;
-        Ok(Unwrapped { dek, version: wrapped.version.clone() })
+        match self.api.decrypt(&wrapped.blob, &associated_data(context, label)).await {
+            Err(error) if error.cause() == KekCause::Rejected => Err(self.why_rejected(label, error).await),
+            result => Ok(Unwrapped { dek: result?, version: wrapped.version.clone() }),
+        }
     }
 }
 
@@ -258,7 +276,8 @@ mod tests {
     #[test]
     fn only_a_text_that_this_kind_makes_is_a_version() {
         assert!(is_label("3@2026-01-02T03:04:05.678Z"));
-        for other in ["", "3", "03@2026-01-02T03:04:05Z", "3@", "3@2026-01-02T03:04:05+00:00", "../3@2026-01-02T03:04:05Z"]
+        for other in
+            ["", "3", "03@2026-01-02T03:04:05Z", "3@", "3@2026-01-02T03:04:05+00:00", "../3@2026-01-02T03:04:05Z"]
         {
             assert!(!is_label(other), "{other}");
         }

@@ -4,6 +4,10 @@
 mod behaviours;
 mod bench;
 mod faults;
+#[cfg(feature = "gcp")]
+mod gcp;
+#[cfg(feature = "gcp")]
+mod gcp_fake;
 mod keyring;
 
 /// Makes one test of each behaviour for the bench `$bench`. A reason after the colon marks what the backend

@@ -11,7 +11,7 @@ use super::token::{Credentials, Tokens};
 use crate::crypto::secret::{DEK_BYTES, Dek};
 use crate::kek::{KekCause, KekError, http};
 
-/// A CryptoKey, as far as it is looked at.
+/// A key, as far as it is looked at.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CryptoKey {
@@ -19,7 +19,7 @@ pub(super) struct CryptoKey {
     pub(super) primary: Option<CryptoKeyVersion>,
 }
 
-/// A CryptoKeyVersion, as far as it is looked at.
+/// One of its versions, as far as it is looked at.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CryptoKeyVersion {
@@ -135,7 +135,12 @@ impl Api {
 
     /// One version of the key, by its full name.
     pub(super) async fn version(&self, name: &str) -> Result<CryptoKeyVersion, KekError> {
-        self.call(Question::Rotate, Method::GET, name, None).await
+        self.call(Question::Version, Method::GET, name, None).await
+    }
+
+    /// The full name of the version of this number.
+    pub(super) fn version_name(&self, number: &str) -> String {
+        format!("{}/cryptoKeyVersions/{number}", self.name)
     }
 
     pub(super) async fn create_version(&self) -> Result<CryptoKeyVersion, KekError> {

@@ -12,6 +12,8 @@ use super::super::{KekCause, KekError};
 pub(super) enum Question {
     /// The key and its primary version.
     Key,
+    /// One version.
+    Version,
     /// Encrypt under a version.
     Encrypt,
     /// Decrypt.
@@ -30,12 +32,13 @@ struct Body {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Status {
-    status: String,
+    #[serde(rename = "status")]
+    code: String,
     message: String,
     details: Vec<Detail>,
 }
 
-/// The fields of PreconditionFailure, RetryInfo and ErrorInfo that are looked at.
+/// What is looked at of `PreconditionFailure`, `RetryInfo` and `ErrorInfo`.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Detail {
@@ -54,13 +57,12 @@ struct Violation {
 pub(super) fn map(question: Question, answer: &Answer) -> KekError {
     let status = serde_json::from_slice::<Body>(&answer.body).unwrap_or_default().error;
     let message = describe(answer.status, &status);
-    let cause = match (answer.status, status.status.as_str()) {
+    let cause = match (answer.status, status.code.as_str()) {
         (401, _) => KekCause::Unauthenticated,
         (403, _) if status.reason("ACCESS_TOKEN_SCOPE_INSUFFICIENT") => KekCause::Unauthenticated,
-        (403, _) => KekCause::Denied,
-        // A key that is there has its pinned version; if only the version is missing, it names none.
-        (404, _) if question == Question::Encrypt => KekCause::UnknownVersion,
-        (404, _) => KekCause::Denied,
+        // Where a version was asked for, it is the version that is not there.
+        (404, _) if matches!(question, Question::Encrypt | Question::Version) => KekCause::UnknownVersion,
+        (403 | 404, _) => KekCause::Denied,
         (400, "FAILED_PRECONDITION") if status.violates("KEY_PENDING_GENERATION") => KekCause::Unavailable,
         (400, "FAILED_PRECONDITION") if status.is_key_state() => KekCause::Denied,
         // What we sent was damaged on its way: the same again may arrive whole.
@@ -83,9 +85,9 @@ fn describe(code: u16, status: &Status) -> String {
     // Google's text names the key and the missing permission; it never holds data. Cut, since it is not ours.
     let mut text: String = status.message.chars().filter(|c| !c.is_control()).take(400).collect();
     for reason in status.details.iter().filter_map(|detail| detail.reason.as_deref()) {
-        text.push_str(&format!(" [{}]", reason.chars().take(60).collect::<String>()));
+        text.extend([" [", &reason.chars().take(60).collect::<String>(), "]"]);
     }
-    format!("Cloud KMS answered {code} {}: {text}", status.status)
+    format!("Cloud KMS answered {code} {}: {text}", status.code)
 }
 
 impl Status {
@@ -137,7 +139,8 @@ mod tests {
     fn a_token_that_is_not_accepted_is_unauthenticated() {
         let error = asked(Question::Key, 401, "UNAUTHENTICATED", "invalid credentials", &json!([]));
         assert_eq!(error.cause(), KekCause::Unauthenticated);
-        let scope = json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "ACCESS_TOKEN_SCOPE_INSUFFICIENT"}]);
+        let scope =
+            json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "ACCESS_TOKEN_SCOPE_INSUFFICIENT"}]);
         let error = asked(Question::Key, 403, "PERMISSION_DENIED", "scopes", &scope);
         assert_eq!(error.cause(), KekCause::Unauthenticated);
     }

@@ -16,7 +16,7 @@ use crate::crypto::seal::digest;
 
 const SCOPES: &[&str] = &["https://www.googleapis.com/auth/cloudkms"];
 /// A token that ends sooner is replaced while it still serves.
-const RENEW_AHEAD: Duration = Duration::from_secs(300);
+const RENEW_AHEAD: Duration = Duration::from_mins(5);
 /// The time a caller waits for a token; the fetch itself goes on and serves the next caller.
 const WAIT: Duration = Duration::from_millis(1500);
 /// The end of a fetch that nobody answers.
@@ -55,7 +55,9 @@ impl Credentials {
             KekError::misconfigured(format!("cannot read credentials file {name}")).with_source(error)
         })?;
         if text.len() > MAX_FILE_BYTES {
-            return Err(KekError::misconfigured(format!("credentials file {name} is larger than {MAX_FILE_BYTES} bytes")));
+            return Err(KekError::misconfigured(format!(
+                "credentials file {name} is larger than {MAX_FILE_BYTES} bytes"
+            )));
         }
         let shape: Shape = serde_json::from_str(&text).map_err(|error| {
             // Only the place: the library's own text may quote the content.
@@ -197,13 +199,13 @@ fn start(content: Option<Zeroizing<String>>) -> Fetch {
 /// Always by a new provider: those of `gcp_auth` keep a token to its last seconds, and cannot be told to renew.
 async fn fetch(content: Option<Zeroizing<String>>) -> Result<Arc<Token>, Failure> {
     let fetched = match content {
-        Some(text) => match CustomServiceAccount::from_json(&text) {
-            Ok(account) => account.token(SCOPES).await,
-            Err(_) => {
+        Some(text) => {
+            let Ok(account) = CustomServiceAccount::from_json(&text) else {
                 let message = "the credentials file holds no usable private key".into();
                 return Err(Failure { cause: KekCause::Misconfigured, message });
-            }
-        },
+            };
+            account.token(SCOPES).await
+        }
         None => ambient().await,
     };
     fetched.map_err(|error| map(&error))
