@@ -16,6 +16,8 @@ use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
 use serde_json::{Value, json};
 
+use crate::jwt::url_form;
+
 const ACCOUNT: &str = "plugin@project.iam.gserviceaccount.com";
 const SCOPES: [&str; 2] =
     ["https://www.googleapis.com/auth/cloudkms", "https://www.googleapis.com/auth/cloud-platform"];
@@ -180,7 +182,7 @@ type Outcome = Result<Value, (u16, Value)>;
 impl Service {
     fn give_token(&mut self, body: &[u8]) -> Outcome {
         let refuse = |why: &str| Err((400, json!({"error": "invalid_grant", "error_description": why})));
-        let form: HashMap<_, _> = url_form(body);
+        let form = url_form(body);
         if form.get("grant_type").map(String::as_str) != Some("urn:ietf:params:oauth:grant-type:jwt-bearer") {
             return Err((400, json!({"error": "unsupported_grant_type"})));
         }
@@ -357,11 +359,4 @@ fn fields(body: &Value, known: &[&str]) -> Result<(), (u16, Value)> {
         Some((name, _)) => Err(invalid(&format!("Invalid JSON payload received. Unknown name \"{name}\""))),
         None => Ok(()),
     }
-}
-
-/// The pairs of an `application/x-www-form-urlencoded` body.
-pub fn url_form(body: &[u8]) -> HashMap<String, String> {
-    let query = String::from_utf8_lossy(body);
-    let url = reqwest::Url::parse(&format!("http://form/?{query}")).expect("a form");
-    url.query_pairs().into_owned().collect()
 }

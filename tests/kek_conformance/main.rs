@@ -1,6 +1,10 @@
 //! One list of behaviours, run for every kind of KEK: one test per behaviour and kind. What a kind's backend
 //! truly does not have is ignored with the reason, visibly. A new kind is one file beside this one.
 
+#[cfg(feature = "azure")]
+mod azure;
+#[cfg(feature = "azure")]
+mod azure_fake;
 mod behaviours;
 mod bench;
 mod faults;
@@ -8,6 +12,8 @@ mod faults;
 mod gcp;
 #[cfg(feature = "gcp")]
 mod gcp_fake;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod jwt;
 mod keyring;
 
 /// Makes one test of each behaviour for the bench `$bench`. A reason after the colon marks what the backend
