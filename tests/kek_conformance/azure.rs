@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use crate::azure_fake::{AzureFake, CLIENT, Key, SUBJECT, TENANT, throttled};
 use crate::bench::{Bench, config, dek};
 use crate::faults::{Answer, Faults, Trap};
+use crate::namespace;
 
 struct AzureBench {
     fake: AzureFake,
@@ -238,4 +239,42 @@ async fn tokens_are_fetched_once_for_all_callers() {
     let all = futures::future::join_all((0..20).map(|_| kek.version())).await;
     assert!(all.iter().all(Result::is_ok));
     assert_eq!(bench.fake.service().tokens_given, 1);
+}
+
+#[test]
+fn tokens_come_from_the_metadata_service_of_a_virtual_machine() {
+    namespace::run("azure::tokens_come_from_the_metadata_service_of_a_virtual_machine", || async {
+        let bench = AzureBench::start().await;
+        let _metadata = bench.fake.serve_metadata(namespace::METADATA).await;
+        let identity = |client: &str| format!("{{ managedIdentity: {{ clientId: {client} }} }}");
+        let kek = async |client: &str| {
+            let item = bench.item_of("kek", "vault.azure.net", "", &identity(client));
+            config(&item).build().await.expect("the KEK")
+        };
+        let (dek, context) = dek();
+        let assigned = kek(CLIENT).await;
+        let wrapped = assigned.wrap(&dek, &context).await.expect("wrap");
+        bench.expire_credentials().await;
+        assigned.unwrap(&wrapped, &context).await.expect("unwrap with a new token");
+        let error = kek(TENANT).await.version().await.expect_err("an identity that the machine does not have");
+        assert_eq!(error.cause(), KekCause::Unauthenticated, "{}", error.chain());
+    });
+}
+
+#[tokio::test]
+async fn an_idle_plugin_asks_one_request_to_see_the_version_and_one_to_prove_it() {
+    let bench = AzureBench::start().await;
+    let kek = bench.kek().await;
+    let (dek, context) = dek();
+    let wrapped = kek.wrap(&dek, &context).await.expect("wrap");
+    let first = bench.requests();
+    assert_eq!(first, 4, "the challenge, a token, the version, a wrap");
+    for _ in 0..10 {
+        kek.version().await.expect("version");
+    }
+    assert_eq!(bench.requests(), first + 10, "ten refreshes");
+    for _ in 0..10 {
+        kek.unwrap(&wrapped, &context).await.expect("unwrap");
+    }
+    assert_eq!(bench.requests(), first + 20, "ten proofs");
 }

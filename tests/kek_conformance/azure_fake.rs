@@ -121,6 +121,13 @@ impl AzureFake {
         Self { address, service, task }
     }
 
+    /// Serves the metadata service's address as well.
+    pub async fn serve_metadata(&self, address: &str) -> tokio::task::JoinHandle<()> {
+        let listener = tokio::net::TcpListener::bind(address).await.expect("the metadata address");
+        let app = axum::Router::new().fallback(answer).with_state(self.service.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await.expect("serves") })
+    }
+
     pub fn service(&self) -> MutexGuard<'_, Service> {
         self.service.lock().expect("not poisoned")
     }
@@ -149,6 +156,8 @@ async fn answer(
     let mut service = service.lock().expect("not poisoned");
     let outcome = if uri.path() == format!("/{TENANT}/oauth2/v2.0/token") {
         service.give_token(&body)
+    } else if uri.path() == "/metadata/identity/oauth2/token" {
+        service.metadata(&uri, &headers)
     } else {
         service.vault(&method, &uri, &headers, &body)
     };
@@ -188,23 +197,61 @@ impl Service {
                 return refuse(401, "invalid_client", 700_027, "Client assertion failed signature validation.");
             };
             if !claims["aud"].as_array().is_some_and(|aud| aud.contains(&json!("api://AzureADTokenExchange"))) {
-                return refuse(401, "invalid_client", 700_212, "No matching federated identity record found for audience.");
+                return refuse(
+                    401,
+                    "invalid_client",
+                    700_212,
+                    "No matching federated identity record found for audience.",
+                );
             }
             if claims["exp"].as_u64().is_none_or(|exp| exp <= now()) {
                 return refuse(401, "invalid_client", 700_024, "Client assertion is not within its valid time range.");
             }
             if claims["sub"] != SUBJECT || claims["iss"] != "https://k.local" {
-                return refuse(401, "invalid_client", 700_213, "No matching federated identity record found for subject.");
+                return refuse(
+                    401,
+                    "invalid_client",
+                    700_213,
+                    "No matching federated identity record found for subject.",
+                );
             }
         }
         let Some(audience) = field("scope").strip_suffix("/.default") else {
-            return refuse(400, "invalid_scope", 70011, "The provided value for the input parameter 'scope' is not valid.");
+            return refuse(
+                400,
+                "invalid_scope",
+                70011,
+                "The provided value for the input parameter 'scope' is not valid.",
+            );
         };
+        let token = self.new_token(audience);
+        Ok(json!({"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599, "access_token": token}))
+    }
+
+    fn new_token(&mut self, audience: &str) -> String {
         self.tokens_given += 1;
         let claims = json!({"aud": audience, "iss": format!("https://sts.windows.net/{TENANT}/"), "appid": CLIENT,
             "uti": self.tokens_given, "iat": now(), "nbf": now(), "exp": now() + 3600});
-        Ok(json!({"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599,
-            "access_token": self.entra.sign(&claims)}))
+        self.entra.sign(&claims)
+    }
+
+    /// The metadata service of a virtual machine with a user-assigned identity, and no other.
+    fn metadata(&mut self, uri: &Uri, headers: &HeaderMap) -> Outcome {
+        let query = url_form(uri.query().unwrap_or_default().as_bytes());
+        let refuse = |why: &str| Err((400, Vec::new(), json!({"error": "invalid_request", "error_description": why})));
+        if headers.get("metadata").is_none_or(|value| value != "true") {
+            return refuse("Required metadata header not specified");
+        }
+        if query.get("api-version").map(String::as_str) < Some("2018-02-01") {
+            return refuse("Required api-version not specified");
+        }
+        if query.get("client_id").map(String::as_str) != Some(CLIENT) {
+            return refuse("Identity not found");
+        }
+        let Some(resource) = query.get("resource") else { return refuse("Required audience parameter not specified") };
+        let token = self.new_token(resource);
+        Ok(json!({"access_token": token, "expires_on": (now() + 3599).to_string(), "expires_in": "3599",
+            "resource": resource, "token_type": "Bearer", "client_id": CLIENT}))
     }
 
     fn vault(&mut self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Outcome {
@@ -274,17 +321,20 @@ impl Version {
             return Err(refusal(403, "Forbidden", message, Some("KeyDisabled")));
         }
         let body: Value = serde_json::from_slice(body).map_err(|_| bad("Request body is not valid JSON"))?;
-        let strange = body.as_object().is_none_or(|body| body.keys().any(|name| !["alg", "value"].contains(&name.as_str())));
+        let strange =
+            body.as_object().is_none_or(|body| body.keys().any(|name| !["alg", "value"].contains(&name.as_str())));
         if strange || !content_type.starts_with("application/json") {
             return Err(bad("Property is not allowed"));
         }
         let value = BASE64_URL_SAFE_NO_PAD.decode(body["value"].as_str().unwrap_or_default());
-        let value = value.ok().filter(|value| !value.is_empty()).ok_or_else(|| bad("Property has invalid value: value"))?;
+        let value =
+            value.ok().filter(|value| !value.is_empty()).ok_or_else(|| bad("Property has invalid value: value"))?;
         match (&self.material, body["alg"].as_str(), operation) {
             (Material::Rsa(key), Some("RSA-OAEP-256"), "wrapkey") => {
                 let key = OaepPublicEncryptingKey::new(key.public_key()).expect("a key");
                 let mut wrapped = vec![0; key.ciphertext_size()];
-                key.encrypt(&OAEP_SHA256_MGF1SHA256, &value, &mut wrapped, None).map_err(|_| bad("value is too long"))?;
+                key.encrypt(&OAEP_SHA256_MGF1SHA256, &value, &mut wrapped, None)
+                    .map_err(|_| bad("value is too long"))?;
                 Ok(wrapped)
             }
             (Material::Rsa(key), Some("RSA-OAEP-256"), _) => {
@@ -296,12 +346,16 @@ impl Version {
             (Material::Aes(key), Some("A256KW"), "wrapkey") => {
                 let mut wrapped = vec![0; value.len() + 8];
                 let kek = AesKek::new(&AES_256, key).expect("a key");
-                kek.wrap(&value, &mut wrapped).map(|wrapped| wrapped.to_vec()).map_err(|_| bad("value has a wrong length"))
+                kek.wrap(&value, &mut wrapped)
+                    .map(|wrapped| wrapped.to_vec())
+                    .map_err(|_| bad("value has a wrong length"))
             }
             (Material::Aes(key), Some("A256KW"), _) => {
                 let mut plain = vec![0; value.len()];
                 let kek = AesKek::new(&AES_256, key).expect("a key");
-                kek.unwrap(&value, &mut plain).map(|plain| plain.to_vec()).map_err(|_| bad("The parameter is incorrect."))
+                kek.unwrap(&value, &mut plain)
+                    .map(|plain| plain.to_vec())
+                    .map_err(|_| bad("The parameter is incorrect."))
             }
             _ => Err(bad("Key and signing algorithm are incompatible: alg")),
         }
@@ -310,6 +364,7 @@ impl Version {
 
 /// How a vault that is asked too often answers.
 pub fn throttled() -> (u16, Vec<(String, String)>, String) {
-    let (status, _, body) = refusal(429, "Throttled", "Request was not processed because too many requests were received.", None);
+    let (status, _, body) =
+        refusal(429, "Throttled", "Request was not processed because too many requests were received.", None);
     (status, vec![("retry-after".into(), "3".into())], body.to_string())
 }

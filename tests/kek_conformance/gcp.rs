@@ -7,9 +7,10 @@ use kube_envelope::kek::{KekCause, KekVersion, WrappedDek};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::bench::{Bench, dek};
+use crate::bench::{Bench, config, dek};
 use crate::faults::{Answer, Faults};
 use crate::gcp_fake::{Damage, GcpFake, Key, refusal};
+use crate::namespace;
 
 const RING: &str = "projects/project/locations/europe-west3/keyRings/ring/cryptoKeys";
 
@@ -33,10 +34,14 @@ impl GcpBench {
     }
 
     fn item_of(&self, name: &str, key: &str) -> String {
+        let file = format!("credentialsFile: {},", self.credentials_file().display());
+        self.item_with(name, key, &file)
+    }
+
+    fn item_with(&self, name: &str, key: &str, credentials: &str) -> String {
         format!(
-            "{{ name: {name}, gcpKms: {{ key: {key}, endpoint: '{}', insecureHttp: true, credentialsFile: {}, caFile: {} }} }}",
+            "{{ name: {name}, gcpKms: {{ key: {key}, endpoint: '{}', insecureHttp: true, {credentials} caFile: {} }} }}",
             self.faults.url(),
-            self.credentials_file().display(),
             self.faults.ca_file().display()
         )
     }
@@ -207,4 +212,38 @@ async fn tokens_are_fetched_once_for_all_and_anew_when_the_credentials_file_chan
     std::fs::write(bench.credentials_file(), GcpFake::start().await.credentials()).expect("written");
     let error = kek.version().await.expect_err("the key of another account");
     assert!(matches!(error.cause(), KekCause::Unauthenticated | KekCause::Unavailable), "{}", error.chain());
+}
+
+#[test]
+fn tokens_come_from_the_metadata_server_where_no_file_is_named() {
+    namespace::run("gcp::tokens_come_from_the_metadata_server_where_no_file_is_named", || async {
+        let bench = GcpBench::start().await;
+        let kek = config(&bench.item_with("it", &GcpBench::key(), "")).build().await.expect("the KEK");
+        let error = kek.version().await.expect_err("no metadata server yet");
+        assert_eq!(error.cause(), KekCause::Unavailable, "{}", error.chain());
+        let metadata = bench.fake.serve_metadata(namespace::METADATA).await;
+        let (dek, context) = dek();
+        let wrapped = kek.wrap(&dek, &context).await.expect("wrap");
+        bench.expire_credentials().await;
+        kek.unwrap(&wrapped, &context).await.expect("unwrap with a new token");
+        assert_eq!(bench.fake.service().tokens_given, 2);
+        metadata.abort();
+    });
+}
+
+#[tokio::test]
+async fn an_idle_plugin_asks_one_request_to_see_the_version_and_one_to_prove_it() {
+    let bench = GcpBench::start().await;
+    let kek = bench.kek().await;
+    let (dek, context) = dek();
+    let wrapped = kek.wrap(&dek, &context).await.expect("wrap");
+    assert_eq!(bench.requests(), 2, "a wrap");
+    for _ in 0..10 {
+        kek.version().await.expect("version");
+    }
+    assert_eq!(bench.requests(), 12, "ten refreshes");
+    for _ in 0..10 {
+        kek.unwrap(&wrapped, &context).await.expect("unwrap");
+    }
+    assert_eq!(bench.requests(), 22, "ten proofs");
 }

@@ -21,7 +21,7 @@ use crate::jwt::url_form;
 const ACCOUNT: &str = "plugin@project.iam.gserviceaccount.com";
 const SCOPES: [&str; 2] =
     ["https://www.googleapis.com/auth/cloudkms", "https://www.googleapis.com/auth/cloud-platform"];
-const TOKEN_LIFE: Duration = Duration::from_secs(3600);
+const TOKEN_LIFE: Duration = Duration::from_hours(1);
 
 /// The server of one test.
 pub struct GcpFake {
@@ -120,8 +120,7 @@ impl GcpFake {
         let der: Pkcs8V1Der = pair.as_der().expect("PKCS#8");
         let text = BASE64_STANDARD.encode(der.as_ref());
         let lines: Vec<&str> = text.as_bytes().chunks(64).map(|l| std::str::from_utf8(l).expect("ascii")).collect();
-        let private_key_pem =
-            format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"));
+        let private_key_pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let service = Arc::new(Mutex::new(Service {
@@ -138,6 +137,13 @@ impl GcpFake {
         let app = axum::Router::new().fallback(answer).with_state(service.clone());
         let task = tokio::spawn(async move { axum::serve(listener, app).await.expect("serves") });
         Self { address, service, private_key_pem, task }
+    }
+
+    /// Serves the metadata service's address as well.
+    pub async fn serve_metadata(&self, address: &str) -> tokio::task::JoinHandle<()> {
+        let listener = tokio::net::TcpListener::bind(address).await.expect("the metadata address");
+        let app = axum::Router::new().fallback(answer).with_state(self.service.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await.expect("serves") })
     }
 
     pub fn service(&self) -> MutexGuard<'_, Service> {
@@ -169,6 +175,7 @@ async fn answer(
     let mut service = service.lock().expect("not poisoned");
     let outcome = match uri.path() {
         "/token" => service.give_token(&body),
+        path if path.starts_with("/computeMetadata/v1/") => return service.metadata(path, &headers),
         _ => service.kms(&method, &uri, &headers, &body),
     };
     match outcome {
@@ -206,15 +213,30 @@ impl Service {
         if !claims["scope"].as_str().unwrap_or("").split(' ').any(|scope| SCOPES.contains(&scope)) {
             return Err((400, json!({"error": "invalid_scope"})));
         }
+        Ok(self.new_token())
+    }
+
+    fn new_token(&mut self) -> Value {
         self.tokens_given += 1;
         let token = format!("ya29.fake-{}", self.tokens_given);
         self.tokens.insert(token.clone(), Instant::now() + TOKEN_LIFE);
-        Ok(json!({"access_token": token, "expires_in": TOKEN_LIFE.as_secs() - 1, "token_type": "Bearer"}))
+        json!({"access_token": token, "expires_in": TOKEN_LIFE.as_secs() - 1, "token_type": "Bearer"})
+    }
+
+    fn metadata(&mut self, path: &str, headers: &HeaderMap) -> Reply {
+        if headers.get("metadata-flavor").is_none_or(|flavor| flavor != "Google") {
+            return reply(403, &json!("Missing Metadata-Flavor:Google header."));
+        }
+        match path.trim_start_matches("/computeMetadata/v1/") {
+            "instance/service-accounts/default/token" => reply(200, &self.new_token()),
+            "project/project-id" => (StatusCode::OK, [("content-type", "application/text")], "project".into()),
+            _ => reply(404, &json!("Not Found")),
+        }
     }
 
     fn kms(&mut self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Outcome {
         let token = headers.get("authorization").and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-        if !token.and_then(|token| self.tokens.get(token)).is_some_and(|ends| *ends > Instant::now()) {
+        if token.and_then(|token| self.tokens.get(token)).is_none_or(|ends| *ends <= Instant::now()) {
             let details = json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo",
                 "reason": "ACCESS_TOKEN_EXPIRED", "domain": "googleapis.com"}]);
             let message = "Request had invalid authentication credentials. Expected OAuth 2 access token.";
@@ -226,7 +248,9 @@ impl Service {
             Some((key, version)) => (key, Some(version.trim_start_matches('/'))),
             None => (resource, None),
         };
-        let body: Value = if body.is_empty() { json!({}) } else {
+        let body: Value = if body.is_empty() {
+            json!({})
+        } else {
             serde_json::from_slice(body).map_err(|_| invalid("Invalid JSON payload received."))?
         };
         let permission = match (method.as_str(), verb, version) {
@@ -239,8 +263,10 @@ impl Service {
             _ => return Err((404, json!("<html>The requested URL was not found on this server.</html>"))),
         };
         if !self.permissions.contains(permission) {
-            let message = format!("Permission 'cloudkms.{permission}' denied on resource '{resource}' (or it may not exist).");
-            let details = json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "IAM_PERMISSION_DENIED"}]);
+            let message =
+                format!("Permission 'cloudkms.{permission}' denied on resource '{resource}' (or it may not exist).");
+            let details =
+                json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "IAM_PERMISSION_DENIED"}]);
             return Err(refusal(403, "PERMISSION_DENIED", &message, &details));
         }
         if verb == "encrypt" && std::mem::take(&mut self.rotate_before_next_encrypt) {
@@ -297,7 +323,10 @@ impl Key {
 
     /// A ciphertext tells its key and version, as Google's does: number ‖ nonce ‖ AES-GCM.
     fn encrypt(&self, key: &str, number: usize, body: &Value, damage: Damage) -> Outcome {
-        fields(body, &["plaintext", "plaintextCrc32c", "additionalAuthenticatedData", "additionalAuthenticatedDataCrc32c"])?;
+        fields(
+            body,
+            &["plaintext", "plaintextCrc32c", "additionalAuthenticatedData", "additionalAuthenticatedDataCrc32c"],
+        )?;
         let plaintext = checked(body, "plaintext")?;
         let aad = checked(body, "additionalAuthenticatedData")?;
         let version = self.usable(key, number)?;
@@ -317,7 +346,10 @@ impl Key {
     }
 
     fn decrypt(&self, key: &str, body: &Value, damage: Damage) -> Outcome {
-        fields(body, &["ciphertext", "ciphertextCrc32c", "additionalAuthenticatedData", "additionalAuthenticatedDataCrc32c"])?;
+        fields(
+            body,
+            &["ciphertext", "ciphertextCrc32c", "additionalAuthenticatedData", "additionalAuthenticatedDataCrc32c"],
+        )?;
         let ciphertext = checked(body, "ciphertext")?;
         let aad = checked(body, "additionalAuthenticatedData")?;
         let failed = || invalid("Decryption failed: the ciphertext is invalid.");
@@ -344,7 +376,8 @@ impl Key {
 /// A field of bytes, and the checksum that must be with it and right.
 fn checked(body: &Value, field: &str) -> Result<Vec<u8>, (u16, Value)> {
     let text = body[field].as_str().unwrap_or_default();
-    let bytes = BASE64_STANDARD.decode(text).map_err(|_| invalid(&format!("Invalid value at '{field}' (TYPE_BYTES)")))?;
+    let bytes =
+        BASE64_STANDARD.decode(text).map_err(|_| invalid(&format!("Invalid value at '{field}' (TYPE_BYTES)")))?;
     // A 64-bit number is a string in JSON; this fake also insists that there is one.
     let sent = body[format!("{field}Crc32c")].as_str().and_then(|crc| crc.parse::<u32>().ok());
     if sent == Some(crc32c::crc32c(&bytes)) {

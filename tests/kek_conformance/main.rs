@@ -15,6 +15,8 @@ mod gcp_fake;
 #[cfg(any(feature = "azure", feature = "gcp"))]
 mod jwt;
 mod keyring;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod namespace;
 
 /// Makes one test of each behaviour for the bench `$bench`. A reason after the colon marks what the backend
 /// does not have. All behaviours must be named: one left out does not compile.
