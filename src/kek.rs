@@ -4,8 +4,14 @@
 
 #[cfg(feature = "aws")]
 pub mod aws;
+#[cfg(feature = "azure")]
+pub mod azure;
 mod error;
+#[cfg(feature = "gcp")]
+pub mod gcp;
 pub mod guard;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod http;
 pub mod keyring;
 pub mod set;
 #[cfg(feature = "transit")]
@@ -145,6 +151,12 @@ pub struct KekConfig {
     #[cfg(feature = "aws")]
     #[serde(default)]
     aws_kms: Option<aws::AwsConfig>,
+    #[cfg(feature = "gcp")]
+    #[serde(default)]
+    gcp_kms: Option<gcp::GcpConfig>,
+    #[cfg(feature = "azure")]
+    #[serde(default)]
+    azure_key_vault: Option<azure::AzureConfig>,
     #[cfg(feature = "transit")]
     #[serde(default)]
     transit: Option<transit::TransitConfig>,
@@ -180,6 +192,10 @@ impl KekConfig {
             self.keyring.as_ref().map(|settings| settings as _),
             #[cfg(feature = "aws")]
             self.aws_kms.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "gcp")]
+            self.gcp_kms.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "azure")]
+            self.azure_key_vault.as_ref().map(|settings| settings as _),
             #[cfg(feature = "transit")]
             self.transit.as_ref().map(|settings| settings as _),
         ];
@@ -227,6 +243,10 @@ pub const KINDS: &[&str] = &[
     "keyring",
     #[cfg(feature = "aws")]
     "awsKms",
+    #[cfg(feature = "gcp")]
+    "gcpKms",
+    #[cfg(feature = "azure")]
+    "azureKeyVault",
     #[cfg(feature = "transit")]
     "transit",
 ];
