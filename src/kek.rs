@@ -156,7 +156,7 @@ impl KekConfig {
 
     /// The kinds that this item has settings for; a valid one has exactly one.
     pub fn kinds(&self) -> Vec<&'static str> {
-        self.settings().map(|settings| settings.kind()).collect()
+        self.settings().map(KekSettings::kind).collect()
     }
 
     /// The kind of a valid item.
