@@ -13,6 +13,15 @@ use crate::kek::KekConfig;
 /// Where the configuration is looked for unless `--config` names another place.
 pub const DEFAULT_PATH: &str = "/etc/kube-envelope/config.yaml";
 
+/// Default of [`Config::socket`].
+pub const DEFAULT_SOCKET: &str = "/run/kube-envelope/kms.sock";
+
+/// Default of [`Config::state_dir`].
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/kube-envelope";
+
+/// Default of [`Config::health_listen`].
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:8380";
+
 /// The longest path of a unix socket in bytes: `sun_path` of unix(7), less its closing zero.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 const MAX_CLUSTER_BYTES: usize = 63;
@@ -73,8 +82,8 @@ pub enum ConfigError {
 pub struct Problem {
     /// The file.
     pub file: PathBuf,
-    /// Line and column of the value, from 1.
-    pub at: (u64, u64),
+    /// Line and column of the value, from 1; none where the whole file is meant.
+    pub at: Option<(u64, u64)>,
     /// The field, as a path.
     pub field: String,
     /// What is wrong, and the fix.
@@ -83,8 +92,9 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, at: (line, column), field, problem } = self;
-        write!(f, "{}:{line}:{column}: {field}: {problem}", file.display())
+        let Self { file, at, field, problem } = self;
+        let place = at.map(|(line, column)| format!(":{line}:{column}")).unwrap_or_default();
+        write!(f, "{}{place}: {field}: {problem}", file.display())
     }
 }
 
@@ -126,16 +136,14 @@ impl Default for Health {
     }
 }
 
-const DEFAULT_LISTEN: &str = "127.0.0.1:8380";
-
 fn default_epoch() -> Spanned<u64> {
     unplaced(1)
 }
 fn default_socket() -> Spanned<PathBuf> {
-    unplaced("/run/kube-envelope/kms.sock".into())
+    unplaced(DEFAULT_SOCKET.into())
 }
 fn default_state_dir() -> Spanned<PathBuf> {
-    unplaced("/var/lib/kube-envelope".into())
+    unplaced(DEFAULT_STATE_DIR.into())
 }
 fn default_max_offline_age() -> Spanned<String> {
     unplaced("24h".into())
@@ -225,7 +233,7 @@ impl Checker<'_> {
     fn add<T>(&mut self, at: &Spanned<T>, field: &str, problem: &str) {
         self.problems.push(Problem {
             file: self.file.to_owned(),
-            at: (at.referenced.line(), at.referenced.column()),
+            at: Some((at.referenced.line(), at.referenced.column())),
             field: field.into(),
             problem: problem.into(),
         });

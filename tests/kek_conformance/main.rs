@@ -1,10 +1,24 @@
 //! One list of behaviours, run for every kind of KEK: one test per behaviour and kind. What a kind's backend
 //! truly does not have is ignored with the reason, visibly. A new kind is one file beside this one.
 
+#[cfg(feature = "aws")]
+mod aws;
+#[cfg(feature = "azure")]
+mod azure;
+#[cfg(feature = "azure")]
+mod azure_fake;
 mod behaviours;
 mod bench;
 mod faults;
+#[cfg(feature = "gcp")]
+mod gcp;
+#[cfg(feature = "gcp")]
+mod gcp_fake;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod jwt;
 mod keyring;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod namespace;
 #[cfg(feature = "transit")]
 mod transit;
 
