@@ -8,6 +8,8 @@ mod error;
 pub mod guard;
 pub mod keyring;
 pub mod set;
+#[cfg(feature = "transit")]
+pub mod transit;
 
 use std::fmt;
 
@@ -138,25 +140,23 @@ impl WrapContext {
 pub struct KekConfig {
     /// How logs, metrics and commands call it. Not stored anywhere; may change.
     pub name: String,
-    #[serde(default)]
     keyring: Option<keyring::KeyringConfig>,
     #[cfg(feature = "aws")]
-    #[serde(default)]
     aws_kms: Option<aws::AwsConfig>,
+    #[cfg(feature = "transit")]
+    transit: Option<transit::TransitConfig>,
 }
 
 impl KekConfig {
     /// A local keyring, for `serve --dev` and tests.
     pub fn keyring(name: &str, file: std::path::PathBuf) -> Self {
-        Self { keyring: Some(keyring::KeyringConfig { file }), ..Self::of_no_kind(name) }
-    }
-
-    fn of_no_kind(name: &str) -> Self {
         Self {
             name: name.into(),
-            keyring: None,
+            keyring: Some(keyring::KeyringConfig { file }),
             #[cfg(feature = "aws")]
             aws_kms: None,
+            #[cfg(feature = "transit")]
+            transit: None,
         }
     }
 
@@ -189,6 +189,8 @@ impl KekConfig {
             self.keyring.as_ref().map(|settings| settings as _),
             #[cfg(feature = "aws")]
             self.aws_kms.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "transit")]
+            self.transit.as_ref().map(|settings| settings as _),
         ];
         all.into_iter().flatten()
     }
@@ -234,4 +236,6 @@ pub const KINDS: &[&str] = &[
     "keyring",
     #[cfg(feature = "aws")]
     "awsKms",
+    #[cfg(feature = "transit")]
+    "transit",
 ];

@@ -270,8 +270,9 @@ impl Trap {
         Self { address, visits, task }
     }
 
+    /// Encrypted by its looks, so that no client shuns it for want of encryption; a connection alone counts.
     pub fn url(&self) -> String {
-        format!("http://{}/", self.address)
+        format!("https://{}/", self.address)
     }
 
     pub fn visits(&self) -> usize {
@@ -299,6 +300,15 @@ impl TestIssuer {
         let key = KeyPair::generate().expect("a key");
         let pem = params.self_signed(&key).expect("a CA certificate").pem();
         Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// A client's certificate and its key.
+    pub fn client_certificate(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.extended_key_usages.push(rcgen::ExtendedKeyUsagePurpose::ClientAuth);
+        (params.signed_by(&key, &self.issuer).expect("a certificate"), key)
     }
 
     /// A certificate for `names` and its key.

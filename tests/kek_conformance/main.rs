@@ -7,6 +7,8 @@ mod behaviours;
 mod bench;
 mod faults;
 mod keyring;
+#[cfg(feature = "transit")]
+mod transit;
 
 /// Makes one test of each behaviour for the bench `$bench`. A reason after the colon marks what the backend
 /// does not have. All behaviours must be named: one left out does not compile.
