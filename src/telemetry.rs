@@ -247,9 +247,12 @@ pub enum LogFormat {
     Json,
 }
 
+/// What is logged unless `RUST_LOG` says otherwise. The SDK of AWS tells of credentials at each renewal.
+const DEFAULT_FILTER: &str = "info,aws_config=warn";
+
 /// Sends log lines to standard error; `RUST_LOG` chooses what is logged, else `info`.
 pub fn start_logs(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     subscriber(format, filter, std::io::stderr).init();
 }
 
