@@ -4,8 +4,14 @@
 
 #[cfg(feature = "aws")]
 pub mod aws;
+#[cfg(feature = "azure")]
+pub mod azure;
 mod error;
+#[cfg(feature = "gcp")]
+pub mod gcp;
 pub mod guard;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod http;
 pub mod keyring;
 pub mod set;
 #[cfg(feature = "transit")]
@@ -140,29 +146,26 @@ impl WrapContext {
 pub struct KekConfig {
     /// How logs, metrics and commands call it. Not stored anywhere; may change.
     pub name: String,
+    #[serde(default)]
     keyring: Option<keyring::KeyringConfig>,
     #[cfg(feature = "aws")]
+    #[serde(default)]
     aws_kms: Option<aws::AwsConfig>,
+    #[cfg(feature = "gcp")]
+    #[serde(default)]
+    gcp_kms: Option<gcp::GcpConfig>,
+    #[cfg(feature = "azure")]
+    #[serde(default)]
+    azure_key_vault: Option<azure::AzureConfig>,
     #[cfg(feature = "transit")]
+    #[serde(default)]
     transit: Option<transit::TransitConfig>,
 }
 
 impl KekConfig {
-    /// A local keyring, for `serve --dev` and tests.
-    pub fn keyring(name: &str, file: std::path::PathBuf) -> Self {
-        Self {
-            name: name.into(),
-            keyring: Some(keyring::KeyringConfig { file }),
-            #[cfg(feature = "aws")]
-            aws_kms: None,
-            #[cfg(feature = "transit")]
-            transit: None,
-        }
-    }
-
     /// The kinds that this item has settings for; a valid one has exactly one.
     pub fn kinds(&self) -> Vec<&'static str> {
-        self.settings().map(|settings| settings.kind()).collect()
+        self.settings().map(KekSettings::kind).collect()
     }
 
     /// The kind of a valid item.
@@ -189,6 +192,10 @@ impl KekConfig {
             self.keyring.as_ref().map(|settings| settings as _),
             #[cfg(feature = "aws")]
             self.aws_kms.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "gcp")]
+            self.gcp_kms.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "azure")]
+            self.azure_key_vault.as_ref().map(|settings| settings as _),
             #[cfg(feature = "transit")]
             self.transit.as_ref().map(|settings| settings as _),
         ];
@@ -236,6 +243,10 @@ pub const KINDS: &[&str] = &[
     "keyring",
     #[cfg(feature = "aws")]
     "awsKms",
+    #[cfg(feature = "gcp")]
+    "gcpKms",
+    #[cfg(feature = "azure")]
+    "azureKeyVault",
     #[cfg(feature = "transit")]
     "transit",
 ];

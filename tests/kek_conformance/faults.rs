@@ -75,13 +75,18 @@ impl Faults {
 
     /// A proxy that ends TLS before `upstream`, which speaks plain HTTP; the issuer's certificate is written into `folder`.
     pub async fn tls(upstream: SocketAddr, folder: &Path) -> Self {
+        Self::tls_for(upstream, folder, &["localhost", "127.0.0.1"]).await
+    }
+
+    /// The same with a certificate for `names`.
+    pub async fn tls_for(upstream: SocketAddr, folder: &Path, names: &[&str]) -> Self {
         let (issuer, stranger) = (TestIssuer::new(), TestIssuer::new());
         let ca_file = folder.join("ca.pem");
         std::fs::write(&ca_file, &issuer.pem).expect("the CA file is written");
         let certificates = Certificates {
-            good: issuer.acceptor(&["localhost", "127.0.0.1"]),
+            good: issuer.acceptor(names),
             another_name: issuer.acceptor(&["elsewhere.example"]),
-            another_issuer: stranger.acceptor(&["localhost", "127.0.0.1"]),
+            another_issuer: stranger.acceptor(names),
         };
         Self::start(upstream, Some(certificates), Some(ca_file)).await
     }
@@ -107,6 +112,11 @@ impl Faults {
             Some(_) => format!("https://localhost:{}", self.address.port()),
             None => format!("http://{}", self.address),
         }
+    }
+
+    /// The port that the proxy listens on, at 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 
     /// The certificate of the issuer that the proxy's own certificate comes from.

@@ -3,10 +3,22 @@
 
 #[cfg(feature = "aws")]
 mod aws;
+#[cfg(feature = "azure")]
+mod azure;
+#[cfg(feature = "azure")]
+mod azure_fake;
 mod behaviours;
 mod bench;
 mod faults;
+#[cfg(feature = "gcp")]
+mod gcp;
+#[cfg(feature = "gcp")]
+mod gcp_fake;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod jwt;
 mod keyring;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod namespace;
 #[cfg(feature = "transit")]
 mod transit;
 
