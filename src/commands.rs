@@ -25,7 +25,7 @@ pub enum Exit {
 /// To be printed as a chain; see [`exit_of`] for the exit code.
 pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Keyring(command) => keyring::run(command),
     }

@@ -211,7 +211,7 @@ impl Metrics {
         self.cached_deks.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// The metrics as OpenMetrics text, version 1.0.0.
+    /// The metrics as `OpenMetrics` text, version 1.0.0.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)

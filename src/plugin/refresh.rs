@@ -307,9 +307,10 @@ impl Refresh {
         let silent = answers.iter().all(|answer| answer.result.is_err());
         let trouble = trouble.map(|reason| if silent { Trouble::Coasting(reason) } else { Trouble::Degraded(reason) });
         if trouble != *before {
-            match &trouble {
-                Some(trouble) => warn!(?trouble, "serving goes on"),
-                None => info!("all KEKs answer again"),
+            if let Some(trouble) = &trouble {
+                warn!(?trouble, "serving goes on");
+            } else {
+                info!("all KEKs answer again");
             }
             self.service.publish(Serving::Ready { generation: generation.clone(), trouble });
         }
