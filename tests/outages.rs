@@ -67,7 +67,9 @@ async fn a_plugin_restarted_with_every_kek_down_serves_the_moment_one_answers() 
     let mut plugin = Plugin::start(&settings(&[&stores[0], &stores[1]], "")).await;
     let key_id = plugin.wait_healthy().await;
     let sealed = encrypt(&plugin).await;
-    stores.iter().for_each(|store| store.faults.set(Fault::Refuse));
+    for store in &stores {
+        store.faults.set(Fault::Refuse);
+    }
     plugin.stop();
     plugin.restart().await;
     let refused = plugin.client().await.unwrap().status(StatusRequest {}).await.unwrap_err();
@@ -107,7 +109,7 @@ async fn a_withdrawn_permission_stops_the_plugin_and_giving_it_back_starts_it_ag
     let withdrawn = Instant::now();
     wait_until("Status refuses", SOON, async || plugin.status().await.is_none()).await;
     assert!(withdrawn.elapsed() >= Duration::from_secs(9), "a denial is confirmed before keys are cleared");
-    assert_eq!(metric(&plugin, "kube_envelope_cached_deks").await, 0.0);
+    assert!(metric(&plugin, "kube_envelope_cached_deks").await < 1.0, "keys are cleared from memory");
     assert_eq!(decrypt(&plugin, &sealed).await.unwrap_err().code(), Code::PermissionDenied);
     let request = EncryptRequest { plaintext: SEED.to_vec(), uid: "u".into() };
     assert_eq!(plugin.client().await.unwrap().encrypt(request).await.unwrap_err().code(), Code::Unavailable);
