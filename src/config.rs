@@ -73,8 +73,8 @@ pub enum ConfigError {
 pub struct Problem {
     /// The file.
     pub file: PathBuf,
-    /// Line and column of the value, from 1.
-    pub at: (u64, u64),
+    /// Line and column of the value, from 1; none where the whole file is meant.
+    pub at: Option<(u64, u64)>,
     /// The field, as a path.
     pub field: String,
     /// What is wrong, and the fix.
@@ -83,8 +83,9 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, at: (line, column), field, problem } = self;
-        write!(f, "{}:{line}:{column}: {field}: {problem}", file.display())
+        let Self { file, at, field, problem } = self;
+        let place = at.map(|(line, column)| format!(":{line}:{column}")).unwrap_or_default();
+        write!(f, "{}{place}: {field}: {problem}", file.display())
     }
 }
 
@@ -225,7 +226,7 @@ impl Checker<'_> {
     fn add<T>(&mut self, at: &Spanned<T>, field: &str, problem: &str) {
         self.problems.push(Problem {
             file: self.file.to_owned(),
-            at: (at.referenced.line(), at.referenced.column()),
+            at: Some((at.referenced.line(), at.referenced.column())),
             field: field.into(),
             problem: problem.into(),
         });
