@@ -130,7 +130,7 @@ pub async fn attempt(cluster: &Cluster, wanted: &Wanted) -> Result<Adoption, Obs
             return Err(obstacle);
         }
     }
-    let targets = reported(&seen, wanted)?;
+    let targets = targets_reported(&seen, wanted)?;
     for canary in &wanted.canaries {
         canary.ensure(&seen[0].api).await?;
     }
@@ -159,7 +159,7 @@ pub async fn still_holds(cluster: &Cluster, wanted: &Wanted, adoption: &Adoption
     if now != then {
         return Err(Obstacle::NotYet(format!("the API servers are {now:?} now, and were {then:?}")));
     }
-    reported(&seen, wanted)?;
+    targets_reported(&seen, wanted)?;
     let apis: Vec<_> = seen.iter().map(|one| one.api.clone()).collect();
     agree(&apis, &wanted.canaries).await
 }
@@ -205,7 +205,7 @@ async fn nobody_missing(cluster: &Cluster, seen: &[Seen]) -> Result<(), Obstacle
 }
 
 /// The key_id hashes that the plugins report; all servers must say the same.
-fn reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<String, String>, Obstacle> {
+pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<String, String>, Obstacle> {
     let mut targets = BTreeMap::new();
     for provider in &wanted.providers {
         let mut hashes: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
