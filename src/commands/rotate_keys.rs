@@ -24,7 +24,9 @@ const SETTLE: Duration = Duration::from_secs(600);
 
 /// Runs the command.
 pub fn run(args: RotateKeysArgs) -> Result<Exit> {
-    start_logs(LogFormat::Text);
+    if std::env::var_os("RUST_LOG").is_some() {
+        start_logs(LogFormat::Text);
+    }
     let ended = block_on(async move { rotate(args).await });
     ended.or_else(|error| match error.downcast_ref::<RotationError>() {
         Some(RotationError::Paused(_)) => explain(&error, "paused", Exit::Paused),

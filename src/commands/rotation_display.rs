@@ -127,7 +127,7 @@ pub fn print_rotation(journal: &Journal, evidence: Option<&Path>) {
     }
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["RESOURCE", "REWRITTEN", "ALREADY", "DELETED", "ALTERED", "REFUSED", "UNREADABLE"]);
+    table.set_header(["RESOURCE", "REWRITTEN", "CURRENT", "DELETED", "ALTERED", "REFUSED", "UNREADABLE"]);
     for progress in &journal.resources {
         let tally = &progress.tally;
         let unreadable = tally.unlistable.as_ref().map_or(tally.undecryptable.len().to_string(), |_| "all".into());

@@ -21,7 +21,9 @@ use crate::telemetry::{LogFormat, start_logs};
 
 /// Runs the command.
 pub fn run(args: VerifyArgs) -> Result<Exit> {
-    start_logs(LogFormat::Text);
+    if std::env::var_os("RUST_LOG").is_some() {
+        start_logs(LogFormat::Text);
+    }
     let output = args.cluster.output;
     let scan = match block_on(async move { Ok(verify(&args).await) })? {
         Ok(scan) => scan,

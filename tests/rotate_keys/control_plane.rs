@@ -1,7 +1,7 @@
 //! A control plane of one to three API servers, each with a plugin and a keyring copy of its own, on one etcd.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -43,6 +43,12 @@ impl Keyring {
     }
 
     /// Brings another node's copy of the keyring here, as an operator would: beside, then renamed.
+    pub fn copied(&self) -> Self {
+        let copy = Self { folder: tempfile::tempdir().unwrap() };
+        copy.copy_from(self);
+        copy
+    }
+
     pub fn copy_from(&self, other: &Self) {
         let beside = self.folder.path().join("new");
         std::fs::copy(other.file(), &beside).unwrap();
@@ -180,8 +186,29 @@ impl ControlPlane {
         self.folder.path().join("journal.json")
     }
 
+    /// Where the rotation stands.
+    pub fn state(&self) -> String {
+        self.journal().and_then(|journal| journal["state"].as_str().map(Into::into)).unwrap_or_default()
+    }
+
+    pub async fn wait_state(&self, state: &str) {
+        wait_until(&format!("the rotation is in state {state}"), ENDS_WITHIN, async || self.state() == state).await;
+    }
+
     pub fn journal(&self) -> Option<Value> {
         serde_json::from_str(&std::fs::read_to_string(self.journal_file()).ok()?).ok()
+    }
+
+    /// Adds an API server with a plugin that has this keyring.
+    pub async fn join(&mut self, keyring: Keyring) {
+        let number = u8::try_from(self.servers.len() + 1).unwrap();
+        let plugin = Plugin::start(&keyring.settings()).await;
+        plugin.wait_healthy().await;
+        let text = encryption_configuration(&self.resources, &[&plugin.provider(), "{identity: {}}"]);
+        let options = ApiServerOptions { number, encryption: Encryption::Text(text), ..ApiServerOptions::default() };
+        self.servers.push(ApiServer::start(&self.etcd, &options).await);
+        self.plugins.push(plugin);
+        self.keyrings.push(keyring);
     }
 
     /// A kubeconfig that trusts every API server of this control plane.
@@ -213,8 +240,10 @@ impl ControlPlane {
         if command == "rotate-keys" {
             arguments.push(format!("--journal={}", self.journal_file().display()));
             arguments.push("--agreement-interval=1s".into());
-            arguments.push("--snapshot-command=true".into());
-            if !more.iter().any(|argument| argument.starts_with("--settle")) {
+            if !more.iter().any(|argument| argument.starts_with("--snapshot")) {
+                arguments.push("--snapshot-command=true".into());
+            }
+            if !more.iter().any(|argument| argument.starts_with("--resume") || argument.starts_with("--settle")) {
                 arguments.push("--settle=0s".into());
             }
         }
@@ -227,6 +256,14 @@ impl ControlPlane {
         let output = tokio::task::block_in_place(|| {
             Command::new(BINARY).args(self.arguments(command, more)).output().unwrap()
         });
+        Ended::of(&output)
+    }
+
+    /// The same with another kubeconfig argument.
+    pub fn run_as(&self, command: &str, more: &[&str], kubeconfig: &str) -> Ended {
+        let mut arguments = self.arguments(command, more);
+        arguments[1] = kubeconfig.to_owned();
+        let output = tokio::task::block_in_place(|| Command::new(BINARY).args(arguments).output().unwrap());
         Ended::of(&output)
     }
 
@@ -358,9 +395,4 @@ impl Writers {
             assert_eq!(value(&stored), written.to_string(), "{name}");
         }
     }
-}
-
-/// The text of a file; empty where there is none.
-pub fn text(file: &Path) -> String {
-    std::fs::read_to_string(file).unwrap_or_default()
 }

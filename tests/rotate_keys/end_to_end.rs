@@ -12,6 +12,7 @@ async fn after_the_first_encryption_nothing_is_left_in_clear() {
     let stored = plane.stored().await;
     assert!(stored[""] >= 300, "{stored:?}");
     plane.run("verify", &[]).exits(6).says("in clear").says("/registry/secrets/default/s-0");
+    plane.run("verify", &["no-etcd"]).exits(6);
 
     let writers = Writers::start(&plane, 4).await;
     plane.run("rotate-keys", &[]).exits(0).says("Yes: nothing is stored under an older key.");

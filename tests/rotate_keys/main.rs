@@ -5,4 +5,8 @@
 mod support;
 
 mod control_plane;
+mod crashes;
+mod disagreement;
 mod end_to_end;
+mod leftovers;
+mod objects;
