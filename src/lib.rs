@@ -48,8 +48,12 @@ pub mod config;
 pub mod crypto;
 pub mod dek;
 pub mod envelope;
+#[cfg(feature = "rotate")]
+pub mod etcd;
 pub mod generation;
 pub mod kek;
 pub mod key_id;
 pub mod plugin;
+#[cfg(feature = "rotate")]
+pub mod rotation;
 pub mod telemetry;
