@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::MechanismType;
 use cryptoki::session::{Session, SessionState, UserType};
@@ -94,7 +94,11 @@ impl Token {
             None => self.open_session(wanted)?,
         };
         self.log_in(&session)?;
-        let result = work(&session);
+        let mut result = work(&session);
+        if matches!(result, Err(Trouble::Found(_))) && !is_logged_in(&session)? {
+            // Logged out meanwhile, and so the keys were invisible: no verdict on them.
+            result = Err(Error::Pkcs11(RvError::UserNotLoggedIn, Function::FindObjects).into());
+        }
         // A session in which something failed is closed: an operation may still be active in it.
         if result.is_ok() && wanted != Wanted::Writable {
             self.sessions().push(session);
@@ -112,7 +116,7 @@ impl Token {
 
     fn log_in(&self, session: &Session) -> Result<(), Trouble> {
         // Without a login private keys are not refused but invisible, which would look like a destroyed key.
-        if matches!(session.get_session_info()?.session_state(), SessionState::RoUser | SessionState::RwUser) {
+        if is_logged_in(session)? {
             return Ok(());
         }
         let pin = self.read_pin()?;
@@ -174,4 +178,8 @@ impl Token {
     fn sessions(&self) -> MutexGuard<'_, Vec<Session>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_logged_in(session: &Session) -> Result<bool, Trouble> {
+    Ok(matches!(session.get_session_info()?.session_state(), SessionState::RoUser | SessionState::RwUser))
 }
