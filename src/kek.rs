@@ -13,6 +13,8 @@ pub mod guard;
 #[cfg(any(feature = "azure", feature = "gcp"))]
 mod http;
 pub mod keyring;
+#[cfg(feature = "pkcs11")]
+pub mod pkcs11;
 pub mod set;
 #[cfg(feature = "transit")]
 pub mod transit;
@@ -160,6 +162,9 @@ pub struct KekConfig {
     #[cfg(feature = "transit")]
     #[serde(default)]
     transit: Option<transit::TransitConfig>,
+    #[cfg(feature = "pkcs11")]
+    #[serde(default)]
+    pkcs11: Option<pkcs11::Pkcs11Config>,
 }
 
 impl KekConfig {
@@ -198,6 +203,8 @@ impl KekConfig {
             self.azure_key_vault.as_ref().map(|settings| settings as _),
             #[cfg(feature = "transit")]
             self.transit.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "pkcs11")]
+            self.pkcs11.as_ref().map(|settings| settings as _),
         ];
         all.into_iter().flatten()
     }
@@ -254,4 +261,6 @@ pub const KINDS: &[&str] = &[
     "azureKeyVault",
     #[cfg(feature = "transit")]
     "transit",
+    #[cfg(feature = "pkcs11")]
+    "pkcs11",
 ];
