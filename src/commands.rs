@@ -1,5 +1,6 @@
 //! One file for each command: composes what the modules offer, and prints.
 
+pub mod doctor;
 pub mod keyring;
 pub mod serve;
 pub mod status;
@@ -27,6 +28,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Keyring(command) => keyring::run(command),
     }
 }

@@ -92,6 +92,20 @@ impl KekSettings for AwsConfig {
         problems
     }
 
+    fn advice(&self) -> Vec<(String, String)> {
+        let mut advice = Vec::new();
+        if KeyName::parse(&self.key).is_ok_and(|key| key.region().is_none()) {
+            let so = format!("{} tells no account: credentials and Region decide which key it is", self.key);
+            advice.push((so, "write the key's ARN, before anything is stored under this name".into()));
+        }
+        if credentials::come_from_an_api_server(self) {
+            let so = "the credentials come by a token of an API server: if it is the one that waits for this plugin, they \
+                      can be had only once it is up";
+            advice.push((so.into(), "use the instance's role on the control plane's machines".into()));
+        }
+        advice
+    }
+
     async fn build(&self) -> Result<Box<dyn Kek>, KekError> {
         Ok(Box::new(AwsKek::build(self).await?))
     }

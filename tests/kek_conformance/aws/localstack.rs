@@ -11,7 +11,7 @@ use aws_sdk_kms::Client;
 use aws_sdk_kms::config::{BehaviorVersion, Credentials, Region};
 use tempfile::TempDir;
 
-use super::{item, write_credentials};
+use super::{from_file, item, write_credentials};
 use crate::bench::Bench;
 use crate::faults::{Answer, Faults};
 
@@ -82,7 +82,7 @@ impl Bench for LocalStackBench {
 impl LocalStackBench {
     fn item_of(&self, key: &str) -> String {
         let credentials = self.folder.path().join("credentials");
-        item(key, &self.faults.url(), Some(self.faults.ca_file()), &credentials)
+        item(key, &self.faults, &from_file(&credentials))
     }
 }
 
