@@ -31,12 +31,12 @@ impl Bench for FakeBench {
     }
 
     fn item(&self) -> String {
-        self.item_of(&self.alias("it"))
+        self.item_of(&Self::alias("it"))
     }
 
     async fn other_item(&self) -> String {
         self.kms.state().add_key(Key::in_regions(&[REGION]), "other", false);
-        self.item_of(&self.alias("other"))
+        self.item_of(&Self::alias("other"))
     }
 
     fn version_that_never_was(&self) -> String {
@@ -100,7 +100,7 @@ impl FakeBench {
 
     /// An item for the alias, with `more` settings, and no credentials of its own.
     pub fn item_with(&self, more: &str) -> String {
-        item(&self.alias("it"), &self.faults, more)
+        item(&Self::alias("it"), &self.faults, more)
     }
 
     /// For the files of this test.
@@ -108,7 +108,7 @@ impl FakeBench {
         self.folder.path()
     }
 
-    fn alias(&self, name: &str) -> String {
+    fn alias(name: &str) -> String {
         format!("arn:aws:kms:{REGION}:{ACCOUNT}:alias/{name}")
     }
 

@@ -1,4 +1,4 @@
-//! Where AWS credentials come from, on one address: instance metadata (IMDSv2), container credentials (Pod
+//! Where AWS credentials come from, on one address: instance metadata (`IMDSv2`), container credentials (Pod
 //! Identity), STS for roles and web identities. Each gives out a user of the fake KMS with a session token, for an
 //! hour, and only to those who ask as the real one demands.
 
