@@ -32,6 +32,8 @@ pub enum Command {
     Verify(Box<rotation::VerifyArgs>),
     /// Tell what the running plugin holds.
     Status(StatusArgs),
+    /// Check configuration, machine and KEKs, and say the fix for what is wrong. Changes nothing.
+    Doctor(DoctorArgs),
     /// Create and change a local keyring file.
     #[command(subcommand)]
     Keyring(KeyringCommand),
@@ -55,6 +57,17 @@ pub struct ServeArgs {
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// The configuration file of the running plugin; says where its health endpoint is.
+    #[arg(long, env = "KUBE_ENVELOPE_CONFIG", default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// The form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: OutputFormat,
+}
+
+/// Arguments of `doctor`. Run it as the plugin's user, with the plugin's environment.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The configuration file.
     #[arg(long, env = "KUBE_ENVELOPE_CONFIG", default_value = DEFAULT_PATH)]
     pub config: PathBuf,
     /// The form of the answer.

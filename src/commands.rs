@@ -1,5 +1,6 @@
 //! One file for each command: composes what the modules offer, and prints.
 
+pub mod doctor;
 pub mod keyring;
 #[cfg(feature = "rotate")]
 pub mod rotate_keys;
@@ -45,6 +46,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         #[cfg(feature = "rotate")]
         Command::Verify(args) => verify::run(*args),
         Command::Status(args) => status::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Keyring(command) => keyring::run(command),
     }
 }

@@ -219,6 +219,11 @@ pub trait KekSettings: Send + Sync {
     /// Problems that can be seen without asking a server: (field, problem and fix).
     fn problems(&self) -> Vec<(&'static str, String)>;
 
+    /// What works and could be better: (what is so, what to do). `doctor` tells it.
+    fn advice(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     /// Makes the KEK.
     async fn build(&self) -> Result<Box<dyn Kek>, KekError>;
 
@@ -228,6 +233,11 @@ pub trait KekSettings: Send + Sync {
 }
 
 impl KekConfig {
+    /// What works and could be better: (what is so, what to do).
+    pub fn advice(&self) -> Vec<(String, String)> {
+        self.settings().flat_map(KekSettings::advice).collect()
+    }
+
     /// Problems of this item that can be seen without asking a server: (field, problem and fix); the field is empty
     /// where the item itself is meant.
     pub fn problems(&self) -> Vec<(String, String)> {

@@ -92,6 +92,20 @@ impl KekSettings for AwsConfig {
         problems
     }
 
+    fn advice(&self) -> Vec<(String, String)> {
+        let mut advice = Vec::new();
+        if KeyName::parse(&self.key).is_ok_and(|key| key.region().is_none()) {
+            let so = format!("{} tells no account: credentials and Region decide which key it is", self.key);
+            advice.push((so, "write the key's ARN, before anything is stored under this name".into()));
+        }
+        if credentials::come_from_an_api_server(self) {
+            let so = "the credentials come by a token of an API server: if it is the one that waits for this plugin, they \
+                      can be had only once it is up";
+            advice.push((so.into(), "use the instance's role on the control plane's machines".into()));
+        }
+        advice
+    }
+
     async fn build(&self) -> Result<Box<dyn Kek>, KekError> {
         Ok(Box::new(AwsKek::build(self).await?))
     }
@@ -103,16 +117,19 @@ impl KekSettings for AwsConfig {
 
 /// A DEK goes over this line: in clear only where nobody else can listen.
 fn endpoint_problem(endpoint: &str) -> Option<String> {
-    let rest = endpoint.strip_prefix("http://");
-    let host = rest.or(endpoint.strip_prefix("https://")).map(|rest| rest.split('/').next().unwrap_or_default());
-    let local = |host: &str| ["127.0.0.1", "localhost", "[::1]"].contains(&host.rsplit_once(':').map_or(host, |h| h.0));
-    match (host, rest) {
-        (None | Some(""), _) => Some(format!("{endpoint:?} is no URL; write for example https://kms.example.internal")),
-        (Some(host), Some(_)) if !local(host) => {
-            Some(format!("{endpoint:?} would send DEKs in clear; http is allowed on this machine only: use https"))
-        }
-        _ => None,
-    }
+    let plain = endpoint.strip_prefix("http://");
+    let authority = plain.or(endpoint.strip_prefix("https://")).map(|rest| rest.split('/').next().unwrap_or_default());
+    let is_address = |text: &&str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':' | '[' | ']'))
+    };
+    let Some(authority) = authority.filter(is_address) else {
+        return Some(format!("{endpoint:?} is no URL; write for example https://kms.example.internal"));
+    };
+    let is_local = ["127.0.0.1", "localhost", "[::1]"]
+        .iter()
+        .any(|local| authority.strip_prefix(local).is_some_and(|port| port.is_empty() || port.starts_with(':')));
+    (plain.is_some() && !is_local)
+        .then(|| format!("{endpoint:?} would send DEKs in clear; http is allowed on this machine only: use https"))
 }
 
 fn is_role_arn(text: &str) -> bool {
@@ -287,5 +304,49 @@ fn check_usable(metadata: &KeyMetadata) -> Result<(), KekError> {
         }
         Some(KeyState::Creating) => Err(KekError::unavailable(format!("{id} is still being made"))),
         state => Err(KekError::unmapped(format!("{id} is in the state {state:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+
+    fn problems(settings: &str) -> Vec<(&'static str, String)> {
+        let config: AwsConfig = serde_saphyr::from_str(settings).expect("settings");
+        config.problems()
+    }
+
+    #[test]
+    fn settings_that_can_work_have_no_problems() {
+        for more in [
+            "",
+            ", region: eu-central-1",
+            ", endpoint: 'https://vpce-1.kms.eu-central-1.vpce.amazonaws.com'",
+            ", endpoint: 'http://127.0.0.1:4566'",
+            ", endpoint: 'http://[::1]:4566/'",
+            ", endpoint: 'http://[::1]'",
+            ", assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/path/name', externalId: x}",
+        ] {
+            assert_eq!(problems(&format!("{{key: '{KEY}'{more}}}")), [], "{more}");
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_named_with_the_fix() {
+        for (more, field, fix) in [
+            (", region: eu-west-1", "region", "leave region out"),
+            (", endpoint: 'http://kms.example'", "endpoint", "use https"),
+            (", endpoint: 'http://127.0.0.1.example:80'", "endpoint", "use https"),
+            (", endpoint: 'http://localhost:80@evil.example'", "endpoint", "write for example"),
+            (", endpoint: kms.example", "endpoint", "write for example"),
+            (", assumeRole: {roleArn: name}", "assumeRole.roleArn", "not the ARN of a role"),
+        ] {
+            let found = problems(&format!("{{key: '{KEY}'{more}}}"));
+            assert!(matches!(&found[..], [(name, text)] if *name == field && text.contains(fix)), "{more}: {found:?}");
+        }
+        assert_eq!(problems("{key: 'no key'}")[0].0, "key");
+        assert!(serde_saphyr::from_str::<AwsConfig>(&format!("{{key: '{KEY}', accessKey: x}}")).is_err());
     }
 }

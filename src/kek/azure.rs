@@ -110,6 +110,12 @@ impl KekSettings for AzureConfig {
         problems
     }
 
+    fn advice(&self) -> Vec<(String, String)> {
+        let Credential::WorkloadIdentity(_) = self.credential else { return Vec::new() };
+        let so = "a workload identity's token comes from the API server that waits for this plugin, unless it is made by other means";
+        vec![(so.into(), "use a managed identity on the control plane's machines".into())]
+    }
+
     async fn build(&self) -> Result<Box<dyn Kek>, KekError> {
         Ok(Box::new(self.make()?))
     }

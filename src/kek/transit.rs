@@ -18,6 +18,7 @@ pub use self::settings::TransitConfig;
 
 use self::client::Client;
 use self::session::Session;
+use self::settings::Auth;
 use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::secret::Dek;
 
@@ -29,6 +30,13 @@ impl KekSettings for TransitConfig {
 
     fn problems(&self) -> Vec<(&'static str, String)> {
         self.find_problems()
+    }
+
+    fn advice(&self) -> Vec<(String, String)> {
+        let Auth::Kubernetes(_) = self.auth else { return Vec::new() };
+        let so = "the Kubernetes login asks the API server that waits for this plugin: it works only once that is up";
+        let better = "use the jwt login with keys that the server holds itself, a client certificate, or AppRole";
+        vec![(so.into(), better.into())]
     }
 
     async fn build(&self) -> Result<Box<dyn Kek>, KekError> {

@@ -2,12 +2,16 @@
 //! material ids in Decrypt's answers, credentials, permissions, and rotations at awkward moments.
 
 mod answers;
+mod doctor;
 mod fake;
 mod fake_kms;
+mod fake_sources;
 mod localstack;
 mod replicas;
 
 use std::path::Path;
+
+use crate::faults::Faults;
 
 /// Writes a file of AWS credentials in one step, as a rotation does.
 fn write_credentials(file: &Path, access_key: &str, secret: &str) {
@@ -18,10 +22,12 @@ fn write_credentials(file: &Path, access_key: &str, secret: &str) {
 }
 
 /// An item of `keks:` as an operator writes it.
-fn item(key: &str, endpoint: &str, ca_file: Option<&Path>, credentials: &Path) -> String {
-    let ca_file = ca_file.map(|file| format!(", caFile: {}", file.display())).unwrap_or_default();
-    let credentials = credentials.display();
-    format!(
-        "{{ name: it, awsKms: {{ key: \"{key}\", endpoint: \"{endpoint}\", credentialsFile: {credentials}{ca_file} }} }}"
-    )
+fn item(key: &str, faults: &Faults, more: &str) -> String {
+    let (endpoint, ca_file) = (faults.url(), faults.ca_file().display());
+    format!("{{ name: it, awsKms: {{ key: \"{key}\", endpoint: \"{endpoint}\", caFile: {ca_file}{more} }} }}")
+}
+
+/// The setting that takes credentials from a file.
+fn from_file(file: &Path) -> String {
+    format!(", credentialsFile: {}", file.display())
 }

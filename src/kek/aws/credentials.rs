@@ -107,6 +107,14 @@ impl Drop for Credentials {
     }
 }
 
+/// Whether the environment says so, as the webhooks of EKS set it (IRSA, Pod Identity).
+pub(super) fn come_from_an_api_server(config: &AwsConfig) -> bool {
+    let by_token = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"];
+    config.profile.is_none()
+        && config.credentials_file.is_none()
+        && by_token.iter().any(|variable| std::env::var_os(variable).is_some())
+}
+
 #[derive(Debug)]
 struct Loaded(watch::Receiver<State>);
 

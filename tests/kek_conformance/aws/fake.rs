@@ -1,10 +1,12 @@
 //! The conformance list on the fake, with the key named by an alias.
 
+use std::path::Path;
+
 use async_trait::async_trait;
 use tempfile::TempDir;
 
 use super::fake_kms::{ACCOUNT, FakeKms, Key, User};
-use super::{item, write_credentials};
+use super::{from_file, item, write_credentials};
 use crate::bench::Bench;
 use crate::faults::{Answer, Faults};
 
@@ -29,12 +31,12 @@ impl Bench for FakeBench {
     }
 
     fn item(&self) -> String {
-        self.item_of(&format!("arn:aws:kms:{REGION}:{ACCOUNT}:alias/it"))
+        self.item_of(&Self::alias("it"))
     }
 
     async fn other_item(&self) -> String {
         self.kms.state().add_key(Key::in_regions(&[REGION]), "other", false);
-        self.item_of(&format!("arn:aws:kms:{REGION}:{ACCOUNT}:alias/other"))
+        self.item_of(&Self::alias("other"))
     }
 
     fn version_that_never_was(&self) -> String {
@@ -93,8 +95,21 @@ impl Bench for FakeBench {
 impl FakeBench {
     /// An item for another name of a key.
     pub fn item_of(&self, key: &str) -> String {
-        let credentials = self.folder.path().join("credentials");
-        item(key, &self.faults.url(), Some(self.faults.ca_file()), &credentials)
+        item(key, &self.faults, &from_file(&self.folder().join("credentials")))
+    }
+
+    /// An item for the alias, with `more` settings, and no credentials of its own.
+    pub fn item_with(&self, more: &str) -> String {
+        item(&Self::alias("it"), &self.faults, more)
+    }
+
+    /// For the files of this test.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn alias(name: &str) -> String {
+        format!("arn:aws:kms:{REGION}:{ACCOUNT}:alias/{name}")
     }
 
     /// Changes the key behind `alias/it`.
@@ -105,7 +120,7 @@ impl FakeBench {
     }
 
     fn give_credentials(&self, access_key: &str) {
-        let user = User { secret: format!("secret of {access_key}"), expired: false };
+        let user = User { secret: format!("secret of {access_key}"), token: None, expired: false };
         write_credentials(&self.folder.path().join("credentials"), access_key, &user.secret);
         self.kms.state().users.insert(access_key.into(), user);
     }

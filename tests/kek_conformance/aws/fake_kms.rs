@@ -62,11 +62,13 @@ struct Material {
 #[derive(Clone)]
 pub struct User {
     pub secret: String,
+    /// The session token of credentials that are given out for a time.
+    pub token: Option<String>,
     pub expired: bool,
 }
 
 /// An error as KMS words it.
-struct Refusal(&'static str, String);
+pub struct Refusal(&'static str, String);
 
 impl FakeKms {
     pub async fn start() -> Self {
@@ -76,6 +78,10 @@ impl FakeKms {
         let app = Router::new().fallback(answer).with_state(state.clone());
         let task = tokio::spawn(async move { axum::serve(listener, app).await.expect("serves") });
         Self { address, state, task }
+    }
+
+    pub fn shared(&self) -> Arc<Mutex<Kms>> {
+        self.state.clone()
     }
 
     pub fn state(&self) -> MutexGuard<'_, Kms> {
@@ -119,7 +125,7 @@ async fn answer(State(kms): State<Arc<Mutex<Kms>>>, headers: HeaderMap, body: ax
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let operation = header("x-amz-target").strip_prefix("TrentService.").unwrap_or_default().to_owned();
     kms.requests.push(operation.clone());
-    let result = check_signature(&kms.users, &headers, &body, now).and_then(|region| {
+    let result = check_signature(&kms.users, &headers, &body, now, "kms").and_then(|region| {
         let request =
             serde_json::from_slice(&body).map_err(|error| Refusal("SerializationException", error.to_string()))?;
         kms.perform(&operation, &region, &request)
@@ -262,11 +268,12 @@ fn context(request: &Value) -> String {
 }
 
 /// Checks Signature Version 4 as AWS's own documentation describes it; returns the Region that was signed for.
-fn check_signature(
+pub fn check_signature(
     users: &HashMap<String, User>,
     headers: &HeaderMap,
     body: &[u8],
     now: Timestamp,
+    service: &str,
 ) -> Result<String, Refusal> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().trim();
     let authorization = header("authorization");
@@ -281,7 +288,10 @@ fn check_signature(
         part("Signature=").ok_or_else(missing)?,
     );
     let scope: Vec<_> = credential.split('/').collect();
-    let [access_key, day, region, "kms", "aws4_request"] = scope[..] else { return Err(missing()) };
+    let [access_key, day, region, signed_service, "aws4_request"] = scope[..] else { return Err(missing()) };
+    if signed_service != service {
+        return Err(missing());
+    }
     let user = users.get(access_key).ok_or_else(|| {
         Refusal("UnrecognizedClientException", "The security token included in the request is invalid.".into())
     })?;
@@ -290,10 +300,11 @@ fn check_signature(
     let hash = |bytes: &[u8]| hex::encode(digest::digest(&digest::SHA256, bytes));
     let canonical = format!("POST\n/\n\n{canonical_headers}\n{signed}\n{}", hash(body));
     let time = header("x-amz-date");
-    let to_sign = format!("AWS4-HMAC-SHA256\n{time}\n{day}/{region}/kms/aws4_request\n{}", hash(canonical.as_bytes()));
+    let to_sign =
+        format!("AWS4-HMAC-SHA256\n{time}\n{day}/{region}/{service}/aws4_request\n{}", hash(canonical.as_bytes()));
     let sign =
         |key: &[u8], text: &str| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec();
-    let key = [day, region, "kms", "aws4_request"]
+    let key = [day, region, service, "aws4_request"]
         .iter()
         .fold(format!("AWS4{}", user.secret).into_bytes(), |key, text| sign(&key, text));
     if hex::encode(sign(&key, &to_sign)) != signature {
@@ -305,6 +316,12 @@ fn check_signature(
         return Err(Refusal(
             "InvalidSignatureException",
             format!("Signature expired: {time} is now earlier than {now}"),
+        ));
+    }
+    if user.token.as_deref().is_some_and(|token| token != header("x-amz-security-token")) {
+        return Err(Refusal(
+            "UnrecognizedClientException",
+            "The security token included in the request is invalid.".into(),
         ));
     }
     if user.expired {

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use aws_sdk_kms::Client;
 use aws_sdk_kms::config::{BehaviorVersion, Credentials, Region};
+use kube_envelope::key_id::KeyId;
 use tempfile::TempDir;
 
-use super::{item, write_credentials};
-use crate::bench::Bench;
+use super::{from_file, item, write_credentials};
+use crate::bench::{Bench, config, dek};
 use crate::faults::{Answer, Faults};
 
 const REGION: &str = "eu-central-1";
@@ -82,7 +83,7 @@ impl Bench for LocalStackBench {
 impl LocalStackBench {
     fn item_of(&self, key: &str) -> String {
         let credentials = self.folder.path().join("credentials");
-        item(key, &self.faults.url(), Some(self.faults.ca_file()), &credentials)
+        item(key, &self.faults, &from_file(&credentials))
     }
 }
 
@@ -142,6 +143,22 @@ fn path_of_localstack() -> String {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let path = text.lines().find_map(|line| line.strip_prefix("LOCALSTACK_KMS="));
     path.unwrap_or_else(|| panic!("scripts/servers gave no LocalStack: {text}")).to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_in_another_region_opens_the_wrap_and_gives_the_same_key_id() {
+    let bench = LocalStackBench::start().await;
+    let made = bench.admin.create_key().multi_region(true).send().await.expect("a primary key");
+    let primary = made.key_metadata.and_then(|metadata| metadata.arn).expect("an ARN");
+    bench.admin.replicate_key().key_id(&primary).replica_region("us-east-1").send().await.expect("replicated");
+    let here = config(&bench.item_of(&primary)).build().await.expect("a KEK");
+    let there = config(&bench.item_of(&primary.replace(REGION, "us-east-1"))).build().await.expect("a KEK");
+    let (left, right) = (here.version().await.expect("version"), there.version().await.expect("version"));
+    assert_eq!(KeyId::derive(1, [&left]), KeyId::derive(1, [&right]));
+    let (dek, context) = dek();
+    let wrapped = here.wrap(&dek, &context).await.expect("wrap");
+    let unwrapped = there.unwrap(&wrapped, &context).await.expect("the other Region unwraps");
+    assert_eq!((unwrapped.dek.expose(), unwrapped.version), (dek.expose(), right));
 }
 
 crate::conformance! {
