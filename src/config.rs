@@ -1,5 +1,7 @@
 //! The YAML file → a validated [`Config`]. Every default and every bound stands here.
 
+mod syntax;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,15 @@ use crate::kek::KekConfig;
 
 /// Where the configuration is looked for unless `--config` names another place.
 pub const DEFAULT_PATH: &str = "/etc/kube-envelope/config.yaml";
+
+/// Default of [`Config::socket`].
+pub const DEFAULT_SOCKET: &str = "/run/kube-envelope/kms.sock";
+
+/// Default of [`Config::state_dir`].
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/kube-envelope";
+
+/// Default of [`Config::health_listen`].
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:8380";
 
 /// The longest path of a unix socket in bytes: `sun_path` of unix(7), less its closing zero.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -48,7 +59,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read configuration {}", .file.display())]
+    #[error("cannot read configuration {}; name another one with --config", .file.display())]
     Read {
         /// The file.
         file: PathBuf,
@@ -73,8 +84,8 @@ pub enum ConfigError {
 pub struct Problem {
     /// The file.
     pub file: PathBuf,
-    /// Line and column of the value, from 1.
-    pub at: (u64, u64),
+    /// Line and column of the value, from 1; none where the whole file is meant.
+    pub at: Option<(u64, u64)>,
     /// The field, as a path.
     pub field: String,
     /// What is wrong, and the fix.
@@ -83,8 +94,9 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, at: (line, column), field, problem } = self;
-        write!(f, "{}:{line}:{column}: {field}: {problem}", file.display())
+        let Self { file, at, field, problem } = self;
+        let place = at.map(|(line, column)| format!(":{line}:{column}")).unwrap_or_default();
+        write!(f, "{}{place}: {field}: {problem}", file.display())
     }
 }
 
@@ -126,16 +138,14 @@ impl Default for Health {
     }
 }
 
-const DEFAULT_LISTEN: &str = "127.0.0.1:8380";
-
 fn default_epoch() -> Spanned<u64> {
     unplaced(1)
 }
 fn default_socket() -> Spanned<PathBuf> {
-    unplaced("/run/kube-envelope/kms.sock".into())
+    unplaced(DEFAULT_SOCKET.into())
 }
 fn default_state_dir() -> Spanned<PathBuf> {
-    unplaced("/var/lib/kube-envelope".into())
+    unplaced(DEFAULT_STATE_DIR.into())
 }
 fn default_max_offline_age() -> Spanned<String> {
     unplaced("24h".into())
@@ -165,15 +175,9 @@ impl Config {
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
         let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
         let parsed: File = serde_saphyr::from_str_with_options(text, options)
-            .map_err(|error| ConfigError::Syntax { file: file.to_owned(), problem: describe(&error) })?;
+            .map_err(|error| ConfigError::Syntax { file: file.to_owned(), problem: syntax::describe(text, &error) })?;
         Checker { file, problems: Vec::new() }.check(parsed)
     }
-}
-
-/// `line:column: message`, whatever form the library's own text has.
-fn describe(error: &serde_saphyr::Error) -> String {
-    let place = error.location().map(|place| format!("{}:{}: ", place.line(), place.column())).unwrap_or_default();
-    format!("{place}{}", error.without_snippet())
 }
 
 struct Checker<'a> {
@@ -225,7 +229,7 @@ impl Checker<'_> {
     fn add<T>(&mut self, at: &Spanned<T>, field: &str, problem: &str) {
         self.problems.push(Problem {
             file: self.file.to_owned(),
-            at: (at.referenced.line(), at.referenced.column()),
+            at: Some((at.referenced.line(), at.referenced.column())),
             field: field.into(),
             problem: problem.into(),
         });
@@ -271,14 +275,12 @@ impl Checker<'_> {
         {
             let item = format!("{list}[{index}]");
             if kek.value.name.is_empty() || !names.insert(&kek.value.name) {
-                self.add(
-                    kek,
-                    &format!("{item}.name"),
-                    &format!("{:?} is empty or used twice; each KEK has its own name", kek.value.name),
-                );
+                let problem = format!("{:?} is empty or used twice; give each KEK its own name", kek.value.name);
+                self.add(kek, &format!("{item}.name"), &problem);
             }
             for (field, problem) in kek.value.problems() {
-                self.add(kek, &format!("{item}.{field}"), &problem);
+                let field = if field.is_empty() { item.clone() } else { format!("{item}.{field}") };
+                self.add(kek, &field, &problem);
             }
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! A new kind touches this file and `Cargo.toml`, beside its own file under `kek/`.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 #[cfg(feature = "azure")]
 pub mod azure;
 mod error;
@@ -12,6 +14,8 @@ pub mod guard;
 mod http;
 pub mod keyring;
 pub mod set;
+#[cfg(feature = "transit")]
+pub mod transit;
 
 use std::fmt;
 
@@ -142,29 +146,26 @@ impl WrapContext {
 pub struct KekConfig {
     /// How logs, metrics and commands call it. Not stored anywhere; may change.
     pub name: String,
+    #[serde(default)]
     keyring: Option<keyring::KeyringConfig>,
+    #[cfg(feature = "aws")]
+    #[serde(default)]
+    aws_kms: Option<aws::AwsConfig>,
     #[cfg(feature = "gcp")]
+    #[serde(default)]
     gcp_kms: Option<gcp::GcpConfig>,
     #[cfg(feature = "azure")]
+    #[serde(default)]
     azure_key_vault: Option<azure::AzureConfig>,
+    #[cfg(feature = "transit")]
+    #[serde(default)]
+    transit: Option<transit::TransitConfig>,
 }
 
 impl KekConfig {
-    /// A local keyring, for `serve --dev` and tests.
-    pub fn keyring(name: &str, file: std::path::PathBuf) -> Self {
-        Self {
-            name: name.into(),
-            keyring: Some(keyring::KeyringConfig { file }),
-            #[cfg(feature = "gcp")]
-            gcp_kms: None,
-            #[cfg(feature = "azure")]
-            azure_key_vault: None,
-        }
-    }
-
     /// The kinds that this item has settings for; a valid one has exactly one.
     pub fn kinds(&self) -> Vec<&'static str> {
-        self.settings().map(|settings| settings.kind()).collect()
+        self.settings().map(KekSettings::kind).collect()
     }
 
     /// The kind of a valid item.
@@ -187,12 +188,16 @@ impl KekConfig {
     }
 
     fn settings(&self) -> impl Iterator<Item = &dyn KekSettings> {
-        let all: Vec<Option<&dyn KekSettings>> = vec![
+        let all: [Option<&dyn KekSettings>; KINDS.len()] = [
             self.keyring.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "aws")]
+            self.aws_kms.as_ref().map(|settings| settings as _),
             #[cfg(feature = "gcp")]
             self.gcp_kms.as_ref().map(|settings| settings as _),
             #[cfg(feature = "azure")]
             self.azure_key_vault.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "transit")]
+            self.transit.as_ref().map(|settings| settings as _),
         ];
         all.into_iter().flatten()
     }
@@ -216,18 +221,23 @@ pub trait KekSettings: Send + Sync {
 }
 
 impl KekConfig {
-    /// Problems of this item that can be seen without asking a server: (field, problem and fix).
+    /// Problems of this item that can be seen without asking a server: (field, problem and fix); the field is empty
+    /// where the item itself is meant.
     pub fn problems(&self) -> Vec<(String, String)> {
         match self.kinds().as_slice() {
-            [] => vec![(self.name.clone(), format!("names no kind; add one of: {}", KINDS.join(", ")))],
+            [] => vec![(String::new(), format!("KEK {:?} names no kind; add one of: {}", self.name, KINDS.join(", ")))],
             [kind] => self
                 .settings()
                 .flat_map(KekSettings::problems)
                 .map(|(field, problem)| (format!("{kind}.{field}"), problem))
                 .collect(),
             several => vec![(
-                self.name.clone(),
-                format!("names several kinds ({}); give each its own item under keks", several.join(", ")),
+                String::new(),
+                format!(
+                    "KEK {:?} names several kinds ({}); give each its own item under keks",
+                    self.name,
+                    several.join(", ")
+                ),
             )],
         }
     }
@@ -236,8 +246,12 @@ impl KekConfig {
 /// The kinds that this build knows, as the configuration names them.
 pub const KINDS: &[&str] = &[
     "keyring",
+    #[cfg(feature = "aws")]
+    "awsKms",
     #[cfg(feature = "gcp")]
     "gcpKms",
     #[cfg(feature = "azure")]
     "azureKeyVault",
+    #[cfg(feature = "transit")]
+    "transit",
 ];

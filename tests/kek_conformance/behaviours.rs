@@ -9,6 +9,7 @@ pub use self::remote::*;
 use crate::bench::{Bench, dek};
 
 /// The list. A kind that leaves one out does not compile.
+#[allow(dead_code, reason = "only its making is checked, by the compiler")]
 pub struct All {
     pub what_is_wrapped_unwraps: (),
     pub a_wrap_names_the_active_version: (),

@@ -1,6 +1,8 @@
 //! One list of behaviours, run for every kind of KEK: one test per behaviour and kind. What a kind's backend
 //! truly does not have is ignored with the reason, visibly. A new kind is one file beside this one.
 
+#[cfg(feature = "aws")]
+mod aws;
 #[cfg(feature = "azure")]
 mod azure;
 #[cfg(feature = "azure")]
@@ -17,6 +19,8 @@ mod jwt;
 mod keyring;
 #[cfg(any(feature = "azure", feature = "gcp"))]
 mod namespace;
+#[cfg(feature = "transit")]
+mod transit;
 
 /// Makes one test of each behaviour for the bench `$bench`. A reason after the colon marks what the backend
 /// does not have. All behaviours must be named: one left out does not compile.

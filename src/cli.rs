@@ -1,0 +1,108 @@
+//! The shape of the commands; no behaviour.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::DEFAULT_PATH;
+use crate::telemetry::LogFormat;
+
+/// Keeps Kubernetes Secrets encrypted at rest under a key held outside the cluster.
+#[derive(Debug, Parser)]
+#[command(name = "kube-envelope", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the KMS v2 plugin beside an API server.
+    Serve(ServeArgs),
+    /// Tell what the running plugin holds.
+    Status(StatusArgs),
+    /// Create and change a local keyring file.
+    #[command(subcommand)]
+    Keyring(KeyringCommand),
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The configuration file.
+    #[arg(long, env = "KUBE_ENVELOPE_CONFIG", default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// Instead of a configuration: make all that is needed, with an embedded keyring, in this folder. Not for production.
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    pub dev: Option<PathBuf>,
+    /// The form of the log lines.
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The configuration file of the running plugin; says where its health endpoint is.
+    #[arg(long, env = "KUBE_ENVELOPE_CONFIG", default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// The form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: OutputFormat,
+}
+
+/// The form of a command's answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// The commands on a keyring file. Copy the file to all nodes after each change.
+#[derive(Debug, Subcommand)]
+pub enum KeyringCommand {
+    /// Make a new keyring with one active version. An existing file is never touched.
+    Create {
+        /// The keyring file.
+        file: PathBuf,
+    },
+    /// Add a pending version: it opens, and is not used until it is activated.
+    Add {
+        /// The keyring file.
+        file: PathBuf,
+    },
+    /// Make a pending version active; the one that was active becomes retired.
+    Activate {
+        /// The keyring file.
+        file: PathBuf,
+        /// The version's id; may be left out when exactly one is pending.
+        version: Option<String>,
+    },
+    /// Retire a pending version that shall never become active.
+    Retire {
+        /// The keyring file.
+        file: PathBuf,
+        /// The version's id.
+        version: String,
+    },
+    /// Remove a retired version for good. Run `kube-envelope verify` first: what only this version opens is lost.
+    Destroy {
+        /// The keyring file.
+        file: PathBuf,
+        /// The version's id.
+        version: String,
+    },
+    /// List the versions; no key is shown.
+    List {
+        /// The keyring file.
+        file: PathBuf,
+        /// The form of the answer.
+        #[arg(long, short, value_enum, default_value_t)]
+        output: OutputFormat,
+    },
+}

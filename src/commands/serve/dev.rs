@@ -1,0 +1,85 @@
+//! `serve --dev`: everything made on the spot in one folder, and said loudly.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::config::Config;
+use crate::kek::keyring::Keyring;
+use crate::plugin::client::self_check as check;
+
+/// How long the self-check waits for the plugin to serve.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Makes keyring and configuration in `folder` on the first start, reuses them afterwards, and says what to do next.
+pub fn prepare(folder: &Path) -> Result<(PathBuf, Config)> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let folder = folder.canonicalize().with_context(|| format!("cannot use folder {}", folder.display()))?;
+    let (keyring, file) = (folder.join("keyring.json"), folder.join("config.yaml"));
+    if !keyring.exists() {
+        Keyring::create(&mut rand::rng()).write_new(&keyring)?;
+    }
+    if !file.exists() {
+        std::fs::write(&file, configuration(&folder))?;
+    }
+    let config = Config::load(&file)?;
+    eprintln!(
+        "kube-envelope serve --dev: NOT FOR PRODUCTION. The KEK lies in {} beside what it protects: \
+         whoever reads this disk reads every Secret.",
+        keyring.display()
+    );
+    println!("{}", next_step(&config.socket));
+    Ok((file, config))
+}
+
+/// Shows, through the plugin's own socket, that it does its job.
+pub async fn self_check(socket: PathBuf) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match check(&socket).await {
+            Ok(seen) => {
+                println!(
+                    "self-check through {}: Status ok, Encrypt ok, Decrypt ok; key_id {}, {} bytes of ciphertext, {} of annotations",
+                    socket.display(),
+                    seen.key_id,
+                    seen.ciphertext_bytes,
+                    seen.annotation_bytes
+                );
+                return;
+            }
+            Err(error) if tokio::time::Instant::now() > deadline => {
+                eprintln!("self-check failed: {:#}", anyhow::Error::from(error));
+                return;
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+}
+
+fn configuration(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        "# Made by `kube-envelope serve --dev`. Not for production.\n\
+         cluster: dev\n\
+         socket: {folder}/kms.sock\n\
+         stateDir: {folder}/state\n\
+         keks:\n  - name: dev\n    keyring: {{ file: {folder}/keyring.json }}\n\
+         refreshInterval: 5s\n"
+    )
+}
+
+fn next_step(socket: &Path) -> String {
+    let socket = socket.display();
+    format!(
+        "Give this file to the API server with --encryption-provider-config:\n\n\
+         apiVersion: apiserver.config.k8s.io/v1\n\
+         kind: EncryptionConfiguration\n\
+         resources:\n\
+         - resources: [secrets, configmaps]\n\
+         \x20 providers:\n\
+         \x20 - kms: {{ apiVersion: v2, name: kube-envelope, endpoint: \"unix://{socket}\" }}\n\
+         \x20 - identity: {{}}\n"
+    )
+}

@@ -1,0 +1,71 @@
+//! `status`: asks the running plugin's health endpoint and shows the answer.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use comfy_table::Table;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{Exit, block_on};
+use crate::cli::{OutputFormat, StatusArgs};
+use crate::config::Config;
+use crate::plugin::health::{Activity, StatusReport};
+
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Runs the command. A plugin that does not serve is [`Exit::Error`].
+pub fn run(args: &StatusArgs) -> Result<Exit> {
+    let config = Config::load(&args.config)?;
+    let listen = config.health_listen;
+    let body = block_on(async move {
+        tokio::time::timeout(PATIENCE, get(listen, "/status"))
+            .await
+            .map_err(anyhow::Error::from)
+            .flatten()
+            .with_context(|| format!("no plugin answers at http://{listen}/status; is it running?"))
+    })?;
+    let report: StatusReport = serde_json::from_str(&body).context("what answers there is not kube-envelope")?;
+    match args.output {
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        OutputFormat::Table => print(&report),
+    }
+    let serves = !matches!(report.state, Activity::Waiting | Activity::Stopped);
+    Ok(if serves { Exit::Done } else { Exit::Error })
+}
+
+/// One GET over HTTP/1.0: the answer ends with the connection.
+async fn get(address: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.take(1 << 20).read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+    if !head.contains(" 200 ") {
+        bail!("{}", head.lines().next().unwrap_or_default());
+    }
+    Ok(body.to_owned())
+}
+
+fn print(report: &StatusReport) {
+    let state = serde_json::to_value(report.state).ok().and_then(|state| state.as_str().map(str::to_owned));
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.add_row(["state", &state.unwrap_or_default()]);
+    table.add_row(["reason", report.reason.as_deref().unwrap_or("-")]);
+    table.add_row(["cluster", &report.cluster]);
+    table.add_row(["key_id", report.key_id.as_deref().unwrap_or("-")]);
+    table.add_row(["DEK", report.dek_id.as_deref().unwrap_or("-")]);
+    table.add_row(["DEKs kept", &report.deks_kept.to_string()]);
+    table.add_row(["started", &report.started.to_string()]);
+    table.add_row(["version", &report.version]);
+    println!("{}\n", table.trim_fmt());
+    let mut keks = Table::new();
+    keks.load_style(comfy_table::presets::NOTHING).set_header(["KEK", "VERSION", "LAST CONTACT", "ERROR"]);
+    for kek in &report.keks {
+        let contact = kek.last_contact.map_or("-".into(), |contact| contact.to_string());
+        let version = kek.version.clone().unwrap_or("-".into());
+        keks.add_row([kek.name.clone(), version, contact, kek.error.clone().unwrap_or("-".into())]);
+    }
+    println!("{}", keks.trim_fmt());
+}

@@ -1,0 +1,4 @@
+//! DEKs of this and other nodes: unwrapped in memory, wrapped on disk.
+
+pub mod cache;
+pub mod store;

@@ -1,0 +1,262 @@
+//! The stored format and its limits: what goes into etcd, and what comes back from it.
+//!
+//! Ciphertext, format 1: `KE` ‖ format (1) ‖ DEK id (16) ‖ salt (32) ‖ nonce (12) ‖ AES-256-GCM(seed) ‖ tag (16).
+//! The one annotation beside it, `dek.kube-envelope.io`, holds the DEK wrapped by every KEK (`proto/envelope.proto`).
+//! Both together are self-contained: with one of the KEKs they open, whatever else is lost.
+
+use prost::Message;
+use rand::CryptoRng;
+
+use crate::crypto::seal::{OVERHEAD, open_seed, seal_seed};
+use crate::crypto::secret::{Dek, DekId, Seed};
+use crate::kek::{KekVersion, Lineage, MAX_VERSION_BYTES, WrapContext, WrappedDek};
+use crate::key_id::{KeyId, MAX_KEY_ID_BYTES};
+
+#[allow(missing_docs, clippy::pedantic, reason = "generated from proto/envelope.proto, which documents it")]
+pub(crate) mod record {
+    tonic::include_proto!("kube_envelope.v1");
+}
+
+/// The annotation that the wrapped DEK is stored under: a fully qualified domain name, as kube-apiserver demands.
+pub const ANNOTATION: &str = "dek.kube-envelope.io";
+
+/// The longest ciphertext in bytes that kube-apiserver stores (k8s.io/apiserver, kmsv2/envelope.go).
+pub const MAX_CIPHERTEXT_BYTES: usize = 1024;
+
+/// The most bytes of annotations, keys and values together, that kube-apiserver stores.
+pub const MAX_ANNOTATION_BYTES: usize = 32 * 1024;
+
+/// The longest seed in bytes whose ciphertext still fits.
+pub const MAX_SEED_BYTES: usize = MAX_CIPHERTEXT_BYTES - HEADER_BYTES - OVERHEAD;
+
+const MAGIC: [u8; 2] = *b"KE";
+const FORMAT: u8 = 1;
+const HEADER_BYTES: usize = MAGIC.len() + 1 + 16;
+
+/// Why stored bytes are refused. None of these asks a KEK anything.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    /// Nothing there.
+    #[error("ciphertext is empty")]
+    Empty,
+    /// Longer than anything this program makes.
+    #[error("ciphertext has {0} bytes; at most {MAX_CIPHERTEXT_BYTES} are possible")]
+    TooLong(usize),
+    /// Shorter than anything this program makes.
+    #[error("ciphertext has {0} bytes, fewer than the smallest possible; it is truncated")]
+    TooShort(usize),
+    /// Another program's ciphertext.
+    #[error("ciphertext does not begin with the mark of kube-envelope; another plugin made it")]
+    Foreign,
+    /// A later program's ciphertext.
+    #[error("ciphertext has format {0}, and this program knows format {FORMAT}; use a newer version of kube-envelope")]
+    UnknownFormat(u8),
+    /// The annotation is not there.
+    #[error("annotation {ANNOTATION} is missing; the wrapped key is in it")]
+    NoAnnotation,
+    /// The annotation holds something else.
+    #[error("annotation {ANNOTATION} is damaged: {0}")]
+    BadAnnotation(&'static str),
+    /// Made for another cluster.
+    #[error("ciphertext belongs to cluster {theirs:?}, and this plugin serves {ours:?}")]
+    OtherCluster {
+        /// The cluster it was made for.
+        theirs: String,
+        /// The cluster of this plugin's configuration.
+        ours: String,
+    },
+    /// The `key_id` names another generation than the annotation.
+    #[error("key_id {0:?} does not belong to this ciphertext's wrapped key")]
+    OtherKeyId(String),
+    /// A seed that no ciphertext has room for.
+    #[error("plaintext has {0} bytes; 1 to {MAX_SEED_BYTES} are possible")]
+    SeedSize(usize),
+    /// Authentication failed.
+    #[error("ciphertext does not open: it was changed, or belongs to another object")]
+    DoesNotOpen,
+    /// The wrapped DEKs are larger than the API server stores.
+    #[error("annotation has {0} bytes, and the API server stores {MAX_ANNOTATION_BYTES}; configure fewer KEKs")]
+    AnnotationTooLong(usize),
+}
+
+/// A ciphertext whose form is right.
+#[derive(Debug)]
+pub struct Ciphertext<'a> {
+    /// Which DEK opens it.
+    pub dek_id: DekId,
+    header: &'a [u8],
+    sealed: &'a [u8],
+}
+
+impl<'a> Ciphertext<'a> {
+    /// Checks length, mark and format.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
+        match bytes.len() {
+            0 => return Err(EnvelopeError::Empty),
+            length if length > MAX_CIPHERTEXT_BYTES => return Err(EnvelopeError::TooLong(length)),
+            _ => {}
+        }
+        if !bytes.starts_with(&MAGIC[..bytes.len().min(MAGIC.len())]) {
+            return Err(EnvelopeError::Foreign);
+        }
+        if let Some(&format) = bytes.get(MAGIC.len())
+            && format != FORMAT
+        {
+            return Err(EnvelopeError::UnknownFormat(format));
+        }
+        if bytes.len() <= HEADER_BYTES + OVERHEAD {
+            return Err(EnvelopeError::TooShort(bytes.len()));
+        }
+        let (header, sealed) = bytes.split_at(HEADER_BYTES);
+        let dek_id = DekId(header[MAGIC.len() + 1..].try_into().expect("the header ends with 16 bytes of id"));
+        Ok(Self { dek_id, header, sealed })
+    }
+
+    /// Opens the seed with the DEK that [`Ciphertext::dek_id`] names.
+    pub fn open(&self, dek: &Dek, cluster: &str, key_id: &str) -> Result<Seed, EnvelopeError> {
+        open_seed(dek, &aad(self.header, cluster, key_id), self.sealed).map_err(|_| EnvelopeError::DoesNotOpen)
+    }
+}
+
+/// Seals `seed` into a ciphertext of format 1.
+pub fn seal(
+    dek: &Dek,
+    dek_id: DekId,
+    cluster: &str,
+    key_id: &KeyId,
+    seed: &Seed,
+    rng: &mut impl CryptoRng,
+) -> Result<Vec<u8>, EnvelopeError> {
+    let length = seed.expose().len();
+    if length == 0 || length > MAX_SEED_BYTES {
+        return Err(EnvelopeError::SeedSize(length));
+    }
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + OVERHEAD + length);
+    bytes.extend(MAGIC);
+    bytes.push(FORMAT);
+    bytes.extend(dek_id.0);
+    let sealed = seal_seed(dek, &aad(&bytes, cluster, key_id.as_str()), seed, rng);
+    bytes.extend(sealed);
+    Ok(bytes)
+}
+
+/// Binds a seed to its header, cluster and generation: each with its length before it (8 bytes, big endian).
+fn aad(header: &[u8], cluster: &str, key_id: &str) -> Vec<u8> {
+    let mut aad = Vec::with_capacity(24 + header.len() + cluster.len() + key_id.len());
+    for part in [header, cluster.as_bytes(), key_id.as_bytes()] {
+        aad.extend((part.len() as u64).to_be_bytes());
+        aad.extend(part);
+    }
+    aad
+}
+
+/// A DEK as it is stored: wrapped by every KEK of its generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrappedDekSet {
+    /// The cluster it was made for.
+    pub cluster: String,
+    /// The configuration's epoch when it was made.
+    pub epoch: u64,
+    /// One wrap for each KEK.
+    pub wraps: Vec<WrappedDek>,
+}
+
+impl WrappedDekSet {
+    /// The generation that this DEK belongs to.
+    pub fn key_id(&self) -> KeyId {
+        KeyId::derive(self.epoch, self.versions())
+    }
+
+    /// The KEK versions that wrapped it.
+    pub fn versions(&self) -> impl Iterator<Item = &KekVersion> {
+        self.wraps.iter().map(|wrap| &wrap.version)
+    }
+
+    /// What each wrap is bound to.
+    pub fn context(&self, dek_id: DekId) -> WrapContext {
+        WrapContext { cluster: self.cluster.clone(), dek_id }
+    }
+
+    /// The annotation's value.
+    ///
+    /// # Errors
+    /// When key and value together are more than the API server stores.
+    pub fn encode(&self) -> Result<Vec<u8>, EnvelopeError> {
+        let wraps = self.wraps.iter().map(|wrap| record::Wrap {
+            lineage: wrap.version.lineage.0.to_vec(),
+            version: wrap.version.version.clone(),
+            blob: wrap.blob.clone(),
+        });
+        let set = record::WrappedDekSet { cluster: self.cluster.clone(), epoch: self.epoch, wraps: wraps.collect() };
+        let bytes = set.encode_to_vec();
+        match ANNOTATION.len() + bytes.len() {
+            length if length > MAX_ANNOTATION_BYTES => Err(EnvelopeError::AnnotationTooLong(length)),
+            _ => Ok(bytes),
+        }
+    }
+
+    /// Reads an annotation's value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
+        if bytes.len() > MAX_ANNOTATION_BYTES {
+            return Err(EnvelopeError::BadAnnotation("it is longer than the API server stores"));
+        }
+        let set =
+            record::WrappedDekSet::decode(bytes).map_err(|_| EnvelopeError::BadAnnotation("not a wrapped key"))?;
+        if set.wraps.is_empty() {
+            return Err(EnvelopeError::BadAnnotation("no KEK wrapped it"));
+        }
+        let wraps = set.wraps.into_iter().map(decode_wrap).collect::<Result<_, _>>()?;
+        Ok(Self { cluster: set.cluster, epoch: set.epoch, wraps })
+    }
+
+    /// Whether this DEK was made for `cluster` and `key_id` names its generation.
+    pub fn check(&self, cluster: &str, key_id: &str) -> Result<(), EnvelopeError> {
+        if self.cluster != cluster {
+            return Err(EnvelopeError::OtherCluster { theirs: self.cluster.clone(), ours: cluster.into() });
+        }
+        if key_id != self.key_id().as_str() {
+            return Err(EnvelopeError::OtherKeyId(key_id.chars().take(MAX_KEY_ID_BYTES.min(80)).collect()));
+        }
+        Ok(())
+    }
+}
+
+fn decode_wrap(wrap: record::Wrap) -> Result<WrappedDek, EnvelopeError> {
+    let lineage = wrap.lineage.try_into().map_err(|_| EnvelopeError::BadAnnotation("a lineage is not 16 bytes"))?;
+    if wrap.version.len() > MAX_VERSION_BYTES {
+        return Err(EnvelopeError::BadAnnotation("a version is too long"));
+    }
+    Ok(WrappedDek { version: KekVersion { lineage: Lineage(lineage), version: wrap.version }, blob: wrap.blob })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::seal::dek_id;
+
+    fn key_id() -> KeyId {
+        KeyId::derive(1, [])
+    }
+
+    #[test]
+    fn todays_seed_becomes_111_bytes_and_comes_back() {
+        let dek = Dek::generate(&mut rand::rng());
+        let id = dek_id(&dek);
+        let bytes = seal(&dek, id, "c", &key_id(), &Seed::new(vec![9; 32]), &mut rand::rng()).unwrap();
+        assert_eq!(bytes.len(), 111);
+        let parsed = Ciphertext::parse(&bytes).unwrap();
+        assert_eq!(parsed.dek_id, id);
+        assert_eq!(parsed.open(&dek, "c", key_id().as_str()).unwrap().expose(), [9; 32]);
+        assert_eq!(parsed.open(&dek, "d", key_id().as_str()).unwrap_err(), EnvelopeError::DoesNotOpen);
+        assert_eq!(parsed.open(&dek, "c", "other").unwrap_err(), EnvelopeError::DoesNotOpen);
+    }
+
+    #[test]
+    fn the_longest_seed_fits_the_api_servers_limit_and_one_byte_more_is_refused() {
+        let dek = Dek::generate(&mut rand::rng());
+        let seal = |length| seal(&dek, dek_id(&dek), "c", &key_id(), &Seed::new(vec![1; length]), &mut rand::rng());
+        assert_eq!(seal(MAX_SEED_BYTES).unwrap().len(), MAX_CIPHERTEXT_BYTES);
+        assert_eq!(seal(MAX_SEED_BYTES + 1).unwrap_err(), EnvelopeError::SeedSize(MAX_SEED_BYTES + 1));
+        assert_eq!(seal(0).unwrap_err(), EnvelopeError::SeedSize(0));
+    }
+}

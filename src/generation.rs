@@ -1,0 +1,117 @@
+//! A generation: one set of KEK versions and the DEK that this node seals under it. Immutable.
+
+use std::sync::Arc;
+
+use crate::crypto::seal::dek_id;
+use crate::crypto::secret::{Dek, DekId, Seed};
+use crate::envelope::{EnvelopeError, WrappedDekSet, seal};
+use crate::key_id::KeyId;
+
+/// A generation that was proven, with its active DEK.
+#[derive(Debug)]
+pub struct Generation {
+    key_id: KeyId,
+    dek_id: DekId,
+    dek: Arc<Dek>,
+    wrapped: WrappedDekSet,
+    annotation: Vec<u8>,
+}
+
+impl Generation {
+    /// Puts a DEK and its wraps together.
+    ///
+    /// # Errors
+    /// When the wraps are more than the API server stores beside an object.
+    pub fn new(dek: Arc<Dek>, wrapped: WrappedDekSet) -> Result<Self, EnvelopeError> {
+        let annotation = wrapped.encode()?;
+        Ok(Self { key_id: wrapped.key_id(), dek_id: dek_id(&dek), dek, wrapped, annotation })
+    }
+
+    /// Its public name.
+    pub fn key_id(&self) -> &KeyId {
+        &self.key_id
+    }
+
+    /// The id of its DEK on this node.
+    pub fn dek_id(&self) -> DekId {
+        self.dek_id
+    }
+
+    /// Its DEK on this node.
+    pub fn dek(&self) -> &Arc<Dek> {
+        &self.dek
+    }
+
+    /// Its DEK as stored.
+    pub fn wrapped(&self) -> &WrappedDekSet {
+        &self.wrapped
+    }
+
+    /// The value of the annotation for each ciphertext of this generation.
+    pub fn annotation(&self) -> &[u8] {
+        &self.annotation
+    }
+
+    /// Seals a seed.
+    pub fn seal(&self, seed: &Seed) -> Result<Vec<u8>, EnvelopeError> {
+        seal(&self.dek, self.dek_id, &self.wrapped.cluster, &self.key_id, seed, &mut rand::rng())
+    }
+}
+
+/// What the plugin can do at this moment; published as a whole, so that Status and Encrypt never disagree.
+#[derive(Clone, Debug)]
+pub enum Serving {
+    /// No generation was proven yet.
+    Waiting {
+        /// What is missing.
+        reason: String,
+    },
+    /// Seals and opens.
+    Ready {
+        /// What it seals under.
+        generation: Arc<Generation>,
+        /// Why it does not follow the KEKs just now, where it does not: no contact, or a version not adopted.
+        trouble: Option<Trouble>,
+    },
+    /// A KEK withdrew its permission, or was away for longer than `maxOfflineAge`: nothing is sealed or opened.
+    Stopped {
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// Why a plugin that serves deserves a look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Coasting: no KEK that could unwrap the active DEK answers; served from memory.
+    Coasting(String),
+    /// Some KEK does not answer or a new generation could not be adopted; the former one goes on.
+    Degraded(String),
+}
+
+impl Trouble {
+    /// The reason in words.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Coasting(reason) | Self::Degraded(reason) => reason,
+        }
+    }
+}
+
+impl Serving {
+    /// The generation, while there is one to seal under.
+    pub fn generation(&self) -> Option<&Arc<Generation>> {
+        match self {
+            Self::Ready { generation, .. } => Some(generation),
+            Self::Waiting { .. } | Self::Stopped { .. } => None,
+        }
+    }
+
+    /// Why nothing can be sealed, where nothing can.
+    pub fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Ready { .. } => None,
+            Self::Waiting { reason } | Self::Stopped { reason } => Some(reason),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! A client of the plugin's own socket: what the API server does, for self-checks and commands.
+
+use std::path::{Path, PathBuf};
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::grpc::v2::key_management_service_client::KeyManagementServiceClient;
+use super::grpc::v2::{DecryptRequest, EncryptRequest, StatusRequest};
+
+/// Why a self-check failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SelfCheckError {
+    /// Nobody answers on the socket.
+    #[error("cannot connect to {}", .socket.display())]
+    Connect {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+    /// An RPC was refused.
+    #[error("{rpc} was refused: {}", .status.message())]
+    Refused {
+        /// Which RPC.
+        rpc: &'static str,
+        /// The answer.
+        status: Box<tonic::Status>,
+    },
+    /// What came back is not what went in.
+    #[error("Decrypt gave back other bytes than Encrypt was given")]
+    Mismatch,
+}
+
+/// What a self-check saw.
+#[derive(Debug)]
+pub struct SelfCheck {
+    /// The `key_id` of Status.
+    pub key_id: String,
+    /// Bytes of the ciphertext of a 32-byte seed.
+    pub ciphertext_bytes: usize,
+    /// Bytes of annotations, keys and values.
+    pub annotation_bytes: usize,
+}
+
+/// Connects as kube-apiserver does, with the authority `localhost`.
+pub async fn connect(socket: &Path) -> Result<KeyManagementServiceClient<Channel>, SelfCheckError> {
+    let path = socket.to_owned();
+    let dial = move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    };
+    let channel = Endpoint::from_static("http://localhost").connect_with_connector(tower::service_fn(dial)).await;
+    let channel = channel.map_err(|source| SelfCheckError::Connect { socket: socket.to_owned(), source })?;
+    Ok(KeyManagementServiceClient::new(channel))
+}
+
+/// Status, Encrypt of random bytes, Decrypt of the result, through the socket.
+pub async fn self_check(socket: &Path) -> Result<SelfCheck, SelfCheckError> {
+    let refused = |rpc| move |status| SelfCheckError::Refused { rpc, status: Box::new(status) };
+    let mut client = connect(socket).await?;
+    let status = client.status(StatusRequest {}).await.map_err(refused("Status"))?.into_inner();
+    let mut plaintext = vec![0; 32];
+    rand::fill(&mut plaintext[..]);
+    let request = EncryptRequest { plaintext: plaintext.clone(), uid: "self-check".into() };
+    let encrypted = client.encrypt(request).await.map_err(refused("Encrypt"))?.into_inner();
+    let annotation_bytes = encrypted.annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let ciphertext_bytes = encrypted.ciphertext.len();
+    let request = DecryptRequest {
+        ciphertext: encrypted.ciphertext,
+        uid: "self-check".into(),
+        key_id: encrypted.key_id,
+        annotations: encrypted.annotations,
+    };
+    let decrypted = client.decrypt(request).await.map_err(refused("Decrypt"))?.into_inner();
+    if decrypted.plaintext != plaintext {
+        return Err(SelfCheckError::Mismatch);
+    }
+    Ok(SelfCheck { key_id: status.key_id, ciphertext_bytes, annotation_bytes })
+}

@@ -1,0 +1,168 @@
+//! Status, Encrypt and Decrypt in terms of the domain. No wire types, no background work.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tracing::{info, warn};
+
+use crate::crypto::seal::digest;
+use crate::crypto::secret::{Dek, DekId, Seed};
+use crate::dek::cache::DekCache;
+use crate::dek::store::DekStore;
+use crate::envelope::{Ciphertext, EnvelopeError, WrappedDekSet};
+use crate::generation::{Generation, Serving};
+use crate::kek::guard::DEADLINE;
+use crate::kek::set::{KekSet, UnwrapError};
+use crate::kek::{KekCause, WrapContext};
+
+/// What the API server is served from. Shared by the RPCs and the refresh loop, which alone publishes into it.
+#[derive(Debug)]
+pub struct Service {
+    cluster: String,
+    serving: ArcSwap<Serving>,
+    keks: ArcSwap<KekSet>,
+    cache: Arc<DekCache>,
+    store: DekStore,
+}
+
+/// Why a request is not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// Nothing can be sealed at this moment.
+    #[error("{0}")]
+    NotServing(String),
+    /// The bytes are refused; no KEK was asked.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// No KEK unwrapped the DEK.
+    #[error("key {dek_id} of this ciphertext cannot be unwrapped: {source}")]
+    Unwrap {
+        /// The DEK.
+        dek_id: DekId,
+        /// What the KEKs said.
+        source: Arc<UnwrapError>,
+    },
+    /// The KEKs take longer than the API server waits; the unwrap goes on.
+    #[error("key {0} of this ciphertext is still being unwrapped; ask again")]
+    Slow(DekId),
+}
+
+impl ServiceError {
+    /// The word for it in metrics.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::NotServing(_) => "not serving",
+            Self::Envelope(_) => "refused",
+            Self::Unwrap { source, .. } => source.cause().as_str(),
+            Self::Slow(_) => KekCause::Unavailable.as_str(),
+        }
+    }
+}
+
+/// An encrypted seed.
+#[derive(Debug)]
+pub struct Encrypted {
+    /// To be stored.
+    pub ciphertext: Vec<u8>,
+    /// The generation it was sealed under.
+    pub generation: Arc<Generation>,
+}
+
+impl Service {
+    /// A service that waits for its first generation.
+    pub fn new(cluster: String, keks: KekSet, cache: Arc<DekCache>, store: DekStore) -> Self {
+        let waiting = Serving::Waiting { reason: "starting: no KEK has answered yet".into() };
+        Self { cluster, serving: ArcSwap::from_pointee(waiting), keks: ArcSwap::from_pointee(keks), cache, store }
+    }
+
+    /// The generation that the API server shall write with. No I/O.
+    pub fn status(&self) -> Result<Arc<Generation>, ServiceError> {
+        match &**self.serving.load() {
+            Serving::Ready { generation, .. } => Ok(generation.clone()),
+            Serving::Waiting { reason } | Serving::Stopped { reason } => Err(ServiceError::NotServing(reason.clone())),
+        }
+    }
+
+    /// Seals a seed under the active DEK. No I/O.
+    pub fn encrypt(&self, seed: &Seed) -> Result<Encrypted, ServiceError> {
+        let generation = self.status()?;
+        Ok(Encrypted { ciphertext: generation.seal(seed)?, generation })
+    }
+
+    /// Opens what any node of this cluster sealed. Asks a KEK only for a DEK that is not in memory.
+    pub async fn decrypt(
+        self: &Arc<Self>,
+        ciphertext: &[u8],
+        key_id: &str,
+        annotation: Option<&[u8]>,
+    ) -> Result<Seed, ServiceError> {
+        let ciphertext = Ciphertext::parse(ciphertext)?;
+        let wrapped = WrappedDekSet::decode(annotation.ok_or(EnvelopeError::NoAnnotation)?)?;
+        wrapped.check(&self.cluster, key_id)?;
+        let dek = match self.cache.get(ciphertext.dek_id) {
+            Some(dek) => dek,
+            None => tokio::time::timeout(DEADLINE, self.unwrap(ciphertext.dek_id, wrapped))
+                .await
+                .map_err(|_| ServiceError::Slow(ciphertext.dek_id))??,
+        };
+        Ok(ciphertext.open(&dek, &self.cluster, key_id)?)
+    }
+
+    /// Unwraps a DEK into the cache and keeps it in the store; one call for all that ask for the same DEK.
+    pub async fn unwrap(self: &Arc<Self>, dek_id: DekId, wrapped: WrappedDekSet) -> Result<Arc<Dek>, ServiceError> {
+        if !self.keks.load().knows_any(&wrapped.wraps) {
+            return Err(ServiceError::Unwrap { dek_id, source: Arc::new(UnwrapError::NoKek) });
+        }
+        let lineages = wrapped.versions().map(|version| version.lineage).collect();
+        let wraps = digest(&[&wrapped.encode()?]);
+        let service = self.clone();
+        let unwrap = async move {
+            let context = WrapContext { cluster: service.cluster.clone(), dek_id };
+            let keks = service.keks.load_full();
+            let (dek, lineage) = keks.unwrap(&wrapped.wraps, &context).await?;
+            service.cache.contact(lineage);
+            info!(%dek_id, key_id = %wrapped.key_id(), "unwrapped");
+            if let Err(error) = service.store.keep(dek_id, &wrapped) {
+                warn!(%dek_id, %error, "cannot keep a wrapped DEK; after a restart it is asked of its KEK when needed");
+            }
+            Ok(dek)
+        };
+        let unwrapped = self.cache.get_or_unwrap(dek_id, wraps, lineages, unwrap).await;
+        unwrapped.map_err(|source| ServiceError::Unwrap { dek_id, source })
+    }
+
+    /// What is published at this moment.
+    pub fn serving(&self) -> Arc<Serving> {
+        self.serving.load_full()
+    }
+
+    /// Publishes, in one step for all three RPCs.
+    pub fn publish(&self, serving: Serving) {
+        self.serving.store(Arc::new(serving));
+    }
+
+    /// The KEKs in use.
+    pub fn keks(&self) -> Arc<KekSet> {
+        self.keks.load_full()
+    }
+
+    /// Takes other KEKs into use, after a change of the configuration.
+    pub fn replace_keks(&self, keks: KekSet) {
+        self.keks.store(Arc::new(keks));
+    }
+
+    /// The cluster that this plugin serves.
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// The DEKs in memory.
+    pub fn cache(&self) -> &Arc<DekCache> {
+        &self.cache
+    }
+
+    /// The DEKs on disk.
+    pub fn store(&self) -> &DekStore {
+        &self.store
+    }
+}

@@ -1,0 +1,145 @@
+//! A real etcd of one member, and reading what is really stored in it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+use tonic::transport::Channel;
+
+use super::{Process, STARTS_WITHIN, free_port, server, temporary_folder, wait_until};
+
+#[allow(clippy::all, clippy::pedantic)]
+mod proto {
+    tonic::include_proto!("etcdserverpb");
+}
+use proto::{RangeRequest, kv_client::KvClient};
+
+/// What the API server puts before a value that it encrypted by KMS v2.
+const KMS_V2_PREFIX: &str = "k8s:enc:kms:v2:";
+
+/// A running etcd.
+pub struct Etcd {
+    pub process: Process,
+    folder: tempfile::TempDir,
+    url: String,
+}
+
+/// The parts of an encrypted value that stand in clear.
+#[derive(Clone, PartialEq, Message)]
+pub struct EncryptedObject {
+    #[prost(bytes = "vec", tag = "1")]
+    pub encrypted_data: Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub key_id: String,
+    #[prost(bytes = "vec", tag = "3")]
+    pub encrypted_dek_source: Vec<u8>,
+    #[prost(btree_map = "string, bytes", tag = "4")]
+    pub annotations: BTreeMap<String, Vec<u8>>,
+}
+
+impl Etcd {
+    /// Starts etcd and waits until it answers.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with more arguments.
+    pub async fn start_with(more: &[&str]) -> Self {
+        super::prepare();
+        let folder = temporary_folder("etcd-");
+        let url = format!("http://127.0.0.1:{}", free_port());
+        let peer = format!("http://127.0.0.1:{}", free_port());
+        let data = folder.path().join("data");
+        let mut arguments = vec![
+            format!("--data-dir={}", data.display()),
+            format!("--listen-client-urls={url}"),
+            format!("--advertise-client-urls={url}"),
+            format!("--listen-peer-urls={peer}"),
+            format!("--initial-advertise-peer-urls={peer}"),
+            format!("--initial-cluster=default={peer}"),
+            "--unsafe-no-fsync=true".into(),
+            "--log-level=warn".into(),
+        ];
+        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        let log = folder.path().join("etcd.log");
+        let process = Process::start("etcd", server("etcd"), arguments, Vec::new(), log);
+        let etcd = Self { process, folder, url };
+        wait_until("etcd answers", STARTS_WITHIN, async || etcd.try_range(b"/", b"0", 0, 1).await.is_some()).await;
+        etcd
+    }
+
+    /// Where clients reach it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A folder that lives as long as this etcd: for what the API servers of one cluster share.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The raw value of one key.
+    pub async fn get(&self, key: &str) -> Option<Vec<u8>> {
+        let end = [key.as_bytes(), &[0]].concat();
+        let (found, _) = self.try_range(key.as_bytes(), &end, 0, 1).await.expect("etcd answers");
+        found.into_iter().next().map(|(_, value)| value)
+    }
+
+    /// All keys that begin with `prefix`, with their raw values.
+    pub async fn list(&self, prefix: &str) -> Vec<(String, Vec<u8>)> {
+        let mut end = prefix.as_bytes().to_vec();
+        *end.last_mut().expect("a prefix is not empty") += 1;
+        let (mut all, mut from, mut revision) = (Vec::new(), prefix.as_bytes().to_vec(), 0);
+        loop {
+            let (found, at) = self.try_range(&from, &end, revision, 500).await.expect("etcd answers");
+            revision = at;
+            let Some((last, _)) = found.last() else { return all };
+            from = [last.as_bytes(), &[0]].concat();
+            all.extend(found);
+        }
+    }
+
+    /// The key_id of one key's value; `None` where it is absent or not encrypted by KMS v2.
+    pub async fn key_id(&self, key: &str) -> Option<String> {
+        encrypted(&self.get(key).await?).map(|object| object.key_id)
+    }
+
+    /// How many keys under `prefix` there are per key_id; `""` counts what no KMS v2 provider encrypted.
+    pub async fn key_ids(&self, prefix: &str) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for (_, value) in self.list(prefix).await {
+            *counts.entry(encrypted(&value).map(|object| object.key_id).unwrap_or_default()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// The folder with the member's data, for what looks into files.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    async fn try_range(
+        &self,
+        from: &[u8],
+        end: &[u8],
+        revision: i64,
+        limit: i64,
+    ) -> Option<(Vec<(String, Vec<u8>)>, i64)> {
+        let channel = Channel::from_shared(self.url.clone()).unwrap().connect().await.ok()?;
+        let mut client = KvClient::new(channel).max_decoding_message_size(usize::MAX);
+        let request =
+            RangeRequest { key: from.into(), range_end: end.into(), limit, revision, ..RangeRequest::default() };
+        let answer = client.range(request).await.ok()?.into_inner();
+        let revision = answer.header.map_or(0, |header| header.revision);
+        let pairs = answer.kvs.into_iter().map(|pair| (String::from_utf8(pair.key).unwrap(), pair.value)).collect();
+        Some((pairs, revision))
+    }
+}
+
+/// Takes an encrypted value apart; `None` where no KMS v2 provider encrypted it.
+pub fn encrypted(value: &[u8]) -> Option<EncryptedObject> {
+    let rest = value.strip_prefix(KMS_V2_PREFIX.as_bytes())?;
+    let name_ends = rest.iter().position(|byte| *byte == b':')?;
+    Some(EncryptedObject::decode(&rest[name_ends + 1..]).expect("an encrypted object"))
+}
