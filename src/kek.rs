@@ -221,18 +221,23 @@ pub trait KekSettings: Send + Sync {
 }
 
 impl KekConfig {
-    /// Problems of this item that can be seen without asking a server: (field, problem and fix).
+    /// Problems of this item that can be seen without asking a server: (field, problem and fix); the field is empty
+    /// where the item itself is meant.
     pub fn problems(&self) -> Vec<(String, String)> {
         match self.kinds().as_slice() {
-            [] => vec![(self.name.clone(), format!("names no kind; add one of: {}", KINDS.join(", ")))],
+            [] => vec![(String::new(), format!("KEK {:?} names no kind; add one of: {}", self.name, KINDS.join(", ")))],
             [kind] => self
                 .settings()
                 .flat_map(KekSettings::problems)
                 .map(|(field, problem)| (format!("{kind}.{field}"), problem))
                 .collect(),
             several => vec![(
-                self.name.clone(),
-                format!("names several kinds ({}); give each its own item under keks", several.join(", ")),
+                String::new(),
+                format!(
+                    "KEK {:?} names several kinds ({}); give each its own item under keks",
+                    self.name,
+                    several.join(", ")
+                ),
             )],
         }
     }

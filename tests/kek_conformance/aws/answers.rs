@@ -1,7 +1,13 @@
 //! Each answer of AWS → its cause. The answers are canned: an error code, and the message AWS words it in.
 
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
 use jiff::SignedDuration;
 use kube_envelope::kek::{KekCause, KekError};
+use kube_envelope::telemetry::{LogFormat, subscriber};
+use tracing_subscriber::EnvFilter;
 
 use super::fake::FakeBench;
 use crate::bench::{Bench, dek};
@@ -102,4 +108,35 @@ async fn a_wrong_clock_is_named_with_its_error() {
     let error = kek.version().await.expect_err("the signature is too old");
     assert_eq!(error.cause(), KekCause::Unauthenticated, "{}", error.chain());
     assert!(error.to_string().contains("behind AWS's"), "{error}");
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("not poisoned").write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// On one thread, so that the lines of other tests do not get in.
+#[tokio::test(flavor = "current_thread")]
+async fn no_log_line_holds_a_dek_even_when_all_is_logged() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let _guard =
+        tracing::subscriber::set_default(subscriber(LogFormat::Text, EnvFilter::new("trace"), move || writer.clone()));
+    let bench = FakeBench::start().await;
+    let kek = bench.kek().await;
+    let (dek, context) = dek();
+    let wrapped = kek.wrap(&dek, &context).await.expect("wrap");
+    kek.unwrap(&wrapped, &context).await.expect("unwrap");
+    let text = String::from_utf8_lossy(&lines.0.lock().expect("not poisoned")).into_owned();
+    assert!(text.contains("beginning attempt"), "the SDK's own lines are there");
+    assert!(!text.contains("TRACE"), "lines of the level at which requests are printed");
+    assert!(!text.contains(&BASE64_STANDARD.encode(dek.expose())), "a DEK was logged");
 }

@@ -47,7 +47,8 @@ async fn logs_in_with_a_jwt() {
         "token_policies": ["plugin"], "token_no_default_policy": true });
     bench.server.write("auth/jwt/role/plugin", role).await;
     let file = bench.folder.path().join("jwt");
-    let claims = |audience: &str| json!({ "sub": "plugin", "aud": audience, "exp": 4_000_000_000_u64 });
+    let claims =
+        |audience: &str| json!({ "sub": "plugin", "aud": audience, "nbf": 1_700_000_000, "exp": 4_000_000_000_u64 });
     std::fs::write(&file, jwt(&key, &claims("somebody else"))).expect("written");
     let auth = format!("{{ jwt: {{ role: plugin, jwtFile: {} }} }}", file.display());
     let kek = build(&bench.item_with("kube-envelope", &auth)).await;
@@ -66,13 +67,14 @@ async fn logs_in_with_a_service_account_token_that_an_api_server_reviews() {
     let json_type = ("content-type".into(), "application/json".into());
     api_server.set(Fault::Answer(Answer { status: 200, headers: vec![json_type], body: review.to_string() }));
     bench.server.write("sys/auth/kubernetes", json!({ "type": "kubernetes" })).await;
-    let host = json!({ "kubernetes_host": api_server.url(), "disable_local_ca_jwt": true });
+    let host = json!({ "kubernetes_host": api_server.url(), "disable_local_ca_jwt": true,
+        "kubernetes_ca_cert": TestIssuer::new().pem });
     bench.server.write("auth/kubernetes/config", host).await;
     let role = json!({ "bound_service_account_names": ["plugin"], "bound_service_account_namespaces": ["kube-system"],
         "token_policies": ["plugin"], "token_no_default_policy": true });
     bench.server.write("auth/kubernetes/role/plugin", role).await;
     let account = json!({ "namespace": "kube-system", "serviceaccount": { "name": "plugin", "uid": "1" } });
-    let claims = json!({ "exp": 4_000_000_000_u64, "kubernetes.io": account,
+    let claims = json!({ "nbf": 1_700_000_000, "exp": 4_000_000_000_u64, "kubernetes.io": account,
         "sub": "system:serviceaccount:kube-system:plugin" });
     let file = bench.folder.path().join("jwt");
     std::fs::write(&file, jwt(&rcgen::KeyPair::generate().expect("a key"), &claims)).expect("written");
@@ -260,9 +262,10 @@ async fn a_hundred_callers_log_in_once() {
 }
 
 fn jwt(key: &rcgen::KeyPair, claims: &Value) -> String {
-    let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key.serialize_der()).expect("a P-256 key");
+    let key_pair =
+        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key.serialize_der()).expect("a P-256 key");
     let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
     let signed = format!("{}.{}", part(&json!({ "alg": "ES256", "typ": "JWT" })), part(claims));
-    let signature = signer.sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes()).expect("signed");
+    let signature = key_pair.sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes()).expect("signed");
     format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
 }

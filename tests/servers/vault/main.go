@@ -179,32 +179,39 @@ func (registry) DeprecationStatus(string, consts.PluginType) (consts.Deprecation
 	return consts.Supported, true
 }
 
-// serverTLS makes a certificate for localhost that is its own issuer and writes it as vault-ca.pem.
+// serverTLS makes an issuer and a certificate for localhost, and writes the issuer as vault-ca.pem.
 func serverTLS(folder string) (*tls.Config, error) {
 	if folder == "" {
 		return nil, errors.New("-dev-tls needs -dev-tls-cert-dir")
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	template := &x509.Certificate{
+	issuer := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "vault of a test"},
+		Subject:               pkix.Name{CommonName: "issuer of a test"},
 		NotBefore:             time.Now().Add(-time.Minute),
 		NotAfter:              time.Now().Add(24 * time.Hour),
 		IsCA:                  true,
 		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:              []string{"localhost"},
-		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
+		KeyUsage:              x509.KeyUsageCertSign,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	issuerDER, issuerKey, err := certify(issuer, issuer, nil)
 	if err != nil {
 		return nil, err
 	}
-	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	server := &x509.Certificate{
+		SerialNumber: big.NewInt(2),
+		Subject:      pkix.Name{CommonName: "vault of a test"},
+		NotBefore:    issuer.NotBefore,
+		NotAfter:     issuer.NotAfter,
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		DNSNames:     []string{"localhost"},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, key, err := certify(server, issuer, issuerKey)
+	if err != nil {
+		return nil, err
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issuerDER})
 	if err := os.WriteFile(filepath.Join(folder, "vault-ca.pem"), text, 0o600); err != nil {
 		return nil, err
 	}
@@ -214,4 +221,17 @@ func serverTLS(folder string) (*tls.Config, error) {
 		NextProtos:   []string{"h2", "http/1.1"},
 		MinVersion:   tls.VersionTLS12,
 	}, nil
+}
+
+// certify signs template with a key of its own, or with the issuer's.
+func certify(template, issuer *x509.Certificate, issuerKey *ecdsa.PrivateKey) ([]byte, *ecdsa.PrivateKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	if issuerKey == nil {
+		issuerKey = key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, &key.PublicKey, issuerKey)
+	return der, key, err
 }
