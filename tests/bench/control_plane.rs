@@ -83,19 +83,25 @@ impl ControlPlane {
         .await;
         self.rotations += 1;
         let canary = format!("canary-{}", self.rotations);
-        let secrets: Api<Secret> = Api::namespaced(self.api_server.client(), "kube-system");
-        let secret: Secret = from_value(json!({"metadata": {"name": canary}})).unwrap();
         wait_until("the API server writes with the new key", Duration::from_mins(2), async || {
             // Asked for its health, it reads Status again within 20 seconds.
             let _ = self.api_server.readyz().await;
-            secrets.create(&PostParams::default(), &secret).await.unwrap();
-            let written = self.etcd.key_id(&format!("/registry/secrets/kube-system/{canary}")).await;
-            secrets.delete(&canary, &DeleteParams::default()).await.unwrap();
+            let written = self.touch(&canary).await;
             tokio::time::sleep(Duration::from_millis(500)).await;
             written.as_ref() == Some(&target)
         })
         .await;
         target
+    }
+
+    /// Writes a Secret that is not counted, and removes it; returns the key_id that it was stored under.
+    pub async fn touch(&self, name: &str) -> Option<String> {
+        let secrets: Api<Secret> = Api::namespaced(self.api_server.client(), "kube-system");
+        let secret: Secret = from_value(json!({"metadata": {"name": name}})).unwrap();
+        secrets.create(&PostParams::default(), &secret).await.unwrap();
+        let written = self.etcd.key_id(&format!("/registry/secrets/kube-system/{name}")).await;
+        secrets.delete(name, &DeleteParams::default()).await.unwrap();
+        written
     }
 
     /// How many Secrets are not stored under this key_id.
