@@ -30,7 +30,9 @@ pub fn run(args: RotateKeysArgs) -> Result<Exit> {
     let ended = block_on(async move { rotate(args).await });
     ended.or_else(|error| match error.downcast_ref::<RotationError>() {
         Some(RotationError::Paused(_)) => explain(&error, "paused", Exit::Paused),
-        Some(RotationError::NotConverged(_)) => explain(&error, "API servers have not adopted the key", Exit::NotConverged),
+        Some(RotationError::NotConverged(_)) => {
+            explain(&error, "API servers have not adopted the key", Exit::NotConverged)
+        }
         Some(RotationError::Unusable(_)) => explain(&error, "cannot be done so", Exit::Usage),
         _ => Err(error),
     })
@@ -85,7 +87,7 @@ async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
     let display = Display::new(json);
     let report = |event: crate::rotation::Event<'_>| display.show(&event);
     let mut run = Run::take_up(settings, Journal::new(SETTLE.as_secs()), &report).await?;
-    run.plan().await?;
+    run.plan(false).await?;
     if args.print_rbac {
         print!("{}", rbac(run.journal(), with_etcd));
         return Ok(Exit::Done);

@@ -57,6 +57,7 @@ async fn may(api: &Api, verb: &str, group: &str, resource: &str) -> Result<bool,
 
 #[derive(Deserialize)]
 struct Webhooks {
+    #[serde(deserialize_with = "super::api::null_as_empty")]
     items: Vec<Webhook>,
 }
 
@@ -81,8 +82,7 @@ pub async fn dry_run(
 ) -> Result<(), RotationError> {
     for progress in &mut journal.resources {
         let resource = &progress.resource;
-        let sweep =
-            Sweep { api, resource, ask: Ask::DryRun, adopted_at: None, pace, tally: &mut progress.tally };
+        let sweep = Sweep { api, resource, ask: Ask::DryRun, adopted_at: None, pace, tally: &mut progress.tally };
         sweep.run(&mut |tally, limit| seen(resource, tally, limit)).await?;
         progress.done = true;
     }
