@@ -85,7 +85,7 @@ impl Plugin {
             let (found, its_labels) = series.split_once('{').unwrap_or((series, ""));
             (found == name && labels.iter().all(|label| its_labels.contains(label))).then_some(value)
         });
-        series.map(|value| value.parse::<f64>().unwrap()).sum()
+        series.map(|value| value.parse::<f64>().unwrap()).fold(0.0, |sum, value| sum + value)
     }
 
     /// How often a KEK was asked something, retries counted.
