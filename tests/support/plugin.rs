@@ -77,6 +77,11 @@ impl Plugin {
         format!("http://127.0.0.1:{}", self.health_port)
     }
 
+    /// What its health endpoint answers.
+    pub fn get(&self, path: &str) -> String {
+        get(self.health_port, path)
+    }
+
     /// The value of a metric: the sum over the series of this name whose labels contain every one of `labels`.
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let text = get(self.health_port, "/metrics");
