@@ -1,5 +1,8 @@
 //! The shape of the commands; no behaviour.
 
+#[cfg(feature = "rotate")]
+pub mod rotation;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -21,8 +24,16 @@ pub struct Cli {
 pub enum Command {
     /// Run the KMS v2 plugin beside an API server.
     Serve(ServeArgs),
+    /// Bring everything under the current key, and prove that nothing is left on an older one.
+    #[cfg(feature = "rotate")]
+    RotateKeys(Box<rotation::RotateKeysArgs>),
+    /// Rewrite nothing: is anything left on an older key?
+    #[cfg(feature = "rotate")]
+    Verify(Box<rotation::VerifyArgs>),
     /// Tell what the running plugin holds.
     Status(StatusArgs),
+    /// Check configuration, machine and KEKs, and say the fix for what is wrong. Changes nothing.
+    Doctor(DoctorArgs),
     /// Create and change a local keyring file.
     #[command(subcommand)]
     Keyring(KeyringCommand),
@@ -46,6 +57,17 @@ pub struct ServeArgs {
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// The configuration file of the running plugin; says where its health endpoint is.
+    #[arg(long, env = "KUBE_ENVELOPE_CONFIG", default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// The form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: OutputFormat,
+}
+
+/// Arguments of `doctor`. Run it as the plugin's user, with the plugin's environment.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The configuration file.
     #[arg(long, env = "KUBE_ENVELOPE_CONFIG", default_value = DEFAULT_PATH)]
     pub config: PathBuf,
     /// The form of the answer.

@@ -15,6 +15,15 @@ use crate::kek::KekConfig;
 /// Where the configuration is looked for unless `--config` names another place.
 pub const DEFAULT_PATH: &str = "/etc/kube-envelope/config.yaml";
 
+/// Default of [`Config::socket`].
+pub const DEFAULT_SOCKET: &str = "/run/kube-envelope/kms.sock";
+
+/// Default of [`Config::state_dir`].
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/kube-envelope";
+
+/// Default of [`Config::health_listen`].
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:8380";
+
 /// The longest path of a unix socket in bytes: `sun_path` of unix(7), less its closing zero.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 const MAX_CLUSTER_BYTES: usize = 63;
@@ -129,16 +138,14 @@ impl Default for Health {
     }
 }
 
-const DEFAULT_LISTEN: &str = "127.0.0.1:8380";
-
 fn default_epoch() -> Spanned<u64> {
     unplaced(1)
 }
 fn default_socket() -> Spanned<PathBuf> {
-    unplaced("/run/kube-envelope/kms.sock".into())
+    unplaced(DEFAULT_SOCKET.into())
 }
 fn default_state_dir() -> Spanned<PathBuf> {
-    unplaced("/var/lib/kube-envelope".into())
+    unplaced(DEFAULT_STATE_DIR.into())
 }
 fn default_max_offline_age() -> Spanned<String> {
     unplaced("24h".into())

@@ -2,10 +2,22 @@
 //!
 //! A new kind touches this file and `Cargo.toml`, beside its own file under `kek/`.
 
+#[cfg(feature = "aws")]
+pub mod aws;
+#[cfg(feature = "azure")]
+pub mod azure;
 mod error;
+#[cfg(feature = "gcp")]
+pub mod gcp;
 pub mod guard;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod http;
 pub mod keyring;
+#[cfg(feature = "pkcs11")]
+pub mod pkcs11;
 pub mod set;
+#[cfg(feature = "transit")]
+pub mod transit;
 
 use std::fmt;
 
@@ -136,18 +148,29 @@ impl WrapContext {
 pub struct KekConfig {
     /// How logs, metrics and commands call it. Not stored anywhere; may change.
     pub name: String,
+    #[serde(default)]
     keyring: Option<keyring::KeyringConfig>,
+    #[cfg(feature = "aws")]
+    #[serde(default)]
+    aws_kms: Option<aws::AwsConfig>,
+    #[cfg(feature = "gcp")]
+    #[serde(default)]
+    gcp_kms: Option<gcp::GcpConfig>,
+    #[cfg(feature = "azure")]
+    #[serde(default)]
+    azure_key_vault: Option<azure::AzureConfig>,
+    #[cfg(feature = "transit")]
+    #[serde(default)]
+    transit: Option<transit::TransitConfig>,
+    #[cfg(feature = "pkcs11")]
+    #[serde(default)]
+    pkcs11: Option<pkcs11::Pkcs11Config>,
 }
 
 impl KekConfig {
-    /// A local keyring, for `serve --dev` and tests.
-    pub fn keyring(name: &str, file: std::path::PathBuf) -> Self {
-        Self { name: name.into(), keyring: Some(keyring::KeyringConfig { file }) }
-    }
-
     /// The kinds that this item has settings for; a valid one has exactly one.
     pub fn kinds(&self) -> Vec<&'static str> {
-        self.settings().map(|settings| settings.kind()).collect()
+        self.settings().map(KekSettings::kind).collect()
     }
 
     /// The kind of a valid item.
@@ -170,7 +193,19 @@ impl KekConfig {
     }
 
     fn settings(&self) -> impl Iterator<Item = &dyn KekSettings> {
-        let all: Vec<Option<&dyn KekSettings>> = vec![self.keyring.as_ref().map(|settings| settings as _)];
+        let all: [Option<&dyn KekSettings>; KINDS.len()] = [
+            self.keyring.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "aws")]
+            self.aws_kms.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "gcp")]
+            self.gcp_kms.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "azure")]
+            self.azure_key_vault.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "transit")]
+            self.transit.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "pkcs11")]
+            self.pkcs11.as_ref().map(|settings| settings as _),
+        ];
         all.into_iter().flatten()
     }
 }
@@ -184,6 +219,11 @@ pub trait KekSettings: Send + Sync {
     /// Problems that can be seen without asking a server: (field, problem and fix).
     fn problems(&self) -> Vec<(&'static str, String)>;
 
+    /// What works and could be better: (what is so, what to do). `doctor` tells it.
+    fn advice(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     /// Makes the KEK.
     async fn build(&self) -> Result<Box<dyn Kek>, KekError>;
 
@@ -193,6 +233,11 @@ pub trait KekSettings: Send + Sync {
 }
 
 impl KekConfig {
+    /// What works and could be better: (what is so, what to do).
+    pub fn advice(&self) -> Vec<(String, String)> {
+        self.settings().flat_map(KekSettings::advice).collect()
+    }
+
     /// Problems of this item that can be seen without asking a server: (field, problem and fix); the field is empty
     /// where the item itself is meant.
     pub fn problems(&self) -> Vec<(String, String)> {
@@ -216,4 +261,16 @@ impl KekConfig {
 }
 
 /// The kinds that this build knows, as the configuration names them.
-pub const KINDS: &[&str] = &["keyring"];
+pub const KINDS: &[&str] = &[
+    "keyring",
+    #[cfg(feature = "aws")]
+    "awsKms",
+    #[cfg(feature = "gcp")]
+    "gcpKms",
+    #[cfg(feature = "azure")]
+    "azureKeyVault",
+    #[cfg(feature = "transit")]
+    "transit",
+    #[cfg(feature = "pkcs11")]
+    "pkcs11",
+];

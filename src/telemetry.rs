@@ -6,7 +6,12 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram};
 use prometheus_client::registry::Registry;
-use tracing_subscriber::EnvFilter;
+use tracing::Subscriber;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::kek::KekCause;
 
@@ -211,7 +216,7 @@ impl Metrics {
         self.cached_deks.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// The metrics as OpenMetrics text, version 1.0.0.
+    /// The metrics as `OpenMetrics` text, version 1.0.0.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)
@@ -242,12 +247,25 @@ pub enum LogFormat {
     Json,
 }
 
+/// What is logged unless `RUST_LOG` says otherwise. The SDK of AWS tells of credentials at each renewal.
+const DEFAULT_FILTER: &str = "info,aws_config=warn";
+
 /// Sends log lines to standard error; `RUST_LOG` chooses what is logged, else `info`.
 pub fn start_logs(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => logs.with_ansi(false).init(),
-        LogFormat::Json => logs.json().init(),
-    }
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+    subscriber(format, filter, std::io::stderr).init();
+}
+
+/// What turns events into lines on `writer`. Whatever `filter` says, nothing below `debug` is logged: at `trace`
+/// the clients of key services print requests and answers, and it is theirs to leave a body with a DEK out.
+pub fn subscriber<W>(format: LogFormat, filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(false).boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(filter).with_filter(LevelFilter::DEBUG))
 }

@@ -34,7 +34,7 @@ const GRACE: Duration = Duration::from_millis(1500);
 const THREADS: usize = 2;
 
 /// Runs the command.
-pub fn run(args: ServeArgs) -> Result<Exit> {
+pub fn run(args: &ServeArgs) -> Result<Exit> {
     let (path, config) = match &args.dev {
         Some(folder) => dev::prepare(folder)?,
         None => (args.config.clone(), Config::load(&args.config)?),

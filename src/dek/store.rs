@@ -64,18 +64,18 @@ impl DekStore {
     /// Every DEK that is kept and readable.
     pub fn kept(&self) -> Vec<(DekId, WrappedDekSet)> {
         let Ok(files) = fs::read_dir(&self.folder) else { return Vec::new() };
-        files.flatten().filter_map(|file| self.kept_file(&file.path())).collect()
+        files.flatten().filter_map(|file| kept_file(&file.path())).collect()
     }
 
     /// The DEK, if it is kept and readable.
     pub fn find(&self, id: DekId) -> Option<WrappedDekSet> {
-        self.kept_file(&self.dek_file(id)).map(|(_, wrapped)| wrapped)
+        kept_file(&self.dek_file(id)).map(|(_, wrapped)| wrapped)
     }
 
     /// What this node adopted so far; `None` on a new node, and where the record is damaged.
     pub fn adopted(&self) -> Option<Adopted> {
         let file = self.folder.join(ADOPTED);
-        let record = self.read(&file)?;
+        let record = read(&file)?;
         let adopted = AdoptedRecord::decode(record.as_slice()).ok().and_then(|record| {
             Some(Adopted {
                 dek_id: DekId(record.dek_id.try_into().ok()?),
@@ -99,39 +99,6 @@ impl DekStore {
 
     fn dek_file(&self, id: DekId) -> PathBuf {
         self.folder.join(format!("{id}.{ENDING}"))
-    }
-
-    fn kept_file(&self, file: &Path) -> Option<(DekId, WrappedDekSet)> {
-        if file.extension()? != ENDING {
-            return None;
-        }
-        let id = hex::decode(file.file_stem()?.to_str()?).ok()?.try_into().ok().map(DekId)?;
-        match WrappedDekSet::decode(&self.read(file)?) {
-            Ok(wrapped) => Some((id, wrapped)),
-            Err(error) => {
-                set_aside(file, &error.to_string());
-                None
-            }
-        }
-    }
-
-    fn read(&self, file: &Path) -> Option<Vec<u8>> {
-        let bytes = match fs::read(file) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => {
-                warn!(file = %file.display(), %error, "state file cannot be read; going on without it");
-                return None;
-            }
-        };
-        let record = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(32));
-        match record {
-            Some((sum, record)) if sum == digest(&[record]) => Some(record.to_vec()),
-            _ => {
-                set_aside(file, "checksum does not match");
-                None
-            }
-        }
     }
 
     fn write(&self, file: &Path, record: &[u8]) -> io::Result<()> {
@@ -159,9 +126,47 @@ impl DekStore {
     }
 }
 
+fn kept_file(file: &Path) -> Option<(DekId, WrappedDekSet)> {
+    if file.extension()? != ENDING {
+        return None;
+    }
+    let id = hex::decode(file.file_stem()?.to_str()?).ok()?.try_into().ok().map(DekId)?;
+    match WrappedDekSet::decode(&read(file)?) {
+        Ok(wrapped) => Some((id, wrapped)),
+        Err(error) => {
+            set_aside(file, &error.to_string());
+            None
+        }
+    }
+}
+
+/// A record whose checksum is right.
+fn read(file: &Path) -> Option<Vec<u8>> {
+    let bytes = match fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            warn!(file = %file.display(), %error, "state file cannot be read; going on without it");
+            return None;
+        }
+    };
+    let record = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(32));
+    match record {
+        Some((sum, record)) if sum == digest(&[record]) => Some(record.to_vec()),
+        _ => {
+            set_aside(file, "checksum does not match");
+            None
+        }
+    }
+}
+
 /// Whether others may read or change the folder: reported, not fatal, as nothing in it is secret.
 pub fn is_private(folder: &Path) -> bool {
-    fs::metadata(folder).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 == 0)
+    fs::metadata(folder).is_ok_and(|metadata| !others_may(metadata.permissions().mode()))
+}
+
+fn others_may(mode: u32) -> bool {
+    mode & 0o077 != 0
 }
 
 fn set_aside(file: &Path, problem: &str) {

@@ -22,7 +22,7 @@ use crate::dek::store::Adopted;
 use crate::envelope::WrappedDekSet;
 use crate::generation::{Generation, Serving, Trouble};
 use crate::kek::set::{Answer, KekSet};
-use crate::kek::{KekCause, KekVersion, Lineage, WrapContext};
+use crate::kek::{KekCause, KekError, KekVersion, Lineage, WrapContext};
 use crate::key_id::KeyId;
 use crate::telemetry::Metrics;
 
@@ -85,6 +85,8 @@ pub struct Refresh {
     proven: Option<Instant>,
     /// The first and the last denial in a row.
     denials: HashMap<(Lineage, Probe), (Instant, Instant)>,
+    /// What was logged of each KEK's failure, until it answers well again.
+    failures: HashMap<(Lineage, Probe), String>,
     /// DEKs in the store that no KEK will unwrap again.
     hopeless: HashSet<DekId>,
 }
@@ -111,6 +113,7 @@ impl Refresh {
             adopted: adopted.map(|adopted| adopted.key_ids).unwrap_or_default(),
             proven: None,
             denials: HashMap::new(),
+            failures: HashMap::new(),
             hopeless: HashSet::new(),
         }
     }
@@ -251,13 +254,14 @@ impl Refresh {
             let key = (answer.lineage, probe);
             match &answer.result {
                 Ok(_) => {
+                    self.failures.remove(&key);
                     self.denials.remove(&key);
                     if !self.denials.contains_key(&(answer.lineage, Probe::Unwrap)) {
                         self.service.cache().contact(answer.lineage);
                     }
                 }
                 Err(error) => {
-                    warn!(kek = answer.name, ?probe, error = error.chain(), "KEK did not answer well");
+                    self.log_failure(answer.lineage, &answer.name, probe, error);
                     match error.cause() {
                         KekCause::Denied => {
                             let now = Instant::now();
@@ -270,6 +274,15 @@ impl Refresh {
                     }
                 }
             }
+        }
+    }
+
+    /// Logs a failure once, not at every turn that finds it unchanged.
+    fn log_failure(&mut self, lineage: Lineage, name: &str, probe: Probe, error: &KekError) {
+        let text = error.chain();
+        if self.failures.get(&(lineage, probe)) != Some(&text) {
+            warn!(kek = name, ?probe, error = text, "KEK did not answer well");
+            self.failures.insert((lineage, probe), text);
         }
     }
 
@@ -294,9 +307,10 @@ impl Refresh {
         let silent = answers.iter().all(|answer| answer.result.is_err());
         let trouble = trouble.map(|reason| if silent { Trouble::Coasting(reason) } else { Trouble::Degraded(reason) });
         if trouble != *before {
-            match &trouble {
-                Some(trouble) => warn!(?trouble, "serving goes on"),
-                None => info!("all KEKs answer again"),
+            if let Some(trouble) = &trouble {
+                warn!(?trouble, "serving goes on");
+            } else {
+                info!("all KEKs answer again");
             }
             self.service.publish(Serving::Ready { generation: generation.clone(), trouble });
         }
@@ -318,7 +332,7 @@ impl Refresh {
                 Ok(version) => (Some(version.version.clone()), Some(jiff::Timestamp::now())),
                 Err(_) => last.map_or((None, None), |last| (last.version.clone(), last.last_contact)),
             };
-            let error = answer.result.as_ref().err().map(crate::kek::KekError::chain);
+            let error = answer.result.as_ref().err().map(KekError::chain);
             KekHealth { name: answer.name.clone(), lineage: answer.lineage, version, last_contact, error }
         });
         self.health.store(Arc::new(health.collect()));

@@ -81,7 +81,7 @@ impl Process {
     /// SIGTERM, and waits for the end.
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
-        self.wait(Duration::from_secs(60))
+        self.wait(Duration::from_mins(1))
     }
 
     /// Sends a signal.

@@ -1,0 +1,131 @@
+//! `doctor`: checks the configuration, this machine and each KEK, with a throw-away DEK, and says the fix for what
+//! is wrong. Changes nothing: no file is written, no socket taken, no KEK rotated.
+
+mod host;
+mod keks;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use comfy_table::Table;
+use serde::Serialize;
+
+use super::{Exit, block_on};
+use crate::cli::{DoctorArgs, OutputFormat};
+use crate::config::Config;
+
+/// What one check found.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Finding {
+    /// What was checked: `socket`, or a KEK and what it was asked.
+    check: String,
+    result: Outcome,
+    /// What is so, or what is wrong.
+    detail: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fix: Option<String>,
+    /// How long the KEK took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    milliseconds: Option<u128>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Outcome {
+    Ok,
+    /// Works, and could be better.
+    Advice,
+    /// Cannot be said, because an earlier check failed.
+    Skipped,
+    Failed,
+}
+
+impl Finding {
+    fn ok(check: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { check: check.into(), result: Outcome::Ok, detail: detail.into(), fix: None, milliseconds: None }
+    }
+
+    fn advice(check: impl Into<String>, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { result: Outcome::Advice, fix: Some(fix.into()), ..Self::ok(check, detail) }
+    }
+
+    fn skipped(check: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { result: Outcome::Skipped, ..Self::ok(check, detail) }
+    }
+
+    fn failed(check: impl Into<String>, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { result: Outcome::Failed, fix: Some(fix.into()), ..Self::ok(check, detail) }
+    }
+
+    fn after(self, time: Duration) -> Self {
+        Self { milliseconds: Some(time.as_millis()), ..self }
+    }
+}
+
+/// Runs the command. A check that failed is [`Exit::Error`]; a configuration that cannot be read is an error of
+/// its own, with all places that are wrong.
+pub fn run(args: &DoctorArgs) -> Result<Exit> {
+    let config = Config::load(&args.config)?;
+    let mut findings = vec![Finding::ok("configuration", format!("{} is well-formed", args.config.display()))];
+    findings.extend(host::check(&config));
+    findings.extend(block_on(async { Ok(keks::check(&config).await) })?);
+    match args.output {
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&report(&config, &findings))?),
+        OutputFormat::Table => print(&config, &findings),
+    }
+    let failed = findings.iter().any(|finding| finding.result == Outcome::Failed);
+    Ok(if failed { Exit::Error } else { Exit::Done })
+}
+
+fn report(config: &Config, findings: &[Finding]) -> serde_json::Value {
+    let settings: serde_json::Map<_, _> =
+        settings(config).into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    serde_json::json!({ "settings": settings, "checks": findings })
+}
+
+/// The settings as they are in force, defaults included.
+fn settings(config: &Config) -> Vec<(&'static str, String)> {
+    let duration = |duration: Duration| humantime::format_duration(duration).to_string();
+    let uids: Vec<_> = config.allowed_uids.iter().map(ToString::to_string).collect();
+    vec![
+        ("cluster", config.cluster.clone()),
+        ("epoch", config.epoch.to_string()),
+        ("socket", config.socket.display().to_string()),
+        ("allowedUids", if uids.is_empty() { "own, root".into() } else { format!("own, root, {}", uids.join(", ")) }),
+        ("stateDir", config.state_dir.display().to_string()),
+        ("maxOfflineAge", duration(config.max_offline_age)),
+        ("refreshInterval", duration(config.refresh_interval)),
+        ("proveInterval", duration(config.prove_interval)),
+        ("health.listen", config.health_listen.to_string()),
+    ]
+}
+
+fn print(config: &Config, findings: &[Finding]) {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(["SETTING", "IN FORCE"]);
+    for (name, value) in settings(config) {
+        table.add_row([name, &value]);
+    }
+    println!("{}\n", table.trim_fmt());
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(["CHECK", "RESULT", "TIME", "DETAIL"]);
+    for Finding { check, result, detail, milliseconds, .. } in findings {
+        let result = match result {
+            Outcome::Ok => "ok",
+            Outcome::Advice => "advice",
+            Outcome::Skipped => "-",
+            Outcome::Failed => "FAILED",
+        };
+        let time = milliseconds.map_or("-".into(), |time| format!("{time} ms"));
+        table.add_row([check.as_str(), result, &time, detail]);
+    }
+    println!("{}", table.trim_fmt());
+    // A table cell would break a command to be copied.
+    for Finding { check, fix, .. } in findings {
+        if let Some(fix) = fix {
+            println!("\n{check}: {fix}");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Asks each KEK for all that the plugin will ask of it, under the same deadline and retries.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::future::join_all;
+
+use super::Finding;
+use crate::config::Config;
+use crate::crypto::seal::dek_id;
+use crate::crypto::secret::Dek;
+use crate::kek::guard::GuardedKek;
+use crate::kek::{KekCause, KekConfig, KekError, Lineage, WrapContext};
+use crate::telemetry::Metrics;
+
+/// Checks all KEKs, all at once.
+pub(super) async fn check(config: &Config) -> Vec<Finding> {
+    let active = config.keks.iter().map(|kek| check_one(&config.cluster, kek, true));
+    let retired = config.retired.iter().map(|kek| check_one(&config.cluster, kek, false));
+    let (active, retired) = futures::future::join(join_all(active), join_all(retired)).await;
+    let mut seen = HashMap::new();
+    let mut findings = Vec::new();
+    for (kek, (lineage, found)) in config.keks.iter().chain(&config.retired).zip(active.into_iter().chain(retired)) {
+        findings.extend(found);
+        let former = lineage.and_then(|lineage: Lineage| seen.insert(lineage, &kek.name));
+        if let Some(former) = former {
+            findings.push(Finding::failed(
+                format!("KEK {}", kek.name),
+                format!("is the same KEK as {former}: a wrap of one cannot be told from the other's"),
+                "list each KEK once; for failover name another key",
+            ));
+        }
+    }
+    findings
+}
+
+async fn check_one(cluster: &str, config: &KekConfig, wraps: bool) -> (Option<Lineage>, Vec<Finding>) {
+    let check = |what: &str| format!("KEK {}: {what}", config.name);
+    let mut findings: Vec<_> =
+        config.advice().into_iter().map(|(about, advice)| Finding::advice(check("settings"), about, advice)).collect();
+    let kek = match config.build().await {
+        Ok(kek) => GuardedKek::new(config.name.clone(), kek, Arc::new(Metrics::new())),
+        Err(error) => {
+            findings.push(failed(check("settings"), &error));
+            return (None, findings);
+        }
+    };
+    let started = Instant::now();
+    let version = kek.version().await;
+    // Whatever else keeps a KEK from telling its version keeps it from wrapping; a permission is one of several.
+    let goes_on = version.as_ref().err().is_none_or(|error| error.cause() == KekCause::Denied);
+    let finding = match version {
+        Ok(version) => Finding::ok(check("version"), version.version),
+        Err(error) if wraps => failed(check("version"), &error),
+        // A retired KEK need not have an active version; what it wrapped must open.
+        Err(error) => Finding::advice(check("version"), error.chain(), "make sure that what it wrapped still opens"),
+    };
+    findings.push(finding.after(started.elapsed()));
+    if wraps && goes_on {
+        findings.extend(prove(cluster, &kek, check).await);
+    } else if wraps {
+        findings.push(Finding::skipped(check("wrap, unwrap"), "not tried, as the version cannot be read"));
+    }
+    (Some(kek.lineage()), findings)
+}
+
+/// Wraps a throw-away DEK and unwraps it again.
+async fn prove(cluster: &str, kek: &GuardedKek, check: impl Fn(&str) -> String) -> Vec<Finding> {
+    let dek = Dek::generate(&mut rand::rng());
+    let context = WrapContext { cluster: cluster.to_owned(), dek_id: dek_id(&dek) };
+    let started = Instant::now();
+    let wrapped = match kek.wrap(&dek, &context).await {
+        Ok(wrapped) => wrapped,
+        Err(error) => {
+            let skipped = Finding::skipped(check("unwrap"), "nothing was wrapped that could be unwrapped");
+            return vec![failed(check("wrap"), &error).after(started.elapsed()), skipped];
+        }
+    };
+    let wrap = Finding::ok(check("wrap"), format!("{} bytes to be stored with every object", wrapped.blob.len()));
+    let wrap = wrap.after(started.elapsed());
+    let started = Instant::now();
+    let unwrap = match kek.unwrap(&wrapped, &context).await {
+        Ok(unwrapped) if dek_id(&unwrapped.dek) == context.dek_id => {
+            Finding::ok(check("unwrap"), "gave the same DEK back")
+        }
+        Ok(_) => Finding::failed(
+            check("unwrap"),
+            "gave another DEK than was wrapped",
+            "do not use this KEK; check that what answers is the service it should be",
+        ),
+        Err(error) => failed(check("unwrap"), &error),
+    };
+    vec![wrap, unwrap.after(started.elapsed())]
+}
+
+fn failed(check: String, error: &KekError) -> Finding {
+    let fix = match error.cause() {
+        KekCause::Unavailable => "check the way from this machine to the service: address, DNS, firewall, certificate",
+        KekCause::Throttled => "wait, or have the quota raised; refreshInterval may be lengthened",
+        KekCause::Unauthenticated => "renew the credentials, and check this machine's clock",
+        KekCause::Denied => "grant the permission that is named, or bring the key into a usable state",
+        KekCause::UnknownVersion => "find out who changed the key's versions",
+        KekCause::Rejected => "check that key and service are the ones that are meant",
+        KekCause::Misconfigured => "change the setting that is named",
+    };
+    Finding::failed(check, error.chain(), fix)
+}

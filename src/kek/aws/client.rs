@@ -1,0 +1,126 @@
+//! The KMS client: Region, endpoint, time limits. Retries are `guard`'s, credentials have their own file.
+
+use std::path::Path;
+use std::time::Duration;
+
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::identity::IdentityCache;
+use aws_config::meta::region::ProvideRegion;
+use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_kms::Client;
+use aws_sdk_kms::config::interceptors::BeforeDeserializationInterceptorContextMut;
+use aws_sdk_kms::config::{ConfigBag, Intercept, RuntimeComponents, StalledStreamProtectionConfig};
+use aws_sdk_kms::error::BoxError;
+use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
+use aws_smithy_types::body::SdkBody;
+use http_body_util::Limited;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::super::KekError;
+use super::AwsConfig;
+use super::credentials::Credentials;
+use super::key::KeyName;
+
+/// Time limits of one attempt; the guard's deadline spans them all.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The longest answer that is read. The longest that KMS sends describes a key: some 2 KiB.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// The Region to ask in: as configured, of the ARN, of environment or profile. The instance metadata are not
+/// asked: a KEK is built without a network.
+pub(super) async fn region(config: &AwsConfig, key: &KeyName) -> Result<Region, KekError> {
+    if let Some(region) = config.region.as_deref().or(key.region()) {
+        return Ok(Region::new(region.to_owned()));
+    }
+    if let Some(region) = EnvironmentVariableRegionProvider::new().region().await {
+        return Ok(region);
+    }
+    let mut profile = ProfileFileRegionProvider::builder();
+    if let Some(name) = &config.profile {
+        profile = profile.profile_name(name);
+    }
+    profile.build().region().await.ok_or_else(|| {
+        KekError::misconfigured(format!("no Region for {key}; write the key's ARN, or set region beside it"))
+    })
+}
+
+/// The client. It reads configuration files and asks nobody.
+pub(super) async fn kms(config: &AwsConfig, region: Region, credentials: &Credentials) -> Result<Client, KekError> {
+    let time_limits = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(ATTEMPT_TIMEOUT)
+        .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+        .build();
+    let shared = aws_config::defaults(BehaviorVersion::latest())
+        .region(region)
+        .credentials_provider(credentials.provider())
+        // They are cached, renewed and dropped where they are loaded.
+        .identity_cache(IdentityCache::no_cache())
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(time_limits)
+        // Would wait 5 s for what an attempt's time limit ends after 1 s.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .load()
+        .await;
+    let mut builder = aws_sdk_kms::config::Builder::from(&shared).interceptor(LimitAnswer);
+    if let Some(endpoint) = &config.endpoint {
+        builder = builder.endpoint_url(endpoint);
+    }
+    if let Some(file) = &config.ca_file {
+        let context = TlsContext::builder().with_trust_store(trust_store(file)?).build();
+        let context = context.map_err(|error| KekError::misconfigured("TLS cannot be set up").with_source(error))?;
+        let http = aws_smithy_http_client::Builder::new()
+            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
+            .tls_context(context);
+        builder = builder.http_client(http.build_https());
+    }
+    Ok(Client::from_conf(builder.build()))
+}
+
+/// The certificates of `file`, checked here: the SDK would panic over a bad one.
+fn trust_store(file: &Path) -> Result<TrustStore, KekError> {
+    let name = file.display();
+    let pem = std::fs::read(file)
+        .map_err(|error| KekError::misconfigured(format!("cannot read caFile {name}")).with_source(error))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate =
+            certificate.map_err(|error| KekError::misconfigured(format!("{name} is not PEM")).with_source(error))?;
+        roots.add(certificate).map_err(|error| {
+            KekError::misconfigured(format!("{name} holds what is no CA certificate")).with_source(error)
+        })?;
+    }
+    if roots.is_empty() {
+        return Err(KekError::misconfigured(format!("{name} holds no certificate; it must be PEM")));
+    }
+    Ok(TrustStore::empty().with_pem_certificate(pem))
+}
+
+/// Stops reading an answer that is longer than any of KMS's, whatever length it announces.
+#[derive(Debug)]
+struct LimitAnswer;
+
+impl Intercept for LimitAnswer {
+    fn name(&self) -> &'static str {
+        "LimitAnswer"
+    }
+
+    fn modify_before_deserialization(
+        &self,
+        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let body = context.response_mut().body_mut();
+        let unlimited = std::mem::replace(body, SdkBody::taken());
+        *body = SdkBody::from_body_1_x(Limited::new(unlimited, MAX_ANSWER_BYTES));
+        Ok(())
+    }
+}

@@ -1,0 +1,279 @@
+//! Every answer and failure of AWS → [`KekError`]; the only place that knows AWS's error codes.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use aws_sdk_kms::config::http::HttpResponse;
+use aws_sdk_kms::error::{ConnectorError, ProvideErrorMetadata, SdkError};
+use aws_sdk_kms::operation::RequestId;
+use jiff::{SignedDuration, Timestamp};
+
+use super::super::{KekCause, KekError};
+
+/// What KMS was asked, by the name that IAM policies know it by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    DescribeKey,
+    Encrypt,
+    Decrypt,
+    RotateKeyOnDemand,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "kms:{self:?}")
+    }
+}
+
+/// A call: what was asked, of which key, and whether the key is looked for by an alias.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call<'a> {
+    pub(super) action: Action,
+    pub(super) key: &'a str,
+    pub(super) by_alias: bool,
+}
+
+/// What a server that is not content answers: the parts that are fit to be kept. The raw answer is dropped,
+/// since one that cannot be read may hold a DEK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Answer {
+    status: u16,
+    code: String,
+    message: String,
+    request_id: Option<String>,
+    retry_after: Option<Duration>,
+    /// How far this machine's clock is ahead of the server's.
+    skew: Option<SignedDuration>,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", if self.code.is_empty() { "no error code" } else { &self.code })?;
+        if !self.message.is_empty() {
+            write!(f, ": {}", self.message)?;
+        }
+        match &self.request_id {
+            Some(id) => write!(f, " (HTTP {}, request {id})", self.status),
+            None => write!(f, " (HTTP {})", self.status),
+        }
+    }
+}
+
+impl Error for Answer {}
+
+/// AWS's own limit is 5 minutes; from here on the clock is named as the likely reason.
+const SKEW_WORTH_NAMING: SignedDuration = SignedDuration::from_mins(4);
+
+/// Maps a failed call.
+pub(super) fn kek_error<E>(call: Call<'_>, error: SdkError<E, HttpResponse>) -> KekError
+where
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+{
+    match error {
+        SdkError::ServiceError(context) => answered(call, Answer::of(context.err(), context.raw())),
+        SdkError::ResponseError(context) => answered_unreadably(call, context.raw()),
+        SdkError::TimeoutError(_) => KekError::unavailable(format!("{} was not answered in time", call.action)),
+        SdkError::DispatchFailure(failure) => match failure.as_connector_error() {
+            Some(connector) => not_reached(call, connector),
+            None => KekError::unavailable(format!("{} could not be sent", call.action)),
+        },
+        SdkError::ConstructionFailure(_) => KekError::misconfigured(format!(
+            "{} could not be made into a request; check region and endpoint",
+            call.action
+        ))
+        .with_source(aws_sdk_kms::error::DisplayErrorContext(error).to_string()),
+        other => KekError::unmapped(aws_sdk_kms::error::DisplayErrorContext(other)),
+    }
+}
+
+/// The code that AWS gave, of an error made here.
+pub(super) fn aws_code(error: &KekError) -> Option<&str> {
+    error.source()?.downcast_ref::<Answer>().map(|answer| answer.code.as_str())
+}
+
+fn not_reached(call: Call<'_>, connector: &ConnectorError) -> KekError {
+    // The innermost cause says it best: "connection refused", "invalid peer certificate: UnknownIssuer".
+    let mut innermost: &dyn Error = connector;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    KekError::unavailable(format!("AWS KMS was not reached for {}", call.action)).with_source(innermost.to_string())
+}
+
+fn answered(call: Call<'_>, answer: Answer) -> KekError {
+    match cause(call, &answer) {
+        Some(cause) => KekError::new(cause, describe(call, cause, &answer)),
+        None => KekError::unmapped(format!("{} on {}", call.action, call.key)),
+    }
+    .with_retry_after(answer.retry_after)
+    .with_source(answer)
+}
+
+fn answered_unreadably(call: Call<'_>, raw: &HttpResponse) -> KekError {
+    let answer = Answer::without_body(raw);
+    match answer.status {
+        200..300 => KekError::unavailable(format!(
+            "the answer to {} was cut off, too long, or not from AWS KMS; check endpoint and proxies",
+            call.action
+        )),
+        _ => answered(call, answer),
+    }
+}
+
+impl Answer {
+    fn of<E: ProvideErrorMetadata>(error: &E, raw: &HttpResponse) -> Self {
+        Self {
+            code: error.code().unwrap_or_default().to_owned(),
+            message: error.message().unwrap_or_default().to_owned(),
+            request_id: error.meta().request_id().map(str::to_owned),
+            ..Self::without_body(raw)
+        }
+    }
+
+    fn without_body(raw: &HttpResponse) -> Self {
+        let header = |name| raw.headers().get(name);
+        Self {
+            status: raw.status().as_u16(),
+            code: String::new(),
+            message: String::new(),
+            request_id: None,
+            retry_after: header("retry-after").and_then(|value| value.parse().ok()).map(Duration::from_secs),
+            skew: header("date").and_then(clock_skew),
+        }
+    }
+}
+
+fn clock_skew(date: &str) -> Option<SignedDuration> {
+    let server = jiff::fmt::rfc2822::parse(date).ok()?.timestamp();
+    Some(Timestamp::now().duration_since(server))
+}
+
+/// `None` for what no mapping knows.
+#[expect(clippy::match_same_arms, reason = "each group has its own reason")]
+fn cause(call: Call<'_>, answer: &Answer) -> Option<KekCause> {
+    let cause = match answer.code.as_str() {
+        // Of a rotation it means that the key has had its share of them; of all else, too many calls.
+        "LimitExceededException" if call.action == Action::RotateKeyOnDemand => KekCause::Misconfigured,
+        "ThrottlingException"
+        | "Throttling"
+        | "LimitExceededException"
+        | "RequestLimitExceeded"
+        | "TooManyRequestsException" => KekCause::Throttled,
+        "KMSInternalException"
+        | "DependencyTimeoutException"
+        | "KeyUnavailableException"
+        | "InternalFailure"
+        | "InternalServerError"
+        | "ServiceUnavailable"
+        | "ServiceUnavailableException"
+        | "RequestTimeout"
+        | "RequestTimeoutException"
+        | "ConflictException" => KekCause::Unavailable,
+        "AccessDeniedException" | "AccessDenied" | "DisabledException" => KekCause::Denied,
+        // Also said of a key store that is disconnected just now: only what stays is definite.
+        "KMSInvalidStateException" if says_final_state(&answer.message) => KekCause::Denied,
+        "KMSInvalidStateException" => KekCause::Unavailable,
+        // An alias can be removed by mistake while its key and all that it wrapped are well.
+        "NotFoundException" if call.by_alias => match call.action {
+            Action::Decrypt => KekCause::UnknownVersion,
+            _ => KekCause::Misconfigured,
+        },
+        "NotFoundException" => KekCause::Denied,
+        "InvalidCiphertextException" | "IncorrectKeyException" => KekCause::Rejected,
+        "ExpiredTokenException"
+        | "ExpiredToken"
+        | "UnrecognizedClientException"
+        | "InvalidClientTokenId"
+        | "InvalidAccessKeyId"
+        | "InvalidSignatureException"
+        | "SignatureDoesNotMatch"
+        | "IncompleteSignature"
+        | "IncompleteSignatureException"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException"
+        | "RequestExpired"
+        | "RequestTimeTooSkewed" => KekCause::Unauthenticated,
+        "InvalidArnException"
+        | "InvalidKeyUsageException"
+        | "InvalidGrantTokenException"
+        | "UnsupportedOperationException"
+        | "UnknownOperationException"
+        | "ValidationException"
+        | "ValidationError" => KekCause::Misconfigured,
+        _ => match answer.status {
+            429 => KekCause::Throttled,
+            // The client follows no redirect: whoever answers here is not AWS KMS.
+            300..400 => KekCause::Misconfigured,
+            500.. => KekCause::Unavailable,
+            _ => return None,
+        },
+    };
+    Some(cause)
+}
+
+fn says_final_state(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    [
+        "pending deletion",
+        "pendingdeletion",
+        "pending replica deletion",
+        "pendingreplicadeletion",
+        "pending import",
+        "pendingimport",
+    ]
+    .iter()
+    .any(|state| message.contains(state))
+}
+
+/// What failed on what, and the fix.
+fn describe(call: Call<'_>, cause: KekCause, answer: &Answer) -> String {
+    let Call { action, key, .. } = call;
+    match (cause, answer.code.as_str()) {
+        (KekCause::Throttled, _) => format!("{action} was asked too often in this account and Region"),
+        (KekCause::Denied, "AccessDeniedException" | "AccessDenied") => {
+            format!("no permission for {action} on {key}; allow it in the key policy or the role's policy")
+        }
+        (KekCause::Denied, "DisabledException") => format!("{key} is disabled; enable it with kms:EnableKey"),
+        (KekCause::Denied, "NotFoundException") => {
+            format!("{key} does not exist: it was deleted, or account, Region or id are wrong")
+        }
+        (KekCause::Denied, _) => format!("the state of {key} forbids {action}"),
+        (KekCause::UnknownVersion, _) => format!("the key {key}, to which the alias once pointed, does not exist"),
+        (KekCause::Rejected, _) => {
+            format!("{key} does not open this data: they are damaged, or made by another key or for another context")
+        }
+        (KekCause::Unauthenticated, _) => not_accepted(answer),
+        (KekCause::Misconfigured, code) => wrong_setting(call, code, answer.status),
+        (KekCause::Unavailable, _) => format!("AWS KMS could not do {action} on {key} just now"),
+    }
+}
+
+fn not_accepted(answer: &Answer) -> String {
+    match answer.skew {
+        Some(skew) if skew.abs() > SKEW_WORTH_NAMING => {
+            let direction = if skew.is_positive() { "ahead of" } else { "behind" };
+            format!("this machine's clock is {} s {direction} AWS's; set it right (NTP)", skew.abs().as_secs())
+        }
+        _ => "AWS does not accept the credentials; renew them".into(),
+    }
+}
+
+fn wrong_setting(Call { action, key, .. }: Call<'_>, code: &str, status: u16) -> String {
+    match (action, code) {
+        (Action::RotateKeyOnDemand, "LimitExceededException") => format!(
+            "{key} has used up its on-demand rotations; enable automatic rotation, or make a new key and list it \
+             beside this one"
+        ),
+        (Action::RotateKeyOnDemand, "UnsupportedOperationException") => format!(
+            "{key} cannot be rotated on demand: rotate a replica by its primary key's Region, give a key with \
+             imported material its new material first, and replace a key of a custom key store by a new one"
+        ),
+        (_, "NotFoundException") => format!("the alias {key} points to no key in this account and Region"),
+        (_, "InvalidKeyUsageException") => format!("{key} is not a symmetric encryption key; make one"),
+        (_, "") => {
+            format!("HTTP {status} in place of an answer to {action}; check endpoint: redirects are not followed")
+        }
+        _ => format!("AWS KMS refuses {action} on {key} as it was asked; check key, region and endpoint"),
+    }
+}

@@ -1,0 +1,125 @@
+//! The HTTP client of the KEKs that are asked by REST: time limits, trust, a limit on what is read, no redirects.
+//! What an answer means is for each kind's own mapping.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use reqwest::header::HeaderMap;
+use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client, ClientBuilder, Request};
+use zeroize::Zeroizing;
+
+use super::KekError;
+
+/// The time to have a connection.
+const CONNECT: Duration = Duration::from_millis(700);
+/// The time for one request, from connecting to the last byte: two of them fit into the guard's deadline.
+const ATTEMPT: Duration = Duration::from_secs(1);
+/// The same where a person waits and nothing may be done twice: an HSM takes its time to make a key.
+const PATIENT: Duration = Duration::from_secs(30);
+/// How long an idle connection is kept: longer than the pause between two refreshes.
+const IDLE: Duration = Duration::from_secs(90);
+/// The most that is read of an answer; a key's description and a wrapped DEK are far below.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// What came back: whatever its status, but whole and small.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Zeroizing<Vec<u8>>,
+}
+
+/// Whom to trust and where to connect.
+#[derive(Default)]
+pub(super) struct Reach<'a> {
+    /// PEM file with the only authorities to trust, instead of the system's.
+    pub(super) ca_file: Option<&'a Path>,
+    /// A host name that is not looked up, and its address.
+    pub(super) pinned: Option<(&'a str, SocketAddr)>,
+    /// For the `rotate-keys` command, which the guard's deadline does not bind.
+    pub(super) patient: bool,
+}
+
+/// Makes the client. Follows no redirect and uses no proxy.
+pub(super) fn client(reach: &Reach) -> Result<Client, KekError> {
+    let mut builder = ClientBuilder::new()
+        .connect_timeout(CONNECT)
+        .timeout(if reach.patient { PATIENT } else { ATTEMPT })
+        .pool_idle_timeout(IDLE)
+        .redirect(Policy::none())
+        .no_proxy();
+    if let Some(file) = reach.ca_file {
+        builder = builder.tls_certs_only(certificates(file)?);
+    }
+    if let Some((host, address)) = reach.pinned {
+        builder = builder.resolve(host, address);
+    }
+    builder.build().map_err(|error| {
+        KekError::misconfigured("cannot set up TLS; install the system's CA certificates or set caFile")
+            .with_source(error)
+    })
+}
+
+/// Reads the certificates of a caFile.
+pub(super) fn certificates(file: &Path) -> Result<Vec<Certificate>, KekError> {
+    let name = file.display();
+    let pem = std::fs::read(file)
+        .map_err(|error| KekError::misconfigured(format!("cannot read caFile {name}")).with_source(error))?;
+    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| {
+        KekError::misconfigured(format!("caFile {name} does not hold PEM certificates")).with_source(error)
+    })?;
+    if certificates.is_empty() {
+        return Err(KekError::misconfigured(format!("caFile {name} holds no certificate")));
+    }
+    Ok(certificates)
+}
+
+/// Sends `request` once and reads the answer.
+///
+/// # Errors
+/// `Unavailable` when there is no whole answer of a bearable size.
+pub(super) async fn send(client: &Client, request: Request) -> Result<Answer, KekError> {
+    let host = request.url().host_str().unwrap_or_default().to_owned();
+    let mut response = client.execute(request).await.map_err(|error| no_answer(&host, error))?;
+    let status = response.status().as_u16();
+    let headers = std::mem::take(response.headers_mut());
+    // Never grown while it fills: growing would leave copies of a DEK behind.
+    let mut body = Zeroizing::new(Vec::with_capacity(MAX_ANSWER_BYTES));
+    while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(&host, error))? {
+        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            return Err(KekError::unavailable(format!("{host} answered with more than {MAX_ANSWER_BYTES} bytes")));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Answer { status, headers, body })
+}
+
+fn no_answer(host: &str, error: reqwest::Error) -> KekError {
+    let what = if is_untrusted(&error) {
+        "the TLS certificate is not to be trusted; check that nobody is in between, or set caFile"
+    } else if error.is_timeout() {
+        "no answer in time"
+    } else if error.is_connect() {
+        "cannot connect"
+    } else {
+        "the connection broke"
+    };
+    // The address may hold names of keys and tenants; the host is told anyway.
+    KekError::unavailable(format!("{host}: {what}")).with_source(error.without_url())
+}
+
+/// An `io::Error` gives as source what its content has as source, and not its content.
+fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
+    let content = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))
+        || content.is_some_and(|content| is_untrusted(content))
+        || error.source().is_some_and(is_untrusted)
+}
+
+/// The pause that a `Retry-After` header in seconds asks for.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}

@@ -1,0 +1,340 @@
+//! The keyring file: its content, its checks, and how it is written. Knows nothing of KEKs beside their errors.
+//!
+//! The file is JSON: `{"format":1,"id":…,"versions":[{"id":…,"state":…,"created":…,"key":base64}]}`.
+//! It is replaced by rename, never overwritten in place.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use rand::CryptoRng;
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::crypto::seal::key_fingerprint;
+use crate::kek::{KekCause, KekError, KekVersion, Lineage};
+
+/// The content of a keyring file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keyring {
+    format: u32,
+    id: String,
+    versions: Vec<Version>,
+}
+
+/// One version in a keyring file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Version {
+    /// Fingerprint of the key, hex.
+    pub id: String,
+    /// What it may be used for.
+    pub state: VersionState,
+    /// When it was made.
+    pub created: jiff::Timestamp,
+    pub(super) key: KeyBytes,
+}
+
+/// What a version may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VersionState {
+    /// Opens, and is not yet used to wrap: being copied to all nodes.
+    Pending,
+    /// Wraps and opens; exactly one.
+    Active,
+    /// Only opens.
+    Retired,
+}
+
+impl std::fmt::Display for VersionState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Pending => "pending",
+            Self::Active => "active",
+            Self::Retired => "retired",
+        })
+    }
+}
+
+const FORMAT: u32 = 1;
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+impl Keyring {
+    /// A new keyring with one active version.
+    pub fn create(rng: &mut impl CryptoRng) -> Self {
+        let mut id = [0; 16];
+        rng.fill_bytes(&mut id);
+        let mut keyring = Self { format: FORMAT, id: hex::encode(id), versions: Vec::new() };
+        keyring.add(rng);
+        keyring.versions[0].state = VersionState::Active;
+        keyring
+    }
+
+    /// Reads and checks a keyring file.
+    ///
+    /// # Errors
+    /// [`KekCause::Misconfigured`], naming the file and the fix, when it is absent, readable by others, or not a
+    /// keyring; [`KekCause::Unavailable`] when it cannot be read just now.
+    pub fn read(file: &Path) -> Result<Self, KekError> {
+        let name = file.display();
+        let mut handle = fs::File::open(file).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => KekError::misconfigured(format!(
+                "keyring file {name} does not exist; make it with: kube-envelope keyring create {name}"
+            )),
+            _ => KekError::unavailable(format!("cannot open keyring file {name}")).with_source(error),
+        })?;
+        let metadata = handle
+            .metadata()
+            .map_err(|error| KekError::unavailable(format!("cannot examine keyring file {name}")).with_source(error))?;
+        check_private(file, &metadata)?;
+        let mut text = Zeroizing::new(String::new());
+        std::io::Read::read_to_string(&mut handle, &mut text)
+            .map_err(|error| KekError::unavailable(format!("cannot read keyring file {name}")).with_source(error))?;
+        let keyring: Self = serde_json::from_str(&text).map_err(|error| {
+            // serde_json's text can quote the value it stumbled over: give the place alone.
+            KekError::misconfigured(format!(
+                "{name} is not a keyring file (line {}, column {}); restore it from its backup",
+                error.line(),
+                error.column()
+            ))
+        })?;
+        keyring.check(file)?;
+        Ok(keyring)
+    }
+
+    /// Writes a new file; an existing one is never touched.
+    pub fn write_new(&self, file: &Path) -> Result<(), KekError> {
+        if fs::symlink_metadata(file).is_ok() {
+            return Err(KekError::misconfigured(format!(
+                "{} exists already; choose another name, or add a version with: kube-envelope keyring add {}",
+                file.display(),
+                file.display()
+            )));
+        }
+        let temporary = self.write_beside(file)?;
+        // link, unlike rename, fails when another process has made the file meanwhile.
+        let linked = fs::hard_link(&temporary, file);
+        let _ = fs::remove_file(&temporary);
+        linked
+            .map_err(|error| KekError::misconfigured(format!("cannot create {}", file.display())).with_source(error))?;
+        sync_folder(file);
+        Ok(())
+    }
+
+    /// Replaces the file in one step: a reader sees the old or the new content, whole.
+    pub fn replace(&self, file: &Path) -> Result<(), KekError> {
+        let target = fs::canonicalize(file)
+            .map_err(|error| KekError::misconfigured(format!("cannot find {}", file.display())).with_source(error))?;
+        let temporary = self.write_beside(&target)?;
+        fs::rename(&temporary, &target).map_err(|error| {
+            let _ = fs::remove_file(&temporary);
+            KekError::misconfigured(format!("cannot replace {}", target.display())).with_source(error)
+        })?;
+        sync_folder(&target);
+        Ok(())
+    }
+
+    /// Adds a pending version and returns its id.
+    pub fn add(&mut self, rng: &mut impl CryptoRng) -> String {
+        let mut key = KeyBytes(Box::new([0; 32]));
+        rng.fill_bytes(key.0.as_mut_slice());
+        let id = hex::encode(key_fingerprint(&key.0));
+        self.versions.push(Version {
+            id: id.clone(),
+            state: VersionState::Pending,
+            created: jiff::Timestamp::now(),
+            key,
+        });
+        id
+    }
+
+    /// Makes a pending version active; the one that was active becomes retired.
+    pub fn activate(&mut self, id: &str) -> Result<(), KekError> {
+        let state = self.find(id)?.state;
+        if state != VersionState::Pending {
+            return Err(KekError::misconfigured(format!(
+                "version {id} is {state}; only a pending version can be activated (add one with: kube-envelope keyring add)"
+            )));
+        }
+        for version in &mut self.versions {
+            if version.id == id {
+                version.state = VersionState::Active;
+            } else if version.state == VersionState::Active {
+                version.state = VersionState::Retired;
+            }
+        }
+        Ok(())
+    }
+
+    /// Retires a pending version that shall never become active.
+    pub fn retire(&mut self, id: &str) -> Result<(), KekError> {
+        if self.find(id)?.state == VersionState::Active {
+            return Err(KekError::misconfigured(format!(
+                "version {id} is active; activate another one, which retires it"
+            )));
+        }
+        for version in self.versions.iter_mut().filter(|version| version.id == id) {
+            version.state = VersionState::Retired;
+        }
+        Ok(())
+    }
+
+    /// Removes a retired version for good. What is still wrapped by it alone is lost: `verify` says beforehand.
+    pub fn destroy(&mut self, id: &str) -> Result<(), KekError> {
+        let state = self.find(id)?.state;
+        if state != VersionState::Retired {
+            return Err(KekError::misconfigured(format!(
+                "version {id} is {state}; only a retired version can be destroyed"
+            )));
+        }
+        self.versions.retain(|version| version.id != id);
+        Ok(())
+    }
+
+    /// The versions, oldest first.
+    pub fn versions(&self) -> &[Version] {
+        &self.versions
+    }
+
+    /// The keyring's own id: random, the same in all copies of the file.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn lineage(&self) -> Lineage {
+        Lineage::derive("keyring", &[&self.id])
+    }
+
+    pub(super) fn kek_version(&self, version: &Version) -> KekVersion {
+        KekVersion { lineage: self.lineage(), version: version.id.clone() }
+    }
+
+    pub(super) fn active(&self) -> Result<&Version, KekError> {
+        self.versions
+            .iter()
+            .find(|version| version.state == VersionState::Active)
+            .ok_or_else(|| KekError::new(KekCause::Denied, "the keyring has no active version"))
+    }
+
+    pub(super) fn find(&self, id: &str) -> Result<&Version, KekError> {
+        self.versions
+            .iter()
+            .find(|version| version.id == id)
+            .ok_or_else(|| KekError::new(KekCause::UnknownVersion, format!("the keyring has no version {id:?}")))
+    }
+
+    fn check(&self, file: &Path) -> Result<(), KekError> {
+        let bad = |problem: String| Err(KekError::misconfigured(format!("{}: {problem}", file.display())));
+        if self.format != FORMAT {
+            return bad(format!("keyring format {} is not known; this program reads format {FORMAT}", self.format));
+        }
+        let active = self.versions.iter().filter(|version| version.state == VersionState::Active).count();
+        if active != 1 {
+            return bad(format!("{active} active versions; a keyring has exactly one"));
+        }
+        for (index, version) in self.versions.iter().enumerate() {
+            if version.id != hex::encode(key_fingerprint(&version.key.0)) {
+                return bad(format!("version {} does not match its key; restore the file from its backup", version.id));
+            }
+            if self.versions[..index].iter().any(|earlier| earlier.id == version.id) {
+                return bad(format!("version {} stands there twice", version.id));
+            }
+        }
+        Ok(())
+    }
+
+    fn write_beside(&self, file: &Path) -> Result<PathBuf, KekError> {
+        let mut random = [0; 8];
+        rand::Rng::fill_bytes(&mut rand::rng(), &mut random);
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let temporary = folder.join(format!(".keyring-{}", hex::encode(random)));
+        let text = Zeroizing::new(serde_json::to_string_pretty(self).expect("a keyring has only string keys"));
+        let written =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut handle| {
+                handle.write_all(text.as_bytes())?;
+                handle.write_all(b"\n")?;
+                handle.sync_all()
+            });
+        match written {
+            Ok(()) => Ok(temporary),
+            Err(error) => {
+                let _ = fs::remove_file(&temporary);
+                Err(KekError::misconfigured(format!("cannot write into {}", folder.display())).with_source(error))
+            }
+        }
+    }
+}
+
+/// A key in a keyring file: base64 on disk, cleared when dropped, never printed.
+pub(super) struct KeyBytes(pub(super) Box<[u8; 32]>);
+
+impl Drop for KeyBytes {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl std::fmt::Debug for KeyBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyBytes(…)")
+    }
+}
+
+impl Serialize for KeyBytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = Zeroizing::new(BASE64_STANDARD.encode(self.0.as_slice()));
+        serializer.serialize_str(&text)
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyBytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        let bytes = Zeroizing::new(BASE64_STANDARD.decode(text.as_bytes()).map_err(|_| wrong_key())?);
+        let mut key = Box::new([0; 32]);
+        if bytes.len() != key.len() {
+            return Err(wrong_key());
+        }
+        key.copy_from_slice(&bytes);
+        Ok(Self(key))
+    }
+}
+
+fn wrong_key<E: serde::de::Error>() -> E {
+    E::custom("a key is 32 bytes in base64")
+}
+
+fn check_private(file: &Path, metadata: &fs::Metadata) -> Result<(), KekError> {
+    let name = file.display();
+    if !metadata.is_file() {
+        return Err(KekError::misconfigured(format!("keyring file {name} is not a regular file")));
+    }
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(KekError::misconfigured(format!("keyring file {name} is larger than {MAX_FILE_BYTES} bytes")));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        return Err(KekError::misconfigured(format!(
+            "keyring file {name} has mode {:04o}: others can read it; fix with: chmod 0600 {name}",
+            metadata.mode() & 0o7777
+        )));
+    }
+    let user = rustix::process::geteuid().as_raw();
+    if metadata.uid() != user && metadata.uid() != 0 {
+        return Err(KekError::misconfigured(format!(
+            "keyring file {name} belongs to uid {}, and the plugin runs as uid {user}; fix with: chown {user} {name}",
+            metadata.uid()
+        )));
+    }
+    Ok(())
+}
+
+/// Makes a rename or link durable; where the file system cannot, the data themselves are safe all the same.
+fn sync_folder(file: &Path) {
+    if let Some(folder) = file.parent() {
+        let _ = fs::File::open(folder).and_then(|handle| handle.sync_all());
+    }
+}

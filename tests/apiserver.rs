@@ -1,0 +1,274 @@
+//! A real kube-apiserver and etcd behind the plugin: what is stored, and that it comes back whatever restarts.
+#![allow(missing_docs, clippy::unwrap_used, reason = "for tests only")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::Api;
+use kube::api::{ObjectMeta, PostParams};
+use support::plugin::encryption_configuration;
+use support::{ApiServer, ApiServerOptions, Encryption, Etcd, Plugin, wait_until};
+
+const NAMESPACE: &str = "default";
+/// An API server polls Status every minute, and every 20 s while its health is asked for.
+const ADOPTION: Duration = Duration::from_secs(90);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_and_config_maps_are_ciphertext_in_etcd_and_survive_every_restart() {
+    let keyring = Keyring::create();
+    let mut plugin = Plugin::start(&keyring.settings()).await;
+    let key_id = plugin.wait_healthy().await;
+    let etcd = Etcd::start().await;
+    let mut server = ApiServer::start(&etcd, &options(1, &plugin)).await;
+
+    write_secret(&server, "s", "precious value").await;
+    let config_map = ConfigMap {
+        metadata: named("c"),
+        data: Some(BTreeMap::from([("k".into(), "precious value".into())])),
+        ..ConfigMap::default()
+    };
+    Api::namespaced(server.client(), NAMESPACE).create(&PostParams::default(), &config_map).await.unwrap();
+    for key in ["/registry/secrets/default/s", "/registry/configmaps/default/c"] {
+        let stored = etcd.get(key).await.unwrap();
+        assert!(stored.starts_with(b"k8s:enc:kms:v2:kube-envelope:"), "{key}");
+        assert!(!contains(&stored, b"precious value"), "{key} holds its value in clear");
+        let object = support::etcd::encrypted(&stored).unwrap();
+        assert_eq!(object.key_id, key_id);
+        assert_eq!(object.encrypted_dek_source.len(), 111);
+        assert_eq!(object.annotations.keys().collect::<Vec<_>>(), ["dek.kube-envelope.io"]);
+    }
+
+    for (api_server, kms) in [(true, false), (false, true), (true, true)] {
+        if api_server {
+            server.stop();
+        }
+        if kms {
+            assert!(plugin.stop().success());
+            plugin.restart().await;
+        }
+        if api_server {
+            server.restart().await;
+        }
+        let what = format!("API server restarted: {api_server}, plugin restarted: {kms}");
+        assert_eq!(read_secret(&server, "s").await, "precious value", "{what}");
+        let found: ConfigMap = Api::namespaced(server.client(), NAMESPACE).get("c").await.unwrap();
+        assert_eq!(found.data, config_map.data, "{what}");
+        write_secret(&server, &format!("after-{api_server}-{kms}"), "x").await;
+        assert!(server.readyz().await.unwrap().0, "{what}");
+    }
+    assert_eq!(etcd.key_ids("/registry/secrets/").await, BTreeMap::from([(key_id, 4)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_secrets_come_back_after_each_of_five_api_server_restarts() {
+    let keyring = Keyring::create();
+    let plugin = Plugin::start(&keyring.settings()).await;
+    plugin.wait_healthy().await;
+    let etcd = Etcd::start().await;
+    let mut server = ApiServer::start(&etcd, &options(1, &plugin)).await;
+    for round in 0..5 {
+        let names: Vec<_> = (round * 200..(round + 1) * 200).map(|number| format!("s-{number}")).collect();
+        stream::iter(&names).for_each_concurrent(16, |name| write_secret(&server, name, name)).await;
+        server.stop();
+        server.restart().await;
+        assert_all_come_back(&server, (usize::try_from(round).unwrap() + 1) * 200).await;
+    }
+    let answer = plugin.status().await.unwrap();
+    assert_eq!(etcd.key_ids("/registry/secrets/").await, BTreeMap::from([(answer.key_id, 1000)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotated_keyring_changes_the_key_id_of_new_writes_and_old_ones_keep_opening() {
+    let keyring = Keyring::create();
+    let plugin = Plugin::start(&keyring.settings()).await;
+    let old = plugin.wait_healthy().await;
+    let etcd = Etcd::start().await;
+    let mut server = ApiServer::start(&etcd, &options(1, &plugin)).await;
+    write_secret(&server, "old", "old").await;
+
+    keyring.run(&["add"]);
+    keyring.run(&["activate"]);
+    wait_until("the plugin adopts", Duration::from_secs(10), async || plugin.status().await.unwrap().key_id != old)
+        .await;
+    let new = plugin.status().await.unwrap().key_id;
+    let mut writes = 0;
+    wait_until("the API server writes with the new key_id", ADOPTION, async || {
+        assert!(server.readyz().await.unwrap().0, "ready throughout");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        writes += 1;
+        let name = format!("new-{writes}");
+        write_secret(&server, &name, "new").await;
+        etcd.key_id(&format!("/registry/secrets/default/{name}")).await.as_ref() == Some(&new)
+    })
+    .await;
+    assert_eq!(etcd.key_id("/registry/secrets/default/old").await, Some(old));
+    server.stop();
+    server.restart().await;
+    assert_eq!(read_secret(&server, "old").await, "old");
+    assert_eq!(read_secret(&server, "new-1").await, "new");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_automatic_reload_leads_from_identity_to_the_plugin() {
+    let keyring = Keyring::create();
+    let plugin = Plugin::start(&keyring.settings()).await;
+    let key_id = plugin.wait_healthy().await;
+    let etcd = Etcd::start().await;
+    let identity = encryption_configuration(&["secrets"], &["{identity: {}}", &plugin.provider()]);
+    let options = ApiServerOptions {
+        encryption: Encryption::Text(identity),
+        automatic_reload: true,
+        ..ApiServerOptions::default()
+    };
+    let server = ApiServer::start(&etcd, &options).await;
+    write_secret(&server, "plain", "plain").await;
+    assert!(contains(&etcd.get("/registry/secrets/default/plain").await.unwrap(), b"plain"));
+
+    let ours = encryption_configuration(&["secrets"], &[&plugin.provider(), "{identity: {}}"]);
+    std::fs::write(server.encryption_file(), ours).unwrap();
+    let mut writes = 0;
+    wait_until("new Secrets are encrypted", ADOPTION, async || {
+        assert!(server.readyz().await.unwrap().0, "ready throughout");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        writes += 1;
+        write_secret(&server, &format!("s-{writes}"), "x").await;
+        etcd.key_id(&format!("/registry/secrets/default/s-{writes}")).await.as_ref() == Some(&key_id)
+    })
+    .await;
+    assert_eq!(read_secret(&server, "plain").await, "plain");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_started_after_the_api_server_makes_it_ready() {
+    let keyring = Keyring::create();
+    let mut plugin = Plugin::start(&keyring.settings()).await;
+    plugin.stop();
+    let etcd = Etcd::start().await;
+    let mut server = ApiServer::spawn(&etcd, &options(1, &plugin));
+    wait_until("the API server answers and is not ready", ADOPTION, async || {
+        server.readyz().await.is_some_and(|(ready, _)| !ready)
+    })
+    .await;
+    plugin.restart().await;
+    server.wait_ready().await;
+    write_secret(&server, "s", "value").await;
+    assert_eq!(read_secret(&server, "s").await, "value");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_plugin_starts_again_on_its_stale_socket_and_the_api_server_goes_on() {
+    let keyring = Keyring::create();
+    let mut plugin = Plugin::start(&keyring.settings()).await;
+    let key_id = plugin.wait_healthy().await;
+    let etcd = Etcd::start().await;
+    let mut server = ApiServer::start(&etcd, &options(1, &plugin)).await;
+    write_secret(&server, "before", "before").await;
+    plugin.kill();
+    assert!(plugin.socket().exists(), "a killed plugin leaves its socket behind");
+    write_secret(&server, "meanwhile", "meanwhile").await;
+    assert_eq!(read_secret(&server, "before").await, "before");
+    plugin.restart().await;
+    assert_eq!(plugin.wait_healthy().await, key_id);
+    server.wait_ready().await;
+    server.stop();
+    server.restart().await;
+    assert_eq!(read_secret(&server, "before").await, "before");
+    assert_eq!(read_secret(&server, "meanwhile").await, "meanwhile");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_api_servers_with_a_plugin_each_read_each_others_objects() {
+    let keyring = Keyring::create();
+    let first_plugin = Plugin::start(&keyring.settings()).await;
+    let copy = keyring.copied();
+    let second_plugin = Plugin::start(&copy.settings()).await;
+    assert_eq!(first_plugin.wait_healthy().await, second_plugin.wait_healthy().await);
+    let etcd = Etcd::start().await;
+    let first = ApiServer::start(&etcd, &options(1, &first_plugin)).await;
+    let second = ApiServer::start(&etcd, &options(2, &second_plugin)).await;
+    write_secret(&first, "by-first", "1").await;
+    write_secret(&second, "by-second", "2").await;
+    assert_eq!(read_secret(&second, "by-first").await, "1");
+    assert_eq!(read_secret(&first, "by-second").await, "2");
+    assert_eq!(etcd.key_ids("/registry/secrets/").await.len(), 1, "one key_id");
+}
+
+/// A keyring file made by the product's own command.
+struct Keyring {
+    folder: tempfile::TempDir,
+}
+
+impl Keyring {
+    fn create() -> Self {
+        let keyring = Self { folder: tempfile::tempdir().unwrap() };
+        keyring.run(&["create"]);
+        keyring
+    }
+
+    /// The same keyring on another node.
+    fn copied(&self) -> Self {
+        let copy = Self { folder: tempfile::tempdir().unwrap() };
+        std::fs::copy(self.file(), copy.file()).unwrap();
+        copy
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.folder.path().join("keyring.json")
+    }
+
+    fn run(&self, verb: &[&str]) {
+        let program = Path::new(env!("CARGO_BIN_EXE_kube-envelope"));
+        let output = Command::new(program).arg("keyring").args(verb).arg(self.file()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn settings(&self) -> String {
+        format!(
+            "cluster: test\nkeks: [{{ name: local, keyring: {{ file: {} }} }}]\nrefreshInterval: 1s",
+            self.file().display()
+        )
+    }
+}
+
+fn options(number: u8, plugin: &Plugin) -> ApiServerOptions {
+    let encryption = encryption_configuration(&["secrets", "configmaps"], &[&plugin.provider(), "{identity: {}}"]);
+    ApiServerOptions { number, encryption: Encryption::Text(encryption), ..ApiServerOptions::default() }
+}
+
+fn named(name: &str) -> ObjectMeta {
+    ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() }
+}
+
+async fn write_secret(server: &ApiServer, name: &str, value: &str) {
+    let data = BTreeMap::from([("k".into(), ByteString(value.into()))]);
+    let secret = Secret { metadata: named(name), data: Some(data), ..Secret::default() };
+    Api::<Secret>::namespaced(server.client(), NAMESPACE).create(&PostParams::default(), &secret).await.unwrap();
+}
+
+async fn read_secret(server: &ApiServer, name: &str) -> String {
+    value(&Api::namespaced(server.client(), NAMESPACE).get(name).await.unwrap())
+}
+
+fn value(secret: &Secret) -> String {
+    String::from_utf8(secret.data.as_ref().unwrap()["k"].0.clone()).unwrap()
+}
+
+async fn assert_all_come_back(server: &ApiServer, count: usize) {
+    let secrets = Api::<Secret>::namespaced(server.client(), NAMESPACE).list(&kube::api::ListParams::default()).await;
+    let secrets = secrets.unwrap().items;
+    assert_eq!(secrets.len(), count);
+    for secret in secrets {
+        assert_eq!(Some(value(&secret)), secret.metadata.name);
+    }
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}

@@ -1,0 +1,135 @@
+//! `doctor`, run as a command: what it says and how it ends, on a keyring and on what can be wrong with a machine.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+
+use kube_envelope::kek::keyring::Keyring;
+use tempfile::TempDir;
+
+/// A folder with a keyring and a configuration that names it.
+fn folder() -> TempDir {
+    let folder = TempDir::new().expect("a folder");
+    Keyring::create(&mut rand::rng()).write_new(&folder.path().join("keyring.json")).expect("written");
+    write_config(folder.path(), "");
+    folder
+}
+
+fn write_config(folder: &Path, more: &str) {
+    let at = folder.display();
+    let text = format!(
+        "cluster: it\nsocket: {at}/run/kms.sock\nstateDir: {at}/state\nhealth: {{ listen: '127.0.0.1:0' }}\n\
+         keks:\n  - {{ name: local, keyring: {{ file: {at}/keyring.json }} }}\n{more}"
+    );
+    fs::write(folder.join("config.yaml"), text).expect("written");
+}
+
+/// Exit code, standard output, standard error.
+fn doctor(folder: &Path, more: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_kube-envelope"))
+        .args(["doctor", "--config"])
+        .arg(folder.join("config.yaml"))
+        .args(more)
+        .output()
+        .expect("the command runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (output.status.code().expect("an exit code"), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn all_well_is_exit_code_0_with_every_step_proven_and_nothing_left_behind() {
+    let folder = folder();
+    let (code, out, err) = doctor(folder.path(), &[]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    for check in ["socket", "stateDir", "health.listen", "KEK local: version", "KEK local: wrap", "KEK local: unwrap"] {
+        let line = out.lines().rfind(|line| line.trim().starts_with(check)).unwrap_or_else(|| panic!("{check}: {out}"));
+        assert!(line.contains(" ok "), "{line}");
+    }
+    let left: Vec<_> =
+        fs::read_dir(folder.path()).expect("read").map(|entry| entry.expect("entry").file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn the_settings_in_force_are_shown_with_their_defaults() {
+    let (_, out, _) = doctor(folder().path(), &[]);
+    for (name, value) in
+        [("epoch", "1"), ("maxOfflineAge", "1day"), ("refreshInterval", "1m"), ("proveInterval", "10m")]
+    {
+        assert!(out.lines().any(|line| line.split_whitespace().eq([name, value])), "{name}: {out}");
+    }
+}
+
+#[test]
+fn json_holds_every_check_with_its_result() {
+    let (code, out, _) = doctor(folder().path(), &["--output", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let checks = report["checks"].as_array().expect("checks");
+    assert_eq!(code, 0);
+    assert!(checks.iter().all(|check| check["result"] == "ok"), "{checks:?}");
+    assert!(checks.iter().any(|check| check["check"] == "KEK local: unwrap" && check["milliseconds"].is_u64()));
+    assert_eq!(report["settings"]["cluster"], "it");
+}
+
+#[test]
+fn a_configuration_that_cannot_work_is_a_usage_error_with_its_place() {
+    let folder = folder();
+    write_config(folder.path(), "epoch: 0\n");
+    let (code, _, err) = doctor(folder.path(), &[]);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("config.yaml:7:8: epoch"), "{err}");
+}
+
+#[test]
+fn one_key_listed_twice_fails() {
+    let folder = folder();
+    let again =
+        format!("retired:\n  - {{ name: again, keyring: {{ file: {}/keyring.json }} }}\n", folder.path().display());
+    write_config(folder.path(), &again);
+    let (code, out, _) = doctor(folder.path(), &[]);
+    assert_eq!(code, 1);
+    assert!(out.contains("is the same KEK as local"), "{out}");
+}
+
+#[test]
+fn a_folder_in_which_others_could_put_their_socket_fails_with_the_command_to_run() {
+    let folder = folder();
+    let run = folder.path().join("run");
+    fs::create_dir(&run).expect("made");
+    fs::set_permissions(&run, fs::Permissions::from_mode(0o777)).expect("set");
+    let (code, out, _) = doctor(folder.path(), &[]);
+    assert_eq!(code, 1);
+    assert!(out.contains(&format!("socket: chmod go-w {}", run.display())), "{out}");
+}
+
+#[test]
+fn a_file_in_the_place_of_the_socket_fails_and_stays() {
+    let folder = folder();
+    let socket = folder.path().join("run/kms.sock");
+    fs::create_dir(folder.path().join("run")).expect("made");
+    fs::write(&socket, "precious").expect("written");
+    let (code, out, _) = doctor(folder.path(), &[]);
+    assert_eq!(code, 1, "{out}");
+    assert_eq!(fs::read(&socket).expect("still there"), b"precious");
+}
+
+#[test]
+fn a_running_plugin_is_no_fault() {
+    let folder = folder();
+    fs::create_dir(folder.path().join("run")).expect("made");
+    let _plugin = UnixListener::bind(folder.path().join("run/kms.sock")).expect("bound");
+    let (code, out, _) = doctor(folder.path(), &[]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("is being served"), "{out}");
+}
+
+#[test]
+fn a_state_folder_that_is_a_file_fails() {
+    let folder = folder();
+    fs::write(folder.path().join("state"), "").expect("written");
+    let (code, out, _) = doctor(folder.path(), &[]);
+    assert_eq!(code, 1);
+    assert!(out.contains("is not a folder"), "{out}");
+}

@@ -1,0 +1,121 @@
+//! `doctor` on AWS: the missing permission by its name, wrong settings, and credentials of every source that needs
+//! an environment of its own.
+
+use std::process::{Command, Output};
+
+use super::fake::{FakeBench, REGION};
+use super::fake_kms::Key;
+use super::fake_sources::{EXTERNAL_ID, FILE_TOKEN, ROLE, Sources};
+use super::from_file;
+use crate::bench::Bench;
+
+/// Runs `doctor` with one KEK, in an environment that holds `variables` alone.
+async fn doctor(bench: &FakeBench, item: &str, variables: &[(&str, String)]) -> (i32, String) {
+    let folder = bench.folder();
+    let at = folder.display();
+    let text = format!(
+        "cluster: it\nsocket: {at}/run/kms.sock\nstateDir: {at}/state\nhealth: {{ listen: '127.0.0.1:0' }}\nkeks: [{item}]\n"
+    );
+    let config = folder.join("config.yaml");
+    std::fs::write(&config, text).expect("written");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kube-envelope"));
+    command.arg("doctor").arg("--config").arg(config).env_clear().envs(variables.iter().cloned()).env("HOME", folder);
+    let run = tokio::task::spawn_blocking(move || command.output());
+    let Output { status, stdout, stderr } = run.await.expect("not cancelled").expect("the command runs");
+    let text = String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr);
+    (status.code().expect("an exit code"), text)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_works_passes() {
+    let bench = FakeBench::start().await;
+    let (code, text) = doctor(&bench, &bench.item(), &[]).await;
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains(bench.kms.state().aliases["it"].as_str()), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_missing_permission_is_called_by_its_name() {
+    for (permission, step) in [("DescribeKey", "version"), ("Encrypt", "wrap"), ("Decrypt", "unwrap")] {
+        let bench = FakeBench::start().await;
+        bench.change_key(|key: &mut Key| key.denied = vec![permission]);
+        let (code, text) = doctor(&bench, &bench.item(), &[]).await;
+        assert_eq!(code, 1, "{text}");
+        let line = text.lines().find(|line| line.trim().starts_with(&format!("KEK it: {step} "))).expect(&text);
+        assert!(line.contains("FAILED") && line.contains(&format!("kms:{permission}")), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_without_account_is_advised_against_and_one_without_region_fails() {
+    let bench = FakeBench::start().await;
+    let item = bench.item_of("alias/it");
+    let (code, text) = doctor(&bench, &item, &[]).await;
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("no Region for alias/it; write the key's ARN"), "{text}");
+    let (code, text) = doctor(&bench, &item, &[("AWS_REGION", REGION.into())]).await;
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("tells no account") && text.contains("write the key's ARN"), "{text}");
+}
+
+async fn assert_works(bench: &FakeBench, item: &str, variables: &[(&str, String)]) {
+    let (code, text) = doctor(bench, item, variables).await;
+    assert_eq!(code, 0, "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_come_from_the_environment_and_their_lack_is_named() {
+    let bench = FakeBench::start().await;
+    let secret = bench.kms.state().users["AKIDFIRST"].secret.clone();
+    let off = ("AWS_EC2_METADATA_DISABLED", String::from("true"));
+    let variables = [("AWS_ACCESS_KEY_ID", "AKIDFIRST".into()), ("AWS_SECRET_ACCESS_KEY", secret), off.clone()];
+    assert_works(&bench, &bench.item_with(""), &variables).await;
+    let (code, text) = doctor(&bench, &bench.item_with(""), &[off]).await;
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("unauthenticated: AWS credentials cannot be loaded"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_come_from_the_instance_metadata() {
+    let bench = FakeBench::start().await;
+    let sources = Sources::start(&bench.kms).await;
+    assert_works(&bench, &bench.item_with(""), &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", sources.url())]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_come_from_a_role_that_is_taken_on() {
+    let bench = FakeBench::start().await;
+    let sources = Sources::start(&bench.kms).await;
+    let item = |external_id: &str| {
+        let file = from_file(&bench.folder().join("credentials"));
+        bench.item_with(&format!("{file}, assumeRole: {{ roleArn: \"{ROLE}\", externalId: {external_id} }}"))
+    };
+    let variables = [("AWS_ENDPOINT_URL_STS", sources.url())];
+    assert_works(&bench, &item(EXTERNAL_ID), &variables).await;
+    let (code, text) = doctor(&bench, &item("guessed"), &variables).await;
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("unauthenticated") && text.contains("AccessDenied"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_come_from_a_web_identity_and_from_a_container_with_the_advice_that_both_need_an_api_server() {
+    let bench = FakeBench::start().await;
+    let sources = Sources::start(&bench.kms).await;
+    let token = bench.folder().join("token");
+    std::fs::write(&token, FILE_TOKEN).expect("written");
+    let token = token.display().to_string();
+    let web_identity = [
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", token.clone()),
+        ("AWS_ROLE_ARN", ROLE.into()),
+        ("AWS_ENDPOINT_URL_STS", sources.url()),
+    ];
+    let container = [
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token),
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/container", sources.url())),
+    ];
+    for variables in [web_identity.as_slice(), container.as_slice()] {
+        let (code, text) = doctor(&bench, &bench.item_with(""), variables).await;
+        assert_eq!(code, 0, "{text}");
+        assert!(text.contains("use the instance's role"), "{text}");
+    }
+}

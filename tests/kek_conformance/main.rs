@@ -1,0 +1,45 @@
+//! One list of behaviours, run for every kind of KEK: one test per behaviour and kind. What a kind's backend
+//! truly does not have is ignored with the reason, visibly. A new kind is one file beside this one.
+
+#[cfg(feature = "aws")]
+mod aws;
+#[cfg(feature = "azure")]
+mod azure;
+#[cfg(feature = "azure")]
+mod azure_fake;
+mod behaviours;
+mod bench;
+mod faults;
+#[cfg(feature = "gcp")]
+mod gcp;
+#[cfg(feature = "gcp")]
+mod gcp_fake;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod jwt;
+mod keyring;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod namespace;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
+#[cfg(feature = "transit")]
+mod transit;
+
+/// Makes one test of each behaviour for the bench `$bench`. A reason after the colon marks what the backend
+/// does not have. All behaviours must be named: one left out does not compile.
+#[macro_export]
+macro_rules! conformance {
+    ($bench:ty; $($behaviour:ident $(: $reason:literal)?,)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            $(#[ignore = $reason])?
+            async fn $behaviour() {
+                if <$bench as $crate::bench::Bench>::run_elsewhere(concat!(module_path!(), "::", stringify!($behaviour))) {
+                    return;
+                }
+                let bench = <$bench as $crate::bench::Bench>::start().await;
+                $crate::behaviours::$behaviour(&bench).await;
+            }
+        )*
+        const _: $crate::behaviours::All = $crate::behaviours::All { $($behaviour: (),)* };
+    };
+}

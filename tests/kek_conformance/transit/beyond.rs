@@ -1,0 +1,271 @@
+//! What only `transit` has: its ways to log in, the lives of tokens, several servers, seals and key settings.
+
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use kube_envelope::kek::{Kek, KekCause};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::bench::dek;
+use crate::faults::{Fault, TestIssuer};
+
+async fn build(item: &str) -> Box<dyn Kek> {
+    config(item).build().await.expect("the KEK is constructed")
+}
+
+async fn round_trip(kek: &dyn Kek) {
+    let (dek, context) = dek();
+    let wrapped = kek.wrap(&dek, &context).await.unwrap_or_else(|error| panic!("wrap: {}", error.chain()));
+    kek.unwrap(&wrapped, &context).await.unwrap_or_else(|error| panic!("unwrap: {}", error.chain()));
+}
+
+async fn cause_of_version(kek: &dyn Kek) -> KekCause {
+    kek.version().await.expect_err("version fails").cause()
+}
+
+#[tokio::test]
+async fn logs_in_with_a_token_from_a_file_and_takes_a_new_one_from_it() {
+    let bench = TransitBench::start().await;
+    let file = bench.token_file(&bench.server.token("plugin", 600).await);
+    let kek = build(&bench.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", file.display()))).await;
+    round_trip(&*kek).await;
+    bench.token_file("no-such-token");
+    assert_eq!(cause_of_version(&*kek).await, KekCause::Unauthenticated);
+    bench.token_file(&bench.server.token("plugin", 600).await);
+    round_trip(&*kek).await;
+}
+
+#[tokio::test]
+async fn logs_in_with_a_jwt() {
+    let bench = TransitBench::start().await;
+    let key = rcgen::KeyPair::generate().expect("a key");
+    bench.server.write("sys/auth/jwt", json!({ "type": "jwt" })).await;
+    bench.server.write("auth/jwt/config", json!({ "jwt_validation_pubkeys": [key.public_key_pem()] })).await;
+    let role = json!({ "role_type": "jwt", "bound_audiences": ["vault"], "user_claim": "sub",
+        "token_policies": ["plugin"], "token_no_default_policy": true });
+    bench.server.write("auth/jwt/role/plugin", role).await;
+    let file = bench.folder.path().join("jwt");
+    let claims =
+        |audience: &str| json!({ "sub": "plugin", "aud": audience, "nbf": 1_700_000_000, "exp": 4_000_000_000_u64 });
+    std::fs::write(&file, jwt(&key, &claims("somebody else"))).expect("written");
+    let auth = format!("{{ jwt: {{ role: plugin, jwtFile: {} }} }}", file.display());
+    let kek = build(&bench.item_with("kube-envelope", &auth)).await;
+    assert_eq!(cause_of_version(&*kek).await, KekCause::Unauthenticated);
+    std::fs::write(&file, jwt(&key, &claims("vault"))).expect("written");
+    round_trip(&*kek).await;
+}
+
+#[tokio::test]
+async fn logs_in_with_a_service_account_token_that_an_api_server_reviews() {
+    let bench = TransitBench::start().await;
+    let user = json!({ "username": "system:serviceaccount:kube-system:plugin", "uid": "1", "groups": [] });
+    let review = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+        "status": { "authenticated": true, "user": user } });
+    let api_server = Faults::plain(bench.server.address).await;
+    let json_type = ("content-type".into(), "application/json".into());
+    api_server.set(Fault::Answer(Answer { status: 200, headers: vec![json_type], body: review.to_string() }));
+    bench.server.write("sys/auth/kubernetes", json!({ "type": "kubernetes" })).await;
+    let host = json!({ "kubernetes_host": api_server.url(), "disable_local_ca_jwt": true,
+        "kubernetes_ca_cert": TestIssuer::new().pem });
+    bench.server.write("auth/kubernetes/config", host).await;
+    let role = json!({ "bound_service_account_names": ["plugin"], "bound_service_account_namespaces": ["kube-system"],
+        "token_policies": ["plugin"], "token_no_default_policy": true });
+    bench.server.write("auth/kubernetes/role/plugin", role).await;
+    let account = json!({ "namespace": "kube-system", "serviceaccount": { "name": "plugin", "uid": "1" } });
+    let claims = json!({ "nbf": 1_700_000_000, "exp": 4_000_000_000_u64, "kubernetes.io": account,
+        "sub": "system:serviceaccount:kube-system:plugin" });
+    let file = bench.folder.path().join("jwt");
+    std::fs::write(&file, jwt(&rcgen::KeyPair::generate().expect("a key"), &claims)).expect("written");
+    let auth = format!("{{ kubernetes: {{ role: plugin, jwtFile: {} }} }}", file.display());
+    round_trip(&*build(&bench.item_with("kube-envelope", &auth)).await).await;
+}
+
+#[tokio::test]
+async fn logs_in_with_a_client_certificate() {
+    let folder = TempDir::new().expect("a folder");
+    let server = Server::start_tls(folder.path()).await;
+    server.write("sys/mounts/transit", json!({ "type": "transit" })).await;
+    server.write("transit/keys/kube-envelope", json!({})).await;
+    server.policy("plugin", documented_policy(0)).await;
+    server.write("sys/auth/cert", json!({ "type": "cert" })).await;
+    let issuer = TestIssuer::new();
+    let role = json!({ "certificate": issuer.pem, "token_policies": ["plugin"], "token_no_default_policy": true });
+    server.write("auth/cert/certs/plugin", role).await;
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let write = |issuer: &TestIssuer| {
+        let (certificate, key) = issuer.client_certificate("node-1");
+        std::fs::write(path("cert.pem"), certificate.pem()).expect("written");
+        std::fs::write(path("key.pem"), key.serialize_pem()).expect("written");
+    };
+    write(&TestIssuer::new());
+    let kek = build(&format!(
+        "{{ name: it, transit: {{ addresses: ['https://{}'], key: kube-envelope, caFile: {}, auth: {{ cert: {{}} }}, \
+         clientCertificate: {{ certFile: {}, keyFile: {} }} }} }}",
+        server.address,
+        path("vault-ca.pem"),
+        path("cert.pem"),
+        path("key.pem")
+    ))
+    .await;
+    assert_eq!(cause_of_version(&*kek).await, KekCause::Unauthenticated, "a certificate of another issuer");
+    write(&issuer);
+    round_trip(&*kek).await;
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_ahead_of_its_end_and_replaced_near_its_longest_life() {
+    let bench = TransitBench::start().await;
+    let role = json!({ "token_policies": ["plugin"], "token_ttl": "2s", "token_max_ttl": "5s" });
+    bench.server.write("auth/approle/role/plugin", role).await;
+    let kek = bench.kek().await;
+    kek.version().await.expect("version");
+    let first = bench.server.plugin_accessors().await;
+    assert_eq!(first.len(), 1, "one login");
+    let deadline = Instant::now() + Duration::from_secs(12);
+    let mut renewed = false;
+    loop {
+        kek.version().await.expect("no call fails while tokens come and go");
+        let accessors = bench.server.plugin_accessors().await;
+        renewed |= bench.server.was_renewed(&first[0]).await;
+        if accessors.iter().any(|accessor| *accessor != first[0]) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the token was never replaced");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(renewed, "the first token was replaced without having been renewed");
+}
+
+#[tokio::test]
+async fn a_renewable_token_in_a_file_is_renewed() {
+    let bench = TransitBench::start().await;
+    let token = bench.server.token("plugin", 3).await;
+    let file = bench.token_file(&token);
+    let kek = build(&bench.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", file.display()))).await;
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        kek.version().await.expect("the token outlives its first life of 3 s");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_new_secret_id_is_read_from_its_file() {
+    let bench = TransitBench::start().await;
+    let kek = bench.kek().await;
+    round_trip(&*kek).await;
+    bench.revoke_credentials().await;
+    assert_eq!(cause_of_version(&*kek).await, KekCause::Unauthenticated);
+    let made = bench.server.write("auth/approle/role/plugin/secret-id", json!({})).await;
+    std::fs::write(bench.secret_id_file(), made["data"]["secret_id"].as_str().expect("text")).expect("written");
+    round_trip(&*kek).await;
+}
+
+#[tokio::test]
+async fn a_policy_that_does_not_let_the_token_ask_about_itself_is_a_denial_all_the_same() {
+    let bench = TransitBench::start().await;
+    let kek = bench.kek().await;
+    round_trip(&*kek).await;
+    bench.server.policy("plugin", "path \"nothing\" { capabilities = [\"read\"] }").await;
+    assert_eq!(cause_of_version(&*kek).await, KekCause::Denied);
+}
+
+#[tokio::test]
+async fn a_sealed_server_is_unavailable_and_answers_once_unsealed() {
+    let bench = TransitBench::start().await;
+    let kek = bench.kek().await;
+    round_trip(&*kek).await;
+    bench.server.seal().await;
+    let error = kek.version().await.expect_err("sealed");
+    assert_eq!(error.cause(), KekCause::Unavailable);
+    assert!(error.to_string().contains("sealed"), "{error}");
+    bench.server.unseal().await;
+    round_trip(&*kek).await;
+}
+
+#[tokio::test]
+async fn the_next_address_is_asked_when_one_is_down_or_sealed() {
+    let bench = TransitBench::start().await;
+    let sealed = Server::start().await;
+    sealed.seal().await;
+    let sealed = Faults::tls(sealed.address, TempDir::new().expect("a folder").path()).await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
+    let several = format!("['https://{nobody}', '{}', '{}']", sealed.url(), bench.faults.url());
+    let item = bench.item().replace(&format!("['{}']", bench.faults.url()), &several);
+    assert!(item.contains(&nobody.to_string()));
+    round_trip(&*build(&item).await).await;
+}
+
+#[tokio::test]
+async fn a_version_below_the_least_allowed_is_denied() {
+    let bench = TransitBench::start().await;
+    let kek = bench.kek().await;
+    let (dek, context) = dek();
+    let wrapped = kek.wrap(&dek, &context).await.expect("wrap");
+    bench.rotate().await;
+    bench.server.write("transit/keys/kube-envelope/config", json!({ "min_decryption_version": 2 })).await;
+    assert_eq!(kek.unwrap(&wrapped, &context).await.expect_err("too old").cause(), KekCause::Denied);
+    round_trip(&*kek).await;
+}
+
+#[tokio::test]
+async fn a_key_that_does_not_exist_is_never_created() {
+    let bench = TransitBench::start().await;
+    let generous = documented_policy(0).replace("update", "create\", \"update").replace("kube-envelope", "missing");
+    bench.server.policy("plugin", &generous).await;
+    let kek = build(&bench.item_with("missing", &bench.approle())).await;
+    let (dek, context) = dek();
+    let error = kek.wrap(&dek, &context).await.expect_err("no key");
+    assert_eq!(error.cause(), KekCause::Denied);
+    assert!(error.to_string().contains("does not exist"), "{error}");
+    assert!(!bench.server.exists("transit/keys/missing").await, "the key was created");
+}
+
+#[tokio::test]
+async fn a_wrong_mount_and_an_unfit_key_are_misconfigured() {
+    let bench = TransitBench::start().await;
+    bench.server.write("transit/keys/derived", json!({ "derived": true })).await;
+    bench.server.write("transit/keys/ed25519", json!({ "type": "ed25519" })).await;
+    bench.server.policy("plugin", "path \"*\" { capabilities = [\"read\", \"update\"] }").await;
+    for key in ["derived", "ed25519"] {
+        let kek = build(&bench.item_with(key, &bench.approle())).await;
+        assert_eq!(cause_of_version(&*kek).await, KekCause::Misconfigured, "{key}");
+    }
+    let item = bench.item().replace("key: kube-envelope", "key: kube-envelope, mount: elsewhere");
+    assert_eq!(cause_of_version(&*build(&item).await).await, KekCause::Misconfigured);
+}
+
+#[tokio::test]
+async fn a_real_quota_throttles() {
+    let bench = TransitBench::start().await;
+    let kek = bench.kek().await;
+    kek.version().await.expect("version");
+    let quota = json!({ "path": "transit/", "rate": 0.01, "interval": "60s" });
+    bench.server.write("sys/quotas/rate-limit/test", quota).await;
+    let mut causes = Vec::new();
+    for _ in 0..3 {
+        causes.extend(kek.version().await.err().map(|error| error.cause()));
+    }
+    assert!(!causes.is_empty() && causes.iter().all(|cause| *cause == KekCause::Throttled), "{causes:?}");
+}
+
+#[tokio::test]
+async fn a_hundred_callers_log_in_once() {
+    let bench = TransitBench::start().await;
+    let kek = bench.kek().await;
+    futures::future::join_all((0..100).map(|_| kek.version())).await.into_iter().for_each(|version| {
+        version.expect("version");
+    });
+    assert_eq!(bench.server.plugin_accessors().await.len(), 1);
+}
+
+fn jwt(key: &rcgen::KeyPair, claims: &Value) -> String {
+    let key_pair =
+        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key.serialize_der()).expect("a P-256 key");
+    let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    let signed = format!("{}.{}", part(&json!({ "alg": "ES256", "typ": "JWT" })), part(claims));
+    let signature = key_pair.sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes()).expect("signed");
+    format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
+}
