@@ -200,6 +200,7 @@ crate::conformance! {
     a_withdrawn_permission_is_denied: "a PIN opens the whole token; PKCS#11 has no permissions for one key",
     expired_credentials_are_renewed,
     revoked_credentials_are_unauthenticated,
+    the_end_of_the_credentials_is_known: "a token does not tell when a PIN expires",
     a_throttled_call_is_throttled: "PKCS#11 has no return value for too many calls",
     a_server_error_is_unavailable: "a module is called, not asked over HTTP; its errors are mapped in failure.rs",
     a_slow_server_meets_the_deadline: "SoftHSM is never slow",
