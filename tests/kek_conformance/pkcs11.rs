@@ -29,8 +29,8 @@ fn run_elsewhere(test: &str) -> bool {
     let path = folder.path();
     std::fs::create_dir(path.join("tokens")).expect("a folder");
     let tokens = path.join("tokens").display().to_string();
-    let text = format!("directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n");
-    std::fs::write(path.join("softhsm2.conf"), text).expect("written");
+    let settings = format!("directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n");
+    std::fs::write(path.join("softhsm2.conf"), settings).expect("written");
     std::fs::write(path.join("pin"), format!("{PIN}\n")).expect("written");
     let (_crate_name, name) = test.split_once("::").expect("a path");
     let ended = Command::new(std::env::current_exe().expect("this program"))
