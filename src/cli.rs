@@ -1,5 +1,8 @@
 //! The shape of the commands; no behaviour.
 
+#[cfg(feature = "rotate")]
+pub mod rotation;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -21,6 +24,12 @@ pub struct Cli {
 pub enum Command {
     /// Run the KMS v2 plugin beside an API server.
     Serve(ServeArgs),
+    /// Bring everything under the current key, and prove that nothing is left on an older one.
+    #[cfg(feature = "rotate")]
+    RotateKeys(Box<rotation::RotateKeysArgs>),
+    /// Rewrite nothing: is anything left on an older key?
+    #[cfg(feature = "rotate")]
+    Verify(Box<rotation::VerifyArgs>),
     /// Tell what the running plugin holds.
     Status(StatusArgs),
     /// Check configuration, machine and KEKs, and say the fix for what is wrong. Changes nothing.

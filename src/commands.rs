@@ -2,8 +2,14 @@
 
 pub mod doctor;
 pub mod keyring;
+#[cfg(feature = "rotate")]
+pub mod rotate_keys;
+#[cfg(feature = "rotate")]
+mod rotation_display;
 pub mod serve;
 pub mod status;
+#[cfg(feature = "rotate")]
+pub mod verify;
 
 use crate::cli::{Cli, Command};
 use crate::config::ConfigError;
@@ -18,6 +24,14 @@ pub enum Exit {
     Error = 1,
     /// The arguments or the configuration cannot work; nothing was touched.
     Usage = 2,
+    /// Objects were refused and are quarantined.
+    Quarantined = 3,
+    /// The rotation stands still until it is resumed.
+    Paused = 4,
+    /// Not every API server uses the target key.
+    NotConverged = 5,
+    /// Something is stored under an older key.
+    Leftovers = 6,
 }
 
 /// Runs the command that was asked for.
@@ -27,6 +41,10 @@ pub enum Exit {
 pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Serve(args) => serve::run(&args),
+        #[cfg(feature = "rotate")]
+        Command::RotateKeys(args) => rotate_keys::run(*args),
+        #[cfg(feature = "rotate")]
+        Command::Verify(args) => verify::run(*args),
         Command::Status(args) => status::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Keyring(command) => keyring::run(command),

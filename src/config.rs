@@ -1,5 +1,7 @@
 //! The YAML file → a validated [`Config`]. Every default and every bound stands here.
 
+mod syntax;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -57,7 +59,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read configuration {}", .file.display())]
+    #[error("cannot read configuration {}; name another one with --config", .file.display())]
     Read {
         /// The file.
         file: PathBuf,
@@ -173,15 +175,9 @@ impl Config {
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
         let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
         let parsed: File = serde_saphyr::from_str_with_options(text, options)
-            .map_err(|error| ConfigError::Syntax { file: file.to_owned(), problem: describe(&error) })?;
+            .map_err(|error| ConfigError::Syntax { file: file.to_owned(), problem: syntax::describe(text, &error) })?;
         Checker { file, problems: Vec::new() }.check(parsed)
     }
-}
-
-/// `line:column: message`, whatever form the library's own text has.
-fn describe(error: &serde_saphyr::Error) -> String {
-    let place = error.location().map(|place| format!("{}:{}: ", place.line(), place.column())).unwrap_or_default();
-    format!("{place}{}", error.without_snippet())
 }
 
 struct Checker<'a> {
@@ -279,14 +275,12 @@ impl Checker<'_> {
         {
             let item = format!("{list}[{index}]");
             if kek.value.name.is_empty() || !names.insert(&kek.value.name) {
-                self.add(
-                    kek,
-                    &format!("{item}.name"),
-                    &format!("{:?} is empty or used twice; each KEK has its own name", kek.value.name),
-                );
+                let problem = format!("{:?} is empty or used twice; give each KEK its own name", kek.value.name);
+                self.add(kek, &format!("{item}.name"), &problem);
             }
             for (field, problem) in kek.value.problems() {
-                self.add(kek, &format!("{item}.{field}"), &problem);
+                let field = if field.is_empty() { item.clone() } else { format!("{item}.{field}") };
+                self.add(kek, &field, &problem);
             }
         }
     }

@@ -13,6 +13,8 @@ pub mod guard;
 #[cfg(any(feature = "azure", feature = "gcp"))]
 mod http;
 pub mod keyring;
+#[cfg(feature = "pkcs11")]
+pub mod pkcs11;
 pub mod set;
 #[cfg(feature = "transit")]
 pub mod transit;
@@ -160,6 +162,9 @@ pub struct KekConfig {
     #[cfg(feature = "transit")]
     #[serde(default)]
     transit: Option<transit::TransitConfig>,
+    #[cfg(feature = "pkcs11")]
+    #[serde(default)]
+    pkcs11: Option<pkcs11::Pkcs11Config>,
 }
 
 impl KekConfig {
@@ -198,6 +203,8 @@ impl KekConfig {
             self.azure_key_vault.as_ref().map(|settings| settings as _),
             #[cfg(feature = "transit")]
             self.transit.as_ref().map(|settings| settings as _),
+            #[cfg(feature = "pkcs11")]
+            self.pkcs11.as_ref().map(|settings| settings as _),
         ];
         all.into_iter().flatten()
     }
@@ -231,18 +238,23 @@ impl KekConfig {
         self.settings().flat_map(KekSettings::advice).collect()
     }
 
-    /// Problems of this item that can be seen without asking a server: (field, problem and fix).
+    /// Problems of this item that can be seen without asking a server: (field, problem and fix); the field is empty
+    /// where the item itself is meant.
     pub fn problems(&self) -> Vec<(String, String)> {
         match self.kinds().as_slice() {
-            [] => vec![(self.name.clone(), format!("names no kind; add one of: {}", KINDS.join(", ")))],
+            [] => vec![(String::new(), format!("KEK {:?} names no kind; add one of: {}", self.name, KINDS.join(", ")))],
             [kind] => self
                 .settings()
                 .flat_map(KekSettings::problems)
                 .map(|(field, problem)| (format!("{kind}.{field}"), problem))
                 .collect(),
             several => vec![(
-                self.name.clone(),
-                format!("names several kinds ({}); give each its own item under keks", several.join(", ")),
+                String::new(),
+                format!(
+                    "KEK {:?} names several kinds ({}); give each its own item under keks",
+                    self.name,
+                    several.join(", ")
+                ),
             )],
         }
     }
@@ -259,4 +271,6 @@ pub const KINDS: &[&str] = &[
     "azureKeyVault",
     #[cfg(feature = "transit")]
     "transit",
+    #[cfg(feature = "pkcs11")]
+    "pkcs11",
 ];

@@ -1,4 +1,45 @@
 //! kube-envelope: Kubernetes Secrets encrypted at rest under a key held outside the cluster.
+//!
+//! kube-apiserver encrypts each object with a key derived from a *seed*, and has the seed encrypted by a KMS v2
+//! plugin. This crate is that plugin, and the companion that rewrites all objects after a rotation and proves it.
+//! A seed is sealed under a *DEK*; the DEK is wrapped by every configured *KEK* and stored only so. One set of KEK
+//! versions is a *generation*, named by its `key_id`.
+//!
+//! # Map
+//!
+//! Direction is downward only; `plugin` and `rotation` do not know each other. `tests/architecture.rs` holds it.
+//!
+//! * [`cli`], [`commands`]: the commands; compose the rest, and print.
+//! * [`plugin`]: `serve`. Socket → gRPC → service; the refresh loop publishes what the service reads.
+//! * `rotation`, `etcd` (feature `rotate`): `rotate-keys` and `verify`.
+//! * [`generation`], [`dek`]: what the plugin serves from; DEKs in memory and on disk.
+//! * [`envelope`], [`key_id`]: the stored format.
+//! * [`kek`]: what a KEK must do, deadline and retries for all of them, and one file for each kind.
+//! * [`crypto`]: secret types, and the only file that names a cipher.
+//! * [`config`], [`telemetry`] stand aside.
+//!
+//! # Invariants
+//!
+//! 1. `key_id` is a function of the KEKs' lineages and versions and of `epoch`: equal on all nodes, stable over
+//!    restarts, never reused for another key. The version it names is the one that really wrapped.
+//! 2. A generation is adopted only after every KEK has wrapped a DEK and unwrapped it again, by one atomic publish.
+//! 3. Status and Encrypt do no I/O. Decrypt asks a KEK only for a DEK that is not in memory; concurrent misses of one
+//!    DEK are one call, and a cancelled caller does not cancel it.
+//! 4. A cold API server costs remote calls by the number of DEKs (nodes × generations), never of objects or seeds.
+//! 5. Every ciphertext is self-contained: with one KEK and this binary it opens. The state folder may be lost.
+//! 6. Unknown format, cluster, generation or KEK is refused before any KEK is asked. No trial decryption.
+//! 7. A DEK must match its id, which commits to it; all that is stored is bound to cluster, generation and DEK id.
+//! 8. DEKs and seeds exist only inside [`crypto::secret`]'s types; nothing prints them; they are cleared when dropped.
+//! 9. A definite, repeated denial by every KEK that could unwrap clears the DEKs; any other failure coasts.
+//! 10. The API server's bounds are checked when a generation is made, not first in production.
+//! 11. The socket is restricted before anyone can connect, and never taken from a living process.
+//! 12. `rotate-keys` never reads Secret data, never loses a concurrent update, never disables a key.
+//! 13. Only `main` ends the process; there is no global mutable state.
+//!
+//! # Deliberately missing
+//!
+//! Retries inside a KEK (one policy for all, in [`kek::guard`]); ciphers to choose from; trial decryption; a way to
+//! disable or delete a KEK version at a vendor; anything that reads Secret data in `rotation`.
 #![recursion_limit = "256"]
 
 pub mod cli;
@@ -7,8 +48,12 @@ pub mod config;
 pub mod crypto;
 pub mod dek;
 pub mod envelope;
+#[cfg(feature = "rotate")]
+pub mod etcd;
 pub mod generation;
 pub mod kek;
 pub mod key_id;
 pub mod plugin;
+#[cfg(feature = "rotate")]
+pub mod rotation;
 pub mod telemetry;

@@ -139,7 +139,7 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
 /// Builds the KEKs and gathers what may change while the plugin runs.
 async fn settings(path: &std::path::Path, config: &Config, metrics: &Arc<Metrics>) -> Result<Settings, ConfigError> {
     let keks = KekSet::build(&config.keks, &config.retired, metrics).await.map_err(|(name, error)| {
-        let problem = error.chain();
+        let problem = error.problem();
         ConfigError::Invalid(vec![Problem { file: path.to_owned(), at: None, field: format!("KEK {name}"), problem }])
     })?;
     Ok(Settings {

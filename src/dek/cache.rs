@@ -15,19 +15,30 @@ use crate::kek::set::UnwrapError;
 /// How long a failed unwrap answers for those that come after it: an outage costs one call at a time.
 const FAILURE_LASTS: Duration = Duration::from_secs(1);
 
+/// From this many unwraps on, failures that are over are forgotten before the next sweep.
+const MANY_UNWRAPS: usize = 256;
+
 /// What a waiter gets.
 pub type Unwrapping = Result<Arc<Dek>, Arc<UnwrapError>>;
+
+/// The wraps that an unwrap was asked with, as a digest: what a damaged copy led to says nothing about a good one.
+pub type WrapsDigest = [u8; 32];
 
 /// The DEKs that this process holds.
 #[derive(Debug, Default)]
 pub struct DekCache {
-    slots: Mutex<HashMap<DekId, Slot>>,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    held: HashMap<DekId, Held>,
+    unwraps: HashMap<(DekId, WrapsDigest), Unwrap>,
 }
 
 #[derive(Debug)]
-enum Slot {
-    Held(Held),
-    Loading(watch::Receiver<Option<Unwrapping>>),
+enum Unwrap {
+    Running(watch::Receiver<Option<Unwrapping>>),
     Failed { error: Arc<UnwrapError>, at: Instant },
 }
 
@@ -47,39 +58,49 @@ impl DekCache {
 
     /// The DEK, if it is here. Never waits.
     pub fn get(&self, id: DekId) -> Option<Arc<Dek>> {
-        match self.slots().get(&id) {
-            Some(Slot::Held(held)) => Some(held.dek.clone()),
-            _ => None,
-        }
+        self.slots().held.get(&id).map(|held| held.dek.clone())
     }
 
     /// Puts in a DEK that was just made or unwrapped.
     pub fn insert(&self, id: DekId, dek: Arc<Dek>, lineages: Vec<Lineage>) {
-        self.slots().insert(id, Slot::Held(Held { dek, lineages, contact: Instant::now() }));
+        self.slots().held.insert(id, Held { dek, lineages, contact: Instant::now() });
     }
 
-    /// The DEK, unwrapped by `unwrap` unless it is here, being unwrapped, or failed a moment ago.
+    /// The DEK, unwrapped by `unwrap` unless it is here, or the same `wraps` are being unwrapped or failed a moment
+    /// ago.
     ///
     /// `unwrap` runs in a task of its own: a caller that goes away does not end it.
-    pub async fn get_or_unwrap<F>(self: &Arc<Self>, id: DekId, lineages: Vec<Lineage>, unwrap: F) -> Unwrapping
+    pub async fn get_or_unwrap<F>(
+        self: &Arc<Self>,
+        id: DekId,
+        wraps: WrapsDigest,
+        lineages: Vec<Lineage>,
+        unwrap: F,
+    ) -> Unwrapping
     where
         F: Future<Output = Result<Dek, UnwrapError>> + Send + 'static,
     {
+        let key = (id, wraps);
         let mut waiting = {
             let mut slots = self.slots();
-            match slots.get(&id) {
-                Some(Slot::Held(held)) => return Ok(held.dek.clone()),
-                Some(Slot::Failed { error, at }) if at.elapsed() < FAILURE_LASTS => return Err(error.clone()),
-                Some(Slot::Loading(waiting)) => waiting.clone(),
+            if let Some(held) = slots.held.get(&id) {
+                return Ok(held.dek.clone());
+            }
+            match slots.unwraps.get(&key) {
+                Some(Unwrap::Failed { error, at }) if at.elapsed() < FAILURE_LASTS => return Err(error.clone()),
+                Some(Unwrap::Running(waiting)) => waiting.clone(),
                 _ => {
+                    if slots.unwraps.len() >= MANY_UNWRAPS {
+                        slots.forget_failures();
+                    }
                     let (done, waiting) = watch::channel(None);
-                    slots.insert(id, Slot::Loading(waiting.clone()));
+                    slots.unwraps.insert(key, Unwrap::Running(waiting.clone()));
                     let cache = self.clone();
                     tokio::spawn(async move {
-                        let abandoned = Abandoned { cache: &cache, id };
+                        let abandoned = Abandoned { cache: &cache, key };
                         let unwrapped = unwrap.await.map(Arc::new).map_err(Arc::new);
                         std::mem::forget(abandoned);
-                        cache.settle(id, lineages, &unwrapped);
+                        cache.settle(key, lineages, &unwrapped);
                         let _ = done.send(Some(unwrapped));
                     });
                     waiting
@@ -97,10 +118,8 @@ impl DekCache {
     /// Notes that a KEK answered well: every DEK that it could unwrap begins a new age.
     pub fn contact(&self, lineage: Lineage) {
         let now = Instant::now();
-        for slot in self.slots().values_mut() {
-            if let Slot::Held(held) = slot
-                && held.lineages.contains(&lineage)
-            {
+        for held in self.slots().held.values_mut() {
+            if held.lineages.contains(&lineage) {
                 held.contact = now;
             }
         }
@@ -109,45 +128,53 @@ impl DekCache {
     /// Clears the DEKs whose KEKs have all been silent for longer than `age`. Returns how many remain.
     pub fn sweep(&self, age: Duration) -> usize {
         let mut slots = self.slots();
-        slots.retain(|_, slot| match slot {
-            Slot::Held(held) => held.contact.elapsed() <= age,
-            Slot::Failed { at, .. } => at.elapsed() < FAILURE_LASTS,
-            Slot::Loading(_) => true,
-        });
-        slots.values().filter(|slot| matches!(slot, Slot::Held(_))).count()
+        slots.held.retain(|_, held| held.contact.elapsed() <= age);
+        slots.forget_failures();
+        slots.held.len()
     }
 
     /// Clears every DEK that no KEK outside `denied` could unwrap. One being unwrapped meanwhile is settled by its
     /// KEK's own answer.
     pub fn wipe(&self, denied: &[Lineage]) {
-        self.slots().retain(|_, slot| match slot {
-            Slot::Held(held) => held.lineages.iter().any(|lineage| !denied.contains(lineage)),
-            _ => true,
-        });
+        self.slots().held.retain(|_, held| held.lineages.iter().any(|lineage| !denied.contains(lineage)));
     }
 
-    fn settle(&self, id: DekId, lineages: Vec<Lineage>, unwrapped: &Unwrapping) {
-        let slot = match unwrapped {
-            Ok(dek) => Slot::Held(Held { dek: dek.clone(), lineages, contact: Instant::now() }),
-            Err(error) => Slot::Failed { error: error.clone(), at: Instant::now() },
-        };
-        self.slots().insert(id, slot);
+    fn settle(&self, key: (DekId, WrapsDigest), lineages: Vec<Lineage>, unwrapped: &Unwrapping) {
+        let mut slots = self.slots();
+        match unwrapped {
+            Ok(dek) => {
+                slots.unwraps.remove(&key);
+                slots.held.insert(key.0, Held { dek: dek.clone(), lineages, contact: Instant::now() });
+            }
+            Err(error) => {
+                slots.unwraps.insert(key, Unwrap::Failed { error: error.clone(), at: Instant::now() });
+            }
+        }
     }
 
-    fn slots(&self) -> MutexGuard<'_, HashMap<DekId, Slot>> {
+    fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Takes a slot away again when its task panics, so that the next caller tries anew.
+impl Slots {
+    fn forget_failures(&mut self) {
+        self.unwraps.retain(|_, unwrap| match unwrap {
+            Unwrap::Running(_) => true,
+            Unwrap::Failed { at, .. } => at.elapsed() < FAILURE_LASTS,
+        });
+    }
+}
+
+/// Takes a running unwrap away again when its task panics, so that the next caller tries anew.
 struct Abandoned<'a> {
     cache: &'a DekCache,
-    id: DekId,
+    key: (DekId, WrapsDigest),
 }
 
 impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
-        self.cache.slots().remove(&self.id);
+        self.cache.slots().unwraps.remove(&self.key);
     }
 }
 
@@ -158,6 +185,7 @@ mod tests {
     use super::*;
 
     const ID: DekId = DekId([1; 16]);
+    const WRAPS: WrapsDigest = [1; 32];
 
     fn lineage() -> Lineage {
         Lineage::derive("test", &[])
@@ -179,7 +207,7 @@ mod tests {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     Ok(dek())
                 };
-                cache.get_or_unwrap(ID, vec![lineage()], unwrap).await
+                cache.get_or_unwrap(ID, WRAPS, vec![lineage()], unwrap).await
             }
         });
         let results = futures::future::join_all(waiters).await;
@@ -197,9 +225,29 @@ mod tests {
                 calls.fetch_add(1, Ordering::SeqCst);
                 Err(UnwrapError::NoKek)
             };
-            assert!(cache.get_or_unwrap(ID, vec![lineage()], unwrap).await.is_err());
+            assert!(cache.get_or_unwrap(ID, WRAPS, vec![lineage()], unwrap).await.is_err());
         }
         assert_eq!(calls.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_failure_of_damaged_wraps_does_not_answer_for_good_ones() {
+        let cache = Arc::new(DekCache::new());
+        let damaged = cache.get_or_unwrap(ID, [2; 32], vec![], async { Err(UnwrapError::Failed(Vec::new())) });
+        assert!(damaged.await.is_err());
+        assert!(cache.get_or_unwrap(ID, WRAPS, vec![], async { Ok(dek()) }).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn failures_of_the_past_take_no_memory() {
+        let cache = Arc::new(DekCache::new());
+        let past = Instant::now().checked_sub(FAILURE_LASTS).unwrap();
+        for i in 0..MANY_UNWRAPS {
+            let failed = Unwrap::Failed { error: Arc::new(UnwrapError::NoKek), at: past };
+            cache.slots().unwraps.insert((DekId([u8::try_from(i % 256).unwrap(); 16]), WRAPS), failed);
+        }
+        assert!(cache.get_or_unwrap(ID, [2; 32], vec![], async { Err(UnwrapError::NoKek) }).await.is_err());
+        assert_eq!(cache.slots().unwraps.len(), 1);
     }
 
     #[tokio::test]
@@ -210,18 +258,18 @@ mod tests {
             let _ = gone.await;
             Ok(dek())
         };
-        let call = cache.get_or_unwrap(ID, vec![lineage()], unwrap);
+        let call = cache.get_or_unwrap(ID, WRAPS, vec![lineage()], unwrap);
         assert!(tokio::time::timeout(Duration::from_millis(10), call).await.is_err());
         go.send(()).unwrap();
-        let second = cache.get_or_unwrap(ID, vec![lineage()], async { Err(UnwrapError::NoKek) }).await;
+        let second = cache.get_or_unwrap(ID, WRAPS, vec![lineage()], async { Err(UnwrapError::NoKek) }).await;
         assert!(second.is_ok(), "the first unwrap went on");
     }
 
     #[tokio::test]
     async fn a_panicking_unwrap_frees_its_slot() {
         let cache = Arc::new(DekCache::new());
-        assert!(cache.get_or_unwrap(ID, vec![], async { panic!("fault") }).await.is_err());
-        assert!(cache.get_or_unwrap(ID, vec![], async { Ok(dek()) }).await.is_ok());
+        assert!(cache.get_or_unwrap(ID, WRAPS, vec![], async { panic!("fault") }).await.is_err());
+        assert!(cache.get_or_unwrap(ID, WRAPS, vec![], async { Ok(dek()) }).await.is_ok());
     }
 
     #[tokio::test]

@@ -69,13 +69,14 @@ impl AzureConfig {
         (url.scheme() == "https" && plain).then(|| url.host_str().map(str::to_lowercase)).flatten()
     }
 
-    fn make(&self) -> Result<AzureKek, KekError> {
+    fn make(&self, patient: bool) -> Result<AzureKek, KekError> {
         if let Some((field, problem)) = self.problems().into_iter().next() {
             return Err(KekError::misconfigured(format!("azureKeyVault.{field}: {problem}")));
         }
         let host = self.host().expect("a vault without problems has a host");
-        let pinned = self.address.map(|address| (host.as_str(), SocketAddr::new(address, 443)));
-        let client = http::client(&http::Reach { ca_file: self.ca_file.as_deref(), pinned })?;
+        // The port is the URL's.
+        let pinned = self.address.map(|address| (host.as_str(), SocketAddr::new(address, 0)));
+        let client = http::client(&http::Reach { ca_file: self.ca_file.as_deref(), pinned, patient })?;
         let identity = Arc::new(Identity::new(self.credential.clone(), &client, self.authority_host.as_deref()));
         let options = KeyClientOptions { client_options: transport::options(&client), ..KeyClientOptions::default() };
         let client = KeyClient::new(&self.vault, identity.clone(), Some(options)).map_err(|error| {
@@ -104,9 +105,10 @@ impl KekSettings for AzureConfig {
         if self.authority_host.as_deref().is_some_and(|host| !host.starts_with("https://")) {
             problems.push(("authorityHost", "must be an https URL".into()));
         }
-        problems.extend(self.credential.problem().map(|problem| ("credential", problem)));
-        let ca = self.ca_file.as_deref().map(http::certificates);
-        problems.extend(ca.and_then(Result::err).map(|error| ("caFile", error.to_string())));
+        match http::client(&http::Reach { ca_file: self.ca_file.as_deref(), ..http::Reach::default() }) {
+            Ok(client) => problems.extend(self.credential.problem(&client).map(|problem| ("credential", problem))),
+            Err(error) => problems.push(("caFile", error.to_string())),
+        }
         problems
     }
 
@@ -117,11 +119,11 @@ impl KekSettings for AzureConfig {
     }
 
     async fn build(&self) -> Result<Box<dyn Kek>, KekError> {
-        Ok(Box::new(self.make()?))
+        Ok(Box::new(self.make(false)?))
     }
 
     async fn build_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
-        Ok(Box::new(self.make()?))
+        Ok(Box::new(self.make(true)?))
     }
 }
 

@@ -103,7 +103,12 @@ impl KekError {
 
     /// The whole chain in one line, for logs and status.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
+        format!("{}: {}", self.cause, self.problem())
+    }
+
+    /// The chain without the cause's word, where the reader knows that the configuration is meant.
+    pub fn problem(&self) -> String {
+        let mut text = self.message.clone();
         let mut next = self.source();
         while let Some(error) = next {
             let more = error.to_string();

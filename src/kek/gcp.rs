@@ -53,11 +53,11 @@ impl GcpConfig {
         Credentials::find(self.credentials_file.as_deref(), self.insecure_http)
     }
 
-    fn make(&self) -> Result<GcpKek, KekError> {
+    fn make(&self, patient: bool) -> Result<GcpKek, KekError> {
         if let Some((field, problem)) = self.problems().into_iter().next() {
             return Err(KekError::misconfigured(format!("gcpKms.{field}: {problem}")));
         }
-        let reach = http::Reach { ca_file: self.ca_file.as_deref(), pinned: None };
+        let reach = http::Reach { ca_file: self.ca_file.as_deref(), pinned: None, patient };
         let api = Api::new(http::client(&reach)?, self.endpoint(), &self.key, self.credentials());
         // The name alone: the same key is the same KEK behind whichever endpoint.
         Ok(GcpKek { lineage: Lineage::derive("gcpKms", &[&self.key]), api })
@@ -86,11 +86,11 @@ impl KekSettings for GcpConfig {
     }
 
     async fn build(&self) -> Result<Box<dyn Kek>, KekError> {
-        Ok(Box::new(self.make()?))
+        Ok(Box::new(self.make(false)?))
     }
 
     async fn build_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
-        Ok(Box::new(self.make()?))
+        Ok(Box::new(self.make(true)?))
     }
 }
 

@@ -17,6 +17,8 @@ use super::KekError;
 const CONNECT: Duration = Duration::from_millis(700);
 /// The time for one request, from connecting to the last byte: two of them fit into the guard's deadline.
 const ATTEMPT: Duration = Duration::from_secs(1);
+/// The same where a person waits and nothing may be done twice: an HSM takes its time to make a key.
+const PATIENT: Duration = Duration::from_secs(30);
 /// How long an idle connection is kept: longer than the pause between two refreshes.
 const IDLE: Duration = Duration::from_secs(90);
 /// The most that is read of an answer; a key's description and a wrapped DEK are far below.
@@ -36,13 +38,15 @@ pub(super) struct Reach<'a> {
     pub(super) ca_file: Option<&'a Path>,
     /// A host name that is not looked up, and its address.
     pub(super) pinned: Option<(&'a str, SocketAddr)>,
+    /// For the `rotate-keys` command, which the guard's deadline does not bind.
+    pub(super) patient: bool,
 }
 
 /// Makes the client. Follows no redirect and uses no proxy.
 pub(super) fn client(reach: &Reach) -> Result<Client, KekError> {
     let mut builder = ClientBuilder::new()
         .connect_timeout(CONNECT)
-        .timeout(ATTEMPT)
+        .timeout(if reach.patient { PATIENT } else { ATTEMPT })
         .pool_idle_timeout(IDLE)
         .redirect(Policy::none())
         .no_proxy();
@@ -106,17 +110,12 @@ fn no_answer(host: &str, error: reqwest::Error) -> KekError {
     KekError::unavailable(format!("{host}: {what}")).with_source(error.without_url())
 }
 
-fn is_untrusted(error: &reqwest::Error) -> bool {
-    let mut next = error.source();
-    while let Some(error) = next {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let tls = error.downcast_ref().or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
-        if matches!(tls, Some(rustls::Error::InvalidCertificate(_))) {
-            return true;
-        }
-        next = error.source();
-    }
-    false
+/// An `io::Error` gives as source what its content has as source, and not its content.
+fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
+    let content = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))
+        || content.is_some_and(|content| is_untrusted(content))
+        || error.source().is_some_and(is_untrusted)
 }
 
 /// The pause that a `Retry-After` header in seconds asks for.

@@ -27,7 +27,7 @@ impl KekSettings for KeyringConfig {
     }
 
     fn problems(&self) -> Vec<(&'static str, String)> {
-        Keyring::read(&self.file).err().map(|error| ("file", error.to_string())).into_iter().collect()
+        Keyring::read(&self.file).err().map(|error| ("file", error.problem())).into_iter().collect()
     }
 
     async fn build(&self) -> Result<Box<dyn Kek>, KekError> {

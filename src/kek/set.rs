@@ -1,5 +1,6 @@
 //! All configured KEKs together: each wraps every DEK, any one of them unwraps it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,6 +82,7 @@ impl KekSet {
                 built.push(Arc::new(GuardedKek::new(config.name.clone(), kek, metrics.clone())));
             }
         }
+        set.check_distinct()?;
         Ok(set)
     }
 
@@ -165,6 +167,19 @@ impl KekSet {
                 asked.push(ask(next));
             }
         }
+    }
+
+    /// Two KEKs of one lineage could not be told apart in a stored wrap.
+    fn check_distinct(&self) -> Result<(), (String, KekError)> {
+        let mut seen = HashMap::new();
+        for kek in self.active.iter().chain(&self.retired) {
+            if let Some(other) = seen.insert(kek.lineage(), kek.name()) {
+                let problem =
+                    format!("is the same key as KEK {other}, as far as the configuration tells; remove one of them");
+                return Err((kek.name().to_owned(), KekError::misconfigured(problem)));
+            }
+        }
+        Ok(())
     }
 
     fn find(&self, lineage: Lineage) -> Option<&Arc<GuardedKek>> {

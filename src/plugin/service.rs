@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tracing::{info, warn};
 
+use crate::crypto::seal::digest;
 use crate::crypto::secret::{Dek, DekId, Seed};
 use crate::dek::cache::DekCache;
 use crate::dek::store::DekStore;
@@ -113,6 +114,7 @@ impl Service {
             return Err(ServiceError::Unwrap { dek_id, source: Arc::new(UnwrapError::NoKek) });
         }
         let lineages = wrapped.versions().map(|version| version.lineage).collect();
+        let wraps = digest(&[&wrapped.encode()?]);
         let service = self.clone();
         let unwrap = async move {
             let context = WrapContext { cluster: service.cluster.clone(), dek_id };
@@ -125,7 +127,7 @@ impl Service {
             }
             Ok(dek)
         };
-        let unwrapped = self.cache.get_or_unwrap(dek_id, lineages, unwrap).await;
+        let unwrapped = self.cache.get_or_unwrap(dek_id, wraps, lineages, unwrap).await;
         unwrapped.map_err(|source| ServiceError::Unwrap { dek_id, source })
     }
 

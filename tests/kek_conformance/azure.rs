@@ -278,3 +278,40 @@ async fn an_idle_plugin_asks_one_request_to_see_the_version_and_one_to_prove_it(
     }
     assert_eq!(bench.requests(), first + 20, "ten proofs");
 }
+
+#[tokio::test]
+async fn a_secret_that_was_replaced_in_time_is_never_refused() {
+    let bench = AzureBench::start().await;
+    let kek = bench.kek().await;
+    kek.version().await.expect("version");
+    bench.fake.service().secret = "another".into();
+    std::fs::write(bench.secret_file(), "another\n").expect("written");
+    bench.expire_credentials().await;
+    kek.version().await.expect("version with the new secret");
+    assert_eq!(bench.fake.service().tokens_refused, 0, "the former secret was tried");
+}
+
+#[tokio::test]
+async fn a_deleted_key_is_denied_and_a_purged_version_unknown() {
+    let bench = AzureBench::start().await;
+    let kek = bench.kek().await;
+    let (dek, context) = dek();
+    let wrapped = kek.wrap(&dek, &context).await.expect("wrap");
+    bench.rotate().await;
+    bench.change(|key| drop(key.versions.remove(0)));
+    let error = kek.unwrap(&wrapped, &context).await.expect_err("no such version");
+    assert_eq!(error.cause(), KekCause::UnknownVersion, "{}", error.chain());
+    bench.destroy().await;
+    let error = kek.unwrap(&wrapped, &context).await.expect_err("no such key");
+    assert_eq!(error.cause(), KekCause::Denied, "{}", error.chain());
+}
+
+#[tokio::test]
+async fn neither_secrets_nor_tokens_print() {
+    let bench = AzureBench::start().await;
+    let kek = bench.kek().await;
+    kek.version().await.expect("version");
+    let secret = bench.fake.service().secret.clone();
+    let printed = format!("{kek:?} {:?}", config(&bench.item()));
+    assert!(printed.contains("AzureKek") && !printed.contains(&secret) && !printed.contains("eyJ"), "{printed}");
+}

@@ -39,6 +39,7 @@ pub struct Service {
     /// Tokens up to this number are not accepted any more.
     pub revoked_up_to: u64,
     pub tokens_given: u64,
+    pub tokens_refused: u64,
     /// The host that `kid` has in answers.
     pub kid_host: String,
     /// The version that `kid` names in place of the true one.
@@ -111,6 +112,7 @@ impl AzureFake {
             secret: "s3cret~value".into(),
             revoked_up_to: 0,
             tokens_given: 0,
+            tokens_refused: 0,
             kid_host: "kek.vault.azure.net".into(),
             kid_version: None,
             cluster: Signer::new(),
@@ -155,7 +157,9 @@ async fn answer(
 ) -> axum::response::Response {
     let mut service = service.lock().expect("not poisoned");
     let outcome = if uri.path() == format!("/{TENANT}/oauth2/v2.0/token") {
-        service.give_token(&body)
+        let given = service.give_token(&body);
+        service.tokens_refused += u64::from(given.is_err());
+        given
     } else if uri.path() == "/metadata/identity/oauth2/token" {
         service.metadata(&uri, &headers)
     } else {

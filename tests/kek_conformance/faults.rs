@@ -196,7 +196,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
     let head = |length: usize| format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
     match fault {
         Fault::Answer(answer) => client.write_all(answer.bytes().as_bytes()).await?,
-        Fault::Silence => tokio::time::sleep(Duration::from_secs(60)).await,
+        Fault::Silence => tokio::time::sleep(Duration::from_mins(1)).await,
         Fault::Drip => {
             client.write_all(head(10_000).as_bytes()).await?;
             loop {
@@ -250,12 +250,10 @@ async fn pass_on<S: AsyncWrite + Unpin>(mut client: S, upstream: SocketAddr, req
 
 impl Answer {
     fn bytes(&self) -> String {
-        let mut text = format!("HTTP/1.1 {} canned\r\nconnection: close\r\n", self.status);
-        for (name, value) in &self.headers {
-            text.push_str(&format!("{name}: {value}\r\n"));
-        }
-        text.push_str(&format!("content-length: {}\r\n\r\n{}", self.body.len(), self.body));
-        text
+        let Self { status, headers, body } = self;
+        let headers: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let (headers, length) = (headers.concat(), body.len());
+        format!("HTTP/1.1 {status} canned\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n{body}")
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::bench::{Bench, config, dek};
-use crate::faults::{Answer, Faults};
+use crate::faults::{Answer, Fault, Faults};
 use crate::gcp_fake::{Damage, GcpFake, Key, refusal};
 use crate::namespace;
 
@@ -148,7 +148,7 @@ async fn data_damaged_on_their_way_are_never_taken() {
     let bench = GcpBench::start().await;
     let kek = bench.kek().await;
     let (dek, context) = dek();
-    for damage in [Damage::Ciphertext, Damage::NotVerified, Damage::OtherVersion] {
+    for damage in [Damage::Ciphertext, Damage::PlaintextNotVerified, Damage::AadNotVerified, Damage::OtherVersion] {
         bench.fake.service().damage = damage;
         let error = kek.wrap(&dek, &context).await.expect_err("damaged");
         assert_eq!(error.cause(), KekCause::Unavailable, "{}", error.chain());
@@ -246,4 +246,45 @@ async fn an_idle_plugin_asks_one_request_to_see_the_version_and_one_to_prove_it(
         kek.unwrap(&wrapped, &context).await.expect("unwrap");
     }
     assert_eq!(bench.requests(), 22, "ten proofs");
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_while_the_old_one_still_serves() {
+    let bench = GcpBench::start().await;
+    bench.fake.service().token_life = std::time::Duration::from_secs(60);
+    let kek = bench.kek().await;
+    kek.version().await.expect("the first token");
+    bench.fake.service().refuses_tokens = true;
+    kek.version().await.expect("the renewal fails, and the first token serves");
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    bench.fake.service().refuses_tokens = false;
+    bench.fake.service().token_life = std::time::Duration::from_hours(1);
+    for _ in 0..50 {
+        kek.version().await.expect("version");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(bench.fake.service().tokens_given, 2, "renewed once, ahead, and then kept");
+    std::fs::remove_file(bench.credentials_file()).expect("removed");
+    kek.version().await.expect("the token serves while the file is away");
+}
+
+#[tokio::test]
+async fn neither_credentials_nor_tokens_print() {
+    let bench = GcpBench::start().await;
+    let kek = bench.kek().await;
+    kek.version().await.expect("version");
+    let printed = format!("{kek:?} {:?}", config(&bench.item()));
+    assert!(printed.contains("GcpKek"), "{printed}");
+    for secret in ["ya29", "PRIVATE KEY"] {
+        assert!(!printed.contains(secret), "{printed}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_to_be_trusted_is_named_as_the_reason() {
+    let bench = GcpBench::start().await;
+    let kek = bench.kek().await;
+    bench.faults.set(Fault::CertificateOfAnotherIssuer);
+    let error = kek.version().await.expect_err("a stranger");
+    assert!(error.to_string().contains("certificate"), "{}", error.chain());
 }

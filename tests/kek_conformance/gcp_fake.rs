@@ -21,7 +21,6 @@ use crate::jwt::url_form;
 const ACCOUNT: &str = "plugin@project.iam.gserviceaccount.com";
 const SCOPES: [&str; 2] =
     ["https://www.googleapis.com/auth/cloudkms", "https://www.googleapis.com/auth/cloud-platform"];
-const TOKEN_LIFE: Duration = Duration::from_hours(1);
 
 /// The server of one test.
 pub struct GcpFake {
@@ -43,6 +42,7 @@ pub struct Service {
     pub refuses_tokens: bool,
     pub tokens: HashMap<String, Instant>,
     pub tokens_given: usize,
+    pub token_life: Duration,
     token_uri: String,
     public_key: Vec<u8>,
 }
@@ -52,7 +52,8 @@ pub enum Damage {
     None,
     Plaintext,
     Ciphertext,
-    NotVerified,
+    PlaintextNotVerified,
+    AadNotVerified,
     OtherVersion,
 }
 
@@ -131,6 +132,7 @@ impl GcpFake {
             refuses_tokens: false,
             tokens: HashMap::new(),
             tokens_given: 0,
+            token_life: Duration::from_hours(1),
             token_uri: format!("http://{address}/token"),
             public_key: pair.public_key().as_ref().to_vec(),
         }));
@@ -219,8 +221,8 @@ impl Service {
     fn new_token(&mut self) -> Value {
         self.tokens_given += 1;
         let token = format!("ya29.fake-{}", self.tokens_given);
-        self.tokens.insert(token.clone(), Instant::now() + TOKEN_LIFE);
-        json!({"access_token": token, "expires_in": TOKEN_LIFE.as_secs() - 1, "token_type": "Bearer"})
+        self.tokens.insert(token.clone(), Instant::now() + self.token_life);
+        json!({"access_token": token, "expires_in": self.token_life.as_secs(), "token_type": "Bearer"})
     }
 
     fn metadata(&mut self, path: &str, headers: &HeaderMap) -> Reply {
@@ -338,11 +340,10 @@ impl Key {
         if damage == Damage::Ciphertext {
             ciphertext[20] ^= 1;
         }
-        let verified = damage != Damage::NotVerified;
         let named = if damage == Damage::OtherVersion { number + 1 } else { number };
         Ok(json!({"name": version_name(key, named), "ciphertext": BASE64_STANDARD.encode(&ciphertext),
-            "ciphertextCrc32c": crc.to_string(), "verifiedPlaintextCrc32c": verified,
-            "verifiedAdditionalAuthenticatedDataCrc32c": verified, "protectionLevel": "SOFTWARE"}))
+            "ciphertextCrc32c": crc.to_string(), "verifiedPlaintextCrc32c": damage != Damage::PlaintextNotVerified,
+            "verifiedAdditionalAuthenticatedDataCrc32c": damage != Damage::AadNotVerified, "protectionLevel": "SOFTWARE"}))
     }
 
     fn decrypt(&self, key: &str, body: &Value, damage: Damage) -> Outcome {

@@ -19,6 +19,8 @@ mod jwt;
 mod keyring;
 #[cfg(any(feature = "azure", feature = "gcp"))]
 mod namespace;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
 #[cfg(feature = "transit")]
 mod transit;
 
@@ -31,6 +33,9 @@ macro_rules! conformance {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             $(#[ignore = $reason])?
             async fn $behaviour() {
+                if <$bench as $crate::bench::Bench>::run_elsewhere(concat!(module_path!(), "::", stringify!($behaviour))) {
+                    return;
+                }
                 let bench = <$bench as $crate::bench::Bench>::start().await;
                 $crate::behaviours::$behaviour(&bench).await;
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{Request, Uri};
 use kube::client::Body;
 
-use super::{Etcd, Process, STARTS_WITHIN, free_port, server, temporary_folder, wait_until};
+use super::{Etcd, Process, STARTS_WITHIN, server, temporary_folder, wait_until};
 
 /// Token of a user that may do everything.
 pub const ADMIN: &str = "admin-token";
@@ -80,7 +80,7 @@ impl ApiServer {
     pub fn spawn(etcd: &Etcd, options: &ApiServerOptions) -> Self {
         super::prepare();
         let folder = temporary_folder("kube-apiserver-");
-        let port = free_port();
+        let port = etcd.api_port();
         let ip = format!("10.99.0.{}", options.number);
         let encryption_file = match &options.encryption {
             Encryption::File(file) => file.clone(),
@@ -89,8 +89,12 @@ impl ApiServer {
         let arguments = arguments(etcd, folder.path(), &encryption_file, &ip, port, options);
         let log = folder.path().join("kube-apiserver.log");
         let name = format!("kube-apiserver {}", options.number);
-        let arguments = arguments.into_iter().map(Into::into).collect();
-        let process = Process::start(&name, server("kube-apiserver"), arguments, Vec::new(), log);
+        // The identity of an API server is made of its host's name: each gets its own.
+        let mut all = ["--uts", "sh", "-c", "hostname \"$0\" && exec \"$@\""].map(Into::into).to_vec();
+        all.push(format!("control-plane-{}", options.number).into());
+        all.push(server("kube-apiserver").into());
+        all.extend(arguments.into_iter().map(Into::into));
+        let process = Process::start(&name, "unshare".into(), all, Vec::new(), log);
         Self { process, folder, encryption_file, ip, port }
     }
 
@@ -212,7 +216,7 @@ fn arguments(
     let (private_key, public_key) = service_account_keys(etcd);
     let mut arguments = vec![
         format!("--etcd-servers={}", etcd.url()),
-        "--bind-address=0.0.0.0".into(),
+        format!("--bind-address={ip}"),
         format!("--advertise-address={ip}"),
         format!("--secure-port={port}"),
         format!("--cert-dir={}", folder.join("certs").display()),

@@ -22,6 +22,7 @@ pub struct Etcd {
     pub process: Process,
     folder: tempfile::TempDir,
     url: String,
+    api_port: u16,
 }
 
 /// The parts of an encrypted value that stand in clear.
@@ -64,7 +65,7 @@ impl Etcd {
         let arguments = arguments.into_iter().map(Into::into).collect();
         let log = folder.path().join("etcd.log");
         let process = Process::start("etcd", server("etcd"), arguments, Vec::new(), log);
-        let etcd = Self { process, folder, url };
+        let etcd = Self { process, folder, url, api_port: free_port() };
         wait_until("etcd answers", STARTS_WITHIN, async || etcd.try_range(b"/", b"0", 0, 1).await.is_some()).await;
         etcd
     }
@@ -72,6 +73,11 @@ impl Etcd {
     /// Where clients reach it.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The port of all API servers on this etcd: the endpoints of `default/kubernetes` hold one port for all.
+    pub fn api_port(&self) -> u16 {
+        self.api_port
     }
 
     /// A folder that lives as long as this etcd: for what the API servers of one cluster share.
@@ -112,6 +118,23 @@ impl Etcd {
             *counts.entry(encrypted(&value).map(|object| object.key_id).unwrap_or_default()).or_default() += 1;
         }
         counts
+    }
+
+    /// Stores a raw value, past every API server.
+    pub async fn put(&self, key: &str, value: &[u8]) {
+        use base64::{Engine, prelude::BASE64_STANDARD};
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let pair = [("key", key.as_bytes()), ("value", value)];
+        let body: serde_json::Map<_, _> =
+            pair.map(|(name, bytes)| (name.to_owned(), BASE64_STANDARD.encode(bytes).into())).into_iter().collect();
+        let body = serde_json::Value::from(body).to_string();
+        let host = self.url.trim_start_matches("http://");
+        let mut stream = tokio::net::TcpStream::connect(host).await.unwrap();
+        let head = format!("POST /v3/kv/put HTTP/1.0\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains(" 200 "), "{answer}");
     }
 
     /// The folder with the member's data, for what looks into files.

@@ -5,6 +5,7 @@
 
 pub mod apiserver;
 pub mod etcd;
+pub mod keyring;
 pub mod plugin;
 pub mod process;
 
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 pub use apiserver::{ADMIN, ApiServer, ApiServerOptions, Encryption};
 pub use etcd::Etcd;
+pub use keyring::KeyringFile;
 pub use plugin::Plugin;
 pub use process::Process;
 

@@ -34,6 +34,11 @@ impl Plugin {
 
     /// The same without waiting.
     pub fn spawn(settings: &str) -> Self {
+        Self::spawn_with(settings, &[])
+    }
+
+    /// The same with environment variables.
+    pub fn spawn_with(settings: &str, environment: &[(&str, &str)]) -> Self {
         super::prepare();
         let folder = tempfile::Builder::new().prefix("kube-envelope-").tempdir().unwrap();
         let health_port = free_port();
@@ -47,7 +52,8 @@ impl Plugin {
         std::fs::write(at("config.yaml"), config).unwrap();
         let arguments = ["serve".into(), "--config".into(), at("config.yaml").into()].to_vec();
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_kube-envelope"));
-        let process = Process::start("kube-envelope", binary, arguments, Vec::new(), at("kube-envelope.log"));
+        let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let process = Process::start("kube-envelope", binary, arguments, environment, at("kube-envelope.log"));
         Self { process, folder, health_port }
     }
 
@@ -69,6 +75,23 @@ impl Plugin {
     /// Where `/livez`, `/readyz`, `/metrics` and `/status` are served.
     pub fn health_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.health_port)
+    }
+
+    /// The value of a metric: the sum over the series of this name whose labels contain every one of `labels`.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let text = get(self.health_port, "/metrics");
+        let series = text.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (found, its_labels) = series.split_once('{').unwrap_or((series, ""));
+            (found == name && labels.iter().all(|label| its_labels.contains(label))).then_some(value)
+        });
+        series.map(|value| value.parse::<f64>().unwrap()).sum()
+    }
+
+    /// How often a KEK was asked something, retries counted.
+    pub fn kek_requests(&self, operation: &str) -> u64 {
+        let requests = self.metric("kube_envelope_kek_requests_total", &[&format!("operation=\"{operation}")]);
+        format!("{requests:.0}").parse().unwrap()
     }
 
     /// A client of its socket, connecting anew.
@@ -119,10 +142,23 @@ impl Plugin {
         )
     }
 
-    async fn wait_socket(&self) {
+    /// Waits until its socket takes connections.
+    pub async fn wait_socket(&self) {
         wait_until("the plugin's socket takes connections", STARTS_WITHIN, async || self.client().await.is_some())
             .await;
     }
+}
+
+/// One GET over HTTP/1.0 from a port of this machine; panics unless the answer is 200.
+fn get(port: u16, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(" 200 "), "{head}");
+    body.to_owned()
 }
 
 /// A client of a KMS v2 socket, connecting as an API server does.

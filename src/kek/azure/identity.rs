@@ -1,5 +1,6 @@
 //! Who the plugin is to Azure: the configured credential, made anew when its file changes or a token was refused.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -84,15 +85,14 @@ impl Credential {
     }
 
     /// What can be seen to be wrong without asking anybody.
-    pub(super) fn problem(&self) -> Option<String> {
-        let credential = match self.file() {
-            Some(file) => match read(&file) {
-                Ok(text) => self.make(&text, &ClientOptions::default()),
-                Err(error) => return Some(error.to_string()),
-            },
-            None => self.make("", &ClientOptions::default()),
-        };
-        credential.err().map(|error| error.to_string())
+    pub(super) fn problem(&self, client: &Client) -> Option<String> {
+        match self.file().as_deref().map(read).transpose() {
+            Ok(text) => {
+                let text = text.as_deref().map_or("", String::as_str);
+                self.make(text, &transport::options(client)).err().map(|error| error.to_string())
+            }
+            Err(error) => Some(error.to_string()),
+        }
     }
 
     fn make(&self, secret: &str, options: &ClientOptions) -> Result<Arc<dyn TokenCredential>> {
@@ -133,14 +133,12 @@ fn read(file: &Path) -> std::result::Result<Zeroizing<String>, KekError> {
 }
 
 /// The SDK's credential as it is now.
-#[derive(Debug)]
 pub(super) struct Identity {
     credential: Credential,
     options: ClientOptions,
     current: Mutex<Option<Current>>,
 }
 
-#[derive(Clone, Debug)]
 struct Current {
     content: [u8; 32],
     credential: Arc<dyn TokenCredential>,
@@ -175,6 +173,12 @@ impl Identity {
         let credential = self.credential.make(text, &self.options)?;
         *current = Some(Current { content, credential: credential.clone() });
         Ok(credential)
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("credential", &self.credential).finish_non_exhaustive()
     }
 }
 

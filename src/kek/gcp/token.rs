@@ -1,6 +1,7 @@
 //! Access tokens for Cloud KMS from `gcp_auth`: fetched once for all callers, renewed ahead, and the credentials
 //! file read again when its content changes.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -17,6 +18,8 @@ use crate::crypto::seal::digest;
 const SCOPES: &[&str] = &["https://www.googleapis.com/auth/cloudkms"];
 /// A token that ends sooner is replaced while it still serves.
 const RENEW_AHEAD: Duration = Duration::from_mins(5);
+/// A token that ends sooner than this may end on its way.
+const MARGIN: Duration = Duration::from_secs(5);
 /// The time a caller waits for a token; the fetch itself goes on and serves the next caller.
 const WAIT: Duration = Duration::from_millis(1500);
 /// The end of a fetch that nobody answers.
@@ -99,13 +102,12 @@ struct Failure {
 }
 
 /// The tokens of one KEK.
-#[derive(Debug)]
 pub(super) struct Tokens {
     credentials: Credentials,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     credentials: Option<[u8; 32]>,
     token: Option<Arc<Token>>,
@@ -123,8 +125,14 @@ impl Tokens {
     /// `Unauthenticated` when the token endpoint refuses the credentials, `Unavailable` when it does not answer.
     pub(super) async fn get(&self) -> Result<Arc<Token>, KekError> {
         let fetch = {
-            let content = self.credentials.read()?;
+            let content = self.credentials.read();
             let mut state = self.state();
+            let content = match (content, &state.token) {
+                (Ok(content), _) => content,
+                // A file that is away for a moment ends nothing that still holds.
+                (Err(_), Some(token)) if lasts(token, MARGIN) => return Ok(token.clone()),
+                (Err(error), _) => return Err(error),
+            };
             state.note_credentials(content.as_deref().map(|text| digest(&[text.as_bytes()])));
             state.take_fetched();
             let fresh = state.token.as_ref().is_some_and(|token| lasts(token, RENEW_AHEAD));
@@ -132,7 +140,7 @@ impl Tokens {
                 state.fetch = Some(start(content));
             }
             match (&state.token, &state.fetch) {
-                (Some(token), _) if lasts(token, Duration::from_secs(5)) => return Ok(token.clone()),
+                (Some(token), _) if lasts(token, MARGIN) => return Ok(token.clone()),
                 (_, Some(fetch)) => fetch.clone(),
                 (_, None) => unreachable!("a token that does not last has a fetch"),
             }
@@ -157,6 +165,12 @@ impl Tokens {
     }
 }
 
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokens").field("credentials", &self.credentials).finish_non_exhaustive()
+    }
+}
+
 impl State {
     /// Tokens of former credentials serve no more.
     fn note_credentials(&mut self, credentials: Option<[u8; 32]>) {
@@ -165,8 +179,9 @@ impl State {
         }
     }
 
+    /// Nobody waits for a renewal: its result is looked for whenever somebody comes by.
     fn take_fetched(&mut self) {
-        if let Some(result) = self.fetch.as_ref().and_then(|fetch| fetch.peek().cloned()) {
+        if let Some(result) = self.fetch.clone().and_then(FutureExt::now_or_never) {
             self.fetch = None;
             match result {
                 Ok(token) => self.token = Some(token),

@@ -79,6 +79,7 @@ pub struct AppRole {
 /// Settings of the JWT and the Kubernetes login.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[allow(clippy::struct_field_names, reason = "the servers call it a role, and so does the configuration")]
 pub struct Role {
     /// The role's name.
     pub role: String,

@@ -262,9 +262,10 @@ async fn a_hundred_callers_log_in_once() {
 }
 
 fn jwt(key: &rcgen::KeyPair, claims: &Value) -> String {
-    let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key.serialize_der()).expect("a P-256 key");
+    let key_pair =
+        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key.serialize_der()).expect("a P-256 key");
     let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
     let signed = format!("{}.{}", part(&json!({ "alg": "ES256", "typ": "JWT" })), part(claims));
-    let signature = signer.sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes()).expect("signed");
+    let signature = key_pair.sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes()).expect("signed");
     format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
 }

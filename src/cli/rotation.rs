@@ -1,0 +1,121 @@
+//! The arguments of `rotate-keys` and `verify`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::OutputFormat;
+use crate::config::DEFAULT_PATH;
+
+/// Where an unfinished rotation is remembered.
+pub const DEFAULT_JOURNAL: &str = "/var/lib/kube-envelope/rotation/journal.json";
+
+/// How the cluster and its etcd are reached, and what is encrypted.
+#[derive(Debug, Args)]
+pub struct ClusterArgs {
+    /// Kubeconfig; else $KUBECONFIG, ~/.kube/config, or the service account of a pod.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context in the kubeconfig.
+    #[arg(long)]
+    pub context: Option<String>,
+    /// URL of one API server, given once for each; else the endpoints of default/kubernetes.
+    #[arg(long = "server", value_name = "URL")]
+    pub servers: Vec<String>,
+    /// The EncryptionConfiguration that the API servers run with; else it is guessed from their metrics.
+    #[arg(long, value_name = "FILE")]
+    pub encryption_config: Option<PathBuf>,
+    /// URL of an etcd member, may be given several times: leftovers are then looked for in etcd itself.
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub etcd: Vec<String>,
+    /// Authority that signed etcd's certificates.
+    #[arg(long, value_name = "FILE")]
+    pub etcd_ca: Option<PathBuf>,
+    /// Client certificate for etcd.
+    #[arg(long, value_name = "FILE", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+    /// Key of the client certificate for etcd.
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
+    /// The API servers' --etcd-prefix.
+    #[arg(long, value_name = "PATH", default_value = "/registry")]
+    pub etcd_prefix: String,
+    /// The target `key_id`, where it is known; else the one that the plugins report.
+    #[arg(long, value_name = "ID")]
+    pub key_id: Option<String>,
+    /// Requests under way at once, at most.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub max_concurrency: usize,
+    /// Requests a second, at most.
+    #[arg(long, value_name = "N")]
+    pub qps: Option<f64>,
+    /// The form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: OutputFormat,
+}
+
+/// Arguments of `rotate-keys`.
+#[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+pub struct RotateKeysArgs {
+    /// How the cluster is reached.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Make a new version of each KEK active first. Needs the plugin's configuration.
+    #[arg(long)]
+    pub rotate_kek: bool,
+    /// The plugin's configuration file, for --rotate-kek.
+    #[arg(long, env = "KUBE_ENVELOPE_CONFIG", value_name = "FILE", default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// Where the rotation is remembered, and its evidence is put beside.
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_JOURNAL)]
+    pub journal: PathBuf,
+    /// Rewrite Events, too; it lengthens their life.
+    #[arg(long)]
+    pub include_events: bool,
+    /// How long the API servers may take to adopt the key.
+    #[arg(long, value_name = "TIME", default_value = "20m", value_parser = humantime::parse_duration)]
+    pub adoption_timeout: Duration,
+    /// How often their agreement is looked at meanwhile.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub agreement_interval: Duration,
+    /// How long to wait after the last rewrite: twice the API servers' --etcd-compaction-interval [default: 10m].
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub settle: Option<Duration>,
+    /// When a snapshot of etcd was taken, for example 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub snapshot_taken: Option<jiff::Timestamp>,
+    /// A shell command that takes a snapshot of etcd; run after the settle time.
+    #[arg(long, value_name = "COMMAND", conflicts_with = "snapshot_taken")]
+    pub snapshot_command: Option<String>,
+    /// Go on where the API servers' own metrics cannot be read: the verdict is then "not proven" at best.
+    #[arg(long)]
+    pub accept_unproven: bool,
+    /// Only print what would be done.
+    #[arg(long, group = "mode")]
+    pub plan: bool,
+    /// Only try every rewrite, and name the objects that would be refused. Nothing is stored.
+    #[arg(long, group = "mode")]
+    pub dry_run: bool,
+    /// Only print the least rights that are needed.
+    #[arg(long, group = "mode")]
+    pub print_rbac: bool,
+    /// Go on with the rotation in the journal.
+    #[arg(long, group = "mode")]
+    pub resume: bool,
+    /// Only print where the rotation in the journal stands.
+    #[arg(long, group = "mode")]
+    pub status: bool,
+    /// Give up the rotation in the journal. Always safe: both keys stay readable.
+    #[arg(long, group = "mode")]
+    pub abort: bool,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// How the cluster is reached.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}

@@ -1,0 +1,184 @@
+//! What a person sees of a rotation: a bar on a terminal, plain lines elsewhere, a table at the end.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use comfy_table::Table;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::rotation::Event;
+use crate::rotation::adoption::short;
+use crate::rotation::journal::Journal;
+use crate::rotation::rewrite::Tally;
+use crate::rotation::verdict::describe;
+use crate::rotation::verify::Scan;
+
+/// Where there is no terminal, a line about progress this often.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+/// So many names are shown; the evidence file has all.
+const SHOWN: usize = 20;
+
+/// Shows events on standard error.
+pub struct Display {
+    bar: ProgressBar,
+    terminal: bool,
+    line: Mutex<Line>,
+}
+
+struct Line {
+    resource: String,
+    began: Instant,
+    last: Instant,
+}
+
+impl Display {
+    /// A bar if standard error is a terminal and people read it.
+    pub fn new(for_programs: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal() && !for_programs;
+        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        let style = "{prefix:.bold} {wide_bar} {human_pos}/{human_len} {per_sec}, {eta} left, {msg}";
+        bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
+        let now = Instant::now();
+        Self { bar, terminal, line: Mutex::new(Line { resource: String::new(), began: now, last: now }) }
+    }
+
+    /// Shows one event.
+    pub fn show(&self, event: &Event<'_>) {
+        match event {
+            Event::State(state) => self.say(&format!("state: {state}")),
+            Event::Waiting(why) => self.say(&format!("waiting: {why}")),
+            Event::Note(note) => self.say(&format!("note: {note}")),
+            Event::Progress { resource, tally, objects, concurrency } => {
+                self.progress(&resource.to_string(), tally, *objects, *concurrency);
+            }
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn say(&self, text: &str) {
+        if self.terminal {
+            self.bar.println(text);
+        } else {
+            eprintln!("{text}");
+        }
+    }
+
+    fn progress(&self, resource: &str, tally: &Tally, objects: u64, concurrency: usize) {
+        let mut line = self.line.lock().expect("nothing panics while it is held");
+        let now = Instant::now();
+        let done = tally.total();
+        if line.resource != resource || done <= 1 {
+            *line = Line { resource: resource.to_owned(), began: now, last: now };
+            self.bar.reset();
+            self.bar.set_prefix(resource.to_owned());
+        }
+        self.bar.set_length(objects.max(done));
+        self.bar.set_position(done);
+        self.bar.set_message(format!("{concurrency} at once"));
+        if !self.terminal && now.duration_since(line.last) >= LINE_EVERY {
+            line.last = now;
+            #[allow(clippy::cast_precision_loss, reason = "it is shown with no digit behind the point")]
+            let rate = done as f64 / now.duration_since(line.began).as_secs_f64();
+            eprintln!("progress: {resource} {done}/{} {rate:.0}/s, {concurrency} at once", objects.max(done));
+        }
+    }
+}
+
+/// What would be done, or what a dry run found.
+pub fn print_plan(journal: &Journal, tried: bool) {
+    for (provider, hash) in &journal.former {
+        println!("provider {provider} reports key {}", short(hash));
+    }
+    if journal.inferred {
+        println!("the encrypted resources are guessed from metrics; --encryption-config names them for certain");
+    }
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(["RESOURCE", "PROVIDER", "OBJECTS", "NOTE"]);
+    for progress in &journal.resources {
+        let note = match (&progress.tally.unlistable, tried) {
+            (Some(_), _) => "cannot be listed".to_owned(),
+            (None, true) => format!("{} would be refused", progress.tally.refused.len()),
+            (None, false) => String::new(),
+        };
+        table.add_row([progress.resource.to_string(), progress.provider.clone(), progress.objects.to_string(), note]);
+    }
+    println!("{}", table.trim_fmt());
+    for (what, why) in &journal.skipped {
+        println!("left out: {what}: {why}");
+    }
+    print_named("refused", journal.resources.iter().flat_map(|progress| &progress.tally.refused));
+}
+
+/// Where a rotation stands, what it did, and the verdict if there is one.
+pub fn print_rotation(journal: &Journal, evidence: Option<&Path>) {
+    println!("began {}, state: {}", journal.started, journal.state);
+    if let Some(paused) = &journal.paused {
+        println!("stands still: {paused}");
+    }
+    for (provider, hash) in &journal.targets {
+        println!("target key of provider {provider}: {}", short(hash));
+    }
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["RESOURCE", "REWRITTEN", "CURRENT", "DELETED", "ALTERED", "REFUSED", "UNREADABLE"]);
+    for progress in &journal.resources {
+        let tally = &progress.tally;
+        let unreadable = tally.unlistable.as_ref().map_or(tally.undecryptable.len().to_string(), |_| "all".into());
+        table.add_row([
+            progress.resource.to_string(),
+            tally.rewritten.to_string(),
+            (tally.fresh + tally.newer).to_string(),
+            tally.gone.to_string(),
+            tally.altered.to_string(),
+            tally.refused.len().to_string(),
+            unreadable,
+        ]);
+    }
+    println!("{}", table.trim_fmt());
+    print_named("refused", journal.resources.iter().flat_map(|progress| &progress.tally.refused));
+    if let Some(scan) = &journal.verified {
+        print_named("leftover", &scan.named);
+    }
+    if let Some(verdict) = &journal.verdict {
+        println!("\nMay the former version be disabled?\n{}", verdict.sentence);
+        verdict.evidence.iter().for_each(|line| println!("  evidence: {line}"));
+        verdict.missing.iter().for_each(|line| println!("  missing: {line}"));
+    }
+    if let Some(file) = evidence {
+        println!("evidence: {}", file.display());
+    }
+}
+
+/// What `verify` found.
+pub fn print_scan(scan: &Scan) {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(["RESOURCE", "STORED", "COUNT"]);
+    for (resource, stored) in &scan.stored {
+        for (how, count) in stored {
+            table.add_row([resource.clone(), how.clone(), count.to_string()]);
+        }
+    }
+    println!("{}\n{}", table.trim_fmt(), describe(scan));
+    print_named("leftover", &scan.named);
+}
+
+fn print_named<'a>(what: &str, named: impl IntoIterator<Item = (&'a String, &'a String)>) {
+    let mut rest = 0;
+    for (at, (name, why)) in named.into_iter().enumerate() {
+        if at < SHOWN {
+            println!("{what}: {name}: {why}");
+        } else {
+            rest += 1;
+        }
+    }
+    if rest > 0 {
+        println!("{what}: and {rest} more; --output json names them");
+    }
+}

@@ -1,0 +1,257 @@
+//! `pkcs11`: an AES key in a token (an HSM) that is reached through a PKCS#11 module. Owns the settings, the key's
+//! versions and the wraps; sessions and logins are [`token`]'s, what a failure means [`failure`]'s.
+
+mod failure;
+mod key;
+mod token;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cryptoki::mechanism::MechanismType;
+use cryptoki::session::Session;
+use rand::Rng;
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
+
+use self::failure::{Trouble, no_verdict};
+use self::key::{IV_BYTES, Key, KeyId, TAG_BYTES, keys};
+use self::token::{Token, Wanted};
+use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
+use crate::crypto::secret::{DEK_BYTES, Dek};
+
+/// Calls into the module at once. One that hangs holds a thread until the module returns, and no more than these.
+const CALLS_AT_ONCE: usize = 4;
+
+/// Settings of a `pkcs11` KEK.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Pkcs11Config {
+    /// The PKCS#11 module, a shared library of the token's vendor.
+    pub module: PathBuf,
+    /// The token's label. Slot numbers change; they are not used.
+    pub token_label: String,
+    /// The label that all versions of the key bear. The one with the highest `CKA_ID` is active.
+    pub key_label: String,
+    /// A file with the user's PIN.
+    pub pin_file: PathBuf,
+}
+
+#[async_trait]
+impl KekSettings for Pkcs11Config {
+    fn kind(&self) -> &'static str {
+        "pkcs11"
+    }
+
+    fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        if !self.module.is_absolute() {
+            problems.push(("module", "must be an absolute path: it is loaded into this process".into()));
+        }
+        for (field, label) in [("tokenLabel", &self.token_label), ("keyLabel", &self.key_label)] {
+            if label.trim().is_empty() {
+                problems.push((field, "is empty".into()));
+            }
+        }
+        let files: [(&'static str, &Path); 2] = [("module", &self.module), ("pinFile", &self.pin_file)];
+        problems.extend(files.into_iter().filter_map(|(field, file)| {
+            let error = std::fs::File::open(file).err()?;
+            Some((field, format!("cannot open {}: {error}", file.display())))
+        }));
+        problems
+    }
+
+    async fn build(&self) -> Result<Box<dyn Kek>, KekError> {
+        Ok(Box::new(Pkcs11Kek::new(self).await?))
+    }
+
+    async fn build_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
+        Ok(Box::new(Pkcs11Kek::new(self).await?))
+    }
+}
+
+/// One key in one token.
+#[derive(Debug)]
+struct Pkcs11Kek {
+    lineage: Lineage,
+    permits: Arc<Semaphore>,
+    home: Arc<Home>,
+}
+
+/// Where the key lies.
+#[derive(Debug)]
+struct Home {
+    token: Token,
+    key_label: String,
+}
+
+impl Pkcs11Kek {
+    async fn new(config: &Pkcs11Config) -> Result<Self, KekError> {
+        let (token_label, key_label) = (config.token_label.trim_end().to_owned(), config.key_label.clone());
+        let lineage = Lineage::derive("pkcs11", &[&token_label, &key_label]);
+        let (module, pin_file) = (config.module.clone(), config.pin_file.clone());
+        let token = run(move || {
+            let token = Token::open(&module, token_label, pin_file)?;
+            token.check_mechanism(MechanismType::AES_GCM)?;
+            Ok(token)
+        });
+        let home = Arc::new(Home { token: token.await?, key_label });
+        Ok(Self { lineage, permits: Arc::new(Semaphore::new(CALLS_AT_ONCE)), home })
+    }
+
+    /// Runs what calls into the module on a thread that may block.
+    async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Home) -> Result<T, KekError> + Send + 'static,
+    ) -> Result<T, KekError> {
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let home = self.home.clone();
+        run(move || {
+            let _until_the_module_returns = permit;
+            work(&home)
+        })
+        .await
+    }
+
+    fn kek_version(&self, id: &KeyId) -> KekVersion {
+        KekVersion { lineage: self.lineage, version: id.to_string() }
+    }
+}
+
+async fn run<T: Send + 'static>(work: impl FnOnce() -> Result<T, KekError> + Send + 'static) -> Result<T, KekError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_| Err(KekError::unavailable("a call into the PKCS#11 module panicked")))
+}
+
+#[async_trait]
+impl Kek for Pkcs11Kek {
+    fn lineage(&self) -> Lineage {
+        self.lineage
+    }
+
+    async fn version(&self) -> Result<KekVersion, KekError> {
+        let id = self.call(|home| home.token.with_session(Wanted::Any, |session| Ok(home.active(session)?.id))).await?;
+        Ok(self.kek_version(&id))
+    }
+
+    async fn wrap(&self, dek: &Dek, context: &WrapContext) -> Result<WrappedDek, KekError> {
+        let plain = Box::new(Zeroizing::new(*dek.expose()));
+        let aad = context.to_bytes();
+        let wrapped = self.call(move |home| {
+            home.token.with_session(Wanted::Any, |session| {
+                let active = home.active(session)?;
+                let mut iv = [0; IV_BYTES];
+                rand::rng().fill_bytes(&mut iv);
+                let blob = active.encrypt(session, iv, &aad, plain.as_slice())?;
+                Ok((active.id, blob))
+            })
+        });
+        let (id, blob) = wrapped.await?;
+        if blob.len() != BLOB_BYTES {
+            return Err(KekError::unmapped(format!("the token wrapped {DEK_BYTES} bytes as {}", blob.len())));
+        }
+        Ok(WrappedDek { version: self.kek_version(&id), blob })
+    }
+
+    async fn unwrap(&self, wrapped: &WrappedDek, context: &WrapContext) -> Result<Unwrapped, KekError> {
+        let id = KeyId::parse(&wrapped.version.version).ok_or_else(|| {
+            KekError::new(KekCause::UnknownVersion, "not a version of a PKCS#11 key, which reads ID-CHECKVALUE")
+        })?;
+        if wrapped.version.lineage != self.lineage {
+            return Err(KekError::new(KekCause::UnknownVersion, "wrapped by another KEK"));
+        }
+        if wrapped.blob.len() != BLOB_BYTES {
+            let length = wrapped.blob.len();
+            return Err(KekError::new(
+                KekCause::Rejected,
+                format!("a wrapped DEK of {length} bytes, not {BLOB_BYTES}"),
+            ));
+        }
+        let (version, blob, aad) = (self.kek_version(&id), wrapped.blob.clone(), context.to_bytes());
+        let dek = self.call(move |home| home.decrypt(&id, &blob, &aad)).await?;
+        Ok(Unwrapped { dek, version })
+    }
+}
+
+/// IV, DEK and tag.
+const BLOB_BYTES: usize = IV_BYTES + DEK_BYTES + TAG_BYTES;
+
+#[async_trait]
+impl RotateKek for Pkcs11Kek {
+    async fn rotate(&self) -> Result<KekVersion, KekError> {
+        let made = self.call(|home| {
+            let next = home.token.with_session(Wanted::Any, |session| Ok(home.active(session)?.id.next()))?;
+            home.token.with_session(Wanted::Writable, |session| key::generate(session, &home.key_label, &next))?;
+            home.token.with_session(Wanted::Any, |session| Ok(home.active(session)?.id))
+        });
+        Ok(self.kek_version(&made.await?))
+    }
+}
+
+impl Home {
+    /// The key with the highest id, which must be able to wrap and unwrap.
+    fn active(&self, session: &Session) -> Result<Key, Trouble> {
+        let mut all = keys(session, &self.key_label)?;
+        all.sort_by(|one, other| one.id.cmp(&other.id));
+        let Some(active) = all.pop() else {
+            return Err(self.denied("is not in the token: destroyed, or named wrongly"));
+        };
+        if all.iter().any(|key| key.id.same_number(&active.id)) {
+            let problem = format!("several keys are labelled {:?} and have the same CKA_ID", self.key_label);
+            return Err(KekError::misconfigured(problem + "; give each version an id of its own").into());
+        }
+        if !active.encrypts || !active.decrypts {
+            return Err(self.denied("is the active version and may not both encrypt and decrypt"));
+        }
+        Ok(active)
+    }
+
+    fn denied(&self, why: &str) -> Trouble {
+        KekError::new(KekCause::Denied, format!("key {:?} {why}", self.key_label)).into()
+    }
+
+    fn decrypt(&self, id: &KeyId, blob: &[u8], aad: &[u8]) -> Result<Dek, KekError> {
+        let attempt = self.token.with_session(Wanted::Any, |session| {
+            let key = self.version(session, id)?;
+            match key.decrypt(session, blob, aad) {
+                Err(error) if no_verdict(&error) => Ok(Err(error)),
+                other => other.map(Ok).map_err(Trouble::from),
+            }
+        });
+        match attempt? {
+            Ok(plain) => Dek::from_unwrapped(plain)
+                .ok_or_else(|| KekError::new(KekCause::Rejected, "the unwrapped DEK is not 32 bytes")),
+            Err(error) => Err(self.judge(id, aad, error)),
+        }
+    }
+
+    /// Some tokens answer changed data with a general error, as they do when they are broken. If the same key opens
+    /// what it has just sealed, in a new session, then it is the data.
+    fn judge(&self, id: &KeyId, aad: &[u8], error: cryptoki::error::Error) -> KekError {
+        let sample = self.token.with_session(Wanted::New, |session| {
+            let key = self.version(session, id)?;
+            let mut iv = [0; IV_BYTES];
+            rand::rng().fill_bytes(&mut iv);
+            let sealed = key.encrypt(session, iv, aad, &[0; DEK_BYTES])?;
+            Ok(key.decrypt(session, &sealed, aad)?)
+        });
+        match sample {
+            Ok(_) => {
+                let text = "the wrapped DEK does not open, while the key opens what it seals";
+                KekError::new(KekCause::Rejected, text).with_source(error)
+            }
+            Err(_) => Trouble::from(error).into(),
+        }
+    }
+
+    fn version(&self, session: &Session, id: &KeyId) -> Result<Key, Trouble> {
+        let found = keys(session, &self.key_label)?.into_iter().find(|key| key.id == *id);
+        found.ok_or_else(|| {
+            let text = format!("key {:?} has no version {id} (any more)", self.key_label);
+            KekError::new(KekCause::UnknownVersion, text).into()
+        })
+    }
+}

@@ -1,0 +1,185 @@
+//! A token behind a module: found by its label, its sessions kept, its user logged in again once a session is lost.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
+use cryptoki::error::{Error, RvError};
+use cryptoki::mechanism::MechanismType;
+use cryptoki::session::{Session, SessionState, UserType};
+use cryptoki::slot::Slot;
+use cryptoki::types::AuthPin;
+use zeroize::Zeroizing;
+
+use super::failure::{Trouble, failure};
+use crate::crypto::seal::digest;
+use crate::kek::{KekCause, KekError};
+
+/// One token. All of its methods block.
+#[derive(Debug)]
+pub(super) struct Token {
+    module: Pkcs11,
+    label: String,
+    pin_file: PathBuf,
+    /// Logged in, not in use.
+    sessions: Mutex<Vec<Session>>,
+    /// Fingerprint of the PIN that the token refused last: tokens lock after a few wrong ones, so it is not shown twice.
+    refused_pin: Mutex<Option<[u8; 32]>>,
+}
+
+/// Which session is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// One that was used before will do.
+    Any,
+    /// One in which nothing has gone wrong yet.
+    New,
+    /// One that may change the token.
+    Writable,
+}
+
+impl Token {
+    /// Loads the module. Whether the token is there shows when it is used.
+    pub fn open(file: &Path, label: String, pin_file: PathBuf) -> Result<Self, KekError> {
+        let named = |error: Error| {
+            let error = failure(error);
+            KekError::new(error.cause(), format!("PKCS#11 module {}", file.display())).with_source(error)
+        };
+        let module = Pkcs11::new(file).map_err(named)?;
+        match module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+            // Another KEK of this process has initialised the same module; it is never finalised.
+            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
+            Err(error) => return Err(named(error)),
+        }
+        Ok(Self { module, label, pin_file, sessions: Mutex::default(), refused_pin: Mutex::default() })
+    }
+
+    /// Refuses a token that is there and lacks `needed`. One that is not there may come later.
+    pub fn check_mechanism(&self, needed: MechanismType) -> Result<(), KekError> {
+        let slot = match self.slot() {
+            Ok(slot) => slot,
+            Err(error) if error.cause() == KekCause::Unavailable => {
+                tracing::warn!(error = error.chain(), "token not checked");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let offered = self.module.get_mechanism_list(slot).map_err(failure)?;
+        if offered.contains(&needed) {
+            return Ok(());
+        }
+        Err(KekError::misconfigured(format!("token {:?} does not offer {needed}; use a token that does", self.label)))
+    }
+
+    /// Runs `work` in a session with the user logged in, and once more in a new one if the first was lost.
+    pub fn with_session<T>(
+        &self,
+        wanted: Wanted,
+        work: impl Fn(&Session) -> Result<T, Trouble>,
+    ) -> Result<T, KekError> {
+        match self.attempt(wanted, &work) {
+            Err(trouble) if trouble.is_lost_session() => {
+                self.sessions().clear();
+                self.attempt(wanted, &work).map_err(KekError::from)
+            }
+            other => other.map_err(KekError::from),
+        }
+    }
+
+    fn attempt<T>(&self, wanted: Wanted, work: impl Fn(&Session) -> Result<T, Trouble>) -> Result<T, Trouble> {
+        // In a statement of its own: the lock must not be held while the token works.
+        let kept = if wanted == Wanted::Any { self.sessions().pop() } else { None };
+        let session = match kept {
+            Some(session) => session,
+            None => self.open_session(wanted)?,
+        };
+        self.log_in(&session)?;
+        let mut result = work(&session);
+        if matches!(result, Err(Trouble::Found(_))) && !is_logged_in(&session)? {
+            // Logged out meanwhile, and so the keys were invisible: no verdict on them.
+            result = Err(Error::Pkcs11(RvError::UserNotLoggedIn, Function::FindObjects).into());
+        }
+        // A session in which something failed is closed: an operation may still be active in it.
+        if result.is_ok() && wanted != Wanted::Writable {
+            self.sessions().push(session);
+        }
+        result
+    }
+
+    fn open_session(&self, wanted: Wanted) -> Result<Session, Trouble> {
+        let slot = self.slot()?;
+        Ok(match wanted {
+            Wanted::Writable => self.module.open_rw_session(slot)?,
+            Wanted::Any | Wanted::New => self.module.open_ro_session(slot)?,
+        })
+    }
+
+    fn log_in(&self, session: &Session) -> Result<(), Trouble> {
+        // Without a login private keys are not refused but invisible, which would look like a destroyed key.
+        if is_logged_in(session)? {
+            return Ok(());
+        }
+        let pin = self.read_pin()?;
+        let fingerprint = digest(&[b"pkcs11 pin", pin.as_bytes()]);
+        let mut refused = self.refused_pin.lock().unwrap_or_else(PoisonError::into_inner);
+        if *refused == Some(fingerprint) {
+            let text = "the token has refused the PIN in pinFile; not shown again until the file changes";
+            return Err(KekError::new(KekCause::Unauthenticated, text).into());
+        }
+        match session.login(UserType::User, Some(&AuthPin::new(pin.as_str().into()))) {
+            Ok(()) => {
+                *refused = None;
+                tracing::info!(token = self.label, "logged in to the token");
+                Ok(())
+            }
+            // Another session of this process was faster: the login is the token's, not the session's.
+            Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+            Err(error) => {
+                if matches!(error, Error::Pkcs11(RvError::PinIncorrect | RvError::PinLocked | RvError::PinInvalid, _)) {
+                    *refused = Some(fingerprint);
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    fn read_pin(&self) -> Result<Zeroizing<String>, KekError> {
+        let unread =
+            || KekError::new(KekCause::Unauthenticated, format!("cannot read the PIN in {}", self.pin_file.display()));
+        let text = std::fs::read_to_string(&self.pin_file).map(Zeroizing::new);
+        let text = text.map_err(|error| unread().with_source(error))?;
+        let pin = text.trim_end_matches(['\r', '\n']);
+        if pin.is_empty() { Err(unread().with_source("the file is empty")) } else { Ok(Zeroizing::new(pin.into())) }
+    }
+
+    fn slot(&self) -> Result<Slot, KekError> {
+        let mut labels = Vec::new();
+        let mut found = Vec::new();
+        for slot in self.module.get_slots_with_initialized_token().map_err(failure)? {
+            // A token pulled out between the two calls is simply not among them.
+            let Ok(token) = self.module.get_token_info(slot) else { continue };
+            let label = token.label().trim_end();
+            labels.push(format!("{label:?}"));
+            if label == self.label {
+                found.push(slot);
+            }
+        }
+        match found.as_slice() {
+            [slot] => Ok(*slot),
+            [] => Err(KekError::unavailable(format!(
+                "no token is labelled {:?}; there: {}",
+                self.label,
+                if labels.is_empty() { "none".into() } else { labels.join(", ") }
+            ))),
+            _ => Err(KekError::misconfigured(format!("several tokens are labelled {:?}; relabel one", self.label))),
+        }
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, Vec<Session>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_logged_in(session: &Session) -> Result<bool, Trouble> {
+    Ok(matches!(session.get_session_info()?.session_state(), SessionState::RoUser | SessionState::RwUser))
+}

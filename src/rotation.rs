@@ -1,0 +1,23 @@
+//! Rewriting every encrypted object under the current key, and proving that nothing is left on an older one.
+//!
+//! Asks API servers and etcd; never the plugin's insides, so it serves every KMS v2 plugin. It reads no Secret data:
+//! lists and answers are metadata only, and the rewrite is an empty patch. It disables and deletes no key.
+
+pub mod adoption;
+pub mod api;
+pub mod canary;
+pub mod cluster;
+mod error;
+pub mod journal;
+pub mod metrics;
+pub mod pace;
+pub mod plan;
+pub mod preflight;
+pub mod resources;
+pub mod rewrite;
+pub mod run;
+pub mod verdict;
+pub mod verify;
+
+pub use self::error::RotationError;
+pub use self::run::{Event, Run, Settings};

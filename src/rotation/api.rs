@@ -1,0 +1,289 @@
+//! Requests to one API server: one try each. The caller sees status and Retry-After and decides what follows.
+
+use std::time::Duration;
+
+use http::{Method, Request, header};
+use http_body_util::BodyExt;
+use kube::client::Body;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// The API server's own limit for a mutating request is 34 s; a little more than that means it is lost.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// Who we are in managedFields: seen there only if something turned an empty patch into a change.
+pub const FIELD_MANAGER: &str = "kube-envelope-rotate-keys";
+
+const ONE_METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+const LIST_METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+
+/// A client of one address: an API server, or a balancer before several.
+#[derive(Clone)]
+pub struct Api {
+    client: kube::Client,
+    address: String,
+}
+
+/// What came back.
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// The server's wish when to come back.
+    pub retry_after: Option<Duration>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// Why a request did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No answer.
+    #[error("no answer from {address}: {problem}")]
+    Unreachable {
+        /// Who was asked.
+        address: String,
+        /// What happened.
+        problem: String,
+    },
+    /// An answer other than success.
+    #[error("{address} answered {status}: {message}")]
+    Refused {
+        /// Who was asked.
+        address: String,
+        /// HTTP status.
+        status: u16,
+        /// The server's own words.
+        message: String,
+    },
+    /// An answer that is not what the API promises.
+    #[error("{address} sent an answer that cannot be read")]
+    Malformed {
+        /// Who was asked.
+        address: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+impl ApiError {
+    /// The HTTP status, where there was one.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+}
+
+/// Metadata of a list, without its objects' content.
+#[derive(Debug, Deserialize)]
+pub struct MetadataList {
+    /// The list's own metadata.
+    pub metadata: ListMetadata,
+    /// The objects' metadata.
+    #[serde(default)]
+    pub items: Vec<Partial>,
+}
+
+/// What a list says of itself.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ListMetadata {
+    /// Revision of the list.
+    pub resource_version: String,
+    /// Where the next page begins; empty at the end.
+    #[serde(rename = "continue")]
+    pub next: Option<String>,
+    /// How many follow, where the server knows.
+    pub remaining_item_count: Option<u64>,
+}
+
+/// One object without its content.
+#[derive(Debug, Deserialize)]
+pub struct Partial {
+    /// Its metadata.
+    pub metadata: Metadata,
+}
+
+/// The metadata that we look at; labels and annotations are not kept.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Metadata {
+    /// Name.
+    pub name: String,
+    /// Namespace; absent for what has none.
+    pub namespace: Option<String>,
+    /// When it was last stored.
+    pub resource_version: String,
+    /// Who set fields.
+    pub managed_fields: Vec<ManagedFields>,
+}
+
+/// One owner of fields.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ManagedFields {
+    /// Its name.
+    pub manager: String,
+}
+
+/// What an API server says when it refuses.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Refusal {
+    /// In words.
+    pub message: String,
+    /// In a word.
+    pub reason: String,
+    /// A fresh continue token comes in it when the old one has expired.
+    pub metadata: ListMetadata,
+}
+
+impl Api {
+    /// Wraps a client; `address` is for messages.
+    pub fn new(client: kube::Client, address: String) -> Self {
+        Self { client, address }
+    }
+
+    /// Where it leads to.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// GET, any status.
+    pub async fn get(&self, path: &str, accept: &str) -> Result<Answer, ApiError> {
+        self.send(Method::GET, path, accept, None).await
+    }
+
+    /// GET of a JSON document.
+    pub async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        let answer = self.get(path, "application/json").await?;
+        self.parse(&self.success(answer)?)
+    }
+
+    /// POST of a JSON document, any status.
+    pub async fn post(&self, path: &str, document: &serde_json::Value) -> Result<Answer, ApiError> {
+        self.send(Method::POST, path, "application/json", Some(("application/json", document.to_string()))).await
+    }
+
+    /// POST of a JSON document, answered by another.
+    pub async fn post_json<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        document: &serde_json::Value,
+    ) -> Result<T, ApiError> {
+        let answer = self.post(path, document).await?;
+        self.parse(&self.success(answer)?)
+    }
+
+    /// JSON merge patch answered by metadata alone, any status. `{}` makes the server store the object again if,
+    /// and only if, it is stored under another key than the server's current one.
+    pub async fn patch(&self, path: &str, patch: &str) -> Result<Answer, ApiError> {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let path = format!("{path}{separator}fieldManager={FIELD_MANAGER}");
+        self.send(Method::PATCH, &path, ONE_METADATA, Some(("application/merge-patch+json", patch.into()))).await
+    }
+
+    /// GET of one object's metadata, any status. Reads from etcd, not from a cache.
+    pub async fn get_metadata(&self, path: &str) -> Result<Answer, ApiError> {
+        self.get(path, ONE_METADATA).await
+    }
+
+    /// One page of a list, metadata alone, any status.
+    pub async fn list(&self, path: &str, limit: u32, token: &str) -> Result<Answer, ApiError> {
+        let token = if token.is_empty() { String::new() } else { format!("&continue={}", escaped(token)) };
+        self.get(&format!("{path}?limit={limit}{token}"), LIST_METADATA).await
+    }
+
+    /// Takes a body apart.
+    pub fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ApiError> {
+        serde_json::from_slice(body).map_err(|source| ApiError::Malformed { address: self.address.clone(), source })
+    }
+
+    /// The body of a success; anything else is the error.
+    pub fn success(&self, answer: Answer) -> Result<Vec<u8>, ApiError> {
+        if (200..300).contains(&answer.status) {
+            return Ok(answer.body);
+        }
+        Err(ApiError::Refused { address: self.address.clone(), status: answer.status, message: answer.refusal().message })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Option<(&str, String)>,
+    ) -> Result<Answer, ApiError> {
+        let mut request = Request::builder().method(method).uri(path).header(header::ACCEPT, accept);
+        let body = match body {
+            Some((content_type, body)) => {
+                request = request.header(header::CONTENT_TYPE, content_type);
+                Body::from(body.into_bytes())
+            }
+            None => Body::empty(),
+        };
+        let unreachable =
+            |problem: String| ApiError::Unreachable { address: self.address.clone(), problem };
+        let request = request.body(body).map_err(|error| unreachable(error.to_string()))?;
+        let exchange = async {
+            let answer = self.client.send(request).await.map_err(|error| unreachable(chain(&error)))?;
+            let status = answer.status().as_u16();
+            let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+            let retry_after = retry_after.and_then(|value| value.parse().ok()).map(Duration::from_secs);
+            let body = answer.into_body().collect().await.map_err(|error| unreachable(chain(&error)))?;
+            Ok(Answer { status, retry_after, body: body.to_bytes().to_vec() })
+        };
+        tokio::time::timeout(REQUEST_TIMEOUT, exchange)
+            .await
+            .unwrap_or_else(|_| Err(unreachable(format!("nothing within {} s", REQUEST_TIMEOUT.as_secs()))))
+    }
+}
+
+impl Answer {
+    /// What the server says when it refuses; its plain text where it is no Status document.
+    pub fn refusal(&self) -> Refusal {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| Refusal {
+            message: String::from_utf8_lossy(&self.body).chars().take(300).collect(),
+            ..Refusal::default()
+        })
+    }
+}
+
+/// A path segment or query value, percent-encoded.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// An error and what caused it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escaped;
+
+    #[test]
+    fn a_name_with_odd_letters_becomes_one_path_segment() {
+        assert_eq!(escaped("system:node-a_b.c~"), "system:node-a_b.c~");
+        assert_eq!(escaped("a b/ü?"), "a%20b%2F%C3%BC%3F");
+    }
+}

@@ -1,0 +1,158 @@
+//! How many requests may be under way: more while the API server answers well, half of them when it does not.
+
+use std::time::{Duration, Instant};
+
+const FIRST: usize = 8;
+/// An answer in a hundred may take longer than this before fewer requests are sent.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// Additive increase, multiplicative decrease, and an upper rate.
+#[derive(Debug)]
+pub struct Pace {
+    limit: usize,
+    most: usize,
+    interval: Option<Duration>,
+    next: Instant,
+    quiet_until: Instant,
+    second: Second,
+}
+
+#[derive(Debug)]
+struct Second {
+    began: Instant,
+    answers: usize,
+    slow: usize,
+    throttled: bool,
+}
+
+impl Pace {
+    /// At most `most` requests at once, and `rate` a second if there is one.
+    pub fn new(most: usize, rate: Option<f64>, now: Instant) -> Self {
+        Self {
+            limit: FIRST.min(most).max(1),
+            most: most.max(1),
+            interval: rate.map(|rate| Duration::from_secs_f64(1.0 / rate)),
+            next: now,
+            quiet_until: now,
+            second: Second::begin(now),
+        }
+    }
+
+    /// How many requests may be under way.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// When the next request may be sent; the past means now.
+    pub fn next(&self) -> Instant {
+        self.next.max(self.quiet_until)
+    }
+
+    /// A request is sent.
+    pub fn sent(&mut self, now: Instant) {
+        if let Some(interval) = self.interval {
+            // Time that was not used is not made up for by a burst.
+            self.next = self.next.max(now.checked_sub(interval).unwrap_or(now)) + interval;
+        }
+    }
+
+    /// An answer came after `took`.
+    pub fn answered(&mut self, took: Duration, now: Instant) {
+        self.second.answers += 1;
+        self.second.slow += usize::from(took > SLOW);
+        self.turn(now);
+    }
+
+    /// The server is overloaded, or did not answer. `wait` is its wish.
+    pub fn throttled(&mut self, wait: Option<Duration>, now: Instant) {
+        if let Some(wait) = wait {
+            self.quiet_until = self.quiet_until.max(now + wait);
+        }
+        // Many requests meet the same overload: it counts once a second.
+        if !self.second.throttled {
+            self.second.throttled = true;
+            self.limit = (self.limit / 2).max(1);
+        }
+        self.turn(now);
+    }
+
+    fn turn(&mut self, now: Instant) {
+        if now.duration_since(self.second.began) < Duration::from_secs(1) {
+            return;
+        }
+        let last = std::mem::replace(&mut self.second, Second::begin(now));
+        if last.throttled {
+            return;
+        }
+        if last.slow * 100 > last.answers {
+            self.limit = (self.limit / 2).max(1);
+        } else {
+            self.limit = (self.limit + 1).min(self.most);
+        }
+    }
+}
+
+impl Second {
+    fn begin(now: Instant) -> Self {
+        Self { began: now, answers: 0, slow: 0, throttled: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(10);
+
+    #[test]
+    fn a_good_second_adds_one_and_an_overload_halves_once() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(64, None, now);
+        assert_eq!(pace.limit(), 8);
+        now += Duration::from_secs(1);
+        pace.answered(MOMENT, now);
+        assert_eq!(pace.limit(), 9);
+        for _ in 0..5 {
+            pace.throttled(None, now + MOMENT);
+        }
+        assert_eq!(pace.limit(), 4);
+        now += Duration::from_secs(2);
+        pace.answered(MOMENT, now);
+        assert_eq!(pace.limit(), 4, "that second was bad");
+        now += Duration::from_secs(1);
+        pace.answered(MOMENT, now);
+        assert_eq!(pace.limit(), 5);
+    }
+
+    #[test]
+    fn slow_answers_halve() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(64, None, now);
+        pace.answered(Duration::from_secs(3), now);
+        now += Duration::from_secs(1);
+        pace.answered(MOMENT, now);
+        assert_eq!(pace.limit(), 4);
+    }
+
+    #[test]
+    fn the_wish_to_wait_is_honoured() {
+        let now = Instant::now();
+        let mut pace = Pace::new(64, None, now);
+        pace.throttled(Some(Duration::from_secs(7)), now);
+        assert_eq!(pace.next(), now + Duration::from_secs(7));
+    }
+
+    #[test]
+    fn the_rate_is_never_exceeded_and_not_made_up_for() {
+        let now = Instant::now();
+        let mut pace = Pace::new(64, Some(10.0), now);
+        for _ in 0..10 {
+            pace.sent(now);
+        }
+        assert!(pace.next() >= now + Duration::from_millis(900));
+        let later = now + Duration::from_secs(60);
+        pace.sent(later);
+        pace.sent(later);
+        assert!(pace.next() > later);
+    }
+}

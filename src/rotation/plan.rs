@@ -1,0 +1,142 @@
+//! What a rotation is about: which keys are reported, which resources are encrypted, how many objects there are.
+
+use std::collections::BTreeMap;
+
+use super::RotationError;
+use super::adoption::Seen;
+use super::api::Api;
+use super::journal::{Journal, Progress};
+use super::resources::{Coverage, Resource, discover};
+use super::rewrite::{Tally, revision};
+use super::verify::Expected;
+
+/// Every resource that is to be encrypted, with its provider, and what is not looked at, with the reason.
+#[derive(Debug, Default)]
+pub struct Encrypted {
+    /// Resources and their providers, in the order in which they are rewritten.
+    pub resources: Vec<(Resource, String)>,
+    /// What is left out: name → why.
+    pub skipped: BTreeMap<String, String>,
+}
+
+/// Asks what is served, and keeps what a KMS v2 provider writes.
+pub async fn encrypted(api: &Api, coverage: &Coverage) -> Result<Encrypted, RotationError> {
+    let served = discover(api).await?;
+    let mut encrypted = Encrypted::default();
+    for resource in served.resources {
+        if let Some(provider) = coverage.provider(&resource) {
+            // Both names of Events are one folder in etcd, and its provider is that of the core name.
+            if resource.is_event() && !resource.group.is_empty() {
+                continue;
+            }
+            encrypted.resources.push((resource.clone(), provider.to_owned()));
+        }
+    }
+    for group in served.aggregated {
+        encrypted.skipped.insert(format!("*.{group}"), "is stored by another API server, encrypted by its own rules".into());
+    }
+    encrypted.resources.sort_by_key(|(resource, _)| (rank(resource), resource.to_string()));
+    Ok(encrypted)
+}
+
+/// Secrets first: they are what it is about.
+fn rank(resource: &Resource) -> u8 {
+    match (resource.group.as_str(), resource.plural.as_str()) {
+        ("", "secrets") => 0,
+        ("", "configmaps") => 1,
+        _ if resource.is_event() => 3,
+        _ => 2,
+    }
+}
+
+impl Encrypted {
+    /// What `verify` holds every value against.
+    pub fn expected(&self, targets: &BTreeMap<String, String>) -> Expected {
+        Expected { resources: self.resources.clone(), targets: targets.clone() }
+    }
+
+    /// Takes Events out, unless they are wanted.
+    #[must_use]
+    pub fn for_rewriting(mut self, include_events: bool) -> Self {
+        if !include_events && self.resources.iter().any(|(resource, _)| resource.is_event()) {
+            self.resources.retain(|(resource, _)| !resource.is_event());
+            let why = "expire by themselves (--event-ttl of the API servers, 1 h unless changed); --include-events";
+            self.skipped.insert("events".into(), why.into());
+        }
+        self
+    }
+}
+
+/// Enters resources and counts into the journal.
+pub async fn fill(journal: &mut Journal, api: &Api, encrypted: &Encrypted) -> Result<(), RotationError> {
+    journal.skipped.clone_from(&encrypted.skipped);
+    journal.resources.clear();
+    for (resource, provider) in &encrypted.resources {
+        let mut tally = Tally::default();
+        let objects = match revision(api, resource).await {
+            Ok((_, objects)) => objects,
+            Err(error) => {
+                tally.unlistable = Some(super::api::chain(&error));
+                0
+            }
+        };
+        journal.resources.push(Progress {
+            resource: resource.clone(),
+            provider: provider.clone(),
+            objects,
+            adopted_at: None,
+            done: false,
+            tally,
+        });
+    }
+    Ok(())
+}
+
+/// Provider → hash of the key_id that is reported now. All servers must agree, for "another one than this" to mean
+/// something later.
+pub fn reported_now(seen: &[Seen], coverage: &Coverage) -> Result<BTreeMap<String, String>, RotationError> {
+    let mut reported: BTreeMap<String, String> = BTreeMap::new();
+    for provider in coverage.providers() {
+        for hash in seen.iter().filter_map(|one| one.scrape.as_ref()?.reported.get(&provider)).map(|(hash, _)| hash) {
+            if reported.insert(provider.clone(), hash.clone()).is_some_and(|other| &other != hash) {
+                return Err(RotationError::Blocked(vec![format!(
+                    "the plugins of {provider} report different keys already: a rotation is under way; finish it \
+                     without --rotate-kek first"
+                )]));
+            }
+        }
+    }
+    Ok(reported)
+}
+
+/// The least rights that a rotation needs, as RBAC objects.
+pub fn rbac(journal: &Journal, with_etcd: bool) -> String {
+    let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for Progress { resource, .. } in &journal.resources {
+        groups.entry(&resource.group).or_default().push(&resource.plural);
+    }
+    let verbs = if with_etcd { "list, patch" } else { "get, list, patch" };
+    let mut text = String::from(
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: kube-envelope-rotate-keys}\nrules:\n",
+    );
+    for (group, plurals) in groups {
+        text.push_str(&format!(
+            "- apiGroups: [\"{group}\"]\n  resources: [{}]\n  verbs: [{verbs}]\n",
+            plurals.join(", ")
+        ));
+    }
+    text.push_str(
+        "- apiGroups: [apiregistration.k8s.io]\n  resources: [apiservices]\n  verbs: [list]\n\
+         - apiGroups: [admissionregistration.k8s.io]\n  resources: [mutatingwebhookconfigurations]\n  verbs: [list]\n\
+         - nonResourceURLs: [/metrics, /readyz]\n  verbs: [get]\n\
+         - apiGroups: [\"\"]\n  resources: [namespaces]\n  verbs: [create]\n---\n\
+         apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: kube-envelope-rotate-keys, namespace: \
+         kube-system}\nrules:\n- apiGroups: [coordination.k8s.io]\n  resources: [leases]\n  verbs: [list]\n---\n\
+         apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: kube-envelope-rotate-keys, namespace: \
+         default}\nrules:\n- apiGroups: [discovery.k8s.io]\n  resources: [endpointslices]\n  verbs: [list]\n---\n\
+         apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: kube-envelope-rotate-keys, namespace: \
+         kube-envelope-canary}\nrules:\n- apiGroups: [\"\"]\n  resources: [secrets, configmaps]\n  verbs: [create, get, \
+         patch]\n",
+    );
+    text
+}

@@ -1,0 +1,90 @@
+//! What can be known to stand in the way before anything is rewritten: missing rights, objects that would be refused.
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::RotationError;
+use super::api::Api;
+use super::journal::Journal;
+use super::pace::Pace;
+use super::resources::Resource;
+use super::rewrite::{Ask, Sweep, Tally};
+
+const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+
+#[derive(Deserialize)]
+struct Review {
+    status: Status,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    #[serde(default)]
+    allowed: bool,
+}
+
+/// Rights that are missing, one sentence each.
+pub async fn missing_rights(api: &Api, journal: &Journal, with_etcd: bool) -> Result<Vec<String>, RotationError> {
+    if may(api, "*", "*", "*").await? {
+        return Ok(Vec::new());
+    }
+    let mut missing = Vec::new();
+    let verbs: &[&str] = if with_etcd { &["list", "patch"] } else { &["list", "patch", "get"] };
+    for progress in &journal.resources {
+        let Resource { group, plural, .. } = &progress.resource;
+        for verb in verbs {
+            if !may(api, verb, group, plural).await? {
+                missing.push(format!(
+                    "may not {verb} {}; grant it (kube-envelope rotate-keys --print-rbac prints what is needed)",
+                    progress.resource
+                ));
+            }
+        }
+    }
+    Ok(missing)
+}
+
+async fn may(api: &Api, verb: &str, group: &str, resource: &str) -> Result<bool, RotationError> {
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": {"verb": verb, "group": group, "resource": resource}},
+    });
+    let review: Review =
+        api.post_json(REVIEWS, &review).await.map_err(RotationError::api("ask what this user may do"))?;
+    Ok(review.status.allowed)
+}
+
+#[derive(Deserialize)]
+struct Webhooks {
+    items: Vec<Webhook>,
+}
+
+#[derive(Deserialize)]
+struct Webhook {
+    metadata: super::api::Metadata,
+}
+
+/// Names of the mutating webhooks: each may turn the empty patch into a change. Empty where they may not be listed.
+pub async fn mutating_webhooks(api: &Api) -> Vec<String> {
+    let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+    let webhooks = api.get_json::<Webhooks>(path).await.map_or_else(|_| Vec::new(), |list| list.items);
+    webhooks.into_iter().map(|webhook| webhook.metadata.name).collect()
+}
+
+/// Tries the rewrite of every object without storing anything, and enters what would be refused.
+pub async fn dry_run(
+    api: &Api,
+    journal: &mut Journal,
+    pace: &mut Pace,
+    seen: &mut (dyn FnMut(&Resource, &Tally, usize) + Send),
+) -> Result<(), RotationError> {
+    for progress in &mut journal.resources {
+        let resource = &progress.resource;
+        let sweep =
+            Sweep { api, resource, ask: Ask::DryRun, adopted_at: None, pace, tally: &mut progress.tally };
+        sweep.run(&mut |tally, limit| seen(resource, tally, limit)).await?;
+        progress.done = true;
+    }
+    Ok(())
+}

@@ -1,0 +1,325 @@
+//! Which resources are encrypted: the EncryptionConfiguration (or what metrics let one guess) against what the
+//! API servers serve.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::RotationError;
+use super::api::{Api, escaped};
+use super::metrics::{Direction, Scrape};
+
+const DISCOVERY: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+/// What an API server puts before a value that a KMS v2 provider encrypted; the provider's name and `:` follow.
+pub const KMS_V2_PREFIX: &str = "k8s:enc:kms:v2:";
+
+/// A kind of object as the API serves it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Resource {
+    /// API group; empty for the core group.
+    pub group: String,
+    /// Version to ask for.
+    pub version: String,
+    /// Name in paths.
+    pub plural: String,
+    /// Whether its objects live in namespaces.
+    pub namespaced: bool,
+}
+
+impl Resource {
+    /// Path of the list over all namespaces.
+    pub fn list_path(&self) -> String {
+        format!("{}/{}", self.root(), self.plural)
+    }
+
+    /// Path of one object.
+    pub fn object_path(&self, namespace: Option<&str>, name: &str) -> String {
+        let namespace = namespace.map(|namespace| format!("/namespaces/{}", escaped(namespace))).unwrap_or_default();
+        format!("{}{namespace}/{}/{}", self.root(), self.plural, escaped(name))
+    }
+
+    fn root(&self) -> String {
+        if self.group.is_empty() {
+            format!("/api/{}", self.version)
+        } else {
+            format!("/apis/{}/{}", self.group, self.version)
+        }
+    }
+
+    /// Events live for an hour; rewriting them lengthens their life.
+    pub fn is_event(&self) -> bool {
+        self.plural == "events" && (self.group.is_empty() || self.group == "events.k8s.io")
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&qualified(&self.plural, &self.group))
+    }
+}
+
+fn qualified(plural: &str, group: &str) -> String {
+    if group.is_empty() { plural.into() } else { format!("{plural}.{group}") }
+}
+
+/// Which resources are to be encrypted by which KMS v2 provider.
+#[derive(Debug)]
+pub enum Coverage {
+    /// As the API servers' own configuration says.
+    Configured(EncryptionConfiguration),
+    /// As the metrics of the API servers let one guess: resource → provider. Resources nobody touched are missing.
+    Inferred(BTreeMap<String, String>),
+}
+
+/// The part of an EncryptionConfiguration that says what is written by whom.
+#[derive(Debug, Deserialize)]
+pub struct EncryptionConfiguration {
+    resources: Vec<Entry>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Entry {
+    resources: Vec<String>,
+    providers: Vec<Provider>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Provider {
+    kms: Option<Kms>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Kms {
+    name: String,
+    #[serde(default)]
+    api_version: String,
+}
+
+impl Coverage {
+    /// Reads the file that the API servers are started with.
+    pub fn read(file: &Path) -> Result<Self, RotationError> {
+        let text = std::fs::read_to_string(file).map_err(|source| RotationError::File {
+            what: "read the EncryptionConfiguration",
+            file: file.into(),
+            source,
+        })?;
+        let configuration: EncryptionConfiguration = serde_saphyr::from_str(&text).map_err(|error| {
+            RotationError::Unusable(format!(
+                "{} is no EncryptionConfiguration: {}",
+                file.display(),
+                error.without_snippet()
+            ))
+        })?;
+        let coverage = Self::Configured(configuration);
+        if coverage.providers().is_empty() {
+            return Err(RotationError::Unusable(format!(
+                "in {} no resource has a KMS v2 provider first, so nothing is written under a KMS key; put the kms \
+                 provider before the others and restart the API servers",
+                file.display()
+            )));
+        }
+        Ok(coverage)
+    }
+
+    /// Guesses from what the API servers did since they started.
+    pub fn infer(scrapes: &[Scrape]) -> Result<Self, RotationError> {
+        let mut found: BTreeMap<String, String> = BTreeMap::new();
+        // What was stored is worth more than what was read: an older provider is read, too.
+        for wanted in [Direction::Stored, Direction::Read] {
+            for ((resource, prefix, direction), _) in scrapes.iter().flat_map(|scrape| &scrape.operations) {
+                let provider = prefix.strip_prefix(KMS_V2_PREFIX).map(|rest| rest.trim_end_matches(':'));
+                if let Some(provider) = provider.filter(|_| *direction == wanted) {
+                    found.entry(resource.clone()).or_insert_with(|| provider.into());
+                }
+            }
+        }
+        if found.is_empty() {
+            return Err(RotationError::Unusable(
+                "the API servers' metrics show nothing stored by a KMS v2 provider; name the configuration of the API \
+                 servers with --encryption-config"
+                    .into(),
+            ));
+        }
+        Ok(Self::Inferred(found))
+    }
+
+    /// The KMS v2 provider that writes this resource.
+    pub fn provider(&self, resource: &Resource) -> Option<&str> {
+        match self {
+            Self::Configured(configuration) => {
+                let entry = configuration.resources.iter().find(|entry| {
+                    entry.resources.iter().any(|pattern| matches(pattern, &resource.plural, &resource.group))
+                })?;
+                entry.writer()
+            }
+            Self::Inferred(found) => found.get(&resource.to_string()).map(String::as_str),
+        }
+    }
+
+    /// Every KMS v2 provider that writes something.
+    pub fn providers(&self) -> BTreeSet<String> {
+        match self {
+            Self::Configured(configuration) => {
+                configuration.resources.iter().filter_map(Entry::writer).map(Into::into).collect()
+            }
+            Self::Inferred(found) => found.values().cloned().collect(),
+        }
+    }
+
+    /// Whether it is only a guess.
+    pub fn is_inferred(&self) -> bool {
+        matches!(self, Self::Inferred(_))
+    }
+}
+
+impl Entry {
+    fn writer(&self) -> Option<&str> {
+        let kms = self.providers.first()?.kms.as_ref()?;
+        (kms.api_version == "v2").then_some(kms.name.as_str())
+    }
+}
+
+/// Whether an entry such as `secrets`, `deployments.apps`, `*.apps`, `*.` or `*.*` names this resource.
+fn matches(pattern: &str, plural: &str, group: &str) -> bool {
+    match pattern {
+        "*.*" => true,
+        "*." => group.is_empty(),
+        _ => {
+            let (wanted, of) = pattern.split_once('.').unwrap_or((pattern, ""));
+            of == group && (wanted == "*" || wanted == plural)
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Discovery {
+    #[serde(default)]
+    items: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+struct Group {
+    #[serde(default)]
+    metadata: Name,
+    #[serde(default)]
+    versions: Vec<Version>,
+}
+
+#[derive(Default, Deserialize)]
+struct Name {
+    #[serde(default)]
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: String,
+    #[serde(default)]
+    resources: Vec<Served>,
+}
+
+#[derive(Deserialize)]
+struct Served {
+    resource: String,
+    scope: String,
+    verbs: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct ApiServices {
+    items: Vec<ApiService>,
+}
+
+#[derive(Deserialize)]
+struct ApiService {
+    spec: ApiServiceSpec,
+}
+
+#[derive(Deserialize)]
+struct ApiServiceSpec {
+    #[serde(default)]
+    group: String,
+    service: Option<serde::de::IgnoredAny>,
+}
+
+/// What the API servers serve.
+#[derive(Debug, Default)]
+pub struct ServedResources {
+    /// Everything that can be listed and patched.
+    pub resources: Vec<Resource>,
+    /// Groups that other servers serve, with storage and encryption of their own.
+    pub aggregated: BTreeSet<String>,
+}
+
+/// Asks for everything that can be listed and patched, and is stored by the API servers themselves.
+pub async fn discover(api: &Api) -> Result<ServedResources, RotationError> {
+    let failed = || RotationError::api("find out which resources there are");
+    let mut groups = Vec::new();
+    for path in ["/api", "/apis"] {
+        let answer = api.get(path, DISCOVERY).await.map_err(failed())?;
+        let body = api.success(answer).map_err(failed())?;
+        groups.extend(api.parse::<Discovery>(&body).map_err(failed())?.items);
+    }
+    let services: ApiServices =
+        api.get_json("/apis/apiregistration.k8s.io/v1/apiservices").await.map_err(failed())?;
+    let aggregated: BTreeSet<String> = services
+        .items
+        .into_iter()
+        .filter(|service| service.spec.service.is_some())
+        .map(|service| service.spec.group)
+        .collect();
+    let mut resources = BTreeMap::new();
+    for group in groups.into_iter().filter(|group| !aggregated.contains(&group.metadata.name)) {
+        for version in group.versions {
+            for served in version.resources {
+                let can = |verb: &str| served.verbs.iter().any(|had| had == verb);
+                if can("list") && can("patch") {
+                    let resource = Resource {
+                        group: group.metadata.name.clone(),
+                        version: version.version.clone(),
+                        namespaced: served.scope == "Namespaced",
+                        plural: served.resource,
+                    };
+                    // The first version is the preferred one.
+                    resources.entry(resource.to_string()).or_insert(resource);
+                }
+            }
+        }
+    }
+    Ok(ServedResources { resources: resources.into_values().collect(), aggregated })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(plural: &str, group: &str) -> Resource {
+        Resource { group: group.into(), version: "v1".into(), plural: plural.into(), namespaced: true }
+    }
+
+    #[test]
+    fn the_first_entry_that_names_a_resource_says_who_writes_it() {
+        let text = "resources:\n- resources: [secrets, widgets.example.com]\n  providers: [{kms: {apiVersion: v2, name: \
+                    a, endpoint: x}}, {identity: {}}]\n- resources: ['*.apps']\n  providers: [{identity: {}}, {kms: \
+                    {apiVersion: v2, name: a, endpoint: x}}]\n- resources: ['*.*']\n  providers: [{kms: {apiVersion: \
+                    v2, name: b, endpoint: y}}]\n";
+        let coverage = Coverage::Configured(serde_saphyr::from_str(text).unwrap());
+        assert_eq!(coverage.provider(&resource("secrets", "")), Some("a"));
+        assert_eq!(coverage.provider(&resource("widgets", "example.com")), Some("a"));
+        assert_eq!(coverage.provider(&resource("deployments", "apps")), None, "identity is first");
+        assert_eq!(coverage.provider(&resource("configmaps", "")), Some("b"));
+        assert_eq!(coverage.provider(&resource("secrets", "example.com")), Some("b"));
+        assert_eq!(coverage.providers().into_iter().collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
+    fn wildcards_name_a_group_or_everything() {
+        assert!(matches("*.*", "x", "g"));
+        assert!(matches("*.", "x", "") && !matches("*.", "x", "g"));
+        assert!(matches("*.g.io", "x", "g.io") && !matches("*.g.io", "x", "h.io"));
+        assert!(matches("secrets", "secrets", "") && !matches("secrets", "secrets", "g"));
+    }
+}

@@ -1,0 +1,356 @@
+//! Going through all objects of one resource, page by page, with as many requests under way as the server bears:
+//! to rewrite them, to try whether they would be refused, or to have them read.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use serde::{Deserialize, Serialize};
+
+use super::RotationError;
+use super::api::{Answer, Api, ApiError, FIELD_MANAGER, Metadata, MetadataList, Partial};
+use super::pace::Pace;
+use super::resources::Resource;
+
+const PAGE: u32 = 500;
+const TRIES: u32 = 10;
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// What is asked for each object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// The empty patch: stored again if it is stored under another key than the server's.
+    Rewrite,
+    /// The empty patch that is only tried: admission and validation answer as they would.
+    DryRun,
+    /// Read from etcd, and metadata answered.
+    Read,
+}
+
+/// What happened to the objects of one resource.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Tally {
+    /// Stored again.
+    pub rewritten: u64,
+    /// Found stored under the server's key already.
+    pub fresh: u64,
+    /// Stored after all servers had adopted the key: not asked.
+    pub newer: u64,
+    /// Deleted meanwhile.
+    pub gone: u64,
+    /// Changed by an admission webhook that took the empty patch as an occasion.
+    pub altered: u64,
+    /// Refused by admission or validation: path → why.
+    pub refused: BTreeMap<String, String>,
+    /// Could not be read by the server: path → why.
+    pub undecryptable: BTreeMap<String, String>,
+    /// Why the whole resource cannot be listed.
+    pub unlistable: Option<String>,
+}
+
+impl Tally {
+    /// How many objects were dealt with.
+    pub fn total(&self) -> u64 {
+        self.rewritten + self.fresh + self.newer + self.gone + (self.refused.len() + self.undecryptable.len()) as u64
+    }
+
+    /// Adds what a later pass did. Its findings about single objects replace earlier ones.
+    pub fn add(&mut self, later: Self) {
+        self.rewritten += later.rewritten;
+        self.altered += later.altered;
+        self.gone += later.gone;
+        (self.fresh, self.newer) = (later.fresh, later.newer);
+        (self.refused, self.undecryptable) = (later.refused, later.undecryptable);
+        self.unlistable = later.unlistable;
+    }
+}
+
+/// One pass over one resource.
+pub struct Sweep<'a> {
+    /// Through which server.
+    pub api: &'a Api,
+    /// Over what.
+    pub resource: &'a Resource,
+    /// For what.
+    pub ask: Ask,
+    /// Objects with a greater resource version are left alone.
+    pub adopted_at: Option<u64>,
+    /// How fast.
+    pub pace: &'a mut Pace,
+    /// What was done so far; kept when the pass is dropped half way.
+    pub tally: &'a mut Tally,
+}
+
+struct Object {
+    path: String,
+    metadata: Metadata,
+    tries: u32,
+}
+
+type Answered = (Object, Duration, Result<Answer, ApiError>);
+
+impl Sweep<'_> {
+    /// Goes through all objects. `seen` is called after each answer.
+    ///
+    /// # Errors
+    /// [`RotationError::Paused`] when the server does not answer any more.
+    pub async fn run(mut self, seen: &mut (dyn FnMut(&Tally, usize) + Send)) -> Result<(), RotationError> {
+        let (api, resource, ask) = (self.api, self.resource, self.ask);
+        let mut queue: VecDeque<Object> = VecDeque::new();
+        let mut later: Vec<(Instant, Object)> = Vec::new();
+        let mut under_way = FuturesUnordered::new();
+        let mut page = Some(Box::pin(page_after(api, resource, String::new())));
+        loop {
+            let now = Instant::now();
+            for at in (0..later.len()).rev().filter(|at| later[*at].0 <= now).collect::<Vec<_>>() {
+                queue.push_front(later.swap_remove(at).1);
+            }
+            while under_way.len() < self.pace.limit() && self.pace.next() <= now && !queue.is_empty() {
+                let object = queue.pop_front().expect("it is not empty");
+                self.pace.sent(now);
+                under_way.push(answer(api, ask, object));
+            }
+            if queue.is_empty() && later.is_empty() && under_way.is_empty() && page.is_none() {
+                return Ok(());
+            }
+            let wake = self.wake(&queue, &later, under_way.len());
+            tokio::select! {
+                Some(answered) = under_way.next(), if !under_way.is_empty() => {
+                    if let Some(again) = self.settle(answered)? {
+                        later.push(again);
+                    }
+                    seen(self.tally, self.pace.limit());
+                }
+                fetched = async { page.as_mut().expect("checked").await }, if page.is_some() && queue.len() < PAGE as usize => {
+                    page = None;
+                    if let Some(list) = self.took(fetched?) {
+                        queue.extend(self.chosen(list.items));
+                        let next = list.metadata.next.filter(|token| !token.is_empty());
+                        page = next.map(|token| Box::pin(page_after(api, resource, token)));
+                    }
+                }
+                () = tokio::time::sleep_until(wake.unwrap_or(now).into()), if wake.is_some() => {}
+            }
+        }
+    }
+
+    /// When there is something to do even if nobody answers.
+    fn wake(&self, queue: &VecDeque<Object>, later: &[(Instant, Object)], under_way: usize) -> Option<Instant> {
+        let may_send = (!queue.is_empty() && under_way < self.pace.limit()).then(|| self.pace.next());
+        later.iter().map(|(at, _)| *at).chain(may_send).min()
+    }
+
+    fn took(&mut self, page: Page) -> Option<MetadataList> {
+        match page {
+            Page::Listed(list) => Some(list),
+            Page::Absent => None,
+            Page::Unlistable(why) => {
+                self.tally.unlistable = Some(why);
+                None
+            }
+        }
+    }
+
+    fn chosen(&mut self, items: Vec<Partial>) -> Vec<Object> {
+        let mut chosen = Vec::with_capacity(items.len());
+        for Partial { metadata } in items {
+            let version: Option<u64> = metadata.resource_version.parse().ok();
+            if matches!((version, self.adopted_at), (Some(version), Some(at)) if version > at) {
+                self.tally.newer += 1;
+                continue;
+            }
+            let path = self.resource.object_path(metadata.namespace.as_deref(), &metadata.name);
+            chosen.push(Object { path, metadata, tries: 0 });
+        }
+        chosen
+    }
+
+    /// Takes an answer in; returns the object where it must be asked again.
+    fn settle(&mut self, (mut object, took, result): Answered) -> Result<Option<(Instant, Object)>, RotationError> {
+        let now = Instant::now();
+        let (status, retry_after, message) = match result {
+            Ok(answer) if answer.status == 200 => {
+                self.pace.answered(took, now);
+                return self.stored(object, &answer).map(|()| None);
+            }
+            Ok(answer) => (Some(answer.status), answer.retry_after, answer.refusal().message),
+            Err(error) => (error.status(), None, error.to_string()),
+        };
+        object.tries += 1;
+        match verdict(status, &message) {
+            Fate::Gone => self.tally.gone += 1,
+            Fate::Refused => self.refuse(object.path, status, message),
+            Fate::Undecryptable => {
+                self.tally.undecryptable.insert(object.path, message);
+            }
+            Fate::Stop => return Err(RotationError::Paused(message)),
+            Fate::Again { overloaded } => {
+                if overloaded {
+                    self.pace.throttled(retry_after, now);
+                }
+                if object.tries < TRIES {
+                    let wait = (FIRST_WAIT * 2u32.pow(object.tries - 1)).min(LONGEST_WAIT);
+                    return Ok(Some((now + retry_after.unwrap_or(wait).max(wait), object)));
+                }
+                match status {
+                    Some(500 | 409) => self.refuse(object.path, status, message),
+                    _ => {
+                        return Err(RotationError::Paused(format!(
+                            "{} got no useful answer in {TRIES} tries: {message}",
+                            object.path
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn refuse(&mut self, path: String, status: Option<u16>, message: String) {
+        self.tally.refused.insert(path, format!("{}: {message}", status.unwrap_or(0)));
+    }
+
+    fn stored(&mut self, object: Object, answer: &Answer) -> Result<(), RotationError> {
+        if self.ask != Ask::Rewrite {
+            self.tally.fresh += 1;
+            return Ok(());
+        }
+        let what = || format!("rewrite {}", object.path);
+        let Partial { metadata } = self.api.parse(&answer.body).map_err(RotationError::api(what()))?;
+        if metadata.resource_version == object.metadata.resource_version {
+            self.tally.fresh += 1;
+        } else {
+            self.tally.rewritten += 1;
+        }
+        if is_ours(&metadata) && !is_ours(&object.metadata) {
+            self.tally.altered += 1;
+        }
+        Ok(())
+    }
+}
+
+fn is_ours(metadata: &Metadata) -> bool {
+    metadata.managed_fields.iter().any(|fields| fields.manager == FIELD_MANAGER)
+}
+
+async fn answer(api: &Api, ask: Ask, object: Object) -> Answered {
+    let began = Instant::now();
+    let result = match ask {
+        Ask::Rewrite => api.patch(&object.path, "{}").await,
+        Ask::DryRun => api.patch(&format!("{}?dryRun=All", object.path), "{}").await,
+        Ask::Read => api.get_metadata(&object.path).await,
+    };
+    (object, began.elapsed(), result)
+}
+
+#[derive(Debug, PartialEq)]
+enum Fate {
+    Gone,
+    Refused,
+    Undecryptable,
+    Again { overloaded: bool },
+    Stop,
+}
+
+/// What an answer other than success means for the object.
+fn verdict(status: Option<u16>, message: &str) -> Fate {
+    match status {
+        Some(404) => Fate::Gone,
+        Some(401) => Fate::Stop,
+        Some(409) => Fate::Again { overloaded: false },
+        Some(500) if is_undecryptable(message) => Fate::Undecryptable,
+        Some(500) if message.contains("request is too large") => Fate::Refused,
+        Some(408 | 429 | 500..) | None => Fate::Again { overloaded: true },
+        Some(_) => Fate::Refused,
+    }
+}
+
+/// The API server's words for a value that its providers cannot open.
+fn is_undecryptable(message: &str) -> bool {
+    ["unable to transform key", "unable to decrypt", "failed to decrypt", "no matching prefix found"]
+        .iter()
+        .any(|words| message.contains(words))
+}
+
+enum Page {
+    Listed(MetadataList),
+    Absent,
+    Unlistable(String),
+}
+
+/// One page of metadata. An expired token is followed by the one that the server sends instead: what was created
+/// meanwhile may be missing, and that is stored under the target key.
+async fn page_after(api: &Api, resource: &Resource, mut token: String) -> Result<Page, RotationError> {
+    let mut wait = FIRST_WAIT;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let (problem, may_be_undecryptable, retry_after) = match api.list(&resource.list_path(), PAGE, &token).await {
+            Ok(answer) => match answer.status {
+                200 => {
+                    let list = api.parse(&answer.body);
+                    return list.map(Page::Listed).map_err(RotationError::api(format!("list {resource}")));
+                }
+                404 => return Ok(Page::Absent),
+                410 => {
+                    token = answer.refusal().metadata.next.unwrap_or_default();
+                    continue;
+                }
+                400 | 401 | 403 | 405 => {
+                    let refused = api.success(answer).expect_err("a refusal");
+                    return Err(RotationError::api(format!("list {resource}"))(refused));
+                }
+                _ => {
+                    let message = answer.refusal().message;
+                    (message.clone(), is_undecryptable(&message), answer.retry_after)
+                }
+            },
+            Err(error) => (error.to_string(), false, None),
+        };
+        if may_be_undecryptable && tries >= 3 {
+            return Ok(Page::Unlistable(problem));
+        }
+        if tries >= TRIES {
+            return Err(RotationError::Paused(format!("cannot list {resource}: {problem}")));
+        }
+        tokio::time::sleep(retry_after.unwrap_or(wait).max(wait)).await;
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}
+
+/// The revision of a list now, and about how many objects it has.
+pub async fn revision(api: &Api, resource: &Resource) -> Result<(u64, u64), RotationError> {
+    let failed = || RotationError::api(format!("list {resource}"));
+    let answer = api.list(&resource.list_path(), 1, "").await.map_err(failed())?;
+    let body = api.success(answer).map_err(failed())?;
+    let list: MetadataList = api.parse(&body).map_err(failed())?;
+    let revision = list.metadata.resource_version.parse().map_err(|_| {
+        RotationError::Unusable(format!(
+            "resource version {:?} of {resource} is no number",
+            list.metadata.resource_version
+        ))
+    })?;
+    Ok((revision, list.items.len() as u64 + list.metadata.remaining_item_count.unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_means_the_right_thing_for_its_object() {
+        assert_eq!(verdict(Some(404), ""), Fate::Gone);
+        assert_eq!(verdict(Some(422), "denied by policy"), Fate::Refused);
+        assert_eq!(verdict(Some(403), "webhook"), Fate::Refused);
+        assert_eq!(verdict(Some(401), "Unauthorized"), Fate::Stop);
+        assert_eq!(verdict(Some(409), ""), Fate::Again { overloaded: false });
+        assert_eq!(verdict(Some(429), ""), Fate::Again { overloaded: true });
+        assert_eq!(verdict(Some(503), ""), Fate::Again { overloaded: true });
+        assert_eq!(verdict(None, "no answer"), Fate::Again { overloaded: true });
+        assert_eq!(verdict(Some(500), "unable to transform key \"/registry/secrets/a/b\""), Fate::Undecryptable);
+        assert_eq!(verdict(Some(500), "etcdserver: request is too large"), Fate::Refused);
+        assert_eq!(verdict(Some(500), "something else"), Fate::Again { overloaded: true });
+    }
+}

@@ -1,0 +1,340 @@
+//! A rotation from state to state. The journal is written after each; any state may be begun again.
+
+mod passes;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::RotationError;
+use super::adoption::{Adoption, Obstacle, Seen, Wanted, attempt, look};
+use super::api::{Api, ApiError};
+use super::canary::canaries;
+use super::cluster::{Access, Cluster};
+use super::journal::{Journal, State};
+use super::metrics::key_id_hash;
+use super::pace::Pace;
+use super::plan::{encrypted, fill, reported_now};
+use super::preflight::{dry_run, missing_rights, mutating_webhooks};
+use super::resources::{Coverage, Resource};
+use super::rewrite::Tally;
+use super::verdict::Verdict;
+use crate::etcd::EtcdAccess;
+use crate::kek::KekConfig;
+
+/// How often a server is asked whether it has adopted the target key.
+const LOOKS_EVERY: Duration = Duration::from_secs(2);
+
+/// What a rotation is run with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How the cluster is reached.
+    pub access: Access,
+    /// The configuration file of the API servers.
+    pub encryption_config: Option<PathBuf>,
+    /// How etcd is reached, if it is.
+    pub etcd: Option<EtcdAccess>,
+    /// The API servers' prefix in etcd.
+    pub etcd_prefix: String,
+    /// KEKs to rotate first.
+    pub keks: Vec<KekConfig>,
+    /// The target, where it is known beforehand.
+    pub key_id: Option<String>,
+    /// Where the journal is.
+    pub journal: PathBuf,
+    /// Whether Events are rewritten, too.
+    pub include_events: bool,
+    /// Whether to go on where the servers' metrics cannot be read.
+    pub accept_unproven: bool,
+    /// Requests a second, at most.
+    pub rate: Option<f64>,
+    /// Requests at once, at most.
+    pub concurrency: usize,
+    /// How long adoption may take.
+    pub adoption_timeout: Duration,
+    /// How often adoption is looked at again.
+    pub agreement_interval: Duration,
+    /// How long is waited after the last rewrite.
+    pub settle: Duration,
+    /// When a snapshot of etcd was taken.
+    pub snapshot_taken: Option<jiff::Timestamp>,
+    /// A command that takes a snapshot of etcd.
+    pub snapshot_command: Option<String>,
+}
+
+/// Something that a person may want to see.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The rotation enters a state.
+    State(State),
+    /// It waits for something.
+    Waiting(&'a str),
+    /// Something worth knowing.
+    Note(&'a str),
+    /// A pass over a resource goes on.
+    Progress {
+        /// What is gone through.
+        resource: &'a Resource,
+        /// So far.
+        tally: &'a Tally,
+        /// About how many objects there are.
+        objects: u64,
+        /// Requests under way, at most, just now.
+        concurrency: usize,
+    },
+}
+
+/// Who is told of events.
+pub type Reporter<'a> = &'a (dyn Fn(Event<'_>) + Send + Sync);
+
+/// A rotation under way.
+pub struct Run<'a> {
+    settings: Settings,
+    cluster: Cluster,
+    coverage: Coverage,
+    journal: Journal,
+    report: Reporter<'a>,
+    /// Whether the adoption in the journal was seen by this process.
+    seen_adopted: bool,
+}
+
+impl<'a> Run<'a> {
+    /// Takes up a journal: a new one, or one that was left.
+    pub async fn take_up(settings: Settings, journal: Journal, report: Reporter<'a>) -> Result<Self, RotationError> {
+        let cluster = Cluster::connect(&settings.access).await?;
+        let coverage = coverage(&cluster, &settings).await?;
+        Ok(Self { settings, cluster, coverage, journal, report, seen_adopted: false })
+    }
+
+    /// What was done so far.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Plans only: fills the journal in memory and writes nothing.
+    pub async fn plan(&mut self) -> Result<(), RotationError> {
+        let found = encrypted(self.cluster.entry(), &self.coverage).await?;
+        let found = found.for_rewriting(self.settings.include_events);
+        let seen = self.look_leniently().await?;
+        self.journal.former = reported_now(&seen, &self.coverage).or_else(|error| {
+            if self.settings.keks.is_empty() { Ok(BTreeMap::new()) } else { Err(error) }
+        })?;
+        self.journal.inferred = self.coverage.is_inferred();
+        if let Some(key_id) = &self.settings.key_id {
+            let hash = key_id_hash(key_id);
+            self.journal.targets =
+                self.coverage.providers().into_iter().map(|provider| (provider, hash.clone())).collect();
+        }
+        fill(&mut self.journal, self.cluster.entry(), &found).await
+    }
+
+    /// Tries the rewrite of every object without storing anything.
+    pub async fn dry_run(&mut self) -> Result<(), RotationError> {
+        let report = self.report;
+        let counts: BTreeMap<_, _> =
+            self.journal.resources.iter().map(|progress| (progress.resource.clone(), progress.objects)).collect();
+        let mut pace = self.pace();
+        dry_run(self.cluster.entry(), &mut self.journal, &mut pace, &mut |resource, tally, concurrency| {
+            let objects = counts.get(resource).copied().unwrap_or(0);
+            report(Event::Progress { resource, tally, objects, concurrency });
+        })
+        .await
+    }
+
+    /// Goes from state to state until the verdict.
+    ///
+    /// # Errors
+    /// The journal then says where it stands; the same call with the journal read again goes on.
+    pub async fn to_end(&mut self) -> Result<Verdict, RotationError> {
+        self.journal.paused = None;
+        loop {
+            self.write()?;
+            (self.report)(Event::State(self.journal.state));
+            match self.step().await {
+                Ok(None) => {}
+                Ok(Some(verdict)) => return Ok(verdict),
+                Err(error) => {
+                    self.journal.paused = Some(super::api::chain(&error));
+                    self.write()?;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<Option<Verdict>, RotationError> {
+        let state = self.journal.state;
+        // After a stop nobody knows what the servers did meanwhile.
+        if state > State::AwaitAdoption && state < State::Snapshot && !self.seen_adopted {
+            self.await_adoption().await?;
+        }
+        self.journal.state = match state {
+            State::Plan => {
+                self.plan().await?;
+                State::Preflight
+            }
+            State::Preflight => {
+                self.preflight().await?;
+                if self.settings.keks.is_empty() { State::AwaitAdoption } else { State::RotateKek }
+            }
+            State::RotateKek => {
+                self.rotate_keks().await?;
+                State::AwaitAdoption
+            }
+            State::AwaitAdoption => {
+                self.await_adoption().await?;
+                State::Agree
+            }
+            State::Agree => self.agree().await?,
+            State::Rewrite => self.rewrite().await?,
+            State::Resweep => self.resweep().await?,
+            State::Verify => self.verify().await?,
+            State::Settle => self.settle().await?,
+            State::Snapshot => self.snapshot().await?,
+            State::Done | State::Aborted => return self.conclude().map(Some),
+        };
+        Ok(None)
+    }
+
+    fn write(&self) -> Result<(), RotationError> {
+        self.journal.write(&self.settings.journal)
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::new(self.settings.concurrency, self.settings.rate, Instant::now())
+    }
+
+    async fn look_leniently(&self) -> Result<Vec<Seen>, RotationError> {
+        match look(&self.cluster, true).await {
+            Ok(seen) => Ok(seen),
+            Err(Obstacle::Failed(error)) => Err(error),
+            Err(Obstacle::NotYet(why) | Obstacle::TargetChanged(why) | Obstacle::Unreadable(why)) => {
+                Err(RotationError::NotConverged(why))
+            }
+        }
+    }
+
+    async fn preflight(&mut self) -> Result<(), RotationError> {
+        let api = self.cluster.entry();
+        let missing = missing_rights(api, &self.journal, self.settings.etcd.is_some()).await?;
+        if !missing.is_empty() {
+            return Err(RotationError::Blocked(missing));
+        }
+        let webhooks = mutating_webhooks(api).await;
+        if !webhooks.is_empty() {
+            (self.report)(Event::Note(&format!(
+                "mutating webhooks see every rewrite and may turn it into a change: {}",
+                webhooks.join(", ")
+            )));
+        }
+        for progress in &self.journal.resources {
+            if let Some(why) = &progress.tally.unlistable {
+                (self.report)(Event::Note(&format!("{} cannot be listed: {why}", progress.resource)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rotates each KEK once, also when the process ended between the rotation and the journal.
+    async fn rotate_keks(&mut self) -> Result<(), RotationError> {
+        for config in self.settings.keks.clone() {
+            let name = config.name.clone();
+            let failed = |source| RotationError::Kek { name: name.clone(), source };
+            let active = config.build().await.map_err(failed)?.version().await.map_err(failed)?.version;
+            let before = self.journal.keks_before.entry(name.clone()).or_insert_with(|| active.clone()).clone();
+            self.write()?;
+            let now = if active == before {
+                config.build_rotating().await.map_err(failed)?.rotate().await.map_err(failed)?.version
+            } else {
+                active
+            };
+            (self.report)(Event::Note(&format!("KEK {name}: version {now} is active; before it was {before}")));
+            if config.kind() == "keyring" {
+                (self.report)(Event::Note("copy the keyring file to every node now; this run waits for all of them"));
+            }
+            self.journal.keks_rotated.insert(name.clone(), now);
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    fn wanted(&self) -> Wanted {
+        let rotated = !self.journal.keks_rotated.is_empty() && self.journal.targets.is_empty();
+        Wanted {
+            providers: self.coverage.providers(),
+            canaries: canaries(&self.coverage),
+            targets: self.journal.targets.clone(),
+            former: if rotated { self.journal.former.clone() } else { BTreeMap::new() },
+            accept_unproven: self.settings.accept_unproven,
+        }
+    }
+
+    async fn await_adoption(&mut self) -> Result<(), RotationError> {
+        let began = Instant::now();
+        let mut said = String::new();
+        loop {
+            let why = match attempt(&self.cluster, &self.wanted()).await {
+                Ok(adoption) => {
+                    if !adoption.servers.is_empty() && self.waited_enough(began, &adoption) {
+                        self.adopted(adoption);
+                        return Ok(());
+                    }
+                    "metrics cannot be read, so time must pass".to_owned()
+                }
+                Err(Obstacle::NotYet(why)) => why,
+                Err(Obstacle::Failed(RotationError::Api { source: source @ ApiError::Unreachable { .. }, .. })) => {
+                    source.to_string()
+                }
+                Err(Obstacle::TargetChanged(why)) => {
+                    return Err(RotationError::Paused(format!(
+                        "{why}: another rotation began meanwhile; give this one up (--abort) and begin anew"
+                    )));
+                }
+                Err(Obstacle::Unreadable(why)) => {
+                    return Err(RotationError::NotConverged(format!(
+                        "{why}; without them nothing is proven (--accept-unproven goes on all the same)"
+                    )));
+                }
+                Err(Obstacle::Failed(error)) => return Err(error),
+            };
+            if began.elapsed() >= self.settings.adoption_timeout {
+                return Err(RotationError::NotConverged(why));
+            }
+            if said != why {
+                (self.report)(Event::Waiting(&why));
+                said = why;
+            }
+            tokio::time::sleep(LOOKS_EVERY).await;
+        }
+    }
+
+    /// Without proof, the whole adoption timeout has to pass.
+    fn waited_enough(&self, began: Instant, adoption: &Adoption) -> bool {
+        adoption.evidence == super::adoption::Evidence::WriteProof
+            || began.elapsed() + LOOKS_EVERY >= self.settings.adoption_timeout
+    }
+
+    fn adopted(&mut self, adoption: Adoption) {
+        self.seen_adopted = true;
+        self.journal.targets.clone_from(&adoption.targets);
+        self.journal.adoption = Some(adoption);
+    }
+
+    /// The server that everything is asked of: one of those that were seen to store under the target key.
+    async fn converged(&self) -> Result<Api, RotationError> {
+        let adopted = self.journal.adoption.as_ref().and_then(|adoption| adoption.servers.first());
+        let servers = self.cluster.servers().await.unwrap_or_default();
+        let same = servers.into_iter().find(|api| adopted.is_some_and(|server| server.address == api.address()));
+        Ok(same.unwrap_or_else(|| self.cluster.entry().clone()))
+    }
+}
+
+/// What is encrypted: as configured, or as the metrics let one guess.
+pub async fn coverage(cluster: &Cluster, settings: &Settings) -> Result<Coverage, RotationError> {
+    if let Some(file) = &settings.encryption_config {
+        return Coverage::read(file);
+    }
+    let seen = look(cluster, true).await.unwrap_or_default();
+    let scrapes: Vec<_> = seen.into_iter().filter_map(|one| one.scrape).collect();
+    Coverage::infer(&scrapes)
+}

@@ -1,0 +1,256 @@
+//! From the agreement of all servers to the verdict: note where it began, rewrite what is older, look for leftovers,
+//! wait.
+
+use std::time::{Duration, Instant};
+
+use super::{Event, Run, State};
+use crate::rotation::RotationError;
+use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
+use crate::rotation::api::chain;
+use crate::rotation::cluster::Cluster;
+use crate::rotation::plan::{Encrypted, encrypted};
+use crate::rotation::rewrite::{Ask, Sweep, Tally, revision};
+use crate::rotation::verdict::Verdict;
+use crate::rotation::verify::{scan_etcd, scan_reads};
+
+/// So often everything is gone through again when leftovers are found.
+const PASSES: u32 = 3;
+/// So often in a row a look may fail before agreement counts as lost.
+const MISSED_LOOKS: u32 = 2;
+
+/// How a pass ended.
+enum Pass {
+    /// Everything was gone through; so many objects were stored again.
+    Complete(u64),
+    /// The API servers do not agree any more.
+    AgreementLost(String),
+}
+
+impl Run<'_> {
+    /// Notes for each resource the revision from which on everything is stored under the target key.
+    pub(super) async fn agree(&mut self) -> Result<State, RotationError> {
+        self.rediscover().await?;
+        let api = self.converged().await?;
+        for progress in &mut self.journal.resources {
+            (progress.adopted_at, progress.done) = (None, false);
+            match revision(&api, &progress.resource).await {
+                Ok((now, objects)) => {
+                    progress.adopted_at = Some(now);
+                    progress.objects = objects;
+                    progress.tally.unlistable = None;
+                }
+                Err(error) => progress.tally.unlistable = Some(chain(&error)),
+            }
+        }
+        self.journal.passes += 1;
+        Ok(State::Rewrite)
+    }
+
+    pub(super) async fn rewrite(&mut self) -> Result<State, RotationError> {
+        match self.pass().await? {
+            Pass::Complete(_) => Ok(State::Resweep),
+            Pass::AgreementLost(why) => Ok(self.agreement_lost(&why)),
+        }
+    }
+
+    /// Again, until a pass changes nothing and no new resource appears.
+    pub(super) async fn resweep(&mut self) -> Result<State, RotationError> {
+        for _ in 0..=PASSES {
+            let appeared = self.rediscover().await?;
+            self.journal.resources.iter_mut().for_each(|progress| progress.done = false);
+            match self.pass().await? {
+                Pass::AgreementLost(why) => return Ok(self.agreement_lost(&why)),
+                Pass::Complete(0) if !appeared => break,
+                Pass::Complete(_) => {}
+            }
+        }
+        self.journal.rewritten = Some(jiff::Timestamp::now());
+        Ok(State::Verify)
+    }
+
+    pub(super) async fn verify(&mut self) -> Result<State, RotationError> {
+        let found = encrypted(self.cluster.entry(), &self.coverage).await?;
+        if self.journal.targets.is_empty() {
+            (self.report)(Event::Note("the target key is not known (no metrics): nothing can be verified"));
+            return Ok(State::Settle);
+        }
+        let scan = if let Some(etcd) = &self.settings.etcd {
+            let expected = found.expected(&self.journal.targets);
+            scan_etcd(etcd, &self.settings.etcd_prefix, &expected).await?
+        } else {
+            let expected = found.for_rewriting(self.settings.include_events).expected(&self.journal.targets);
+            let (api, report, mut pace) = (self.converged().await?, self.report, self.pace());
+            scan_reads(&api, &expected, &mut pace, &mut |resource, tally, concurrency| {
+                report(Event::Progress { resource, tally, objects: 0, concurrency });
+            })
+            .await?
+        };
+        let refused = self.journal.refused().len() as u64;
+        let left = scan.leftovers.saturating_sub(scan.expiring).saturating_sub(refused);
+        self.journal.verified = Some(scan);
+        self.journal.verified_at = Some(jiff::Timestamp::now());
+        if left > 0 && self.journal.passes < PASSES {
+            (self.report)(Event::Note(&format!("{left} leftover(s) found: going through everything once more")));
+            return Ok(State::AwaitAdoption);
+        }
+        Ok(State::Settle)
+    }
+
+    pub(super) async fn settle(&mut self) -> Result<State, RotationError> {
+        let until = self.journal.rewritten.unwrap_or(self.journal.started).as_second()
+            + i64::try_from(self.journal.settle_seconds).unwrap_or(i64::MAX / 2);
+        let mut missed = 0;
+        loop {
+            let left = until - jiff::Timestamp::now().as_second();
+            if left <= 0 {
+                self.journal.settled = Some(jiff::Timestamp::now());
+                return Ok(State::Snapshot);
+            }
+            (self.report)(Event::Waiting(&format!("{left} s until old revisions and continue tokens are gone")));
+            let left = Duration::from_secs(left.unsigned_abs());
+            tokio::time::sleep(left.min(self.settings.agreement_interval)).await;
+            let Some(adoption) = self.journal.adoption.clone() else { continue };
+            match look_again(&self.cluster, &self.wanted(), &adoption, &mut missed).await? {
+                Some(why) => return Ok(self.agreement_lost(&why)),
+                None => continue,
+            }
+        }
+    }
+
+    pub(super) async fn snapshot(&mut self) -> Result<State, RotationError> {
+        if let Some(command) = &self.settings.snapshot_command {
+            let mut shell = std::process::Command::new("sh");
+            shell.arg("-c").arg(command);
+            let status = tokio::task::spawn_blocking(move || shell.status()).await.expect("running a command does not panic");
+            match status {
+                Ok(status) if status.success() => self.journal.snapshot = Some(jiff::Timestamp::now()),
+                Ok(status) => (self.report)(Event::Note(&format!("the snapshot command failed: {status}"))),
+                Err(error) => (self.report)(Event::Note(&format!("the snapshot command cannot be run: {error}"))),
+            }
+        }
+        Ok(State::Done)
+    }
+
+    /// Writes the verdict down. May be called again when more is known.
+    pub(super) fn conclude(&mut self) -> Result<Verdict, RotationError> {
+        if self.settings.snapshot_taken.is_some() {
+            self.journal.snapshot = self.settings.snapshot_taken;
+        }
+        let verdict = Verdict::of(&self.journal);
+        self.journal.verdict = Some(verdict.clone());
+        self.write()?;
+        Ok(verdict)
+    }
+
+    fn agreement_lost(&mut self, why: &str) -> State {
+        (self.report)(Event::Note(&format!("agreement lost, everything that is in doubt is done again: {why}")));
+        State::AwaitAdoption
+    }
+
+    /// Looks again which resources there are. Whether some appeared.
+    async fn rediscover(&mut self) -> Result<bool, RotationError> {
+        let Encrypted { resources, .. } =
+            encrypted(self.cluster.entry(), &self.coverage).await?.for_rewriting(self.settings.include_events);
+        let before = self.journal.resources.len();
+        for (resource, provider) in &resources {
+            self.journal.resource_mut(resource, provider);
+        }
+        Ok(self.journal.resources.len() > before)
+    }
+
+    /// Goes through every resource that is not done, while the servers' agreement is looked at again and again.
+    async fn pass(&mut self) -> Result<Pass, RotationError> {
+        let (cluster, wanted) = (&self.cluster, self.wanted());
+        let Some(adoption) = self.journal.adoption.clone() else {
+            return Ok(Pass::AgreementLost("no adoption was seen".into()));
+        };
+        let (api, mut pace) = (self.converged().await?, self.pace());
+        let mut rewritten = 0;
+        for at in 0..self.journal.resources.len() {
+            let progress = &self.journal.resources[at];
+            if progress.done {
+                continue;
+            }
+            let (resource, objects) = (progress.resource.clone(), progress.objects);
+            let mut tally = Tally::default();
+            let report = self.report;
+            let mut seen = |tally: &Tally, concurrency: usize| {
+                report(Event::Progress { resource: &resource, tally, objects, concurrency });
+            };
+            let sweep = Sweep {
+                api: &api,
+                resource: &resource,
+                ask: Ask::Rewrite,
+                adopted_at: progress.adopted_at,
+                pace: &mut pace,
+                tally: &mut tally,
+            };
+            let ended = tokio::select! {
+                ended = sweep.run(&mut seen) => Ok(ended),
+                lost = watch(cluster, &wanted, &adoption, self.settings.agreement_interval) => Err(lost),
+            };
+            rewritten += tally.rewritten;
+            let progress = &mut self.journal.resources[at];
+            progress.tally.add(tally);
+            progress.done = matches!(ended, Ok(Ok(())));
+            self.write()?;
+            match ended {
+                Ok(done) => done?,
+                Err(lost) => return lost.map(Pass::AgreementLost),
+            }
+        }
+        // What was written since the last look counts only if the servers still agree.
+        match still_holds(cluster, &wanted, &adoption).await {
+            Ok(()) => Ok(Pass::Complete(rewritten)),
+            Err(obstacle) => lost(obstacle).map(Pass::AgreementLost),
+        }
+    }
+}
+
+/// Looks at the servers' agreement again and again; ends when it is lost.
+async fn watch(
+    cluster: &Cluster,
+    wanted: &Wanted,
+    adoption: &Adoption,
+    interval: Duration,
+) -> Result<String, RotationError> {
+    let mut missed = 0;
+    loop {
+        let began = Instant::now();
+        tokio::time::sleep(interval).await;
+        if let Some(why) = look_again(cluster, wanted, adoption, &mut missed).await? {
+            return Ok(format!("{why} (seen after {} s)", began.elapsed().as_secs()));
+        }
+    }
+}
+
+/// One look; says why when agreement counts as lost.
+async fn look_again(
+    cluster: &Cluster,
+    wanted: &Wanted,
+    adoption: &Adoption,
+    missed: &mut u32,
+) -> Result<Option<String>, RotationError> {
+    match still_holds(cluster, wanted, adoption).await {
+        Ok(()) => {
+            *missed = 0;
+            Ok(None)
+        }
+        Err(obstacle) => {
+            let why = lost(obstacle)?;
+            *missed += 1;
+            Ok((*missed >= MISSED_LOOKS).then_some(why))
+        }
+    }
+}
+
+/// Why agreement is lost, unless it is something that only a person can put right.
+fn lost(obstacle: Obstacle) -> Result<String, RotationError> {
+    match obstacle {
+        Obstacle::NotYet(why) | Obstacle::Unreadable(why) => Ok(why),
+        Obstacle::Failed(error) => Ok(chain(&error)),
+        Obstacle::TargetChanged(why) => Err(RotationError::Paused(format!(
+            "{why}: another rotation began meanwhile; give this one up (--abort) and begin anew"
+        ))),
+    }
+}

@@ -1,0 +1,398 @@
+//! A control plane of one to three API servers, each with a plugin and a keyring copy of its own, on one etcd.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+
+use crate::support::plugin::encryption_configuration;
+use crate::support::{ADMIN, ApiServer, ApiServerOptions, Encryption, Etcd, Plugin, Process, wait_until};
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_kube-envelope");
+/// The longest that a command of ours may run in a test.
+pub const ENDS_WITHIN: Duration = Duration::from_secs(150);
+
+/// A keyring file made by the product's own command.
+pub struct Keyring {
+    folder: tempfile::TempDir,
+}
+
+impl Keyring {
+    pub fn create() -> Self {
+        let keyring = Self { folder: tempfile::tempdir().unwrap() };
+        keyring.run(&["create"], None);
+        keyring
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.folder.path().join("keyring.json")
+    }
+
+    pub fn run(&self, verb: &[&str], version: Option<&str>) {
+        let mut command = Command::new(BINARY);
+        command.arg("keyring").args(verb).arg(self.file()).args(version);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Brings another node's copy of the keyring here, as an operator would: beside, then renamed.
+    pub fn copied(&self) -> Self {
+        let copy = Self { folder: tempfile::tempdir().unwrap() };
+        copy.copy_from(self);
+        copy
+    }
+
+    pub fn copy_from(&self, other: &Self) {
+        let beside = self.folder.path().join("new");
+        std::fs::copy(other.file(), &beside).unwrap();
+        std::fs::rename(beside, self.file()).unwrap();
+    }
+
+    pub fn versions(&self) -> Vec<Value> {
+        let keyring: Value = serde_json::from_str(&std::fs::read_to_string(self.file()).unwrap()).unwrap();
+        keyring["versions"].as_array().unwrap().clone()
+    }
+
+    pub fn settings(&self) -> String {
+        format!(
+            "cluster: test\nkeks: [{{ name: local, keyring: {{ file: {} }} }}]\nrefreshInterval: 1s",
+            self.file().display()
+        )
+    }
+}
+
+/// What the control plane is started with.
+pub struct Shape {
+    pub servers: u8,
+    pub resources: Vec<&'static str>,
+    /// Start with everything stored in clear.
+    pub in_clear: bool,
+    pub arguments: Vec<String>,
+    pub audit_policy: Option<String>,
+}
+
+impl Shape {
+    pub fn of(servers: u8) -> Self {
+        Self {
+            servers,
+            resources: vec!["secrets", "configmaps"],
+            in_clear: false,
+            arguments: Vec::new(),
+            audit_policy: None,
+        }
+    }
+}
+
+/// A running control plane.
+pub struct ControlPlane {
+    pub servers: Vec<ApiServer>,
+    pub plugins: Vec<Plugin>,
+    pub keyrings: Vec<Keyring>,
+    pub etcd: Etcd,
+    pub folder: tempfile::TempDir,
+    resources: Vec<&'static str>,
+}
+
+impl ControlPlane {
+    pub async fn start(shape: Shape) -> Self {
+        let etcd = Etcd::start().await;
+        let (mut servers, mut plugins, mut keyrings) = (Vec::new(), Vec::new(), Vec::new());
+        for number in 1..=shape.servers {
+            let keyring = Keyring::create();
+            if let Some(first) = keyrings.first() {
+                keyring.copy_from(first);
+            }
+            let plugin = Plugin::start(&keyring.settings()).await;
+            plugin.wait_healthy().await;
+            let providers = match shape.in_clear {
+                true => ["{identity: {}}".to_owned(), plugin.provider()],
+                false => [plugin.provider(), "{identity: {}}".to_owned()],
+            };
+            let text = encryption_configuration(&shape.resources, &providers.each_ref().map(String::as_str));
+            let options = ApiServerOptions {
+                number,
+                encryption: Encryption::Text(text),
+                arguments: shape.arguments.clone(),
+                audit_policy: shape.audit_policy.clone(),
+                ..ApiServerOptions::default()
+            };
+            servers.push(ApiServer::spawn(&etcd, &options));
+            plugins.push(plugin);
+            keyrings.push(keyring);
+        }
+        for server in &mut servers {
+            server.wait_ready().await;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let plane = Self { servers, plugins, keyrings, etcd, folder, resources: shape.resources };
+        plane.wait_endpoints(shape.servers.into()).await;
+        plane
+    }
+
+    /// Waits until the API itself knows of so many API servers.
+    pub async fn wait_endpoints(&self, count: usize) {
+        wait_until("every API server is an endpoint of default/kubernetes", Duration::from_secs(60), async || {
+            let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+            let Some((200, text)) = self.servers[0].get(path).await else { return false };
+            let slice: Value = serde_json::from_str(&text).unwrap();
+            slice["endpoints"].as_array().map_or(0, Vec::len) == count
+        })
+        .await;
+    }
+
+    /// Puts the plugin before `identity`, and restarts each API server with it.
+    pub async fn encrypt(&mut self) {
+        for (server, plugin) in self.servers.iter_mut().zip(&self.plugins) {
+            let text = encryption_configuration(&self.resources, &[&plugin.provider(), "{identity: {}}"]);
+            std::fs::write(server.encryption_file(), text).unwrap();
+            server.stop();
+            server.restart().await;
+        }
+        self.wait_endpoints(self.servers.len()).await;
+    }
+
+    /// Makes a new keyring version active on these nodes, of which the first makes it.
+    pub fn rotate_keyrings(&self, nodes: std::ops::Range<usize>) {
+        let first = &self.keyrings[nodes.start];
+        first.run(&["add"], None);
+        first.run(&["activate"], None);
+        nodes.skip(1).for_each(|node| self.keyrings[node].copy_from(first));
+    }
+
+    /// What the plugin of one node reports.
+    pub async fn key_id(&self, node: usize) -> String {
+        self.plugins[node].status().await.unwrap().key_id
+    }
+
+    /// Waits until the plugins of these nodes report another key_id than `old`, and returns it.
+    pub async fn wait_key_id(&self, nodes: std::ops::Range<usize>, old: &str) -> String {
+        for node in nodes.clone() {
+            wait_until("the plugin adopts", Duration::from_secs(30), async || {
+                self.plugins[node].status().await.is_some_and(|status| status.key_id != old)
+            })
+            .await;
+        }
+        self.key_id(nodes.start).await
+    }
+
+    pub fn journal_file(&self) -> PathBuf {
+        self.folder.path().join("journal.json")
+    }
+
+    /// Where the rotation stands.
+    pub fn state(&self) -> String {
+        self.journal().and_then(|journal| journal["state"].as_str().map(Into::into)).unwrap_or_default()
+    }
+
+    pub async fn wait_state(&self, state: &str) {
+        wait_until(&format!("the rotation is in state {state}"), ENDS_WITHIN, async || self.state() == state).await;
+    }
+
+    pub fn journal(&self) -> Option<Value> {
+        serde_json::from_str(&std::fs::read_to_string(self.journal_file()).ok()?).ok()
+    }
+
+    /// Adds an API server with a plugin that has this keyring.
+    pub async fn join(&mut self, keyring: Keyring) {
+        let number = u8::try_from(self.servers.len() + 1).unwrap();
+        let plugin = Plugin::start(&keyring.settings()).await;
+        plugin.wait_healthy().await;
+        let text = encryption_configuration(&self.resources, &[&plugin.provider(), "{identity: {}}"]);
+        let options = ApiServerOptions { number, encryption: Encryption::Text(text), ..ApiServerOptions::default() };
+        self.servers.push(ApiServer::start(&self.etcd, &options).await);
+        self.plugins.push(plugin);
+        self.keyrings.push(keyring);
+    }
+
+    /// A kubeconfig that trusts every API server of this control plane.
+    pub fn kubeconfig(&self, token: &str) -> PathBuf {
+        let authorities: Vec<_> = self
+            .servers
+            .iter()
+            .map(|server| std::fs::read_to_string(server.folder().join("certs/apiserver.crt")).unwrap())
+            .collect();
+        let authority = self.folder.path().join("authorities.crt");
+        std::fs::write(&authority, authorities.concat()).unwrap();
+        let text = std::fs::read_to_string(self.servers[0].kubeconfig(token)).unwrap();
+        let one = self.servers[0].folder().join("certs/apiserver.crt");
+        let file = self.folder.path().join(format!("kubeconfig-{token}"));
+        std::fs::write(&file, text.replace(one.to_str().unwrap(), authority.to_str().unwrap())).unwrap();
+        file
+    }
+
+    /// Arguments that every command gets here: it scans etcd, and does not wait for old revisions to go.
+    pub fn arguments(&self, command: &str, more: &[&str]) -> Vec<String> {
+        let mut arguments = vec![
+            command.to_owned(),
+            format!("--kubeconfig={}", self.kubeconfig(ADMIN).display()),
+            format!("--encryption-config={}", self.servers[0].encryption_file().display()),
+        ];
+        if !more.contains(&"no-etcd") {
+            arguments.push(format!("--etcd={}", self.etcd.url()));
+        }
+        if command == "rotate-keys" {
+            arguments.push(format!("--journal={}", self.journal_file().display()));
+            arguments.push("--agreement-interval=1s".into());
+            if !more.iter().any(|argument| argument.starts_with("--snapshot")) {
+                arguments.push("--snapshot-command=true".into());
+            }
+            if !more.iter().any(|argument| argument.starts_with("--resume") || argument.starts_with("--settle")) {
+                arguments.push("--settle=0s".into());
+            }
+        }
+        arguments.extend(more.iter().filter(|argument| **argument != "no-etcd").map(|argument| (*argument).to_owned()));
+        arguments
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, command: &str, more: &[&str]) -> Ended {
+        let output = tokio::task::block_in_place(|| {
+            Command::new(BINARY).args(self.arguments(command, more)).output().unwrap()
+        });
+        Ended::of(&output)
+    }
+
+    /// The same with another kubeconfig argument.
+    pub fn run_as(&self, command: &str, more: &[&str], kubeconfig: &str) -> Ended {
+        let mut arguments = self.arguments(command, more);
+        arguments[1] = kubeconfig.to_owned();
+        let output = tokio::task::block_in_place(|| Command::new(BINARY).args(arguments).output().unwrap());
+        Ended::of(&output)
+    }
+
+    /// Starts a command that goes on while the test does something else.
+    pub fn spawn(&self, command: &str, more: &[&str]) -> Process {
+        let arguments = self.arguments(command, more).into_iter().map(Into::into).collect();
+        let log = self.folder.path().join(format!("{command}.log"));
+        let _ = std::fs::remove_file(&log);
+        Process::start(command, BINARY.into(), arguments, Vec::new(), log)
+    }
+
+    pub fn secrets(&self, node: usize) -> Api<Secret> {
+        Api::namespaced(self.servers[node].client(), "default")
+    }
+
+    /// Creates Secrets `{prefix}-0` and so on; each holds its own name.
+    pub async fn create_secrets(&self, prefix: &str, count: usize) {
+        let secrets = self.secrets(0);
+        stream::iter(0..count)
+            .for_each_concurrent(32, |number| {
+                let secrets = secrets.clone();
+                let name = format!("{prefix}-{number}");
+                async move {
+                    secrets.create(&PostParams::default(), &secret(&name, &name)).await.unwrap();
+                }
+            })
+            .await;
+    }
+
+    /// Checks that every Secret that [`Self::create_secrets`] made still holds its name.
+    pub async fn check_secrets(&self, node: usize, prefix: &str, count: usize) {
+        let all = self.secrets(node).list(&kube::api::ListParams::default()).await.unwrap().items;
+        let found: BTreeMap<_, _> = all.iter().map(|one| (one.metadata.name.clone().unwrap(), value(one))).collect();
+        for number in 0..count {
+            let name = format!("{prefix}-{number}");
+            assert_eq!(found.get(&name), Some(&name));
+        }
+    }
+
+    /// How often each key_id is stored under the folders of what is encrypted here.
+    pub async fn stored(&self) -> BTreeMap<String, usize> {
+        let mut all = self.etcd.key_ids("/registry/secrets/").await;
+        for (key_id, count) in self.etcd.key_ids("/registry/configmaps/").await {
+            *all.entry(key_id).or_default() += count;
+        }
+        all
+    }
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ended {
+    fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+    }
+
+    /// Checks the exit code, and shows everything if it is another one.
+    pub fn exits(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "--- out\n{}\n--- err\n{}", self.out, self.err);
+        self
+    }
+
+    pub fn says(self, words: &str) -> Self {
+        let both = format!("{}\n{}", self.out, self.err);
+        assert!(both.contains(words), "{words:?} is not in\n{both}");
+        self
+    }
+}
+
+pub fn secret(name: &str, value: &str) -> Secret {
+    Secret {
+        metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() },
+        data: Some([("k".to_owned(), ByteString(value.into()))].into()),
+        ..Secret::default()
+    }
+}
+
+pub fn value(secret: &Secret) -> String {
+    let data = secret.data.as_ref().and_then(|data| data.get("k"));
+    String::from_utf8(data.map(|value| value.0.clone()).unwrap_or_default()).unwrap()
+}
+
+/// Writers that go on changing Secrets of their own through several API servers until they are stopped.
+pub struct Writers {
+    stop: tokio::sync::watch::Sender<bool>,
+    tasks: Vec<tokio::task::JoinHandle<(String, u64)>>,
+}
+
+impl Writers {
+    /// One writer for each Secret `writer-0` and so on, spread over the API servers.
+    pub async fn start(plane: &ControlPlane, count: usize) -> Self {
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let mut tasks = Vec::new();
+        for number in 0..count {
+            let secrets = plane.secrets(number % plane.servers.len());
+            let name = format!("writer-{number}");
+            secrets.create(&PostParams::default(), &secret(&name, "0")).await.unwrap();
+            let stopped = stopped.clone();
+            tasks.push(tokio::spawn(async move {
+                let mut written = 0;
+                while !*stopped.borrow() {
+                    let patch = json!({"stringData": {"k": (written + 1).to_string()}});
+                    let patched = secrets.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+                    let patched = patched.unwrap_or_else(|error| panic!("{name}: {error}"));
+                    written += 1;
+                    assert_eq!(value(&patched), written.to_string(), "a write of {name} was lost");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                (name, written)
+            }));
+        }
+        Self { stop, tasks }
+    }
+
+    /// Stops them and checks that each Secret holds the last value that was written to it.
+    pub async fn stop_and_check(self, plane: &ControlPlane) {
+        self.stop.send(true).unwrap();
+        for task in self.tasks {
+            let (name, written) = task.await.unwrap();
+            assert!(written > 0, "{name} wrote nothing");
+            let stored = plane.secrets(0).get(&name).await.unwrap();
+            assert_eq!(value(&stored), written.to_string(), "{name}");
+        }
+    }
+}

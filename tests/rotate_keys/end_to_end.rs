@@ -1,0 +1,67 @@
+//! Whole rotations: first encryption, and a new keyring version, while writers go on.
+
+use serde_json::Value;
+
+use crate::control_plane::{ControlPlane, Shape, Writers};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_the_first_encryption_nothing_is_left_in_clear() {
+    let mut plane = ControlPlane::start(Shape { in_clear: true, ..Shape::of(2) }).await;
+    plane.create_secrets("s", 300).await;
+    plane.encrypt().await;
+    let stored = plane.stored().await;
+    assert!(stored[""] >= 300, "{stored:?}");
+    plane.run("verify", &[]).exits(6).says("in clear").says("/registry/secrets/default/s-0");
+    plane.run("verify", &["no-etcd"]).exits(6);
+
+    let writers = Writers::start(&plane, 4).await;
+    plane.run("rotate-keys", &[]).exits(0).says("Yes: nothing is stored under an older key.");
+    writers.stop_and_check(&plane).await;
+
+    let key_id = plane.key_id(0).await;
+    assert_eq!(plane.stored().await.into_keys().collect::<Vec<_>>(), [key_id]);
+    plane.check_secrets(1, "s", 300).await;
+    plane.run("verify", &[]).exits(0).says("Nothing is stored under an older key.");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keyring_rotation_of_two_nodes_leaves_nothing_on_the_old_key_and_loses_no_write() {
+    let mut plane = ControlPlane::start(Shape::of(2)).await;
+    plane.create_secrets("s", 500).await;
+    let old = plane.key_id(0).await;
+    assert_eq!(plane.stored().await.into_keys().collect::<Vec<_>>(), [old.clone()]);
+
+    let writers = Writers::start(&plane, 4).await;
+    let config = format!("--config={}", plane.plugins[0].config_file().display());
+    let mut run = plane.spawn("rotate-keys", &["--rotate-kek", &config, "--output=json"]);
+    let first = plane.wait_key_id(0..1, &old).await;
+    plane.keyrings[1].copy_from(&plane.keyrings[0]);
+    let status = run.wait(crate::control_plane::ENDS_WITHIN);
+    writers.stop_and_check(&plane).await;
+    assert!(status.success(), "{}", run.log());
+
+    assert_eq!(plane.stored().await.into_keys().collect::<Vec<_>>(), [first.clone()]);
+    plane.check_secrets(1, "s", 500).await;
+    let journal = plane.journal().unwrap();
+    assert_eq!(journal["verdict"]["conclusion"], "mayBeDisabled");
+    assert_eq!(journal["adoption"]["evidence"], "writeProof");
+    assert_eq!(journal["adoption"]["servers"].as_array().unwrap().len(), 2);
+    let secrets = journal["resources"].as_array().unwrap().iter().find(|one| one["resource"]["plural"] == "secrets");
+    assert!(secrets.unwrap()["tally"]["rewritten"].as_u64().unwrap() >= 500);
+
+    // What the verdict promises: the old version can go, and a cold start of every API server reads everything.
+    let retired = plane.keyrings[0].versions().into_iter().find(|version| version["state"] == "retired").unwrap();
+    for node in 0..2 {
+        plane.keyrings[node].run(&["destroy"], Some(text(&retired["id"])).as_deref());
+        plane.plugins[node].stop();
+        plane.plugins[node].restart().await;
+        plane.servers[node].stop();
+        plane.servers[node].restart().await;
+        plane.check_secrets(node, "s", 500).await;
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+

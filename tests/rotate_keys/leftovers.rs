@@ -1,0 +1,40 @@
+//! A leftover: harmless as long as every API server runs, and the end of the next one that restarts.
+
+use std::time::{Duration, Instant};
+
+use crate::control_plane::{ControlPlane, Shape};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verify_names_a_leftover_before_a_restart_would_fail_on_it() {
+    let mut plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 30).await;
+    let old = plane.key_id(0).await;
+    let key = "/registry/secrets/default/s-3";
+    let stored = plane.etcd.get(key).await.unwrap();
+    plane.rotate_keyrings(0..1);
+    plane.wait_key_id(0..1, &old).await;
+    plane.run("rotate-keys", &[]).exits(0);
+    plane.run("verify", &[]).exits(0);
+
+    // As if it had been missed.
+    plane.etcd.put(key, &stored).await;
+    plane.run("verify", &[]).exits(6).says(key).says(&old);
+    plane.run("verify", &["no-etcd"]).exits(6);
+    let retired = plane.keyrings[0].versions().into_iter().find(|version| version["state"] == "retired").unwrap();
+    plane.keyrings[0].run(&["destroy"], retired["id"].as_str());
+    assert!(plane.servers[0].readyz().await.unwrap().0, "nothing shows as long as it runs");
+    plane.check_secrets(0, "s", 30).await;
+
+    plane.plugins[0].stop();
+    plane.plugins[0].restart().await;
+    plane.servers[0].stop();
+    plane.servers[0].process.restart();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(20) {
+        assert!(plane.servers[0].readyz().await.is_none_or(|(ready, _)| !ready), "it cannot become ready");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let (_, why) = plane.servers[0].readyz().await.unwrap();
+    assert!(why.contains("[-]informer-sync") || why.contains("[-]storage-readiness"), "{why}");
+    plane.run("verify", &[]).exits(6).says(key);
+}

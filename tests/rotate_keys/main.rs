@@ -1,0 +1,12 @@
+//! `rotate-keys` and `verify` against real API servers, each with its own plugin, on one etcd.
+#![allow(missing_docs, clippy::unwrap_used, clippy::doc_markdown, reason = "for tests only")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod control_plane;
+mod crashes;
+mod disagreement;
+mod end_to_end;
+mod leftovers;
+mod objects;
