@@ -158,12 +158,18 @@ impl ControlPlane {
         self.wait_endpoints(self.servers.len()).await;
     }
 
-    /// Makes a new keyring version active on these nodes, of which the first makes it.
+    /// Brings a new keyring version to all nodes, as pending: it opens, and nobody writes with it.
+    pub fn prepare_keyrings(&self) {
+        self.keyrings[0].run(&["add"], None);
+        self.keyrings.iter().skip(1).for_each(|keyring| keyring.copy_from(&self.keyrings[0]));
+    }
+
+    /// Makes the pending version active on these nodes; where there is none, a new one on all of them.
     pub fn rotate_keyrings(&self, nodes: std::ops::Range<usize>) {
-        let first = &self.keyrings[nodes.start];
-        first.run(&["add"], None);
-        first.run(&["activate"], None);
-        nodes.skip(1).for_each(|node| self.keyrings[node].copy_from(first));
+        if self.keyrings[0].versions().iter().all(|version| version["state"] != "pending") {
+            self.prepare_keyrings();
+        }
+        nodes.for_each(|node| self.keyrings[node].run(&["activate"], None));
     }
 
     /// What the plugin of one node reports.

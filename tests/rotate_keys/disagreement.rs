@@ -37,6 +37,7 @@ async fn an_api_server_that_joins_with_the_old_key_stops_the_rewrite_until_it_ha
     let mut plane = ControlPlane::start(Shape::of(2)).await;
     plane.create_secrets("s", 1500).await;
     let old = plane.key_id(0).await;
+    plane.prepare_keyrings();
     let behind = plane.keyrings[0].copied();
     plane.rotate_keyrings(0..2);
     plane.wait_key_id(0..2, &old).await;

@@ -31,8 +31,12 @@ async fn a_keyring_rotation_of_two_nodes_leaves_nothing_on_the_old_key_and_loses
     let old = plane.key_id(0).await;
     assert_eq!(plane.stored().await.into_keys().collect::<Vec<_>>(), [old.clone()]);
 
-    let writers = Writers::start(&plane, 4).await;
     let config = format!("--config={}", plane.plugins[0].config_file().display());
+    plane.run("rotate-keys", &["--rotate-kek", &config]).exits(1).says("has no pending version");
+    plane.run("rotate-keys", &["--abort"]).exits(0);
+    plane.keyrings[0].run(&["add"], None);
+    plane.keyrings[1].copy_from(&plane.keyrings[0]);
+    let writers = Writers::start(&plane, 4).await;
     let mut run = plane.spawn("rotate-keys", &["--rotate-kek", &config, "--output=json"]);
     let first = plane.wait_key_id(0..1, &old).await;
     plane.keyrings[1].copy_from(&plane.keyrings[0]);
