@@ -117,10 +117,7 @@ impl<'a> Run<'a> {
     pub async fn plan(&mut self, fresh: bool) -> Result<(), RotationError> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
         let found = found.for_rewriting(self.settings.include_events);
-        let seen = match fresh {
-            true => look_fresh(&self.cluster, true).await,
-            false => look(&self.cluster, true).await,
-        };
+        let seen = if fresh { look_fresh(&self.cluster, true).await } else { look(&self.cluster, true).await };
         let seen = seen.map_err(RotationError::from)?;
         self.journal.former = reported_now(&seen, &self.coverage)
             .or_else(|error| if self.settings.keks.is_empty() { Ok(BTreeMap::new()) } else { Err(error) })?;
