@@ -142,12 +142,12 @@ fn uses(source: &Source) -> BTreeSet<String> {
     names
 }
 
-fn may_use(user: &str, used: &str) -> bool {
-    if let Some((_, known)) = ASIDE.iter().find(|(module, _)| *module == user) {
+fn may_use(module: &str, used: &str) -> bool {
+    if let Some((_, known)) = ASIDE.iter().find(|(aside, _)| *aside == module) {
         return known.contains(&used);
     }
     let layer = |module: &str| LAYERS.iter().position(|layer| layer.contains(&module));
-    match (layer(user), layer(used)) {
+    match (layer(module), layer(used)) {
         (Some(above), Some(below)) => above < below,
         (Some(0), None) => true,
         (Some(_), None) => matches!(used, "config" | "telemetry"),

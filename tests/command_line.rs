@@ -65,7 +65,8 @@ fn with(line: &str) -> String {
     ] {
         let field = good.split(':').next().unwrap();
         if !line.starts_with(&format!("{field}:")) {
-            config += &format!("{good}\n");
+            config.push_str(good);
+            config.push('\n');
         }
     }
     config

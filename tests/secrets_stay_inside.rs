@@ -35,7 +35,7 @@ async fn session(format: &str) {
     plugin.restart().await;
     let first = plugin.wait_healthy().await;
 
-    let seeds: Vec<Vec<u8>> = (0..4_u8).map(|i| (0..32).map(|j| 200 ^ (i * 32 + j)).collect()).collect();
+    let seeds: Vec<Vec<u8>> = (0..4_u8).map(|i| (0..32).map(|j| 0xc8 ^ (i * 32 + j)).collect()).collect();
     let mut stored = vec![encrypt(&plugin, &seeds[0]).await];
     keyring.rotate();
     wait_until("the rotation is followed", Duration::from_secs(15), async || {
@@ -144,7 +144,7 @@ async fn decrypt_well_and_badly(plugin: &Plugin, stored: &[EncryptResponse]) -> 
 /// The search itself finds a secret in each form.
 #[test]
 fn a_secret_in_a_log_would_be_found() {
-    let secret: Vec<u8> = (0..32).map(|i| 200 ^ i).collect();
+    let secret: Vec<u8> = (0..32).map(|i| 0xc8 ^ i).collect();
     let found = |log: String| forms(&secret).iter().any(|form| log.contains(form));
     assert!(found(format!("key={}", hex::encode(&secret))));
     assert!(found(format!("key={secret:?}")));
