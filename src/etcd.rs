@@ -107,11 +107,7 @@ impl EtcdReader {
 
     /// Goes through everything under `prefix` as of one revision, in pages. If that revision is compacted
     /// meanwhile, the rest is read as of a newer one: each key is still seen once.
-    pub async fn scan(
-        &mut self,
-        prefix: &str,
-        mut each: impl FnMut(&str, &[u8]),
-    ) -> Result<Scanned, EtcdError> {
+    pub async fn scan(&mut self, prefix: &str, mut each: impl FnMut(&str, &[u8])) -> Result<Scanned, EtcdError> {
         let mut range_end = prefix.as_bytes().to_vec();
         if let Some(last) = range_end.last_mut() {
             *last += 1;
@@ -155,7 +151,8 @@ fn next_limit(keys: usize, bytes: usize) -> i64 {
 
 async fn connect(url: &str, access: &EtcdAccess) -> Result<Channel, EtcdError> {
     let unreachable = |error: tonic::transport::Error| EtcdError::Unreachable(cause(&error));
-    let mut endpoint = Endpoint::from_shared(url.to_owned()).map_err(unreachable)?.connect_timeout(TIMEOUT).timeout(TIMEOUT);
+    let mut endpoint =
+        Endpoint::from_shared(url.to_owned()).map_err(unreachable)?.connect_timeout(TIMEOUT).timeout(TIMEOUT);
     if url.starts_with("https:") {
         let mut tls = ClientTlsConfig::new();
         if let Some(ca) = &access.ca {

@@ -48,6 +48,11 @@ pub trait Kek: Send + Sync + fmt::Debug {
     ///
     /// A version string that this kind cannot have made is [`KekCause::UnknownVersion`] without a remote call.
     async fn unwrap(&self, wrapped: &WrappedDek, context: &WrapContext) -> Result<Unwrapped, KekError>;
+
+    /// When the credentials in use end, as far as it is known; they are renewed before. For metrics and `doctor`.
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        None
+    }
 }
 
 /// A KEK whose rotation this program may start. Held by the `rotate-keys` command only, never by the plugin.

@@ -30,7 +30,9 @@ pub fn run(args: RotateKeysArgs) -> Result<Exit> {
     let ended = block_on(async move { rotate(args).await });
     ended.or_else(|error| match error.downcast_ref::<RotationError>() {
         Some(RotationError::Paused(_)) => explain(&error, "paused", Exit::Paused),
-        Some(RotationError::NotConverged(_)) => explain(&error, "API servers have not adopted the key", Exit::NotConverged),
+        Some(RotationError::NotConverged(_)) => {
+            explain(&error, "API servers have not adopted the key", Exit::NotConverged)
+        }
         Some(RotationError::Unusable(_)) => explain(&error, "cannot be done so", Exit::Usage),
         _ => Err(error),
     })

@@ -271,6 +271,10 @@ impl Kek for AwsKek {
         };
         Ok(Unwrapped { dek, version: KekVersion { lineage: self.lineage, version } })
     }
+
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        self.credentials.end()
+    }
 }
 
 /// Bound of Decrypt's `CiphertextBlob` (AWS KMS API Reference, Decrypt).

@@ -161,6 +161,10 @@ impl Kek for TransitKek {
             .ok_or_else(|| KekError::new(KekCause::Rejected, "the decrypted DEK is not 32 bytes"))?;
         Ok(Unwrapped { dek, version: self.kek_version(version) })
     }
+
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        self.session.end()
+    }
 }
 
 #[async_trait]

@@ -247,11 +247,7 @@ pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<Strin
 }
 
 /// Writes through one server and reads from its metrics what it stored under.
-async fn prove(
-    one: &Seen,
-    wanted: &Wanted,
-    targets: &BTreeMap<String, String>,
-) -> Result<ServerAdoption, Obstacle> {
+async fn prove(one: &Seen, wanted: &Wanted, targets: &BTreeMap<String, String>) -> Result<ServerAdoption, Obstacle> {
     let address = one.api.address().to_owned();
     let not_yet = |error: super::api::ApiError| Obstacle::NotYet(error.to_string());
     let mut stored_under = BTreeMap::new();

@@ -205,7 +205,11 @@ impl Api {
         if (200..300).contains(&answer.status) {
             return Ok(answer.body);
         }
-        Err(ApiError::Refused { address: self.address.clone(), status: answer.status, message: answer.refusal().message })
+        Err(ApiError::Refused {
+            address: self.address.clone(),
+            status: answer.status,
+            message: answer.refusal().message,
+        })
     }
 
     async fn send(
@@ -223,8 +227,7 @@ impl Api {
             }
             None => Body::empty(),
         };
-        let unreachable =
-            |problem: String| ApiError::Unreachable { address: self.address.clone(), problem };
+        let unreachable = |problem: String| ApiError::Unreachable { address: self.address.clone(), problem };
         let request = request.body(body).map_err(|error| unreachable(error.to_string()))?;
         let exchange = async {
             let answer = self.client.send(request).await.map_err(|error| unreachable(chain(&error)))?;

@@ -33,7 +33,9 @@ pub async fn encrypted(api: &Api, coverage: &Coverage) -> Result<Encrypted, Rota
         }
     }
     for group in served.aggregated {
-        encrypted.skipped.insert(format!("*.{group}"), "is stored by another API server, encrypted by its own rules".into());
+        encrypted
+            .skipped
+            .insert(format!("*.{group}"), "is stored by another API server, encrypted by its own rules".into());
     }
     encrypted.resources.sort_by_key(|(resource, _)| (rank(resource), resource.to_string()));
     Ok(encrypted)

@@ -81,8 +81,7 @@ pub async fn dry_run(
 ) -> Result<(), RotationError> {
     for progress in &mut journal.resources {
         let resource = &progress.resource;
-        let sweep =
-            Sweep { api, resource, ask: Ask::DryRun, adopted_at: None, pace, tally: &mut progress.tally };
+        let sweep = Sweep { api, resource, ask: Ask::DryRun, adopted_at: None, pace, tally: &mut progress.tally };
         sweep.run(&mut |tally, limit| seen(resource, tally, limit)).await?;
         progress.done = true;
     }

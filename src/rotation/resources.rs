@@ -263,8 +263,7 @@ pub async fn discover(api: &Api) -> Result<ServedResources, RotationError> {
         let body = api.success(answer).map_err(failed())?;
         groups.extend(api.parse::<Discovery>(&body).map_err(failed())?.items);
     }
-    let services: ApiServices =
-        api.get_json("/apis/apiregistration.k8s.io/v1/apiservices").await.map_err(failed())?;
+    let services: ApiServices = api.get_json("/apis/apiregistration.k8s.io/v1/apiservices").await.map_err(failed())?;
     let aggregated: BTreeSet<String> = services
         .items
         .into_iter()

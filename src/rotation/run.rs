@@ -116,9 +116,8 @@ impl<'a> Run<'a> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
         let found = found.for_rewriting(self.settings.include_events);
         let seen = self.look_leniently().await?;
-        self.journal.former = reported_now(&seen, &self.coverage).or_else(|error| {
-            if self.settings.keks.is_empty() { Ok(BTreeMap::new()) } else { Err(error) }
-        })?;
+        self.journal.former = reported_now(&seen, &self.coverage)
+            .or_else(|error| if self.settings.keks.is_empty() { Ok(BTreeMap::new()) } else { Err(error) })?;
         self.journal.inferred = self.coverage.is_inferred();
         if let Some(key_id) = &self.settings.key_id {
             let hash = key_id_hash(key_id);

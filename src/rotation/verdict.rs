@@ -94,7 +94,9 @@ fn adoption(journal: &Journal, evidence: &mut Vec<String>, unproven: &mut Vec<St
                 ));
             }
         }
-        Some(_) => unproven.push("the metrics of each API server must be readable, to show that it uses the target key".into()),
+        Some(_) => {
+            unproven.push("the metrics of each API server must be readable, to show that it uses the target key".into())
+        }
         None => unproven.push("no API server was seen to use the target key".into()),
     }
 }

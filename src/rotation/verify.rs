@@ -128,7 +128,8 @@ impl<'a> Judge<'a> {
     fn label(&self, key: &str) -> String {
         let mut parts = key.split('/');
         let (first, second) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let folder = if first.contains('.') || first == "services" { format!("{first}/{second}") } else { first.into() };
+        let folder =
+            if first.contains('.') || first == "services" { format!("{first}/{second}") } else { first.into() };
         self.folders.get(&folder).cloned().unwrap_or(folder)
     }
 

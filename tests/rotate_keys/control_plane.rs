@@ -253,9 +253,8 @@ impl ControlPlane {
 
     /// Runs a command to its end.
     pub fn run(&self, command: &str, more: &[&str]) -> Ended {
-        let output = tokio::task::block_in_place(|| {
-            Command::new(BINARY).args(self.arguments(command, more)).output().unwrap()
-        });
+        let output =
+            tokio::task::block_in_place(|| Command::new(BINARY).args(self.arguments(command, more)).output().unwrap());
         Ended::of(&output)
     }
 

@@ -64,4 +64,3 @@ async fn a_keyring_rotation_of_two_nodes_leaves_nothing_on_the_old_key_and_loses
 fn text(value: &Value) -> &str {
     value.as_str().unwrap()
 }
-

@@ -177,7 +177,10 @@ async fn no_secret_data_leaves_the_api_server_for_us() {
     let log = plane.servers[0].audit_log();
     let ours = || {
         let text = std::fs::read_to_string(&log).unwrap();
-        text.lines().filter(|line| line.contains("\"userAgent\":\"kube-envelope/")).map(str::to_owned).collect::<Vec<_>>()
+        text.lines()
+            .filter(|line| line.contains("\"userAgent\":\"kube-envelope/"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
     assert!(std::fs::read_to_string(&log).unwrap().contains(encoded), "the audit log would show it");
     let old = plane.key_id(0).await;
@@ -229,7 +232,9 @@ async fn an_overloaded_api_server_is_waited_for_with_the_least_rights() {
     let kubeconfig = format!("--kubeconfig={}", plane.kubeconfig(ROTATOR).display());
     plane.run_as("rotate-keys", &[], &kubeconfig).exits(0);
     assert_eq!(plane.stored().await.into_keys().collect::<Vec<_>>(), [new]);
-    plane.servers[0].wait_metric("apiserver_flowcontrol_rejected_requests_total", "narrow", Duration::from_secs(1)).await;
+    plane.servers[0]
+        .wait_metric("apiserver_flowcontrol_rejected_requests_total", "narrow", Duration::from_secs(1))
+        .await;
 }
 
 /// Makes the RBAC objects of `--print-rbac`, and binds them to the user `rotator`.
@@ -265,7 +270,8 @@ async fn an_unreadable_object_is_named_and_never_deleted() {
     let _ = Api::<Secret>::namespaced(plane.servers[0].client(), "default").get("s-3").await;
     plane.servers[0].stop();
     plane.servers[0].process.restart();
-    wait_until("the API server answers", Duration::from_secs(60), async || plane.servers[0].readyz().await.is_some()).await;
+    wait_until("the API server answers", Duration::from_secs(60), async || plane.servers[0].readyz().await.is_some())
+        .await;
     let ended = plane.run("verify", &["no-etcd"]).exits(6);
     assert!(ended.out.contains("secrets"), "{}", ended.out);
     assert_eq!(plane.etcd.get(key).await, Some(stored), "nobody deleted it");

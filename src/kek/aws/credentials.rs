@@ -95,6 +95,14 @@ impl Credentials {
         current.changed().await.is_ok() && others(&current.borrow(), refused)
     }
 
+    /// When those in use end; `None` for those without an end, and while there are none.
+    pub(super) fn end(&self) -> Option<jiff::Timestamp> {
+        match &*self.current.borrow() {
+            State::Loaded(keys) => keys.expiry().and_then(|end| end.try_into().ok()),
+            State::Loading | State::Failed(_) => None,
+        }
+    }
+
     /// For the client: hands over what is loaded, and never waits.
     pub(super) fn provider(&self) -> impl ProvideCredentials + 'static {
         Loaded(self.current.clone())

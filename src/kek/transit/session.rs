@@ -105,6 +105,13 @@ impl Session {
         self.call(&request).await.map(drop)
     }
 
+    /// When the token ends, where it does and is not being replaced at this moment.
+    pub fn end(&self) -> Option<jiff::Timestamp> {
+        let life = self.0.held.try_lock().ok()?.as_ref()?.life?;
+        let left = life.ends.saturating_duration_since(Instant::now());
+        jiff::Timestamp::now().checked_add(left).ok()
+    }
+
     async fn call(&self, request: &Request) -> Result<Answer, KekError> {
         let token = self.token().await?;
         match self.0.client.send(request, Some(&token)).await {

@@ -121,7 +121,8 @@ impl Run<'_> {
         if let Some(command) = &self.settings.snapshot_command {
             let mut shell = std::process::Command::new("sh");
             shell.arg("-c").arg(command);
-            let status = tokio::task::spawn_blocking(move || shell.status()).await.expect("running a command does not panic");
+            let status =
+                tokio::task::spawn_blocking(move || shell.status()).await.expect("running a command does not panic");
             match status {
                 Ok(status) if status.success() => self.journal.snapshot = Some(jiff::Timestamp::now()),
                 Ok(status) => (self.report)(Event::Note(&format!("the snapshot command failed: {status}"))),
