@@ -70,6 +70,12 @@ pub struct DoctorArgs {
     /// The configuration file.
     #[arg(long, env = "KUBE_ENVELOPE_CONFIG", default_value = DEFAULT_PATH)]
     pub config: PathBuf,
+    /// The API server's `EncryptionConfiguration`, to be checked as well.
+    #[arg(long, value_name = "FILE")]
+    pub encryption_config: Option<PathBuf>,
+    /// The manifest of kube-apiserver's static pod, to be checked as well, with the `EncryptionConfiguration` it names.
+    #[arg(long, value_name = "FILE")]
+    pub apiserver_manifest: Option<PathBuf>,
     /// The form of the answer.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,
