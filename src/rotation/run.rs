@@ -55,8 +55,6 @@ pub struct Settings {
     pub adoption_timeout: Duration,
     /// How often adoption is looked at again.
     pub agreement_interval: Duration,
-    /// How long is waited after the last rewrite.
-    pub settle: Duration,
     /// When a snapshot of etcd was taken.
     pub snapshot_taken: Option<jiff::Timestamp>,
     /// A command that takes a snapshot of etcd.
