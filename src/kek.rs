@@ -37,6 +37,9 @@ pub trait Kek: Send + Sync + fmt::Debug {
     /// Which KEK this is, known from its configuration without asking anybody.
     fn lineage(&self) -> Lineage;
 
+    /// When the credentials now in use end, where they do and that is known. Asks nobody.
+    fn credentials_expire(&self) -> Option<jiff::Timestamp>;
+
     /// Which version is active, and that it is usable.
     async fn version(&self) -> Result<KekVersion, KekError>;
 

@@ -60,6 +60,11 @@ impl GuardedKek {
         self.kek.lineage()
     }
 
+    /// See [`Kek::credentials_expire`].
+    pub fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        self.kek.credentials_expire()
+    }
+
     /// See [`Kek::version`].
     pub async fn version(&self) -> Result<KekVersion, KekError> {
         self.call(KekOperation::Version, || self.kek.version()).await
@@ -86,6 +91,9 @@ impl GuardedKek {
                 self.breaker().failed(Instant::now());
                 Err(error)
             });
+        if let Some(end) = self.kek.credentials_expire() {
+            self.metrics.credentials_expire(&self.name, end);
+        }
         self.metrics.kek_call(&self.name, operation, result.as_ref().err().map(KekError::cause), started.elapsed());
         result
     }
