@@ -93,16 +93,23 @@ impl EtcdReader {
     pub async fn connect(access: &EtcdAccess) -> Result<Self, EtcdError> {
         let mut problems = Vec::new();
         for endpoint in &access.endpoints {
-            match connect(endpoint, access).await {
-                Ok(channel) => {
-                    let client = KvClient::new(channel).max_decoding_message_size(usize::MAX);
-                    return Ok(Self { client });
-                }
+            match Self::member(endpoint, access).await {
+                Ok(reader) => return Ok(reader),
                 Err(EtcdError::Unreachable(problem)) => problems.push(format!("{endpoint}: {problem}")),
                 Err(error) => return Err(error),
             }
         }
         Err(EtcdError::Unreachable(problems.join("; ")))
+    }
+
+    /// One member, asked something small: only then a missing client certificate shows.
+    async fn member(endpoint: &str, access: &EtcdAccess) -> Result<Self, EtcdError> {
+        let mut client = KvClient::new(connect(endpoint, access).await?).max_decoding_message_size(usize::MAX);
+        let small = RangeRequest { key: vec![0], limit: 1, keys_only: true, ..RangeRequest::default() };
+        match client.range(small).await {
+            Ok(_) => Ok(Self { client }),
+            Err(status) => Err(EtcdError::Unreachable(cause(&status))),
+        }
     }
 
     /// Goes through everything under `prefix` as of one revision, in pages. If that revision is compacted
@@ -170,6 +177,7 @@ fn read(file: &Path) -> Result<Vec<u8>, EtcdError> {
     std::fs::read(file).map_err(|source| EtcdError::File { file: file.into(), source })
 }
 
+/// The innermost cause: what the layers above say of it tells an operator nothing.
 fn cause(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), cause)
 }

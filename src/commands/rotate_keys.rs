@@ -188,7 +188,6 @@ fn settings(args: &RotateKeysArgs) -> Result<Settings> {
         concurrency: args.cluster.max_concurrency,
         adoption_timeout: args.adoption_timeout,
         agreement_interval: args.agreement_interval,
-        settle: args.settle.unwrap_or(SETTLE),
         snapshot_taken: args.snapshot_taken,
         snapshot_command: args.snapshot_command.clone(),
     })

@@ -14,8 +14,9 @@ use crate::rotation::cluster::Cluster;
 use crate::rotation::metrics::key_id_hash;
 use crate::rotation::pace::Pace;
 use crate::rotation::plan::encrypted;
+use crate::rotation::reads::scan_reads;
 use crate::rotation::resources::Coverage;
-use crate::rotation::verify::{Scan, scan_etcd, scan_reads};
+use crate::rotation::verify::{Scan, scan_etcd};
 use crate::rotation::{Event, RotationError};
 use crate::telemetry::{LogFormat, start_logs};
 

@@ -40,6 +40,8 @@ pub struct Wanted {
     pub targets: BTreeMap<String, String>,
     /// Provider → hash of the `key_id` before the KEK was rotated: waiting goes on until another is reported.
     pub former: BTreeMap<String, String>,
+    /// Whether all servers had adopted the targets already: another report then means another rotation.
+    pub was_adopted: bool,
     /// Go on with servers whose metrics cannot be read.
     pub accept_unproven: bool,
 }
@@ -278,11 +280,12 @@ pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<Strin
             )));
         }
         if let Some(target) = wanted.targets.get(provider).filter(|target| *target != hash) {
-            return Err(Obstacle::TargetChanged(format!(
+            let why = format!(
                 "provider {provider} reports key {}, and this rotation is about {}",
                 short(hash),
                 short(target)
-            )));
+            );
+            return Err(if wanted.was_adopted { Obstacle::TargetChanged(why) } else { Obstacle::NotYet(why) });
         }
         targets.insert(provider.clone(), hash.to_owned());
     }

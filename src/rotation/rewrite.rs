@@ -274,15 +274,19 @@ fn is_undecryptable(message: &str) -> bool {
     WORDS.iter().any(|words| message.contains(words))
 }
 
-enum Page {
+/// A page of a list.
+pub enum Page {
+    /// The objects' metadata.
     Listed(MetadataList),
+    /// There is no such resource any more.
     Absent,
+    /// One of the objects cannot be read, so none can be listed.
     Unlistable(String),
 }
 
 /// One page of metadata. An expired token is followed by the one that the server sends instead: what was created
 /// meanwhile may be missing, and that is stored under the target key.
-async fn page_after(api: &Api, resource: &Resource, mut token: String) -> Result<Page, RotationError> {
+pub async fn page_after(api: &Api, resource: &Resource, mut token: String) -> Result<Page, RotationError> {
     let mut wait = FIRST_WAIT;
     let mut tries = 0;
     loop {

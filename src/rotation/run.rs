@@ -55,8 +55,6 @@ pub struct Settings {
     pub adoption_timeout: Duration,
     /// How often adoption is looked at again.
     pub agreement_interval: Duration,
-    /// How long is waited after the last rewrite.
-    pub settle: Duration,
     /// When a snapshot of etcd was taken.
     pub snapshot_taken: Option<jiff::Timestamp>,
     /// A command that takes a snapshot of etcd.
@@ -117,7 +115,11 @@ impl<'a> Run<'a> {
     pub async fn plan(&mut self, fresh: bool) -> Result<(), RotationError> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
         let found = found.for_rewriting(self.settings.include_events);
-        let seen = if fresh { look_fresh(&self.cluster, true).await } else { look(&self.cluster, true).await };
+        let seen = if fresh && self.settings.key_id.is_none() {
+            look_fresh(&self.cluster, true).await
+        } else {
+            look(&self.cluster, true).await
+        };
         let seen = seen.map_err(RotationError::from)?;
         self.journal.former = reported_now(&seen, &self.coverage)
             .or_else(|error| if self.settings.keks.is_empty() { Ok(BTreeMap::new()) } else { Err(error) })?;
@@ -279,6 +281,7 @@ impl<'a> Run<'a> {
             canaries: canaries(&self.coverage),
             targets: self.journal.targets.clone(),
             former: if rotated { self.journal.former.clone() } else { BTreeMap::new() },
+            was_adopted: self.journal.adoption.is_some(),
             accept_unproven: self.settings.accept_unproven,
         }
     }

@@ -21,7 +21,7 @@ async fn verify_names_a_leftover_before_a_restart_would_fail_on_it() {
     // As if it had been missed.
     plane.etcd.put(key, &stored).await;
     plane.run("verify", &[]).exits(6).says(key).says(&old);
-    plane.run("verify", &["no-etcd"]).exits(6);
+    plane.run("verify", &["no-etcd"]).exits(6).says("/api/v1/namespaces/default/secrets/s-3");
     let retired = plane.keyrings[0].versions().into_iter().find(|version| version["state"] == "retired").unwrap();
     plane.keyrings[0].run(&["destroy"], retired["id"].as_str());
     assert!(plane.servers[0].readyz().await.unwrap().0, "nothing shows as long as it runs");
@@ -53,7 +53,7 @@ async fn etcd_is_scanned_over_tls_with_a_client_certificate() {
     let scan: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
     let secrets = scan["stored"]["secrets"].as_object().unwrap();
     assert_eq!(secrets.values().map(|count| count.as_u64().unwrap()).sum::<u64>(), 700);
-    plane.run("verify", &["no-etcd", &url, &ca]).exits(1).says("no etcd endpoint answers");
+    plane.run("verify", &["no-etcd", &url, &ca]).exits(1).says("no etcd endpoint answers").says("CertificateRequired");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,9 +9,10 @@ use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
 use crate::rotation::api::chain;
 use crate::rotation::cluster::Cluster;
 use crate::rotation::plan::{Encrypted, encrypted};
+use crate::rotation::reads::scan_reads;
 use crate::rotation::rewrite::{Ask, Sweep, Tally, revision};
 use crate::rotation::verdict::Verdict;
-use crate::rotation::verify::{scan_etcd, scan_reads};
+use crate::rotation::verify::scan_etcd;
 
 /// So often everything is gone through again when leftovers are found.
 const PASSES: u32 = 3;
