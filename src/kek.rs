@@ -37,6 +37,9 @@ pub trait Kek: Send + Sync + fmt::Debug {
     /// Which KEK this is, known from its configuration without asking anybody.
     fn lineage(&self) -> Lineage;
 
+    /// When the credentials now in use end, where they do and that is known. Asks nobody.
+    fn credentials_expire(&self) -> Option<jiff::Timestamp>;
+
     /// Which version is active, and that it is usable.
     async fn version(&self) -> Result<KekVersion, KekError>;
 
@@ -48,11 +51,6 @@ pub trait Kek: Send + Sync + fmt::Debug {
     ///
     /// A version string that this kind cannot have made is [`KekCause::UnknownVersion`] without a remote call.
     async fn unwrap(&self, wrapped: &WrappedDek, context: &WrapContext) -> Result<Unwrapped, KekError>;
-
-    /// When the credentials in use end, as far as it is known; they are renewed before. For metrics and `doctor`.
-    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
-        None
-    }
 }
 
 /// A KEK whose rotation this program may start. Held by the `rotate-keys` command only, never by the plugin.

@@ -87,7 +87,7 @@ async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
     let display = Display::new(json);
     let report = |event: crate::rotation::Event<'_>| display.show(&event);
     let mut run = Run::take_up(settings, Journal::new(SETTLE.as_secs()), &report).await?;
-    run.plan().await?;
+    run.plan(false).await?;
     if args.print_rbac {
         print!("{}", rbac(run.journal(), with_etcd));
         return Ok(Exit::Done);

@@ -9,7 +9,7 @@ use super::rotation_display::{Display, print_scan};
 use super::{Exit, block_on};
 use crate::cli::OutputFormat;
 use crate::cli::rotation::VerifyArgs;
-use crate::rotation::adoption::{Obstacle, Wanted, look, targets_reported};
+use crate::rotation::adoption::{Wanted, look, look_fresh, targets_reported};
 use crate::rotation::cluster::Cluster;
 use crate::rotation::metrics::key_id_hash;
 use crate::rotation::pace::Pace;
@@ -59,7 +59,10 @@ pub fn run(args: VerifyArgs) -> Result<Exit> {
 async fn verify(args: &VerifyArgs) -> Result<Scan, RotationError> {
     let args = &args.cluster;
     let cluster = Cluster::connect(&access(args)).await?;
-    let seen = look(&cluster, args.key_id.is_some()).await.map_err(not_converged)?;
+    let seen = match args.key_id {
+        Some(_) => look(&cluster, true).await?,
+        None => look_fresh(&cluster, false).await?,
+    };
     let coverage = match &args.encryption_config {
         Some(file) => Coverage::read(file)?,
         None => Coverage::infer(&seen.iter().filter_map(|one| one.scrape.clone()).collect::<Vec<_>>())?,
@@ -69,7 +72,7 @@ async fn verify(args: &VerifyArgs) -> Result<Scan, RotationError> {
         Some(key_id) => providers.into_iter().map(|provider| (provider, key_id_hash(key_id))).collect(),
         None => {
             let wanted = Wanted { providers, ..Wanted::default() };
-            targets_reported(&seen, &wanted).map_err(not_converged)?
+            targets_reported(&seen, &wanted)?
         }
     };
     let expected = encrypted(cluster.entry(), &coverage).await?.expected(&targets);
@@ -84,13 +87,4 @@ async fn verify(args: &VerifyArgs) -> Result<Scan, RotationError> {
     .await;
     display.finish();
     scan
-}
-
-fn not_converged(obstacle: Obstacle) -> RotationError {
-    match obstacle {
-        Obstacle::NotYet(why) | Obstacle::TargetChanged(why) | Obstacle::Unreadable(why) => {
-            RotationError::NotConverged(why)
-        }
-        Obstacle::Failed(error) => error,
-    }
 }

@@ -204,6 +204,10 @@ impl Kek for AwsKek {
         self.lineage
     }
 
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        self.credentials.expire()
+    }
+
     async fn version(&self) -> Result<KekVersion, KekError> {
         self.describe().await.map(|usable| usable.version)
     }
@@ -270,10 +274,6 @@ impl Kek for AwsKek {
             None => wrapped.version.version.clone(),
         };
         Ok(Unwrapped { dek, version: KekVersion { lineage: self.lineage, version } })
-    }
-
-    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
-        self.credentials.end()
     }
 }
 

@@ -60,6 +60,11 @@ impl GuardedKek {
         self.kek.lineage()
     }
 
+    /// See [`Kek::credentials_expire`].
+    pub fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        self.kek.credentials_expire()
+    }
+
     /// See [`Kek::version`].
     pub async fn version(&self) -> Result<KekVersion, KekError> {
         self.call(KekOperation::Version, || self.kek.version()).await
@@ -75,11 +80,6 @@ impl GuardedKek {
         self.call(KekOperation::Unwrap, || self.kek.unwrap(wrapped, context)).await
     }
 
-    /// See [`Kek::credentials_expire`].
-    pub fn credentials_expire(&self) -> Option<jiff::Timestamp> {
-        self.kek.credentials_expire()
-    }
-
     async fn call<T, F>(&self, operation: KekOperation, attempt: impl Fn() -> F) -> Result<T, KekError>
     where
         F: Future<Output = Result<T, KekError>>,
@@ -91,7 +91,7 @@ impl GuardedKek {
                 self.breaker().failed(Instant::now());
                 Err(error)
             });
-        if let Some(end) = self.credentials_expire() {
+        if let Some(end) = self.kek.credentials_expire() {
             self.metrics.credentials_expire(&self.name, end);
         }
         self.metrics.kek_call(&self.name, operation, result.as_ref().err().map(KekError::cause), started.elapsed());
@@ -186,42 +186,5 @@ mod tests {
         assert!(breaker.admit(now, "kek").is_err(), "the others wait for it");
         breaker.answered();
         assert!(breaker.admit(now, "kek").is_ok(), "closed");
-    }
-
-    /// A KEK that may not be used, with credentials that end at a known time.
-    #[derive(Debug)]
-    struct Forbidden(jiff::Timestamp);
-
-    #[async_trait::async_trait]
-    impl Kek for Forbidden {
-        fn lineage(&self) -> Lineage {
-            Lineage([0; 16])
-        }
-
-        async fn version(&self) -> Result<KekVersion, KekError> {
-            Err(KekError::new(KekCause::Denied, "not this one"))
-        }
-
-        async fn wrap(&self, _: &Dek, _: &WrapContext) -> Result<WrappedDek, KekError> {
-            Err(KekError::new(KekCause::Denied, "not this one"))
-        }
-
-        async fn unwrap(&self, _: &WrappedDek, _: &WrapContext) -> Result<Unwrapped, KekError> {
-            Err(KekError::new(KekCause::Denied, "not this one"))
-        }
-
-        fn credentials_expire(&self) -> Option<jiff::Timestamp> {
-            Some(self.0)
-        }
-    }
-
-    #[tokio::test]
-    async fn the_end_of_the_credentials_is_a_metric_even_when_the_call_fails() {
-        let metrics = Arc::new(Metrics::new());
-        let end = jiff::Timestamp::from_second(1_900_000_000).unwrap();
-        let kek = GuardedKek::new("it".into(), Box::new(Forbidden(end)), metrics.clone());
-        assert!(kek.version().await.is_err());
-        let text = metrics.encode();
-        assert!(text.contains("credentials_expire_timestamp_seconds{kek=\"it\"} 1900000000"), "{text}");
     }
 }

@@ -132,6 +132,11 @@ impl Kek for Pkcs11Kek {
         self.lineage
     }
 
+    /// There are no credentials but the PIN, whose end the token does not tell.
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        None
+    }
+
     async fn version(&self) -> Result<KekVersion, KekError> {
         let id = self.call(|home| home.token.with_session(Wanted::Any, |session| Ok(home.active(session)?.id))).await?;
         Ok(self.kek_version(&id))

@@ -115,6 +115,10 @@ impl Kek for TransitKek {
         self.lineage
     }
 
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        self.session.expires()
+    }
+
     async fn version(&self) -> Result<KekVersion, KekError> {
         Ok(self.kek_version(self.read_key().await?.active()?))
     }
@@ -160,10 +164,6 @@ impl Kek for TransitKek {
         let dek = Dek::from_unwrapped(plain)
             .ok_or_else(|| KekError::new(KekCause::Rejected, "the decrypted DEK is not 32 bytes"))?;
         Ok(Unwrapped { dek, version: self.kek_version(version) })
-    }
-
-    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
-        self.session.end()
     }
 }
 

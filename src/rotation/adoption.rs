@@ -2,6 +2,7 @@
 //! patch that goes round all of them without changing anything.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,9 @@ use super::metrics::{Scrape, growth, scrape};
 
 /// How many times an empty patch goes through a balancer, where no single server can be reached.
 const TOUCHES_THROUGH_BALANCER: usize = 16;
+
+/// API servers ask for the Status every minute, and sooner when their health is asked for.
+const FRESH_WITHIN: Duration = Duration::from_secs(90);
 
 /// How well it is known that every API server stores under the target key, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,6 +91,15 @@ impl From<RotationError> for Obstacle {
     }
 }
 
+impl From<Obstacle> for RotationError {
+    fn from(obstacle: Obstacle) -> Self {
+        match obstacle {
+            Obstacle::NotYet(why) | Obstacle::TargetChanged(why) | Obstacle::Unreadable(why) => Self::NotConverged(why),
+            Obstacle::Failed(error) => error,
+        }
+    }
+}
+
 /// One API server and what its metrics showed; nothing where they cannot be read.
 pub struct Seen {
     /// How it is reached.
@@ -119,6 +132,39 @@ pub async fn look(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Seen>,
         seen.push(Seen { api: cluster.entry().clone(), scrape: None });
     }
     Ok(seen)
+}
+
+/// Asks every API server until each has asked its plugin for the key_id after this began. What a server's metrics
+/// report is up to a minute old, and a key that is about to be replaced must not be taken for the target.
+pub async fn look_fresh(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Seen>, Obstacle> {
+    let began = Instant::now();
+    let mut first: BTreeMap<(String, String), f64> = BTreeMap::new();
+    loop {
+        let seen = look(cluster, accept_unproven).await?;
+        let mut stale = None;
+        for (server, provider, at) in statuses(&seen) {
+            if *first.entry((server.clone(), provider)).or_insert(at) >= at {
+                stale = Some(server);
+            }
+        }
+        let Some(server) = stale else { return Ok(seen) };
+        if began.elapsed() > FRESH_WITHIN {
+            let seconds = FRESH_WITHIN.as_secs();
+            return Err(Obstacle::NotYet(format!("API server {server} got no Status of its plugin in {seconds} s")));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// (server, provider, when its plugin last answered Status) by the servers' own clocks.
+fn statuses(seen: &[Seen]) -> Vec<(String, String, f64)> {
+    let mut statuses = Vec::new();
+    for one in seen {
+        for (provider, (_, at)) in one.scrape.iter().flat_map(|scrape| &scrape.reported) {
+            statuses.push((one.api.address().to_owned(), provider.clone(), *at));
+        }
+    }
+    statuses
 }
 
 /// Looks once whether every API server has adopted what is wanted, by writing through each of them.

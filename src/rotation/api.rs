@@ -5,8 +5,8 @@ use std::time::Duration;
 use http::{Method, Request, header};
 use http_body_util::BodyExt;
 use kube::client::Body;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 
 /// The API server's own limit for a mutating request is 34 s; a little more than that means it is lost.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
@@ -81,7 +81,7 @@ pub struct MetadataList {
     /// The list's own metadata.
     pub metadata: ListMetadata,
     /// The objects' metadata.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_empty")]
     pub items: Vec<Partial>,
 }
 
@@ -116,7 +116,13 @@ pub struct Metadata {
     /// When it was last stored.
     pub resource_version: String,
     /// Who set fields.
+    #[serde(deserialize_with = "null_as_empty")]
     pub managed_fields: Vec<ManagedFields>,
+}
+
+/// Go writes an empty list as `null`.
+pub fn null_as_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// One owner of fields.

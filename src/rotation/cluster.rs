@@ -8,7 +8,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
 
 use super::RotationError;
-use super::api::Api;
+use super::api::{Api, null_as_empty};
 use super::metrics::key_id_hash;
 
 /// Every API server's certificate holds this name, for clients inside the cluster; by it one server is verified
@@ -38,14 +38,15 @@ pub struct Cluster {
 
 #[derive(Deserialize)]
 struct Slices {
+    #[serde(deserialize_with = "null_as_empty")]
     items: Vec<Slice>,
 }
 
 #[derive(Deserialize)]
 struct Slice {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_empty")]
     endpoints: Vec<Endpoint>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_empty")]
     ports: Vec<Port>,
 }
 
@@ -61,6 +62,7 @@ struct Port {
 
 #[derive(Deserialize)]
 struct Leases {
+    #[serde(deserialize_with = "null_as_empty")]
     items: Vec<Lease>,
 }
 
@@ -107,6 +109,10 @@ impl Cluster {
     /// Each API server by itself.
     pub async fn servers(&self) -> Result<Vec<Api>, RotationError> {
         let urls = if self.servers.is_empty() { self.endpoints().await? } else { self.servers.clone() };
+        if urls.is_empty() {
+            // An API server that is not ready is no endpoint, and may be asked all the same.
+            return Ok(vec![self.entry.clone()]);
+        }
         urls.iter().map(|url| self.server(url)).collect()
     }
 

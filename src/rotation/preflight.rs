@@ -57,6 +57,7 @@ async fn may(api: &Api, verb: &str, group: &str, resource: &str) -> Result<bool,
 
 #[derive(Deserialize)]
 struct Webhooks {
+    #[serde(deserialize_with = "super::api::null_as_empty")]
     items: Vec<Webhook>,
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::RotationError;
-use super::api::{Api, escaped};
+use super::api::{Api, escaped, null_as_empty};
 use super::metrics::{Direction, Scrape};
 
 const DISCOVERY: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -196,7 +196,7 @@ fn matches(pattern: &str, plural: &str, group: &str) -> bool {
 
 #[derive(Deserialize)]
 struct Discovery {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_empty")]
     items: Vec<Group>,
 }
 
@@ -204,7 +204,7 @@ struct Discovery {
 struct Group {
     #[serde(default)]
     metadata: Name,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_empty")]
     versions: Vec<Version>,
 }
 
@@ -217,7 +217,7 @@ struct Name {
 #[derive(Deserialize)]
 struct Version {
     version: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_empty")]
     resources: Vec<Served>,
 }
 
@@ -230,6 +230,7 @@ struct Served {
 
 #[derive(Deserialize)]
 struct ApiServices {
+    #[serde(deserialize_with = "null_as_empty")]
     items: Vec<ApiService>,
 }
 

@@ -269,9 +269,9 @@ fn verdict(status: Option<u16>, message: &str) -> Fate {
 
 /// The API server's words for a value that its providers cannot open.
 fn is_undecryptable(message: &str) -> bool {
-    ["unable to transform key", "unable to decrypt", "failed to decrypt", "no matching prefix found"]
-        .iter()
-        .any(|words| message.contains(words))
+    const WORDS: [&str; 4] =
+        ["unable to transform key", "is not transformable", "corrupt object", "no matching prefix found"];
+    WORDS.iter().any(|words| message.contains(words))
 }
 
 enum Page {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::RotationError;
-use super::adoption::{Adoption, Obstacle, Seen, Wanted, attempt, look};
+use super::adoption::{Adoption, Obstacle, Wanted, attempt, look, look_fresh};
 use super::api::{Api, ApiError};
 use super::canary::canaries;
 use super::cluster::{Access, Cluster};
@@ -111,11 +111,16 @@ impl<'a> Run<'a> {
         &self.journal
     }
 
-    /// Plans only: fills the journal in memory and writes nothing.
-    pub async fn plan(&mut self) -> Result<(), RotationError> {
+    /// Plans only: fills the journal in memory and writes nothing. `fresh`: a rotation follows, so what the plugins
+    /// report must be of now.
+    pub async fn plan(&mut self, fresh: bool) -> Result<(), RotationError> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
         let found = found.for_rewriting(self.settings.include_events);
-        let seen = self.look_leniently().await?;
+        let seen = match fresh {
+            true => look_fresh(&self.cluster, true).await,
+            false => look(&self.cluster, true).await,
+        };
+        let seen = seen.map_err(RotationError::from)?;
         self.journal.former = reported_now(&seen, &self.coverage)
             .or_else(|error| if self.settings.keks.is_empty() { Ok(BTreeMap::new()) } else { Err(error) })?;
         self.journal.inferred = self.coverage.is_inferred();
@@ -169,7 +174,7 @@ impl<'a> Run<'a> {
         }
         self.journal.state = match state {
             State::Plan => {
-                self.plan().await?;
+                self.plan(true).await?;
                 State::Preflight
             }
             State::Preflight => {
@@ -201,16 +206,6 @@ impl<'a> Run<'a> {
 
     fn pace(&self) -> Pace {
         Pace::new(self.settings.concurrency, self.settings.rate, Instant::now())
-    }
-
-    async fn look_leniently(&self) -> Result<Vec<Seen>, RotationError> {
-        match look(&self.cluster, true).await {
-            Ok(seen) => Ok(seen),
-            Err(Obstacle::Failed(error)) => Err(error),
-            Err(Obstacle::NotYet(why) | Obstacle::TargetChanged(why) | Obstacle::Unreadable(why)) => {
-                Err(RotationError::NotConverged(why))
-            }
-        }
     }
 
     async fn preflight(&mut self) -> Result<(), RotationError> {

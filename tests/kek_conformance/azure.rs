@@ -138,6 +138,7 @@ crate::conformance! {
     a_withdrawn_permission_is_denied,
     expired_credentials_are_renewed,
     revoked_credentials_are_unauthenticated,
+    the_end_of_the_credentials_is_known,
     a_throttled_call_is_throttled,
     a_server_error_is_unavailable,
     a_slow_server_meets_the_deadline,
@@ -194,7 +195,7 @@ async fn the_host_of_an_answer_is_never_followed_and_its_version_must_be_the_one
     let kek = bench.kek().await;
     let (dek, context) = dek();
     let trap = Trap::start().await;
-    bench.fake.service().kid_host = trap.url().trim_start_matches("http://").trim_end_matches('/').into();
+    bench.fake.service().kid_host = trap.url().trim_start_matches("https://").trim_end_matches('/').into();
     let wrapped = kek.wrap(&dek, &context).await.expect("wrap");
     kek.unwrap(&wrapped, &context).await.expect("unwrap");
     assert_eq!(trap.visits(), 0);

@@ -211,27 +211,11 @@ impl ControlPlane {
         self.keyrings.push(keyring);
     }
 
-    /// A kubeconfig that trusts every API server of this control plane.
-    pub fn kubeconfig(&self, token: &str) -> PathBuf {
-        let authorities: Vec<_> = self
-            .servers
-            .iter()
-            .map(|server| std::fs::read_to_string(server.folder().join("certs/apiserver.crt")).unwrap())
-            .collect();
-        let authority = self.folder.path().join("authorities.crt");
-        std::fs::write(&authority, authorities.concat()).unwrap();
-        let text = std::fs::read_to_string(self.servers[0].kubeconfig(token)).unwrap();
-        let one = self.servers[0].folder().join("certs/apiserver.crt");
-        let file = self.folder.path().join(format!("kubeconfig-{token}"));
-        std::fs::write(&file, text.replace(one.to_str().unwrap(), authority.to_str().unwrap())).unwrap();
-        file
-    }
-
     /// Arguments that every command gets here: it scans etcd, and does not wait for old revisions to go.
     pub fn arguments(&self, command: &str, more: &[&str]) -> Vec<String> {
         let mut arguments = vec![
             command.to_owned(),
-            format!("--kubeconfig={}", self.kubeconfig(ADMIN).display()),
+            format!("--kubeconfig={}", self.servers[0].kubeconfig(ADMIN).display()),
             format!("--encryption-config={}", self.servers[0].encryption_file().display()),
         ];
         if !more.contains(&"no-etcd") {

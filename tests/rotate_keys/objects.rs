@@ -215,7 +215,7 @@ async fn an_overloaded_api_server_is_waited_for_with_the_least_rights() {
     });
     let schema = json!({
         "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": {"name": "narrow"},
-        "spec": {"priorityLevelConfiguration": {"name": "narrow"}, "matchingPrecedence": 1, "rules": [{
+        "spec": {"priorityLevelConfiguration": {"name": "narrow"}, "matchingPrecedence": 2, "rules": [{
             "subjects": [{"kind": "User", "user": {"name": "rotator"}}],
             "resourceRules": [{"verbs": ["patch"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": true}],
         }]},
@@ -229,7 +229,7 @@ async fn an_overloaded_api_server_is_waited_for_with_the_least_rights() {
     let old = plane.key_id(0).await;
     plane.rotate_keyrings(0..1);
     let new = plane.wait_key_id(0..1, &old).await;
-    let kubeconfig = format!("--kubeconfig={}", plane.kubeconfig(ROTATOR).display());
+    let kubeconfig = format!("--kubeconfig={}", plane.servers[0].kubeconfig(ROTATOR).display());
     plane.run_as("rotate-keys", &[], &kubeconfig).exits(0);
     assert_eq!(plane.stored().await.into_keys().collect::<Vec<_>>(), [new]);
     plane.servers[0]

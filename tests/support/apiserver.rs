@@ -64,6 +64,7 @@ pub struct ApiServer {
     pub process: Process,
     folder: tempfile::TempDir,
     encryption_file: PathBuf,
+    authority: PathBuf,
     ip: String,
     port: u16,
 }
@@ -95,7 +96,8 @@ impl ApiServer {
         all.push(server("kube-apiserver").into());
         all.extend(arguments.into_iter().map(Into::into));
         let process = Process::start(&name, "unshare".into(), all, Vec::new(), log);
-        Self { process, folder, encryption_file, ip, port }
+        let authority = etcd.folder().join("authority.crt");
+        Self { process, folder, encryption_file, authority, ip, port }
     }
 
     /// The address it advertises, with its port.
@@ -135,7 +137,7 @@ impl ApiServer {
     /// Writes a kubeconfig for this server, with `token`, and returns its path.
     pub fn kubeconfig(&self, token: &str) -> PathBuf {
         let file = self.folder.path().join(format!("kubeconfig-{token}"));
-        let authority = self.folder.path().join("certs/apiserver.crt");
+        let authority = &self.authority;
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster:\n    server: {}\n    \
              certificate-authority: {}\nusers:\n- name: u\n  user: {{token: {token}}}\ncontexts:\n- name: c\n  \
@@ -214,12 +216,15 @@ fn arguments(
     let tokens = folder.join("tokens.csv");
     std::fs::write(&tokens, format!("{ADMIN},admin,1,\"system:masters\"\n{ROTATOR},rotator,2\n")).unwrap();
     let (private_key, public_key) = service_account_keys(etcd);
+    let (certificate, certificate_key) = certificate(etcd);
     let mut arguments = vec![
         format!("--etcd-servers={}", etcd.url()),
         format!("--bind-address={ip}"),
         format!("--advertise-address={ip}"),
         format!("--secure-port={port}"),
         format!("--cert-dir={}", folder.join("certs").display()),
+        format!("--tls-cert-file={}", certificate.display()),
+        format!("--tls-private-key-file={}", certificate_key.display()),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         format!("--service-account-signing-key-file={}", private_key.display()),
         format!("--service-account-key-file={}", public_key.display()),
@@ -243,6 +248,26 @@ fn arguments(
     }
     arguments.extend(options.arguments.iter().cloned());
     arguments
+}
+
+/// The certificate of all API servers of an etcd. It names the first one's address and the service, so the others
+/// are verified by the service's name, as on a cluster whose certificates do not hold every address.
+fn certificate(etcd: &Etcd) -> (PathBuf, PathBuf) {
+    let (file, key_file) = (etcd.folder().join("apiserver.crt"), etcd.folder().join("apiserver.key"));
+    if !key_file.exists() {
+        let authority_key = rcgen::KeyPair::generate().unwrap();
+        let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        std::fs::write(etcd.folder().join("authority.crt"), authority.self_signed(&authority_key).unwrap().pem())
+            .unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names = ["10.99.0.1", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"];
+        let leaf = rcgen::CertificateParams::new(names.map(Into::into)).unwrap();
+        let issuer = rcgen::Issuer::new(authority, authority_key);
+        std::fs::write(&file, leaf.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+        std::fs::write(&key_file, key.serialize_pem()).unwrap();
+    }
+    (file, key_file)
 }
 
 /// The keys that service account tokens are signed and checked with: the same for all API servers of an etcd.

@@ -95,12 +95,10 @@ impl Credentials {
         current.changed().await.is_ok() && others(&current.borrow(), refused)
     }
 
-    /// When those in use end; `None` for those without an end, and while there are none.
-    pub(super) fn end(&self) -> Option<jiff::Timestamp> {
-        match &*self.current.borrow() {
-            State::Loaded(keys) => keys.expiry().and_then(|end| end.try_into().ok()),
-            State::Loading | State::Failed(_) => None,
-        }
+    /// When those in use end; what lies in a file or the environment does not.
+    pub(super) fn expire(&self) -> Option<jiff::Timestamp> {
+        let State::Loaded(keys) = &*self.current.borrow() else { return None };
+        jiff::Timestamp::try_from(keys.expiry()?).ok()
     }
 
     /// For the client: hands over what is loaded, and never waits.

@@ -152,6 +152,14 @@ impl Tokens {
         }
     }
 
+    /// When the token in use ends.
+    pub(super) fn expire(&self) -> Option<jiff::Timestamp> {
+        let mut state = self.state();
+        state.take_fetched();
+        let end = state.token.as_ref()?.expires_at();
+        jiff::Timestamp::try_from(SystemTime::from(end)).ok()
+    }
+
     /// Forgets a token that Cloud KMS did not accept.
     pub(super) fn refused(&self, token: &Arc<Token>) {
         let mut state = self.state();

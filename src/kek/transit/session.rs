@@ -88,6 +88,12 @@ impl Session {
         Self(Arc::new(Inner { client, auth, held: Mutex::new(None), renewing: AtomicBool::new(false) }))
     }
 
+    /// When the token in use ends. Not known for the moment in which another one is being got.
+    pub fn expires(&self) -> Option<jiff::Timestamp> {
+        let left = self.0.held.try_lock().ok()?.as_ref()?.life?.ends.saturating_duration_since(Instant::now());
+        jiff::Timestamp::now().checked_add(left).ok()
+    }
+
     /// Reads `path` and gives the answer's `data`.
     pub async fn get<T: for<'de> Deserialize<'de>>(&self, path: &str) -> Result<T, KekError> {
         let request = Request { method: Method::GET, ..engine_request(path, None) };
@@ -103,13 +109,6 @@ impl Session {
     pub async fn post_once(&self, path: &str) -> Result<(), KekError> {
         let request = Request { repeatable: false, ..engine_request(path, Some(json(&serde_json::json!({})))) };
         self.call(&request).await.map(drop)
-    }
-
-    /// When the token ends, where it does and is not being replaced at this moment.
-    pub fn end(&self) -> Option<jiff::Timestamp> {
-        let life = self.0.held.try_lock().ok()?.as_ref()?.life?;
-        let left = life.ends.saturating_duration_since(Instant::now());
-        jiff::Timestamp::now().checked_add(left).ok()
     }
 
     async fn call(&self, request: &Request) -> Result<Answer, KekError> {
