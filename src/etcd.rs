@@ -1,4 +1,4 @@
-//! A reader of etcd that needs no key: which values are stored, and under which key_id each.
+//! A reader of etcd that needs no key: which values are stored, and under which `key_id` each.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -72,7 +72,7 @@ pub enum Stored {
     KmsV2 {
         /// The provider's name.
         provider: String,
-        /// The key_id that its plugin gave.
+        /// The `key_id` that its plugin gave.
         key_id: String,
     },
     /// By another provider: the words of its prefix.
@@ -171,7 +171,7 @@ fn read(file: &Path) -> Result<Vec<u8>, EtcdError> {
 }
 
 fn cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |source| cause(source))
+    error.source().map_or_else(|| error.to_string(), cause)
 }
 
 impl Stored {
@@ -183,12 +183,12 @@ impl Stored {
             .take(3)
             .map(|word| String::from_utf8_lossy(&word[..word.len().min(100)]).into_owned())
             .collect();
-        if let [kind, version, provider] = words.as_slice() {
-            if (kind.as_str(), version.as_str()) == ("kms", "v2") {
-                let body = rest.splitn(4, |byte| *byte == b':').nth(3).unwrap_or_default();
-                if let Ok(object) = EncryptedObject::decode(body) {
-                    return Self::KmsV2 { provider: provider.clone(), key_id: object.key_id };
-                }
+        if let [kind, version, provider] = words.as_slice()
+            && (kind.as_str(), version.as_str()) == ("kms", "v2")
+        {
+            let body = rest.splitn(4, |byte| *byte == b':').nth(3).unwrap_or_default();
+            if let Ok(object) = EncryptedObject::decode(body) {
+                return Self::KmsV2 { provider: provider.clone(), key_id: object.key_id };
             }
         }
         Self::Otherwise(words.join(" "))

@@ -40,11 +40,12 @@ fn vectors() -> Vec<(PathBuf, Vector)> {
 }
 
 fn settings(cluster: &str, epoch: u64, keyrings: &[KeyringFile]) -> String {
-    let mut settings = format!("cluster: {cluster}\nepoch: {epoch}\nrefreshInterval: 1s\nkeks:\n");
-    for (i, keyring) in keyrings.iter().enumerate() {
-        settings += &format!("  - {{name: k{i}, keyring: {{file: {}}}}}\n", keyring.path().display());
-    }
-    settings
+    let keks = keyrings.iter().enumerate().map(|(i, keyring)| {
+        let file = keyring.path();
+        format!("{{name: k{i}, keyring: {{file: {}}}}}", file.display())
+    });
+    let keks = keks.collect::<Vec<_>>().join(", ");
+    format!("cluster: {cluster}\nepoch: {epoch}\nrefreshInterval: 1s\nkeks: [{keks}]")
 }
 
 #[tokio::test]
@@ -70,7 +71,7 @@ async fn a_plugin_opens_every_vector_with_each_of_its_keyrings_alone() {
     }
 }
 
-/// The key_id that a generation had is the key_id it has: a change would make every object of every cluster stale.
+/// The `key_id` that a generation had is the one it has: a change would make every object of every cluster stale.
 #[tokio::test]
 async fn a_plugin_of_the_same_configuration_reports_the_vectors_key_id() {
     for (file, vector) in vectors() {

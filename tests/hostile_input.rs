@@ -20,6 +20,9 @@ use tonic::{Code, Status};
 const CLUSTER: &str = "hostile";
 const SEED: [u8; 32] = [42; 32];
 
+/// A user that is neither root nor allowed.
+const NOBODY: u32 = 65534;
+
 /// Where the DEK id stands in a ciphertext of format 1.
 const DEK_ID: std::ops::Range<usize> = 3..19;
 
@@ -120,7 +123,7 @@ async fn every_flipped_bit_of_a_ciphertext_is_refused() {
 }
 
 /// On a plugin that holds the DEK: the wraps are not needed, so a change in them is no obstacle, and never leads to
-/// other bytes. Whatever enters the key_id is checked.
+/// other bytes. Whatever enters the `key_id` is checked.
 #[tokio::test]
 async fn a_damaged_annotation_is_refused_or_harmless_where_the_dek_is_known() {
     let keyring = KeyringFile::create();
@@ -451,7 +454,6 @@ async fn a_plugin_killed_with_9_is_followed_by_another_on_its_stale_socket() {
 #[tokio::test]
 async fn a_peer_of_another_uid_is_refused_unless_it_is_allowed() {
     assert!(rustix::process::geteuid().is_root(), "only root can become another uid: run this test as root");
-    const NOBODY: u32 = 65534;
     let keyring = KeyringFile::create();
     for (allowed, settings) in [(false, keyring.settings(CLUSTER)), (true, keyring.settings(CLUSTER))] {
         let uids = if allowed { format!("\nallowedUids: [{NOBODY}]") } else { String::new() };

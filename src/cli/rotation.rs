@@ -23,7 +23,7 @@ pub struct ClusterArgs {
     /// URL of one API server, given once for each; else the endpoints of default/kubernetes.
     #[arg(long = "server", value_name = "URL")]
     pub servers: Vec<String>,
-    /// The EncryptionConfiguration that the API servers run with; else it is guessed from their metrics.
+    /// The `EncryptionConfiguration` that the API servers run with; else it is guessed from their metrics.
     #[arg(long, value_name = "FILE")]
     pub encryption_config: Option<PathBuf>,
     /// URL of an etcd member, may be given several times: leftovers are then looked for in etcd itself.

@@ -20,7 +20,7 @@ use crate::rotation::{RotationError, Run, Settings};
 use crate::telemetry::{LogFormat, start_logs};
 
 /// Twice the interval at which API servers compact etcd unless told otherwise.
-const SETTLE: Duration = Duration::from_secs(600);
+const SETTLE: Duration = Duration::from_mins(10);
 
 /// Runs the command.
 pub fn run(args: RotateKeysArgs) -> Result<Exit> {

@@ -1,4 +1,4 @@
-//! Looking for leftovers by other means than the rewrite's own answers: in etcd, by key_id and without a key; or by
+//! Looking for leftovers by other means than the rewrite's own answers: in etcd, by `key_id` and without a key; or by
 //! having everything read and looking at the reading server's metrics.
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,7 +21,7 @@ const NAMED: usize = 1_000;
 pub struct Expected {
     /// Every encrypted resource and its provider.
     pub resources: Vec<(Resource, String)>,
-    /// Provider → hash of the key_id.
+    /// Provider → hash of the `key_id`.
     pub targets: BTreeMap<String, String>,
 }
 

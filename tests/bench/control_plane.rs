@@ -94,6 +94,11 @@ impl ControlPlane {
         target
     }
 
+    /// Where a rotation may be remembered that has nothing to do with earlier ones.
+    pub fn new_journal(&self) -> PathBuf {
+        self.folder.path().join(format!("journal-{}.json", self.rotations))
+    }
+
     /// Writes a Secret that is not counted, and removes it; returns the key_id that it was stored under.
     pub async fn touch(&self, name: &str) -> Option<String> {
         let secrets: Api<Secret> = Api::namespaced(self.api_server.client(), "kube-system");

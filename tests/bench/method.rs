@@ -16,6 +16,8 @@ use super::support::{ADMIN, server};
 pub enum Method {
     /// `PATCH {}` of each object, so many in flight.
     Bare(usize),
+    /// `kube-envelope rotate-keys` as it is, from the plan to the verdict.
+    RotateKeys,
     /// `kubectl get -o json | kubectl replace -f -`
     Replace,
     /// A StorageVersionMigration, worked off by kube-controller-manager.
@@ -23,7 +25,8 @@ pub enum Method {
 }
 
 /// The first one is the limit that others are compared with.
-pub const METHODS: [Method; 4] = [Method::Bare(8), Method::Bare(32), Method::Replace, Method::Migration];
+pub const METHODS: [Method; 5] =
+    [Method::Bare(32), Method::Bare(8), Method::RotateKeys, Method::Replace, Method::Migration];
 
 /// What one run took.
 #[derive(Clone, Copy)]
@@ -39,6 +42,7 @@ impl Method {
     pub fn name(self) -> String {
         match self {
             Self::Bare(in_flight) => format!("bare loop of PATCH, {in_flight} in flight"),
+            Self::RotateKeys => "kube-envelope rotate-keys".into(),
             Self::Replace => "kubectl get, kubectl replace".into(),
             Self::Migration => "StorageVersionMigration".into(),
         }
@@ -55,6 +59,7 @@ impl Method {
                 bare.args(["bare", &control_plane.api_server.url(), ADMIN, &in_flight.to_string()]);
                 watch(vec![bare.spawn().unwrap()]).await
             }
+            Self::RotateKeys => watch(vec![rotate_keys(control_plane).spawn().unwrap()]).await,
             Self::Replace => watch(replace(control_plane)).await,
             Self::Migration => migrate(control_plane).await,
         };
@@ -63,6 +68,18 @@ impl Method {
         let [api_server_cpu, etcd_cpu] = [after[0] - before[0], after[1] - before[1]];
         Figures { seconds, api_server_cpu, etcd_cpu, own_cpu, own_mebibytes }
     }
+}
+
+fn rotate_keys(control_plane: &ControlPlane) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kube-envelope"));
+    let journal = control_plane.new_journal();
+    command.arg("rotate-keys").arg("--kubeconfig").arg(&control_plane.kubeconfig);
+    command.arg("--encryption-config").arg(control_plane.api_server.encryption_file());
+    command.arg("--etcd").arg(control_plane.etcd.url()).arg("--journal").arg(journal);
+    // Waiting is not what is measured.
+    command.arg("--settle=0s");
+    command.stdout(Stdio::null());
+    command
 }
 
 fn replace(control_plane: &ControlPlane) -> Vec<Child> {

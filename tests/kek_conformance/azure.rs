@@ -16,7 +16,7 @@ use crate::bench::{Bench, config, dek};
 use crate::faults::{Answer, Faults, Trap};
 use crate::namespace;
 
-struct AzureBench {
+pub struct AzureBench {
     fake: AzureFake,
     faults: Faults,
     folder: TempDir,

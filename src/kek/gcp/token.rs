@@ -12,8 +12,8 @@ use gcp_auth::{ConfigDefaultCredentials, CustomServiceAccount, MetadataServiceAc
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::super::{KekCause, KekError};
 use crate::crypto::seal::digest;
+use crate::kek::{KekCause, KekError};
 
 const SCOPES: &[&str] = &["https://www.googleapis.com/auth/cloudkms"];
 /// A token that ends sooner is replaced while it still serves.

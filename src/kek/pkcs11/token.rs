@@ -99,8 +99,8 @@ impl Token {
             // Logged out meanwhile, and so the keys were invisible: no verdict on them.
             result = Err(Error::Pkcs11(RvError::UserNotLoggedIn, Function::FindObjects).into());
         }
-        // A session in which something failed is closed: an operation may still be active in it.
-        if result.is_ok() && wanted != Wanted::Writable {
+        // A session in which the module failed is closed: an operation may still be active in it.
+        if !matches!(result, Err(Trouble::Module(_))) && wanted != Wanted::Writable {
             self.sessions().push(session);
         }
         result

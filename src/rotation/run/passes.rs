@@ -110,9 +110,8 @@ impl Run<'_> {
             let left = Duration::from_secs(left.unsigned_abs());
             tokio::time::sleep(left.min(self.settings.agreement_interval)).await;
             let Some(adoption) = self.journal.adoption.clone() else { continue };
-            match look_again(&self.cluster, &self.wanted(), &adoption, &mut missed).await? {
-                Some(why) => return Ok(self.agreement_lost(&why)),
-                None => continue,
+            if let Some(why) = look_again(&self.cluster, &self.wanted(), &adoption, &mut missed).await? {
+                return Ok(self.agreement_lost(&why));
             }
         }
     }
