@@ -144,16 +144,12 @@ impl Pod {
             let detail = format!("{FLAG} is not set: nothing is encrypted");
             return (Finding::failed(check, detail, "see manifests/kube-apiserver-patch.yaml"), None);
         };
-        match self.on_host(Path::new(value)) {
-            Some(file) => (Finding::ok(check, format!("{FLAG} is {} on this machine", file.display())), Some(file)),
-            None => {
-                let detail = format!("{FLAG} is {value}, and no hostPath volume is mounted there");
-                (
-                    Finding::failed(check, detail, "mount the file's folder; see manifests/kube-apiserver-patch.yaml"),
-                    None,
-                )
-            }
+        if let Some(file) = self.on_host(Path::new(value)) {
+            let detail = format!("{FLAG} is {} on this machine", file.display());
+            return (Finding::ok(check, detail), Some(file));
         }
+        let detail = format!("{FLAG} is {value}, and no hostPath volume is mounted there");
+        (Finding::failed(check, detail, "mount the file's folder; see manifests/kube-apiserver-patch.yaml"), None)
     }
 
     /// Where a path of the container lies on the host, by the innermost mount that holds it.
