@@ -22,11 +22,7 @@ struct Ran {
 }
 
 fn run(arguments: &[&str]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_kube-envelope"))
-        .args(arguments)
-        .env_remove("KUBE_ENVELOPE_CONFIG")
-        .output()
-        .unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_kube-envelope")).args(arguments).output().unwrap();
     Ran {
         code: output.status.code(),
         out: String::from_utf8(output.stdout).unwrap(),
