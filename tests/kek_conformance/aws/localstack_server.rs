@@ -42,7 +42,8 @@ fn server() -> SocketAddr {
 fn start_server() -> (SocketAddr, Child) {
     const LIVE_AS_LONG_AS_THE_TESTS: &str =
         r#""$0" >"$HOME/log" 2>&1 </dev/null & server=$!; cat >/dev/null; kill -9 $server; wait; rm -rf "$HOME""#;
-    let home = TempDir::new().expect("a folder").keep();
+    // Under the build's own folder: when a whole PID namespace ends at once, nobody is left to remove it.
+    let home = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder").keep();
     let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
     let child = Command::new("sh")
         .args(["-c", LIVE_AS_LONG_AS_THE_TESTS, &path_of_localstack()])
