@@ -226,6 +226,9 @@ fn decode_wrap(wrap: record::Wrap) -> Result<WrappedDek, EnvelopeError> {
     if wrap.version.len() > MAX_VERSION_BYTES {
         return Err(EnvelopeError::BadAnnotation("a version is too long"));
     }
+    if wrap.blob.is_empty() {
+        return Err(EnvelopeError::BadAnnotation("a wrap is empty"));
+    }
     Ok(WrappedDek { version: KekVersion { lineage: Lineage(lineage), version: wrap.version }, blob: wrap.blob })
 }
 

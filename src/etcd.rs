@@ -1,4 +1,4 @@
-//! A reader of etcd that needs no key: which values are stored, and under which key_id each.
+//! A reader of etcd that needs no key: which values are stored, and under which `key_id` each.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -72,7 +72,7 @@ pub enum Stored {
     KmsV2 {
         /// The provider's name.
         provider: String,
-        /// The key_id that its plugin gave.
+        /// The `key_id` that its plugin gave.
         key_id: String,
     },
     /// By another provider: the words of its prefix.
@@ -93,16 +93,23 @@ impl EtcdReader {
     pub async fn connect(access: &EtcdAccess) -> Result<Self, EtcdError> {
         let mut problems = Vec::new();
         for endpoint in &access.endpoints {
-            match connect(endpoint, access).await {
-                Ok(channel) => {
-                    let client = KvClient::new(channel).max_decoding_message_size(usize::MAX);
-                    return Ok(Self { client });
-                }
+            match Self::member(endpoint, access).await {
+                Ok(reader) => return Ok(reader),
                 Err(EtcdError::Unreachable(problem)) => problems.push(format!("{endpoint}: {problem}")),
                 Err(error) => return Err(error),
             }
         }
         Err(EtcdError::Unreachable(problems.join("; ")))
+    }
+
+    /// One member, asked something small: only then a missing client certificate shows.
+    async fn member(endpoint: &str, access: &EtcdAccess) -> Result<Self, EtcdError> {
+        let mut client = KvClient::new(connect(endpoint, access).await?).max_decoding_message_size(usize::MAX);
+        let small = RangeRequest { key: vec![0], limit: 1, keys_only: true, ..RangeRequest::default() };
+        match client.range(small).await {
+            Ok(_) => Ok(Self { client }),
+            Err(status) => Err(EtcdError::Unreachable(cause(&status))),
+        }
     }
 
     /// Goes through everything under `prefix` as of one revision, in pages. If that revision is compacted
@@ -170,8 +177,9 @@ fn read(file: &Path) -> Result<Vec<u8>, EtcdError> {
     std::fs::read(file).map_err(|source| EtcdError::File { file: file.into(), source })
 }
 
+/// The innermost cause: what the layers above say of it tells an operator nothing.
 fn cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |source| cause(source))
+    error.source().map_or_else(|| error.to_string(), cause)
 }
 
 impl Stored {
@@ -183,12 +191,12 @@ impl Stored {
             .take(3)
             .map(|word| String::from_utf8_lossy(&word[..word.len().min(100)]).into_owned())
             .collect();
-        if let [kind, version, provider] = words.as_slice() {
-            if (kind.as_str(), version.as_str()) == ("kms", "v2") {
-                let body = rest.splitn(4, |byte| *byte == b':').nth(3).unwrap_or_default();
-                if let Ok(object) = EncryptedObject::decode(body) {
-                    return Self::KmsV2 { provider: provider.clone(), key_id: object.key_id };
-                }
+        if let [kind, version, provider] = words.as_slice()
+            && (kind.as_str(), version.as_str()) == ("kms", "v2")
+        {
+            let body = rest.splitn(4, |byte| *byte == b':').nth(3).unwrap_or_default();
+            if let Ok(object) = EncryptedObject::decode(body) {
+                return Self::KmsV2 { provider: provider.clone(), key_id: object.key_id };
             }
         }
         Self::Otherwise(words.join(" "))

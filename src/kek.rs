@@ -37,6 +37,9 @@ pub trait Kek: Send + Sync + fmt::Debug {
     /// Which KEK this is, known from its configuration without asking anybody.
     fn lineage(&self) -> Lineage;
 
+    /// When the credentials now in use end, where they do and that is known. Asks nobody.
+    fn credentials_expire(&self) -> Option<jiff::Timestamp>;
+
     /// Which version is active, and that it is usable.
     async fn version(&self) -> Result<KekVersion, KekError>;
 
@@ -168,6 +171,11 @@ pub struct KekConfig {
 }
 
 impl KekConfig {
+    /// The file of a local keyring: the one kind whose versions a person carries from node to node.
+    pub fn keyring_file(&self) -> Option<&std::path::Path> {
+        self.keyring.as_ref().map(|settings| settings.file.as_path())
+    }
+
     /// The kinds that this item has settings for; a valid one has exactly one.
     pub fn kinds(&self) -> Vec<&'static str> {
         self.settings().map(KekSettings::kind).collect()

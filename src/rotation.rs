@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod pace;
 pub mod plan;
 pub mod preflight;
+pub mod reads;
 pub mod resources;
 pub mod rewrite;
 pub mod run;

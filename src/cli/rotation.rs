@@ -23,7 +23,7 @@ pub struct ClusterArgs {
     /// URL of one API server, given once for each; else the endpoints of default/kubernetes.
     #[arg(long = "server", value_name = "URL")]
     pub servers: Vec<String>,
-    /// The EncryptionConfiguration that the API servers run with; else it is guessed from their metrics.
+    /// The `EncryptionConfiguration` that the API servers run with; else it is guessed from their metrics.
     #[arg(long, value_name = "FILE")]
     pub encryption_config: Option<PathBuf>,
     /// URL of an etcd member, may be given several times: leftovers are then looked for in etcd itself.
@@ -66,7 +66,7 @@ pub struct RotateKeysArgs {
     #[arg(long)]
     pub rotate_kek: bool,
     /// The plugin's configuration file, for --rotate-kek.
-    #[arg(long, env = "KUBE_ENVELOPE_CONFIG", value_name = "FILE", default_value = DEFAULT_PATH)]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     pub config: PathBuf,
     /// Where the rotation is remembered, and its evidence is put beside.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_JOURNAL)]

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::Table;
 
 use super::Exit;
 use crate::cli::{KeyringCommand, OutputFormat};
+use crate::kek::KekError;
 use crate::kek::keyring::{Keyring, VersionState};
 
 /// Runs the command.
@@ -14,7 +15,7 @@ pub fn run(command: KeyringCommand) -> Result<Exit> {
     match command {
         KeyringCommand::Create { file } => {
             let keyring = Keyring::create(&mut rand::rng());
-            keyring.write_new(&file)?;
+            keyring.write_new(&file).map_err(told)?;
             println!("created {} with active version {}", file.display(), keyring.versions()[0].id);
             println!(
                 "next: copy it to every control-plane node, mode 0600, and keep a backup: without it nothing opens"
@@ -28,29 +29,35 @@ pub fn run(command: KeyringCommand) -> Result<Exit> {
         KeyringCommand::Activate { file, version } => {
             let id = change(&file, |keyring| {
                 let id = version.map_or_else(|| only_pending(keyring), Ok)?;
-                keyring.activate(&id)?;
+                keyring.activate(&id).map_err(told)?;
                 Ok(id)
             })?;
             println!("version {id} is active");
             println!("next: copy the file to every node; each plugin follows within its refreshInterval");
         }
         KeyringCommand::Retire { file, version } => {
-            change(&file, |keyring| Ok(keyring.retire(&version)?))?;
+            change(&file, |keyring| keyring.retire(&version).map_err(told))?;
             println!("version {version} is retired");
         }
         KeyringCommand::Destroy { file, version } => {
-            change(&file, |keyring| Ok(keyring.destroy(&version)?))?;
+            change(&file, |keyring| keyring.destroy(&version).map_err(told))?;
             println!("version {version} is destroyed");
         }
-        KeyringCommand::List { file, output } => list(&Keyring::read(&file)?, output)?,
+        KeyringCommand::List { file, output } => list(&Keyring::read(&file).map_err(told)?, output)?,
     }
     Ok(Exit::Done)
 }
 
+/// To the person at the keyboard the cause's word says nothing: the problem and its fix do.
+#[allow(clippy::needless_pass_by_value, reason = "the form that map_err takes")]
+fn told(error: KekError) -> anyhow::Error {
+    anyhow!(error.problem())
+}
+
 fn change<T>(file: &Path, change: impl FnOnce(&mut Keyring) -> Result<T>) -> Result<T> {
-    let mut keyring = Keyring::read(file)?;
+    let mut keyring = Keyring::read(file).map_err(told)?;
     let changed = change(&mut keyring)?;
-    keyring.replace(file)?;
+    keyring.replace(file).map_err(told)?;
     Ok(changed)
 }
 

@@ -20,7 +20,7 @@ use crate::rotation::{RotationError, Run, Settings};
 use crate::telemetry::{LogFormat, start_logs};
 
 /// Twice the interval at which API servers compact etcd unless told otherwise.
-const SETTLE: Duration = Duration::from_secs(600);
+const SETTLE: Duration = Duration::from_mins(10);
 
 /// Runs the command.
 pub fn run(args: RotateKeysArgs) -> Result<Exit> {
@@ -188,7 +188,6 @@ fn settings(args: &RotateKeysArgs) -> Result<Settings> {
         concurrency: args.cluster.max_concurrency,
         adoption_timeout: args.adoption_timeout,
         agreement_interval: args.agreement_interval,
-        settle: args.settle.unwrap_or(SETTLE),
         snapshot_taken: args.snapshot_taken,
         snapshot_command: args.snapshot_command.clone(),
     })

@@ -39,7 +39,7 @@ impl Display {
         let terminal = std::io::stderr().is_terminal() && !for_programs;
         let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(0), target);
-        let style = "{prefix:.bold} {wide_bar} {human_pos}/{human_len} {per_sec}, {eta} left, {msg}";
+        let style = "{prefix:.bold} {wide_bar} {human_pos}/{human_len} {eta} left, {msg}";
         bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
         let now = Instant::now();
         Self { bar, terminal, line: Mutex::new(Line { resource: String::new(), began: now, last: now }) }
@@ -63,7 +63,7 @@ impl Display {
     }
 
     fn say(&self, text: &str) {
-        if self.terminal {
+        if self.terminal && self.bar.length() != Some(0) {
             self.bar.println(text);
         } else {
             eprintln!("{text}");
@@ -81,11 +81,11 @@ impl Display {
         }
         self.bar.set_length(objects.max(done));
         self.bar.set_position(done);
-        self.bar.set_message(format!("{concurrency} at once"));
+        #[allow(clippy::cast_precision_loss, reason = "it is shown with no digit behind the point")]
+        let rate = done as f64 / now.duration_since(line.began).as_secs_f64().max(0.001);
+        self.bar.set_message(format!("{rate:.0}/s, {concurrency} at once"));
         if !self.terminal && now.duration_since(line.last) >= LINE_EVERY {
             line.last = now;
-            #[allow(clippy::cast_precision_loss, reason = "it is shown with no digit behind the point")]
-            let rate = done as f64 / now.duration_since(line.began).as_secs_f64();
             eprintln!("progress: {resource} {done}/{} {rate:.0}/s, {concurrency} at once", objects.max(done));
         }
     }

@@ -14,8 +14,9 @@ use crate::rotation::cluster::Cluster;
 use crate::rotation::metrics::key_id_hash;
 use crate::rotation::pace::Pace;
 use crate::rotation::plan::encrypted;
+use crate::rotation::reads::scan_reads;
 use crate::rotation::resources::Coverage;
-use crate::rotation::verify::{Scan, scan_etcd, scan_reads};
+use crate::rotation::verify::{Scan, scan_etcd};
 use crate::rotation::{Event, RotationError};
 use crate::telemetry::{LogFormat, start_logs};
 
@@ -68,12 +69,11 @@ async fn verify(args: &VerifyArgs) -> Result<Scan, RotationError> {
         None => Coverage::infer(&seen.iter().filter_map(|one| one.scrape.clone()).collect::<Vec<_>>())?,
     };
     let providers = coverage.providers();
-    let targets = match &args.key_id {
-        Some(key_id) => providers.into_iter().map(|provider| (provider, key_id_hash(key_id))).collect(),
-        None => {
-            let wanted = Wanted { providers, ..Wanted::default() };
-            targets_reported(&seen, &wanted)?
-        }
+    let targets = if let Some(key_id) = &args.key_id {
+        providers.into_iter().map(|provider| (provider, key_id_hash(key_id))).collect()
+    } else {
+        let wanted = Wanted { providers, ..Wanted::default() };
+        targets_reported(&seen, &wanted)?
     };
     let expected = encrypted(cluster.entry(), &coverage).await?.expected(&targets);
     if let Some(etcd) = etcd_access(args) {

@@ -56,7 +56,7 @@ fn path(text: &str, (line, column): (u64, u64), whole_line: bool) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let at = |number: u64| usize::try_from(number.saturating_sub(1)).unwrap_or(usize::MAX);
     let Some(here) = lines.get(at(line)) else { return String::new() };
-    let before: String = here.chars().take(at(column)).collect();
+    let before: String = here.chars().take(at(column + 1)).collect();
     let mut keys = keys_of(&before);
     if !whole_line && !before.contains('{') {
         keys.clear();

@@ -204,6 +204,10 @@ impl Kek for AwsKek {
         self.lineage
     }
 
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        self.credentials.expire()
+    }
+
     async fn version(&self) -> Result<KekVersion, KekError> {
         self.describe().await.map(|usable| usable.version)
     }

@@ -240,6 +240,10 @@ impl Kek for AzureKek {
         self.lineage
     }
 
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        self.identity.expires()
+    }
+
     async fn version(&self) -> Result<KekVersion, KekError> {
         Ok(KekVersion { lineage: self.lineage, version: self.latest().await? })
     }

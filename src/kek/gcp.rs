@@ -192,6 +192,10 @@ impl Kek for GcpKek {
         self.lineage
     }
 
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        self.api.credentials_expire()
+    }
+
     async fn version(&self) -> Result<KekVersion, KekError> {
         self.kek_version(&self.primary().await?)
     }

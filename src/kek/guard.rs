@@ -25,7 +25,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Failures in a row, each a whole operation with its retries, that open the breaker.
 const BREAKER_THRESHOLD: u32 = 3;
 const BREAKER_FIRST_PAUSE: Duration = Duration::from_secs(1);
-const BREAKER_LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const BREAKER_LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A KEK with its name, its deadline, its retries and its breaker.
 pub struct GuardedKek {
@@ -60,6 +60,11 @@ impl GuardedKek {
         self.kek.lineage()
     }
 
+    /// See [`Kek::credentials_expire`].
+    pub fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        self.kek.credentials_expire()
+    }
+
     /// See [`Kek::version`].
     pub async fn version(&self) -> Result<KekVersion, KekError> {
         self.call(KekOperation::Version, || self.kek.version()).await
@@ -86,6 +91,9 @@ impl GuardedKek {
                 self.breaker().failed(Instant::now());
                 Err(error)
             });
+        if let Some(end) = self.kek.credentials_expire() {
+            self.metrics.credentials_expire(&self.name, end);
+        }
         self.metrics.kek_call(&self.name, operation, result.as_ref().err().map(KekError::cause), started.elapsed());
         result
     }

@@ -117,9 +117,3 @@ fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
         || content.is_some_and(|content| is_untrusted(content))
         || error.source().is_some_and(is_untrusted)
 }
-
-/// The pause that a `Retry-After` header in seconds asks for.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
-}

@@ -68,6 +68,11 @@ impl Kek for KeyringKek {
         self.lineage
     }
 
+    /// There are no credentials but the file's mode.
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        None
+    }
+
     async fn version(&self) -> Result<KekVersion, KekError> {
         let keyring = self.keyring()?;
         Ok(keyring.kek_version(keyring.active()?))

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use self::failure::{Trouble, no_verdict};
+use self::failure::{Trouble, no_verdict, short};
 use self::key::{IV_BYTES, Key, KeyId, TAG_BYTES, keys};
 use self::token::{Token, Wanted};
 use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
@@ -132,6 +132,11 @@ impl Kek for Pkcs11Kek {
         self.lineage
     }
 
+    /// There are no credentials but the PIN, whose end the token does not tell.
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        None
+    }
+
     async fn version(&self) -> Result<KekVersion, KekError> {
         let id = self.call(|home| home.token.with_session(Wanted::Any, |session| Ok(home.active(session)?.id))).await?;
         Ok(self.kek_version(&id))
@@ -241,7 +246,7 @@ impl Home {
         match sample {
             Ok(_) => {
                 let text = "the wrapped DEK does not open, while the key opens what it seals";
-                KekError::new(KekCause::Rejected, text).with_source(error)
+                KekError::new(KekCause::Rejected, text).with_source(short(&error))
             }
             Err(_) => Trouble::from(error).into(),
         }

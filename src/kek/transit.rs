@@ -115,6 +115,10 @@ impl Kek for TransitKek {
         self.lineage
     }
 
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        self.session.expires()
+    }
+
     async fn version(&self) -> Result<KekVersion, KekError> {
         Ok(self.kek_version(self.read_key().await?.active()?))
     }

@@ -36,10 +36,12 @@ pub struct Wanted {
     pub providers: BTreeSet<String>,
     /// What is written to see it.
     pub canaries: Vec<Canary>,
-    /// Provider → hash of the key_id, once it is known.
+    /// Provider → hash of the `key_id`, once it is known.
     pub targets: BTreeMap<String, String>,
-    /// Provider → hash of the key_id before the KEK was rotated: waiting goes on until another is reported.
+    /// Provider → hash of the `key_id` before the KEK was rotated: waiting goes on until another is reported.
     pub former: BTreeMap<String, String>,
+    /// Whether all servers had adopted the targets already: another report then means another rotation.
+    pub was_adopted: bool,
     /// Go on with servers whose metrics cannot be read.
     pub accept_unproven: bool,
 }
@@ -50,7 +52,7 @@ pub struct Wanted {
 pub struct Adoption {
     /// How well it is known.
     pub evidence: Evidence,
-    /// Provider → hash of the target key_id.
+    /// Provider → hash of the target `key_id`.
     pub targets: BTreeMap<String, String>,
     /// Each server, and what it stored under.
     pub servers: Vec<ServerAdoption>,
@@ -68,7 +70,7 @@ pub struct ServerAdoption {
     pub address: String,
     /// Hash of its identity Lease.
     pub identity: Option<String>,
-    /// Provider → hash of the key_id that it stored under.
+    /// Provider → hash of the `key_id` that it stored under.
     pub stored_under: BTreeMap<String, String>,
 }
 
@@ -108,7 +110,7 @@ pub struct Seen {
     pub scrape: Option<Scrape>,
 }
 
-/// Asks every API server once. `/readyz` comes first: it makes the server ask its plugin for the key_id anew.
+/// Asks every API server once. `/readyz` comes first: it makes the server ask its plugin for the `key_id` anew.
 pub async fn look(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Seen>, Obstacle> {
     let servers = match cluster.servers().await {
         Ok(servers) if !servers.is_empty() => servers,
@@ -134,7 +136,7 @@ pub async fn look(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Seen>,
     Ok(seen)
 }
 
-/// Asks every API server until each has asked its plugin for the key_id after this began. What a server's metrics
+/// Asks every API server until each has asked its plugin for the `key_id` after this began. What a server's metrics
 /// report is up to a minute old, and a key that is about to be replaced must not be taken for the target.
 pub async fn look_fresh(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Seen>, Obstacle> {
     let began = Instant::now();
@@ -171,10 +173,10 @@ fn statuses(seen: &[Seen]) -> Vec<(String, String, f64)> {
 pub async fn attempt(cluster: &Cluster, wanted: &Wanted) -> Result<Adoption, Obstacle> {
     let seen = look(cluster, wanted.accept_unproven).await?;
     let complete = nobody_missing(cluster, &seen).await;
-    if let Err(obstacle) = complete {
-        if !wanted.accept_unproven {
-            return Err(obstacle);
-        }
+    if let Err(obstacle) = complete
+        && !wanted.accept_unproven
+    {
+        return Err(obstacle);
     }
     let targets = targets_reported(&seen, wanted)?;
     for canary in &wanted.canaries {
@@ -250,7 +252,7 @@ async fn nobody_missing(cluster: &Cluster, seen: &[Seen]) -> Result<(), Obstacle
     )))
 }
 
-/// The key_id hashes that the plugins report; all servers must say the same.
+/// The `key_id` hashes that the plugins report; all servers must say the same.
 pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<String, String>, Obstacle> {
     let mut targets = BTreeMap::new();
     for provider in &wanted.providers {
@@ -278,11 +280,12 @@ pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<Strin
             )));
         }
         if let Some(target) = wanted.targets.get(provider).filter(|target| *target != hash) {
-            return Err(Obstacle::TargetChanged(format!(
+            let why = format!(
                 "provider {provider} reports key {}, and this rotation is about {}",
                 short(hash),
                 short(target)
-            )));
+            );
+            return Err(if wanted.was_adopted { Obstacle::TargetChanged(why) } else { Obstacle::NotYet(why) });
         }
         targets.insert(provider.clone(), hash.to_owned());
     }

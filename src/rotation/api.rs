@@ -184,10 +184,10 @@ impl Api {
 
     /// JSON merge patch answered by metadata alone, any status. `{}` makes the server store the object again if,
     /// and only if, it is stored under another key than the server's current one.
-    pub async fn patch(&self, path: &str, patch: &str) -> Result<Answer, ApiError> {
+    pub async fn patch(&self, path: &str, document: &str) -> Result<Answer, ApiError> {
         let separator = if path.contains('?') { '&' } else { '?' };
         let path = format!("{path}{separator}fieldManager={FIELD_MANAGER}");
-        self.send(Method::PATCH, &path, ONE_METADATA, Some(("application/merge-patch+json", patch.into()))).await
+        self.send(Method::PATCH, &path, ONE_METADATA, Some(("application/merge-patch+json", document.into()))).await
     }
 
     /// GET of one object's metadata, any status. Reads from etcd, not from a cache.
@@ -266,10 +266,14 @@ pub fn escaped(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':') {
             out.push(char::from(byte));
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            out.extend(['%', hex_digit(byte >> 4), hex_digit(byte & 15)]);
         }
     }
     out
+}
+
+fn hex_digit(value: u8) -> char {
+    char::from_digit(value.into(), 16).expect("four bits are one digit").to_ascii_uppercase()
 }
 
 /// An error and what caused it, in one line.

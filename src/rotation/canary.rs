@@ -20,15 +20,15 @@ pub struct Canary {
     pub provider: String,
 }
 
-/// One canary for each provider that writes Secrets or ConfigMaps.
+/// One canary for each provider that writes Secrets or `ConfigMaps`.
 pub fn canaries(coverage: &Coverage) -> Vec<Canary> {
     let mut canaries: Vec<Canary> = Vec::new();
     for plural in ["secrets", "configmaps"] {
         let resource = Resource { group: String::new(), version: "v1".into(), plural: plural.into(), namespaced: true };
-        if let Some(provider) = coverage.provider(&resource) {
-            if canaries.iter().all(|canary| canary.provider != provider) {
-                canaries.push(Canary { provider: provider.into(), resource });
-            }
+        if let Some(provider) = coverage.provider(&resource)
+            && canaries.iter().all(|canary| canary.provider != provider)
+        {
+            canaries.push(Canary { provider: provider.into(), resource });
         }
     }
     canaries

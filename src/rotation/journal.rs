@@ -79,13 +79,13 @@ pub struct Journal {
     pub state: State,
     /// Why it stands still, if it does.
     pub paused: Option<String>,
-    /// Provider → hash of the key_id that was reported when it began.
+    /// Provider → hash of the `key_id` that was reported when it began.
     pub former: BTreeMap<String, String>,
     /// KEKs to rotate: name → active version before.
     pub keks_before: BTreeMap<String, String>,
     /// KEKs that were rotated: name → version that is active now.
     pub keks_rotated: BTreeMap<String, String>,
-    /// Provider → hash of the key_id that everything is to be stored under.
+    /// Provider → hash of the `key_id` that everything is to be stored under.
     pub targets: BTreeMap<String, String>,
     /// How it is known that all API servers adopted it.
     pub adoption: Option<Adoption>,

@@ -15,11 +15,11 @@ const OPERATIONS: &str = "apiserver_storage_transformation_operations_total";
 pub struct Scrape {
     /// Hashes of the identity Leases that the server's metrics name: who answered.
     pub identities: Vec<String>,
-    /// For each provider the hash of the key_id that its plugin reported last, and when by the server's clock.
+    /// For each provider the hash of the `key_id` that its plugin reported last, and when by the server's clock.
     pub reported: BTreeMap<String, (String, f64)>,
-    /// Stored so far: (provider, key_id hash) → count.
+    /// Stored so far: (provider, `key_id` hash) → count.
     pub stored: BTreeMap<(String, String), u64>,
-    /// Read so far: (provider, key_id hash) → count.
+    /// Read so far: (provider, `key_id` hash) → count.
     pub read: BTreeMap<(String, String), u64>,
     /// Transformations: (resource, prefix, stored or read) → count of those that went well.
     pub operations: BTreeMap<(String, String, Direction), u64>,

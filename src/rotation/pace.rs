@@ -150,7 +150,7 @@ mod tests {
             pace.sent(now);
         }
         assert!(pace.next() >= now + Duration::from_millis(900));
-        let later = now + Duration::from_secs(60);
+        let later = now + Duration::from_mins(1);
         pace.sent(later);
         pace.sent(later);
         assert!(pace.next() > later);

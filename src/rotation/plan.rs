@@ -94,7 +94,7 @@ pub async fn fill(journal: &mut Journal, api: &Api, encrypted: &Encrypted) -> Re
     Ok(())
 }
 
-/// Provider → hash of the key_id that is reported now. All servers must agree, for "another one than this" to mean
+/// Provider → hash of the `key_id` that is reported now. All servers must agree, for "another one than this" to mean
 /// something later.
 pub fn reported_now(seen: &[Seen], coverage: &Coverage) -> Result<BTreeMap<String, String>, RotationError> {
     let mut reported: BTreeMap<String, String> = BTreeMap::new();
@@ -121,12 +121,9 @@ pub fn rbac(journal: &Journal, with_etcd: bool) -> String {
     let mut text = String::from(
         "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: kube-envelope-rotate-keys}\nrules:\n",
     );
-    for (group, plurals) in groups {
-        text.push_str(&format!(
-            "- apiGroups: [\"{group}\"]\n  resources: [{}]\n  verbs: [{verbs}]\n",
-            plurals.join(", ")
-        ));
-    }
+    text.extend(groups.into_iter().map(|(group, plurals)| {
+        format!("- apiGroups: [\"{group}\"]\n  resources: [{}]\n  verbs: [{verbs}]\n", plurals.join(", "))
+    }));
     text.push_str(
         "- apiGroups: [apiregistration.k8s.io]\n  resources: [apiservices]\n  verbs: [list]\n\
          - apiGroups: [admissionregistration.k8s.io]\n  resources: [mutatingwebhookconfigurations]\n  verbs: [list]\n\

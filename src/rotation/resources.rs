@@ -1,4 +1,4 @@
-//! Which resources are encrypted: the EncryptionConfiguration (or what metrics let one guess) against what the
+//! Which resources are encrypted: the `EncryptionConfiguration` (or what metrics let one guess) against what the
 //! API servers serve.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,7 +73,7 @@ pub enum Coverage {
     Inferred(BTreeMap<String, String>),
 }
 
-/// The part of an EncryptionConfiguration that says what is written by whom.
+/// The part of an `EncryptionConfiguration` that says what is written by whom.
 #[derive(Debug, Deserialize)]
 pub struct EncryptionConfiguration {
     resources: Vec<Entry>,

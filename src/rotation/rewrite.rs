@@ -173,7 +173,7 @@ impl Sweep<'_> {
         let (status, retry_after, message) = match result {
             Ok(answer) if answer.status == 200 => {
                 self.pace.answered(took, now);
-                return self.stored(object, &answer).map(|()| None);
+                return self.stored(&object, &answer).map(|()| None);
             }
             Ok(answer) => (Some(answer.status), answer.retry_after, answer.refusal().message),
             Err(error) => (error.status(), None, error.to_string()),
@@ -181,7 +181,7 @@ impl Sweep<'_> {
         object.tries += 1;
         match verdict(status, &message) {
             Fate::Gone => self.tally.gone += 1,
-            Fate::Refused => self.refuse(object.path, status, message),
+            Fate::Refused => self.refuse(object.path, status, &message),
             Fate::Undecryptable => {
                 self.tally.undecryptable.insert(object.path, message);
             }
@@ -195,7 +195,7 @@ impl Sweep<'_> {
                     return Ok(Some((now + retry_after.unwrap_or(wait).max(wait), object)));
                 }
                 match status {
-                    Some(500 | 409) => self.refuse(object.path, status, message),
+                    Some(500 | 409) => self.refuse(object.path, status, &message),
                     _ => {
                         return Err(RotationError::Paused(format!(
                             "{} got no useful answer in {TRIES} tries: {message}",
@@ -208,11 +208,11 @@ impl Sweep<'_> {
         Ok(None)
     }
 
-    fn refuse(&mut self, path: String, status: Option<u16>, message: String) {
+    fn refuse(&mut self, path: String, status: Option<u16>, message: &str) {
         self.tally.refused.insert(path, format!("{}: {message}", status.unwrap_or(0)));
     }
 
-    fn stored(&mut self, object: Object, answer: &Answer) -> Result<(), RotationError> {
+    fn stored(&mut self, object: &Object, answer: &Answer) -> Result<(), RotationError> {
         if self.ask != Ask::Rewrite {
             self.tally.fresh += 1;
             return Ok(());
@@ -274,15 +274,19 @@ fn is_undecryptable(message: &str) -> bool {
     WORDS.iter().any(|words| message.contains(words))
 }
 
-enum Page {
+/// A page of a list.
+pub enum Page {
+    /// The objects' metadata.
     Listed(MetadataList),
+    /// There is no such resource any more.
     Absent,
+    /// One of the objects cannot be read, so none can be listed.
     Unlistable(String),
 }
 
 /// One page of metadata. An expired token is followed by the one that the server sends instead: what was created
 /// meanwhile may be missing, and that is stored under the target key.
-async fn page_after(api: &Api, resource: &Resource, mut token: String) -> Result<Page, RotationError> {
+pub async fn page_after(api: &Api, resource: &Resource, mut token: String) -> Result<Page, RotationError> {
     let mut wait = FIRST_WAIT;
     let mut tries = 0;
     loop {

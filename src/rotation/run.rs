@@ -21,6 +21,7 @@ use super::rewrite::Tally;
 use super::verdict::Verdict;
 use crate::etcd::EtcdAccess;
 use crate::kek::KekConfig;
+use crate::kek::keyring::{Keyring, VersionState};
 
 /// How often a server is asked whether it has adopted the target key.
 const LOOKS_EVERY: Duration = Duration::from_secs(2);
@@ -54,8 +55,6 @@ pub struct Settings {
     pub adoption_timeout: Duration,
     /// How often adoption is looked at again.
     pub agreement_interval: Duration,
-    /// How long is waited after the last rewrite.
-    pub settle: Duration,
     /// When a snapshot of etcd was taken.
     pub snapshot_taken: Option<jiff::Timestamp>,
     /// A command that takes a snapshot of etcd.
@@ -116,9 +115,10 @@ impl<'a> Run<'a> {
     pub async fn plan(&mut self, fresh: bool) -> Result<(), RotationError> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
         let found = found.for_rewriting(self.settings.include_events);
-        let seen = match fresh {
-            true => look_fresh(&self.cluster, true).await,
-            false => look(&self.cluster, true).await,
+        let seen = if fresh && self.settings.key_id.is_none() {
+            look_fresh(&self.cluster, true).await
+        } else {
+            look(&self.cluster, true).await
         };
         let seen = seen.map_err(RotationError::from)?;
         self.journal.former = reported_now(&seen, &self.coverage)
@@ -214,6 +214,7 @@ impl<'a> Run<'a> {
         if !missing.is_empty() {
             return Err(RotationError::Blocked(missing));
         }
+        self.keyrings_are_prepared().await?;
         let webhooks = mutating_webhooks(api).await;
         if !webhooks.is_empty() {
             (self.report)(Event::Note(&format!(
@@ -224,6 +225,27 @@ impl<'a> Run<'a> {
         for progress in &self.journal.resources {
             if let Some(why) = &progress.tally.unlistable {
                 (self.report)(Event::Note(&format!("{} cannot be listed: {why}", progress.resource)));
+            }
+        }
+        Ok(())
+    }
+
+    /// A new keyring version must open on every node before one node writes with it: else the other API servers
+    /// cannot read what that one stores.
+    async fn keyrings_are_prepared(&self) -> Result<(), RotationError> {
+        if self.cluster.servers().await?.len() < 2 {
+            return Ok(());
+        }
+        for config in &self.settings.keks {
+            let Some(file) = config.keyring_file() else { continue };
+            let failed = |source| RotationError::Kek { name: config.name.clone(), source };
+            let keyring = Keyring::read(file).map_err(failed)?;
+            if keyring.versions().iter().all(|version| version.state != VersionState::Pending) {
+                let file = file.display();
+                return Err(RotationError::Blocked(vec![format!(
+                    "keyring {file} has no pending version: run `kube-envelope keyring add {file}`, copy the file to \
+                     every node, and begin again; else the other API servers could not read what this one writes"
+                )]));
             }
         }
         Ok(())
@@ -259,6 +281,7 @@ impl<'a> Run<'a> {
             canaries: canaries(&self.coverage),
             targets: self.journal.targets.clone(),
             former: if rotated { self.journal.former.clone() } else { BTreeMap::new() },
+            was_adopted: self.journal.adoption.is_some(),
             accept_unproven: self.settings.accept_unproven,
         }
     }

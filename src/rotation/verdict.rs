@@ -95,7 +95,8 @@ fn adoption(journal: &Journal, evidence: &mut Vec<String>, unproven: &mut Vec<St
             }
         }
         Some(_) => {
-            unproven.push("the metrics of each API server must be readable, to show that it uses the target key".into())
+            unproven
+                .push("the metrics of each API server must be readable, to show that it uses the target key".into());
         }
         None => unproven.push("no API server was seen to use the target key".into()),
     }
@@ -204,10 +205,12 @@ mod tests {
         journal
     }
 
+    type Change = fn(&mut Journal);
+
     #[test]
     fn yes_needs_every_piece_of_evidence() {
         assert_eq!(Verdict::of(&finished()).conclusion, Conclusion::MayBeDisabled);
-        let weaker: [(fn(&mut Journal), Conclusion); 8] = [
+        let weaker: [(Change, Conclusion); 8] = [
             (|journal| journal.settled = None, Conclusion::NothingLeftWait),
             (|journal| journal.snapshot = None, Conclusion::NothingLeftWait),
             (|journal| journal.snapshot = Some(jiff::Timestamp::UNIX_EPOCH), Conclusion::NothingLeftWait),

@@ -1,16 +1,12 @@
-//! Looking for leftovers by other means than the rewrite's own answers: in etcd, by key_id and without a key; or by
-//! having everything read and looking at the reading server's metrics.
+//! What counts as a leftover, and looking for them in etcd, by `key_id` and without a key.
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
 use super::RotationError;
-use super::api::Api;
-use super::metrics::{Direction, growth, key_id_hash, scrape};
-use super::pace::Pace;
-use super::resources::{KMS_V2_PREFIX, Resource};
-use super::rewrite::{Ask, Sweep, Tally};
+use super::metrics::key_id_hash;
+use super::resources::Resource;
 use crate::etcd::{EtcdAccess, EtcdReader, Stored};
 
 /// So many leftovers are named; the rest is counted.
@@ -21,7 +17,7 @@ const NAMED: usize = 1_000;
 pub struct Expected {
     /// Every encrypted resource and its provider.
     pub resources: Vec<(Resource, String)>,
-    /// Provider → hash of the key_id.
+    /// Provider → hash of the `key_id`.
     pub targets: BTreeMap<String, String>,
 }
 
@@ -56,7 +52,8 @@ pub struct Scan {
 }
 
 impl Scan {
-    fn new(method: Method) -> Self {
+    /// Nothing found yet.
+    pub fn new(method: Method) -> Self {
         Self {
             method,
             revision: None,
@@ -68,7 +65,8 @@ impl Scan {
         }
     }
 
-    fn name(&mut self, place: &str, stored: &str) {
+    /// Enters one leftover by name.
+    pub fn name(&mut self, place: &str, stored: &str) {
         if self.named.len() < NAMED {
             self.named.insert(place.into(), stored.into());
         }
@@ -189,53 +187,6 @@ const BUILT_IN: &[&str] = &[
     "storage.k8s.io",
     "storagemigration.k8s.io",
 ];
-
-/// Has every object read from etcd through one API server and looks at its metrics under which keys that was.
-pub async fn scan_reads(
-    api: &Api,
-    expected: &Expected,
-    pace: &mut Pace,
-    seen: &mut (dyn FnMut(&Resource, &Tally, usize) + Send),
-) -> Result<Scan, RotationError> {
-    let mut scan = Scan::new(Method::Reads);
-    let failed = || RotationError::api("read the metrics of the API server that reads");
-    for (resource, provider) in &expected.resources {
-        let before = scrape(api).await.map_err(failed())?;
-        let mut tally = Tally::default();
-        let sweep = Sweep { api, resource, ask: Ask::Read, adopted_at: None, pace, tally: &mut tally };
-        sweep.run(&mut |tally, limit| seen(resource, tally, limit)).await?;
-        let after = scrape(api).await.map_err(failed())?;
-        scan.looked_at += tally.fresh;
-        let name = resource.to_string();
-        let mut found: BTreeMap<String, u64> = BTreeMap::new();
-        for ((by, hash), count) in growth(&before.read, &after.read) {
-            if expected.targets.get(&by) != Some(&hash) {
-                *found.entry(format!("{by} {hash}")).or_default() += count;
-            }
-        }
-        for ((of, prefix, direction), count) in growth(&before.operations, &after.operations) {
-            let by_kms = prefix.strip_prefix(KMS_V2_PREFIX).is_some_and(|rest| rest.trim_end_matches(':') == provider);
-            if of == name && direction == Direction::Read && !by_kms && !prefix.starts_with(KMS_V2_PREFIX) {
-                let how = if prefix.is_empty() { "in clear" } else { prefix.as_str() };
-                *found.entry(how.to_owned()).or_default() += count;
-            }
-        }
-        scan.leftovers += found.values().sum::<u64>();
-        for (path, why) in &tally.undecryptable {
-            scan.leftovers += 1;
-            scan.name(path, &format!("undecryptable: {why}"));
-        }
-        if let Some(why) = &tally.unlistable {
-            scan.leftovers += 1;
-            scan.name(&resource.list_path(), &format!("cannot be listed: {why}"));
-        }
-        let left: u64 = found.values().sum();
-        scan.expiring += if resource.is_event() { left } else { 0 };
-        *found.entry("target key".into()).or_default() += tally.fresh.saturating_sub(left);
-        scan.stored.insert(name, found);
-    }
-    Ok(scan)
-}
 
 #[cfg(test)]
 mod tests {

@@ -16,7 +16,7 @@ use crate::bench::{Bench, config, dek};
 use crate::faults::{Answer, Faults, Trap};
 use crate::namespace;
 
-struct AzureBench {
+pub struct AzureBench {
     fake: AzureFake,
     faults: Faults,
     folder: TempDir,
@@ -138,6 +138,7 @@ crate::conformance! {
     a_withdrawn_permission_is_denied,
     expired_credentials_are_renewed,
     revoked_credentials_are_unauthenticated,
+    the_end_of_the_credentials_is_known,
     a_throttled_call_is_throttled,
     a_server_error_is_unavailable,
     a_slow_server_meets_the_deadline,
@@ -194,7 +195,7 @@ async fn the_host_of_an_answer_is_never_followed_and_its_version_must_be_the_one
     let kek = bench.kek().await;
     let (dek, context) = dek();
     let trap = Trap::start().await;
-    bench.fake.service().kid_host = trap.url().trim_start_matches("http://").trim_end_matches('/').into();
+    bench.fake.service().kid_host = trap.url().trim_start_matches("https://").trim_end_matches('/').into();
     let wrapped = kek.wrap(&dek, &context).await.expect("wrap");
     kek.unwrap(&wrapped, &context).await.expect("unwrap");
     assert_eq!(trap.visits(), 0);
@@ -282,12 +283,14 @@ async fn an_idle_plugin_asks_one_request_to_see_the_version_and_one_to_prove_it(
 #[tokio::test]
 async fn a_secret_that_was_replaced_in_time_is_never_refused() {
     let bench = AzureBench::start().await;
+    // So short that each use renews it.
+    bench.fake.service().token_life = 60;
     let kek = bench.kek().await;
     kek.version().await.expect("version");
     bench.fake.service().secret = "another".into();
     std::fs::write(bench.secret_file(), "another\n").expect("written");
-    bench.expire_credentials().await;
     kek.version().await.expect("version with the new secret");
+    assert_eq!(bench.fake.service().tokens_given, 2, "renewed ahead of its end");
     assert_eq!(bench.fake.service().tokens_refused, 0, "the former secret was tried");
 }
 

@@ -17,8 +17,7 @@ pub trait Bench: Sized + Send + Sync {
     async fn start() -> Self;
 
     /// Runs `test` in a process of its own, and says so, where the backend lives inside the process.
-    fn run_elsewhere(test: &str) -> bool {
-        let _here = test;
+    fn run_elsewhere(_test: &str) -> bool {
         false
     }
 

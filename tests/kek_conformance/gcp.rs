@@ -1,6 +1,7 @@
 //! `gcpKms` against [`GcpFake`]: nothing that can be installed serves Cloud KMS.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kube_envelope::kek::{KekCause, KekVersion, WrappedDek};
@@ -14,7 +15,7 @@ use crate::namespace;
 
 const RING: &str = "projects/project/locations/europe-west3/keyRings/ring/cryptoKeys";
 
-struct GcpBench {
+pub struct GcpBench {
     fake: GcpFake,
     faults: Faults,
     folder: TempDir,
@@ -131,6 +132,7 @@ crate::conformance! {
     a_withdrawn_permission_is_denied,
     expired_credentials_are_renewed,
     revoked_credentials_are_unauthenticated,
+    the_end_of_the_credentials_is_known,
     a_throttled_call_is_throttled,
     a_server_error_is_unavailable,
     a_slow_server_meets_the_deadline,
@@ -251,17 +253,17 @@ async fn an_idle_plugin_asks_one_request_to_see_the_version_and_one_to_prove_it(
 #[tokio::test]
 async fn a_token_is_renewed_while_the_old_one_still_serves() {
     let bench = GcpBench::start().await;
-    bench.fake.service().token_life = std::time::Duration::from_secs(60);
+    bench.fake.service().token_life = Duration::from_mins(1);
     let kek = bench.kek().await;
     kek.version().await.expect("the first token");
     bench.fake.service().refuses_tokens = true;
     kek.version().await.expect("the renewal fails, and the first token serves");
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     bench.fake.service().refuses_tokens = false;
-    bench.fake.service().token_life = std::time::Duration::from_hours(1);
+    bench.fake.service().token_life = Duration::from_hours(1);
     for _ in 0..50 {
         kek.version().await.expect("version");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(bench.fake.service().tokens_given, 2, "renewed once, ahead, and then kept");
     std::fs::remove_file(bench.credentials_file()).expect("removed");

@@ -1,6 +1,5 @@
 //! Tokens signed with RS256, and checked: what the fakes of identity providers give out and take.
 
-use std::collections::HashMap;
 use std::time::SystemTime;
 
 use aws_lc_rs::rand::SystemRandom;
@@ -40,11 +39,4 @@ impl Signer {
 /// Seconds since 1970.
 pub fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs()
-}
-
-/// The pairs of an `application/x-www-form-urlencoded` body.
-pub fn url_form(body: &[u8]) -> HashMap<String, String> {
-    let query = String::from_utf8_lossy(body);
-    let url = reqwest::Url::parse(&format!("http://form/?{query}")).expect("a form");
-    url.query_pairs().into_owned().collect()
 }

@@ -10,11 +10,13 @@ mod azure_fake;
 mod behaviours;
 mod bench;
 mod faults;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod form;
 #[cfg(feature = "gcp")]
 mod gcp;
 #[cfg(feature = "gcp")]
 mod gcp_fake;
-#[cfg(any(feature = "azure", feature = "gcp"))]
+#[cfg(feature = "azure")]
 mod jwt;
 mod keyring;
 #[cfg(any(feature = "azure", feature = "gcp"))]
@@ -23,6 +25,8 @@ mod namespace;
 mod pkcs11;
 #[cfg(feature = "transit")]
 mod transit;
+#[cfg(all(feature = "azure", feature = "gcp"))]
+mod two_clouds;
 
 /// Makes one test of each behaviour for the bench `$bench`. A reason after the colon marks what the backend
 /// does not have. All behaviours must be named: one left out does not compile.

@@ -30,7 +30,7 @@ pub fn run<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
         .env_remove("IDENTITY_ENDPOINT")
         .output()
         .expect("unshare and ip are installed (Debian: util-linux, iproute2)");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let passed = output.status.success() && text.contains("1 passed");
-    assert!(passed, "{name} in its own network: {text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let passed = output.status.success() && printed.contains("1 passed");
+    assert!(passed, "{name} in its own network: {printed}\n{}", String::from_utf8_lossy(&output.stderr));
 }

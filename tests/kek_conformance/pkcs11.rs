@@ -29,8 +29,8 @@ fn run_elsewhere(test: &str) -> bool {
     let path = folder.path();
     std::fs::create_dir(path.join("tokens")).expect("a folder");
     let tokens = path.join("tokens").display().to_string();
-    let text = format!("directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n");
-    std::fs::write(path.join("softhsm2.conf"), text).expect("written");
+    let settings = format!("directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n");
+    std::fs::write(path.join("softhsm2.conf"), settings).expect("written");
     std::fs::write(path.join("pin"), format!("{PIN}\n")).expect("written");
     let (_crate_name, name) = test.split_once("::").expect("a path");
     let ended = Command::new(std::env::current_exe().expect("this program"))
@@ -200,6 +200,7 @@ crate::conformance! {
     a_withdrawn_permission_is_denied: "a PIN opens the whole token; PKCS#11 has no permissions for one key",
     expired_credentials_are_renewed,
     revoked_credentials_are_unauthenticated,
+    the_end_of_the_credentials_is_known: "a token does not tell when a PIN expires",
     a_throttled_call_is_throttled: "PKCS#11 has no return value for too many calls",
     a_server_error_is_unavailable: "a module is called, not asked over HTTP; its errors are mapped in failure.rs",
     a_slow_server_meets_the_deadline: "SoftHSM is never slow",

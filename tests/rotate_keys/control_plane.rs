@@ -76,6 +76,8 @@ pub struct Shape {
     pub in_clear: bool,
     pub arguments: Vec<String>,
     pub audit_policy: Option<String>,
+    /// Let etcd serve TLS with client certificates, too.
+    pub etcd_tls: bool,
 }
 
 impl Shape {
@@ -86,6 +88,7 @@ impl Shape {
             in_clear: false,
             arguments: Vec::new(),
             audit_policy: None,
+            etcd_tls: false,
         }
     }
 }
@@ -102,7 +105,7 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     pub async fn start(shape: Shape) -> Self {
-        let etcd = Etcd::start().await;
+        let etcd = if shape.etcd_tls { Etcd::start_tls().await } else { Etcd::start().await };
         let (mut servers, mut plugins, mut keyrings) = (Vec::new(), Vec::new(), Vec::new());
         for number in 1..=shape.servers {
             let keyring = Keyring::create();
@@ -111,9 +114,10 @@ impl ControlPlane {
             }
             let plugin = Plugin::start(&keyring.settings()).await;
             plugin.wait_healthy().await;
-            let providers = match shape.in_clear {
-                true => ["{identity: {}}".to_owned(), plugin.provider()],
-                false => [plugin.provider(), "{identity: {}}".to_owned()],
+            let providers = if shape.in_clear {
+                ["{identity: {}}".to_owned(), plugin.provider()]
+            } else {
+                [plugin.provider(), "{identity: {}}".to_owned()]
             };
             let text = encryption_configuration(&shape.resources, &providers.each_ref().map(String::as_str));
             let options = ApiServerOptions {
@@ -138,7 +142,7 @@ impl ControlPlane {
 
     /// Waits until the API itself knows of so many API servers.
     pub async fn wait_endpoints(&self, count: usize) {
-        wait_until("every API server is an endpoint of default/kubernetes", Duration::from_secs(60), async || {
+        wait_until("every API server is an endpoint of default/kubernetes", Duration::from_mins(1), async || {
             let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
             let Some((200, text)) = self.servers[0].get(path).await else { return false };
             let slice: Value = serde_json::from_str(&text).unwrap();
@@ -158,12 +162,18 @@ impl ControlPlane {
         self.wait_endpoints(self.servers.len()).await;
     }
 
-    /// Makes a new keyring version active on these nodes, of which the first makes it.
+    /// Brings a new keyring version to all nodes, as pending: it opens, and nobody writes with it.
+    pub fn prepare_keyrings(&self) {
+        self.keyrings[0].run(&["add"], None);
+        self.keyrings.iter().skip(1).for_each(|keyring| keyring.copy_from(&self.keyrings[0]));
+    }
+
+    /// Makes the pending version active on these nodes; where there is none, a new one on all of them.
     pub fn rotate_keyrings(&self, nodes: std::ops::Range<usize>) {
-        let first = &self.keyrings[nodes.start];
-        first.run(&["add"], None);
-        first.run(&["activate"], None);
-        nodes.skip(1).for_each(|node| self.keyrings[node].copy_from(first));
+        if self.keyrings[0].versions().iter().all(|version| version["state"] != "pending") {
+            self.prepare_keyrings();
+        }
+        nodes.for_each(|node| self.keyrings[node].run(&["activate"], None));
     }
 
     /// What the plugin of one node reports.
@@ -245,7 +255,7 @@ impl ControlPlane {
     /// The same with another kubeconfig argument.
     pub fn run_as(&self, command: &str, more: &[&str], kubeconfig: &str) -> Ended {
         let mut arguments = self.arguments(command, more);
-        arguments[1] = kubeconfig.to_owned();
+        kubeconfig.clone_into(&mut arguments[1]);
         let output = tokio::task::block_in_place(|| Command::new(BINARY).args(arguments).output().unwrap());
         Ended::of(&output)
     }
@@ -274,6 +284,12 @@ impl ControlPlane {
                 }
             })
             .await;
+    }
+
+    /// Checks that nothing is stored but under this key_id.
+    pub async fn check_all_under(&self, key_id: &str) {
+        let stored = self.stored().await;
+        assert!(stored.contains_key(key_id) && stored.len() == 1, "{key_id} was expected: {stored:?}");
     }
 
     /// Checks that every Secret that [`Self::create_secrets`] made still holds its name.

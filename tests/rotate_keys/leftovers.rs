@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::control_plane::{ControlPlane, Shape};
+use crate::objects::grant;
+use crate::support::apiserver::ROTATOR;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verify_names_a_leftover_before_a_restart_would_fail_on_it() {
@@ -19,7 +21,7 @@ async fn verify_names_a_leftover_before_a_restart_would_fail_on_it() {
     // As if it had been missed.
     plane.etcd.put(key, &stored).await;
     plane.run("verify", &[]).exits(6).says(key).says(&old);
-    plane.run("verify", &["no-etcd"]).exits(6);
+    plane.run("verify", &["no-etcd"]).exits(6).says("/api/v1/namespaces/default/secrets/s-3");
     let retired = plane.keyrings[0].versions().into_iter().find(|version| version["state"] == "retired").unwrap();
     plane.keyrings[0].run(&["destroy"], retired["id"].as_str());
     assert!(plane.servers[0].readyz().await.unwrap().0, "nothing shows as long as it runs");
@@ -37,4 +39,33 @@ async fn verify_names_a_leftover_before_a_restart_would_fail_on_it() {
     let (_, why) = plane.servers[0].readyz().await.unwrap();
     assert!(why.contains("[-]informer-sync") || why.contains("[-]storage-readiness"), "{why}");
     plane.run("verify", &[]).exits(6).says(key);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_is_scanned_over_tls_with_a_client_certificate() {
+    let plane = ControlPlane::start(Shape { etcd_tls: true, ..Shape::of(1) }).await;
+    plane.create_secrets("s", 700).await;
+    let (url, folder) = plane.etcd.tls();
+    let at = |flag: &str, name: &str| format!("{flag}={}", folder.join(name).display());
+    let (url, ca) = (format!("--etcd={url}"), at("--etcd-ca", "etcd-ca.crt"));
+    let (certificate, key) = (at("--etcd-cert", "etcd.crt"), at("--etcd-key", "etcd.key"));
+    let ended = plane.run("verify", &["no-etcd", &url, &ca, &certificate, &key, "--output=json"]).exits(0);
+    let scan: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
+    let secrets = scan["stored"]["secrets"].as_object().unwrap();
+    assert_eq!(secrets.values().map(|count| count.as_u64().unwrap()).sum::<u64>(), 700);
+    plane.run("verify", &["no-etcd", &url, &ca]).exits(1).says("no etcd endpoint answers").says("CertificateRequired");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_metrics_nothing_is_called_proven() {
+    let plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 10).await;
+    let kubeconfig = format!("--kubeconfig={}", plane.servers[0].kubeconfig(ROTATOR).display());
+    let rights = plane.run("rotate-keys", &["--print-rbac"]).exits(0).out;
+    grant(&plane, &rights.replace("/metrics", "/nothing")).await;
+    plane.run_as("rotate-keys", &[], &kubeconfig).exits(5).says("cannot read the metrics").says("--accept-unproven");
+    plane.run("rotate-keys", &["--abort"]).exits(0);
+    let key_id = format!("--key-id={}", plane.key_id(0).await);
+    let more = ["--accept-unproven", "--adoption-timeout=4s", &key_id];
+    plane.run_as("rotate-keys", &more, &kubeconfig).exits(0).says("Not proven");
 }

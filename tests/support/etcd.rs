@@ -23,6 +23,7 @@ pub struct Etcd {
     folder: tempfile::TempDir,
     url: String,
     api_port: u16,
+    tls: Option<(String, tempfile::TempDir)>,
 }
 
 /// The parts of an encrypted value that stand in clear.
@@ -44,11 +45,52 @@ impl Etcd {
         Self::start_with(&[]).await
     }
 
+    /// The same, and it also serves TLS to clients with a certificate, see [`Self::tls`]. Certificate, key and
+    /// authority of both sides are `etcd.crt`, `etcd.key` and `etcd-ca.crt`.
+    pub async fn start_tls() -> Self {
+        let certificates = temporary_folder("etcd-certificates-");
+        let at = |name: &str| certificates.path().join(name);
+        let authority_key = rcgen::KeyPair::generate().unwrap();
+        let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        std::fs::write(at("etcd-ca.crt"), authority.self_signed(&authority_key).unwrap().pem()).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+        let issuer = rcgen::Issuer::new(authority, authority_key);
+        std::fs::write(at("etcd.crt"), leaf.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+        std::fs::write(at("etcd.key"), key.serialize_pem()).unwrap();
+        let (plain, tls) = (free_port(), free_port());
+        let urls = format!("http://127.0.0.1:{plain},https://127.0.0.1:{tls}");
+        let mut etcd = Self::start_at(
+            plain,
+            &[
+                &format!("--listen-client-urls={urls}"),
+                &format!("--cert-file={}", at("etcd.crt").display()),
+                &format!("--key-file={}", at("etcd.key").display()),
+                &format!("--trusted-ca-file={}", at("etcd-ca.crt").display()),
+                "--client-cert-auth",
+            ],
+        )
+        .await;
+        etcd.tls = Some((format!("https://127.0.0.1:{tls}"), certificates));
+        etcd
+    }
+
+    /// Where TLS is served, and the folder with the certificates.
+    pub fn tls(&self) -> (&str, &Path) {
+        let (url, folder) = self.tls.as_ref().expect("it was started with TLS");
+        (url, folder.path())
+    }
+
     /// The same with more arguments.
     pub async fn start_with(more: &[&str]) -> Self {
+        Self::start_at(free_port(), more).await
+    }
+
+    async fn start_at(port: u16, more: &[&str]) -> Self {
         super::prepare();
         let folder = temporary_folder("etcd-");
-        let url = format!("http://127.0.0.1:{}", free_port());
+        let url = format!("http://127.0.0.1:{port}");
         let peer = format!("http://127.0.0.1:{}", free_port());
         let data = folder.path().join("data");
         let mut arguments = vec![
@@ -65,7 +107,7 @@ impl Etcd {
         let arguments = arguments.into_iter().map(Into::into).collect();
         let log = folder.path().join("etcd.log");
         let process = Process::start("etcd", server("etcd"), arguments, Vec::new(), log);
-        let etcd = Self { process, folder, url, api_port: free_port() };
+        let etcd = Self { process, folder, url, api_port: free_port(), tls: None };
         wait_until("etcd answers", STARTS_WITHIN, async || etcd.try_range(b"/", b"0", 0, 1).await.is_some()).await;
         etcd
     }

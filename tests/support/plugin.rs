@@ -77,6 +77,11 @@ impl Plugin {
         format!("http://127.0.0.1:{}", self.health_port)
     }
 
+    /// What its health endpoint answers.
+    pub fn get(&self, path: &str) -> String {
+        get(self.health_port, path)
+    }
+
     /// The value of a metric: the sum over the series of this name whose labels contain every one of `labels`.
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let text = get(self.health_port, "/metrics");
@@ -85,7 +90,7 @@ impl Plugin {
             let (found, its_labels) = series.split_once('{').unwrap_or((series, ""));
             (found == name && labels.iter().all(|label| its_labels.contains(label))).then_some(value)
         });
-        series.map(|value| value.parse::<f64>().unwrap()).sum()
+        series.map(|value| value.parse::<f64>().unwrap()).fold(0.0, |sum, value| sum + value)
     }
 
     /// How often a KEK was asked something, retries counted.

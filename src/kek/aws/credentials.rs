@@ -95,6 +95,12 @@ impl Credentials {
         current.changed().await.is_ok() && others(&current.borrow(), refused)
     }
 
+    /// When those in use end; what lies in a file or the environment does not.
+    pub(super) fn expire(&self) -> Option<jiff::Timestamp> {
+        let State::Loaded(keys) = &*self.current.borrow() else { return None };
+        jiff::Timestamp::try_from(keys.expiry()?).ok()
+    }
+
     /// For the client: hands over what is loaded, and never waits.
     pub(super) fn provider(&self) -> impl ProvideCredentials + 'static {
         Loaded(self.current.clone())

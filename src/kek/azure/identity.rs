@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -137,6 +138,8 @@ pub(super) struct Identity {
     credential: Credential,
     options: ClientOptions,
     current: Mutex<Option<Current>>,
+    /// Unix time of the end of the token that was got last.
+    ends: AtomicI64,
 }
 
 struct Current {
@@ -152,7 +155,13 @@ impl Identity {
             cloud.authority_host = host.into();
             Arc::new(cloud.into())
         });
-        Self { credential, options, current: Mutex::default() }
+        Self { credential, options, current: Mutex::default(), ends: AtomicI64::new(0) }
+    }
+
+    /// When the token in use ends.
+    pub(super) fn expires(&self) -> Option<jiff::Timestamp> {
+        let ends = Some(self.ends.load(Ordering::Relaxed)).filter(|&ends| ends > 0)?;
+        jiff::Timestamp::from_second(ends).ok()
     }
 
     /// Gives up every token got so far: the vault did not accept one.
@@ -194,7 +203,9 @@ impl TokenCredential for Identity {
         });
         let late = |what: String| Error::new(ErrorKind::Credential, KekError::unavailable(what));
         match tokio::time::timeout(WAIT, fetch).await {
-            Ok(Ok(token)) => token,
+            Ok(Ok(token)) => {
+                token.inspect(|token| self.ends.store(token.expires_on.unix_timestamp(), Ordering::Relaxed))
+            }
             Ok(Err(error)) => Err(late(format!("the token fetch ended early: {error}"))),
             Err(_) => Err(late(format!("no access token from Azure within {WAIT:?}"))),
         }

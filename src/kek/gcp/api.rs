@@ -124,6 +124,11 @@ impl Api {
         Self { client, base: format!("{endpoint}/v1/"), name: name.into(), tokens: Tokens::new(credentials) }
     }
 
+    /// When the access token in use ends.
+    pub(super) fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        self.tokens.expire()
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
-use super::super::http::{Answer, retry_after};
-use super::super::{KekCause, KekError};
+use crate::kek::http::Answer;
+use crate::kek::{KekCause, KekError};
 
 /// What was asked: some answers mean different things to different questions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +117,12 @@ impl Status {
     }
 }
 
+/// The pause that a `Retry-After` header in seconds asks for.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,7 +135,7 @@ mod tests {
     }
 
     fn answer(status: u16, body: String) -> Answer {
-        Answer { status, headers: reqwest::header::HeaderMap::new(), body: Zeroizing::new(body.into_bytes()) }
+        Answer { status, headers: HeaderMap::new(), body: Zeroizing::new(body.into_bytes()) }
     }
 
     fn cause(question: Question, code: u16, status: &str, message: &str) -> KekCause {

@@ -12,8 +12,8 @@ use gcp_auth::{ConfigDefaultCredentials, CustomServiceAccount, MetadataServiceAc
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::super::{KekCause, KekError};
 use crate::crypto::seal::digest;
+use crate::kek::{KekCause, KekError};
 
 const SCOPES: &[&str] = &["https://www.googleapis.com/auth/cloudkms"];
 /// A token that ends sooner is replaced while it still serves.
@@ -150,6 +150,14 @@ impl Tokens {
             Ok(Err(failure)) => Err(KekError::new(failure.cause, failure.message)),
             Err(_) => Err(KekError::unavailable(format!("no access token from Google within {WAIT:?}"))),
         }
+    }
+
+    /// When the token in use ends.
+    pub(super) fn expire(&self) -> Option<jiff::Timestamp> {
+        let mut state = self.state();
+        state.take_fetched();
+        let end = state.token.as_ref()?.expires_at();
+        jiff::Timestamp::try_from(SystemTime::from(end)).ok()
     }
 
     /// Forgets a token that Cloud KMS did not accept.

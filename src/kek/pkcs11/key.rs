@@ -129,7 +129,7 @@ impl Key {
 
 fn gcm<'a>(iv: &'a mut [u8; IV_BYTES], aad: &'a [u8]) -> Result<Mechanism<'a>, Error> {
     const TAG_BITS: u64 = 8 * TAG_BYTES as u64;
-    Ok(Mechanism::AesGcm(GcmParams::new(iv, aad, TAG_BITS.try_into()?)?))
+    Ok(Mechanism::AesGcm(GcmParams::new(iv, aad, TAG_BITS.into())?))
 }
 
 /// Makes a new AES-256 key that never leaves the token.

@@ -88,6 +88,12 @@ impl Session {
         Self(Arc::new(Inner { client, auth, held: Mutex::new(None), renewing: AtomicBool::new(false) }))
     }
 
+    /// When the token in use ends. Not known for the moment in which another one is being got.
+    pub fn expires(&self) -> Option<jiff::Timestamp> {
+        let left = self.0.held.try_lock().ok()?.as_ref()?.life?.ends.saturating_duration_since(Instant::now());
+        jiff::Timestamp::now().checked_add(left).ok()
+    }
+
     /// Reads `path` and gives the answer's `data`.
     pub async fn get<T: for<'de> Deserialize<'de>>(&self, path: &str) -> Result<T, KekError> {
         let request = Request { method: Method::GET, ..engine_request(path, None) };

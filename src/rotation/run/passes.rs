@@ -9,9 +9,10 @@ use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
 use crate::rotation::api::chain;
 use crate::rotation::cluster::Cluster;
 use crate::rotation::plan::{Encrypted, encrypted};
+use crate::rotation::reads::scan_reads;
 use crate::rotation::rewrite::{Ask, Sweep, Tally, revision};
 use crate::rotation::verdict::Verdict;
-use crate::rotation::verify::{scan_etcd, scan_reads};
+use crate::rotation::verify::scan_etcd;
 
 /// So often everything is gone through again when leftovers are found.
 const PASSES: u32 = 3;
@@ -110,9 +111,8 @@ impl Run<'_> {
             let left = Duration::from_secs(left.unsigned_abs());
             tokio::time::sleep(left.min(self.settings.agreement_interval)).await;
             let Some(adoption) = self.journal.adoption.clone() else { continue };
-            match look_again(&self.cluster, &self.wanted(), &adoption, &mut missed).await? {
-                Some(why) => return Ok(self.agreement_lost(&why)),
-                None => continue,
+            if let Some(why) = look_again(&self.cluster, &self.wanted(), &adoption, &mut missed).await? {
+                return Ok(self.agreement_lost(&why));
             }
         }
     }

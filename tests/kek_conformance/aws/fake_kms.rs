@@ -41,6 +41,8 @@ pub struct Kms {
     pub describe_lag: usize,
     /// Decrypt's answers name no material, as `LocalStack`'s.
     pub hide_material_of_decrypt: bool,
+    /// Decrypt looks for the key that a blob names, and does not find it.
+    pub decrypt_finds_no_key: bool,
     pub requests: Vec<String>,
     lagging: usize,
 }
@@ -233,6 +235,9 @@ impl Kms {
     }
 
     fn decrypt(&self, id: &str, arn: &str, request: &Value) -> Result<Value, Refusal> {
+        if self.decrypt_finds_no_key {
+            return Err(Refusal("NotFoundException", "Invalid keyID".into()));
+        }
         let invalid = || Refusal("InvalidCiphertextException", String::new());
         let blob =
             BASE64_STANDARD.decode(request["CiphertextBlob"].as_str().unwrap_or_default()).map_err(|_| invalid())?;

@@ -77,6 +77,22 @@ async fn a_removed_alias_is_a_wrong_setting_and_no_reason_to_wipe() {
 }
 
 #[tokio::test]
+async fn a_blob_that_names_no_key_is_rejected_and_not_taken_for_a_deleted_key() {
+    let bench = FakeBench::start().await;
+    let id = bench.kms.state().aliases["it"].clone();
+    let key = config(&bench.item_of(&format!("arn:aws:kms:{REGION}:{ACCOUNT}:key/{id}")));
+    let kek = key.build().await.expect("a KEK");
+    let (dek, context) = dek();
+    let wrapped = kek.wrap(&dek, &context).await.expect("wrap");
+    bench.kms.state().decrypt_finds_no_key = true;
+    let error = kek.unwrap(&wrapped, &context).await.expect_err("no key");
+    assert_eq!(error.cause(), KekCause::Rejected, "{}", error.chain());
+    bench.kms.state().keys.clear();
+    let error = kek.unwrap(&wrapped, &context).await.expect_err("the key itself is gone");
+    assert_eq!(error.cause(), KekCause::Denied, "{}", error.chain());
+}
+
+#[tokio::test]
 async fn replicas_of_a_multi_region_key_give_one_key_id_and_open_each_others_wraps() {
     let bench = FakeBench::start().await;
     let id = bench.kms.state().add_key(Key::in_regions(&["eu-west-1", "us-east-1"]), "replicated", true);

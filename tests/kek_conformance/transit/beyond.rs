@@ -115,6 +115,21 @@ async fn logs_in_with_a_client_certificate() {
 }
 
 #[tokio::test]
+async fn a_new_ca_file_is_taken_in_after_a_failed_connection() {
+    let bench = TransitBench::start().await;
+    let file = bench.folder.path().join("ca-in-use.pem");
+    std::fs::write(&file, TestIssuer::new().pem).expect("written");
+    let known = bench.faults.ca_file().display().to_string();
+    let kek = build(&bench.item().replace(&known, &file.display().to_string())).await;
+    let error = kek.version().await.expect_err("an issuer that is not trusted");
+    assert!(error.chain().contains("certificate"), "the reason is told: {}", error.chain());
+    std::fs::copy(bench.faults.ca_file(), &file).expect("copied");
+    let again = kek.version().await.expect_err("the connection fails once more, with the former issuers");
+    assert_eq!(again.cause(), KekCause::Unavailable);
+    round_trip(&*kek).await;
+}
+
+#[tokio::test]
 async fn a_token_is_renewed_ahead_of_its_end_and_replaced_near_its_longest_life() {
     let bench = TransitBench::start().await;
     let role = json!({ "token_policies": ["plugin"], "token_ttl": "2s", "token_max_ttl": "5s" });

@@ -1,0 +1,291 @@
+//! The shape of the source, as data: which module may use which, what no file may hold, and where things lie.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// The layers, highest first. A module uses only modules of lower layers, never one beside it.
+const LAYERS: &[&[&str]] = &[
+    &["commands"],
+    &["plugin", "rotation"],
+    &["generation", "dek", "etcd"],
+    &["envelope"],
+    &["key_id"],
+    &["kek"],
+    &["crypto"],
+];
+
+/// They stand aside: anybody below `commands` may use `config` and `telemetry`, which themselves know only these.
+const ASIDE: &[(&str, &[&str])] = &[("cli", &["config", "telemetry"]), ("config", &["kek"]), ("telemetry", &["kek"])];
+
+/// Files of `src/kek/` that are no kind of KEK but serve all of them.
+const SHARED_BY_KEKS: &[&str] = &["error", "guard", "set", "http"];
+
+/// Names that say nothing.
+const FORBIDDEN_NAMES: &[&str] = &["utils", "helpers", "common", "types", "manager", "handler", "misc", "core"];
+
+const MAX_LINES: usize = 400;
+
+/// What may lie at the top; beside these, what git ignores.
+const TOP_LEVEL: &[&str] = &[
+    ".cargo",
+    ".clippy.toml",
+    ".ci",
+    ".config",
+    ".git",
+    ".gitignore",
+    ".rustfmt.toml",
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "SECURITY.md",
+    "build.rs",
+    "docs",
+    "manifests",
+    "proto",
+    "scripts",
+    "src",
+    "target",
+    "tests",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A source file: its place below `src/`, its module path, and its text without comments.
+struct Source {
+    name: String,
+    module: Vec<String>,
+    code: String,
+    lines: usize,
+}
+
+fn sources() -> Vec<Source> {
+    let mut files = Vec::new();
+    collect(&root().join("src"), &mut files);
+    assert!(files.len() > 30, "{} files", files.len());
+    files
+        .iter()
+        .map(|file| {
+            let name = file.strip_prefix(root().join("src")).unwrap().to_str().unwrap().to_owned();
+            let module = name.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
+            let text = std::fs::read_to_string(file).unwrap();
+            let code = text.lines().map(without_comment).collect::<Vec<_>>().join("\n");
+            Source { name, module, code, lines: text.lines().count() }
+        })
+        .collect()
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+fn without_comment(line: &str) -> &str {
+    if line.trim_start().starts_with("//") { "" } else { line.split(" // ").next().unwrap() }
+}
+
+/// The names that follow `prefix` in `code`: `prefix::a`, and `prefix::{a::…, b}`.
+fn names_after(code: &str, prefix: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let needle = format!("{prefix}::");
+    for (at, _) in code.match_indices(&needle) {
+        if code[..at].ends_with(|c: char| is_of_name(c) || c == ':') {
+            continue;
+        }
+        let rest = &code[at + needle.len()..];
+        match rest.strip_prefix('{') {
+            None => {
+                names.insert(rest.chars().take_while(|c| is_of_name(*c)).collect());
+            }
+            Some(list) => names.extend(first_names_of(list)),
+        }
+    }
+    names
+}
+
+/// The first name of each item of a list that ends with the brace that matches the one before it.
+fn first_names_of(list: &str) -> Vec<String> {
+    let (mut depth, mut item, mut names) = (0, String::new(), Vec::new());
+    for c in list.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => names.push(std::mem::take(&mut item)),
+            _ => item.push(c),
+        }
+    }
+    names.push(item);
+    names.iter().map(|item| item.trim().chars().take_while(|c| is_of_name(*c)).collect()).collect()
+}
+
+fn is_of_name(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// The top-level modules that a file names, through `crate::` or as many `super::` as lead to the top.
+fn uses(source: &Source) -> BTreeSet<String> {
+    let to_the_top = vec!["super"; source.module.len()].join("::");
+    let mut names = names_after(&source.code, "crate");
+    names.extend(names_after(&source.code, &to_the_top));
+    names.retain(|name| root().join(format!("src/{name}.rs")).exists() && *name != source.module[0]);
+    names
+}
+
+fn may_use(module: &str, used: &str) -> bool {
+    if let Some((_, known)) = ASIDE.iter().find(|(aside, _)| *aside == module) {
+        return known.contains(&used);
+    }
+    let layer = |module: &str| LAYERS.iter().position(|layer| layer.contains(&module));
+    match (layer(module), layer(used)) {
+        (Some(above), Some(below)) => above < below,
+        (Some(0), None) => true,
+        (Some(_), None) => matches!(used, "config" | "telemetry"),
+        (None, _) => false,
+    }
+}
+
+#[test]
+fn modules_use_only_what_lies_below_them() {
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for source in sources().iter().filter(|source| !matches!(source.name.as_str(), "main.rs" | "lib.rs")) {
+        for used in uses(source) {
+            seen += 1;
+            if !may_use(&source.module[0], &used) {
+                wrong.push(format!("{} uses {used}", source.name));
+            }
+        }
+    }
+    assert!(seen > 80, "only {seen} uses were found");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_module_has_its_layer() {
+    let placed: BTreeSet<&str> =
+        LAYERS.iter().copied().flatten().copied().chain(ASIDE.iter().map(|(module, _)| *module)).collect();
+    for source in sources().iter().filter(|source| source.module.len() == 1) {
+        let module = source.module[0].as_str();
+        assert!(placed.contains(module) || matches!(module, "main" | "lib"), "{module} is in no layer");
+    }
+}
+
+#[test]
+fn the_reader_of_uses_sees_every_form() {
+    let code =
+        "use crate::kek::{Kek, guard};\nuse crate::{config::Config, plugin::{a, b}};\nlet x = crate::dek::new();";
+    assert_eq!(names_after(code, "crate"), ["config", "dek", "kek", "plugin"].map(str::to_owned).into());
+    assert_eq!(names_after("use super::super::plugin;", "super::super"), ["plugin".to_owned()].into());
+    assert!(names_after("use super::super::plugin; mycrate::x", "crate").is_empty());
+    assert!(!may_use("plugin", "rotation") && !may_use("rotation", "plugin") && !may_use("crypto", "kek"));
+}
+
+#[test]
+fn keks_do_not_know_each_other() {
+    let sources = sources();
+    let kinds: BTreeSet<&str> = sources
+        .iter()
+        .filter(|source| source.module[0] == "kek" && source.module.len() == 2)
+        .map(|source| source.module[1].as_str())
+        .filter(|kind| !SHARED_BY_KEKS.contains(kind))
+        .collect();
+    assert!(kinds.contains("keyring") && kinds.len() > 3, "{kinds:?}");
+    for source in sources.iter().filter(|source| source.module[0] == "kek" && source.module.len() >= 2) {
+        let to_the_keks = vec!["super"; source.module.len() - 1].join("::");
+        let mut used = names_after(&source.code, "crate::kek");
+        used.extend(names_after(&source.code, &to_the_keks));
+        let others: Vec<_> =
+            used.iter().filter(|used| **used != source.module[1] && kinds.contains(used.as_str())).collect();
+        assert!(others.is_empty(), "{} knows {others:?}", source.name);
+    }
+}
+
+#[test]
+fn one_file_names_a_cipher_crate() {
+    for source in sources() {
+        for cipher in ["aes_gcm", "hkdf", "chacha20poly1305", "ring", "openssl", "aws_lc_rs"] {
+            let named = !names_after(&source.code, cipher).is_empty();
+            assert!(!named || source.name == "crypto/seal.rs", "{} names {cipher}", source.name);
+        }
+    }
+}
+
+#[test]
+fn only_main_ends_the_process() {
+    for source in sources() {
+        for end in ["process::exit", "process::abort", "exit_group"] {
+            assert!(!source.code.contains(end), "{} has {end}; return an exit code", source.name);
+        }
+    }
+}
+
+#[test]
+fn only_commands_print() {
+    for source in sources().iter().filter(|source| source.module[0] != "commands" && source.name != "main.rs") {
+        for print in ["println!", "print!(", "dbg!("] {
+            assert!(!source.code.contains(print), "{} has {print}; commands print, modules log", source.name);
+        }
+    }
+}
+
+#[test]
+fn files_have_names_that_say_something_and_a_size_that_can_be_read() {
+    for source in sources() {
+        for name in &source.module {
+            assert!(!FORBIDDEN_NAMES.contains(&name.as_str()), "{}", source.name);
+            assert!(name != "mod", "{}: name the file after the module", source.name);
+        }
+        assert!(source.lines <= MAX_LINES, "{} has {} lines", source.name, source.lines);
+    }
+    let mut tests = Vec::new();
+    collect(&root().join("tests"), &mut tests);
+    let support = root().join("tests/support/mod.rs");
+    let unwanted: Vec<_> = tests.iter().filter(|file| file.ends_with("mod.rs") && **file != support).collect();
+    assert!(unwanted.is_empty(), "{unwanted:?}");
+}
+
+#[test]
+fn every_file_begins_with_what_it_owns() {
+    for source in sources() {
+        let text = std::fs::read_to_string(root().join("src").join(&source.name)).unwrap();
+        assert!(text.starts_with("//! "), "{} says nothing about itself", source.name);
+    }
+}
+
+/// A threat that is called mitigated has a test, and it is there.
+#[test]
+fn the_tests_that_the_threat_model_names_exist() {
+    let text = std::fs::read_to_string(root().join("SECURITY.md")).unwrap();
+    let mut files = Vec::new();
+    collect(&root().join("tests"), &mut files);
+    collect(&root().join("src"), &mut files);
+    let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let names: Vec<_> = text.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() > 3).collect();
+    assert!(names.len() >= 8, "{names:?}");
+    for name in names.iter().filter(|name| name.chars().all(is_of_name)) {
+        assert!(code.contains(&format!("fn {name}(")), "{name} is no test");
+    }
+    let paths = text.split(|c: char| !is_of_name(c) && !"/.-".contains(c)).filter(|word| word.starts_with("tests/"));
+    for path in paths {
+        assert!(root().join(path.trim_end_matches('.')).exists(), "{path} does not exist");
+    }
+}
+
+#[test]
+fn the_top_level_holds_only_what_belongs_there() {
+    for entry in std::fs::read_dir(root()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(TOP_LEVEL.contains(&name.as_str()), "{name}: tool files go into .cargo, .config or .ci");
+    }
+}

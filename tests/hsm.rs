@@ -1,0 +1,107 @@
+//! The plugin's own binary with a KEK in a token: the module is loaded into the process that has given up its
+//! privileges, and serves there over rotations and restarts. The KEK by itself is `kek_conformance`'s.
+#![cfg(feature = "pkcs11")]
+#![allow(missing_docs, dead_code, clippy::unwrap_used, reason = "for tests only")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
+use support::{Plugin, STARTS_WITHIN, wait_until};
+
+const SEED: &[u8] = b"32 bytes, as an API server sends";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_follows_a_new_key_in_the_token_and_opens_what_the_old_one_wrapped() {
+    let token = Token::new();
+    token.tool(&["--keygen", "--key-type", "AES:32", "--label", "kube-envelope", "--id", "01", "--sensitive"]);
+    let mut plugin = token.plugin();
+    let first = plugin.wait_healthy().await;
+    let sealed = encrypt(&plugin).await;
+    assert_eq!(sealed.key_id, first);
+    token.tool(&["--keygen", "--key-type", "AES:32", "--label", "kube-envelope", "--id", "02", "--sensitive"]);
+    wait_until("the new key is adopted", STARTS_WITHIN, async || {
+        plugin.status().await.is_some_and(|status| status.key_id != first)
+    })
+    .await;
+    assert_ne!(encrypt(&plugin).await.key_id, first);
+    assert_eq!(decrypt(&plugin, &sealed).await, SEED);
+    plugin.stop();
+    plugin.restart().await;
+    assert_ne!(plugin.wait_healthy().await, first, "the new generation outlives a restart");
+    assert_eq!(decrypt(&plugin, &sealed).await, SEED, "after a restart");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_waits_for_a_key_and_serves_once_it_is_made() {
+    let token = Token::new();
+    let plugin = token.plugin();
+    wait_until("Status tells what is missing", STARTS_WITHIN, async || {
+        let Some(mut client) = plugin.client().await else { return false };
+        let status = client.status(support::plugin::proto::StatusRequest {}).await;
+        status.is_err_and(|status| status.message().contains("kube-envelope"))
+    })
+    .await;
+    token.tool(&["--keygen", "--key-type", "AES:32", "--label", "kube-envelope", "--id", "01", "--sensitive"]);
+    plugin.wait_healthy().await;
+    assert_eq!(decrypt(&plugin, &encrypt(&plugin).await).await, SEED);
+}
+
+/// A SoftHSM token in a folder of its own.
+struct Token {
+    folder: tempfile::TempDir,
+    module: PathBuf,
+}
+
+impl Token {
+    fn new() -> Self {
+        let folder = tempfile::TempDir::new().unwrap();
+        let tokens = folder.path().join("tokens");
+        std::fs::create_dir(&tokens).unwrap();
+        let settings = format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display());
+        std::fs::write(folder.path().join("softhsm2.conf"), settings).unwrap();
+        std::fs::write(folder.path().join("pin"), "1234").unwrap();
+        let token = Self { folder, module: module() };
+        let label = ["--init-token", "--free", "--label", "kek", "--so-pin", "4321", "--pin", "1234"];
+        token.run(Command::new("softhsm2-util").args(label));
+        token
+    }
+
+    fn plugin(&self) -> Plugin {
+        let at = |name: &str| self.folder.path().join(name).display().to_string();
+        let labels = "tokenLabel: kek, keyLabel: kube-envelope";
+        let item = format!("pkcs11: {{ module: {}, {labels}, pinFile: {} }}", self.module.display(), at("pin"));
+        let settings = format!("cluster: test\nrefreshInterval: 1s\nkeks: [{{ name: hsm, {item} }}]");
+        Plugin::spawn_with(&settings, &[("SOFTHSM2_CONF", &at("softhsm2.conf"))])
+    }
+
+    fn tool(&self, arguments: &[&str]) {
+        let login = ["--token-label", "kek", "--login", "--pin", "1234"];
+        self.run(Command::new("pkcs11-tool").arg("--module").arg(&self.module).args(login).args(arguments));
+    }
+
+    fn run(&self, command: &mut Command) {
+        let ended = command.env("SOFTHSM2_CONF", self.folder.path().join("softhsm2.conf")).output().unwrap();
+        assert!(ended.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ended.stderr));
+    }
+}
+
+/// What `scripts/servers` finds or installs.
+fn module() -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/servers");
+    let output = String::from_utf8(Command::new(script).arg("softhsm").output().unwrap().stdout).unwrap();
+    output.lines().find_map(|line| line.strip_prefix("SOFTHSM=")).expect("a module").into()
+}
+
+async fn encrypt(plugin: &Plugin) -> EncryptResponse {
+    let request = EncryptRequest { plaintext: SEED.to_vec(), uid: "u".into() };
+    plugin.client().await.unwrap().encrypt(request).await.unwrap().into_inner()
+}
+
+async fn decrypt(plugin: &Plugin, sealed: &EncryptResponse) -> Vec<u8> {
+    let EncryptResponse { ciphertext, key_id, annotations } = sealed.clone();
+    let request = DecryptRequest { ciphertext, uid: "u".into(), key_id, annotations };
+    plugin.client().await.unwrap().decrypt(request).await.unwrap().into_inner().plaintext
+}
