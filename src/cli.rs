@@ -43,7 +43,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// The configuration file.
-    #[arg(long, env = "KUBE_ENVELOPE_CONFIG", default_value = DEFAULT_PATH)]
+    #[arg(long, default_value = DEFAULT_PATH)]
     pub config: PathBuf,
     /// Instead of a configuration: make all that is needed, with an embedded keyring, in this folder. Not for production.
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
@@ -57,7 +57,7 @@ pub struct ServeArgs {
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// The configuration file of the running plugin; says where its health endpoint is.
-    #[arg(long, env = "KUBE_ENVELOPE_CONFIG", default_value = DEFAULT_PATH)]
+    #[arg(long, default_value = DEFAULT_PATH)]
     pub config: PathBuf,
     /// The form of the answer.
     #[arg(long, short, value_enum, default_value_t)]
@@ -68,8 +68,14 @@ pub struct StatusArgs {
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
     /// The configuration file.
-    #[arg(long, env = "KUBE_ENVELOPE_CONFIG", default_value = DEFAULT_PATH)]
+    #[arg(long, default_value = DEFAULT_PATH)]
     pub config: PathBuf,
+    /// The API server's `EncryptionConfiguration`, to be checked as well.
+    #[arg(long, value_name = "FILE")]
+    pub encryption_config: Option<PathBuf>,
+    /// The manifest of kube-apiserver's static pod, to be checked as well, with the `EncryptionConfiguration` it names.
+    #[arg(long, value_name = "FILE")]
+    pub apiserver_manifest: Option<PathBuf>,
     /// The form of the answer.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,

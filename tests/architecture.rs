@@ -263,6 +263,25 @@ fn every_file_begins_with_what_it_owns() {
     }
 }
 
+/// A threat that is called mitigated has a test, and it is there.
+#[test]
+fn the_tests_that_the_threat_model_names_exist() {
+    let text = std::fs::read_to_string(root().join("SECURITY.md")).unwrap();
+    let mut files = Vec::new();
+    collect(&root().join("tests"), &mut files);
+    collect(&root().join("src"), &mut files);
+    let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let names: Vec<_> = text.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() > 3).collect();
+    assert!(names.len() >= 8, "{names:?}");
+    for name in names.iter().filter(|name| name.chars().all(is_of_name)) {
+        assert!(code.contains(&format!("fn {name}(")), "{name} is no test");
+    }
+    let paths = text.split(|c: char| !is_of_name(c) && !"/.-".contains(c)).filter(|word| word.starts_with("tests/"));
+    for path in paths {
+        assert!(root().join(path.trim_end_matches('.')).exists(), "{path} does not exist");
+    }
+}
+
 #[test]
 fn the_top_level_holds_only_what_belongs_there() {
     for entry in std::fs::read_dir(root()).unwrap() {

@@ -48,7 +48,9 @@ impl Clouds {
         google.service().keys.insert(GOOGLE_KEY.into(), gcp_fake::Key::new());
         azure.service().keys.insert("kek".into(), azure_fake::Key::rsa());
         let lines = [folder.path().join("google"), folder.path().join("azure")];
-        lines.iter().for_each(|line| std::fs::create_dir(line).unwrap());
+        for line in &lines {
+            std::fs::create_dir(line).unwrap();
+        }
         std::fs::write(folder.path().join("account.json"), google.credentials()).unwrap();
         std::fs::write(folder.path().join("secret"), &azure.service().secret).unwrap();
         let google_line = Faults::tls(google.address, &lines[0]).await;

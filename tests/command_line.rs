@@ -22,11 +22,7 @@ struct Ran {
 }
 
 fn run(arguments: &[&str]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_kube-envelope"))
-        .args(arguments)
-        .env_remove("KUBE_ENVELOPE_CONFIG")
-        .output()
-        .unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_kube-envelope")).args(arguments).output().unwrap();
     Ran {
         code: output.status.code(),
         out: String::from_utf8(output.stdout).unwrap(),
@@ -175,6 +171,27 @@ fn two_keks_of_one_name_are_refused() {
         &with("keks:\n  - {name: a, keyring: {file: KEYRING}}\n  - {name: a, keyring: {file: KEYRING}}"),
         &["3:5: keks[1].name: \"a\" is empty or used twice; give each KEK its own name"],
     );
+}
+
+#[test]
+fn one_keyring_under_two_names_is_refused() {
+    let keyring = KeyringFile::create();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    let kek = |name: &str| format!("  - {{name: {name}, keyring: {{file: {}}}}}\n", keyring.path().display());
+    let at = folder.path().display();
+    let paths = format!("socket: {at}/kms.sock\nstateDir: {at}/state\n");
+    std::fs::write(&file, format!("cluster: c\n{paths}keks:\n{}{}", kek("a"), kek("b"))).unwrap();
+    let ran = run(&["serve", "--config", path(&file)]);
+    assert_eq!(
+        ran.error,
+        format!(
+            "error: {}: KEK b: is the same key as KEK a, as far as the configuration tells; remove one of them\n",
+            file.display()
+        )
+    );
+    assert_eq!(ran.code, Some(2));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing was made");
 }
 
 #[test]
@@ -373,6 +390,33 @@ async fn sighup_with_another_kek_makes_a_generation_of_both() {
     let report: Value = serde_json::from_str(&plugin.get("/status")).unwrap();
     let names: Vec<_> = report["keks"].as_array().unwrap().iter().map(|kek| kek["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["second", "primary"]);
+}
+
+/// As the kubelet does it: the file is a symlink into a folder that is swapped for another. No signal is sent.
+#[tokio::test]
+async fn a_configuration_behind_a_swapped_symlink_is_followed_without_a_signal() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&keyring.settings("swapped")).await;
+    let before = plugin.wait_healthy().await;
+    plugin.stop();
+    let (file, data) = (plugin.config_file(), plugin.folder().join("..data"));
+    let text = std::fs::read_to_string(&file).unwrap();
+    for (version, epoch) in [("v1", 1), ("v2", 2)] {
+        let folder = plugin.folder().join(version);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("config.yaml"), format!("{text}epoch: {epoch}\n")).unwrap();
+    }
+    std::os::unix::fs::symlink("v1", &data).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("..data/config.yaml", &file).unwrap();
+    plugin.restart().await;
+    assert_eq!(plugin.wait_healthy().await, before);
+
+    let swap = plugin.folder().join("..swap");
+    std::os::unix::fs::symlink("v2", &swap).unwrap();
+    std::fs::rename(swap, data).unwrap();
+    let followed = async || plugin.wait_healthy().await != before;
+    wait_until("the new epoch is followed", Duration::from_secs(30), followed).await;
 }
 
 #[tokio::test]

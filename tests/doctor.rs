@@ -133,3 +133,84 @@ fn a_state_folder_that_is_a_file_fails() {
     assert_eq!(code, 1);
     assert!(out.contains("is not a folder"), "{out}");
 }
+
+/// An `EncryptionConfiguration` beside the configuration, of one item with these providers.
+fn write_encryption(folder: &Path, providers: &str) -> String {
+    let file = folder.join("encryption.yaml");
+    let text = format!(
+        "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
+         - {{ resources: [secrets], providers: [{providers}] }}\n"
+    );
+    fs::write(&file, text).expect("written");
+    file.display().to_string()
+}
+
+fn provider(folder: &Path, more: &str) -> String {
+    format!("{{ kms: {{ name: it, endpoint: 'unix://{}/run/kms.sock'{more} }} }}", folder.display())
+}
+
+#[test]
+fn an_encryption_configuration_that_leads_to_the_plugin_passes() {
+    let folder = folder();
+    let providers = provider(folder.path(), ", apiVersion: v2, timeout: 3s") + ", { identity: {} }";
+    let file = write_encryption(folder.path(), &providers);
+    let (code, out, _) = doctor(folder.path(), &["--encryption-config", &file]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("Secrets are written through the plugin"), "{out}");
+}
+
+#[test]
+fn what_is_wrong_with_an_encryption_configuration_is_said_with_the_fix() {
+    let folder = folder();
+    let ours = |more: &str| provider(folder.path(), more);
+    for (providers, expected, fix) in [
+        (ours(""), 1, "set apiVersion: v2"),
+        (ours(", apiVersion: v2, cachesize: 1000"), 1, "remove cachesize"),
+        (ours(", apiVersion: v2, timeout: 1s"), 0, "set timeout: 3s"),
+        (
+            String::from("{ identity: {} }, ") + &ours(", apiVersion: v2"),
+            0,
+            "move the plugin's provider to the first place",
+        ),
+        (
+            "{ kms: { name: it, apiVersion: v2, endpoint: 'unix:///elsewhere.sock' } }".into(),
+            1,
+            "give both the same path",
+        ),
+    ] {
+        let file = write_encryption(folder.path(), &providers);
+        let (code, out, _) = doctor(folder.path(), &["--encryption-config", &file]);
+        assert_eq!(code, expected, "{out}");
+        assert!(out.contains(fix), "{fix}: {out}");
+    }
+}
+
+#[test]
+fn a_static_pod_is_followed_to_the_file_and_the_socket_that_it_mounts() {
+    let folder = folder();
+    let at = folder.path().display().to_string();
+    let inside = "{ kms: { name: it, apiVersion: v2, endpoint: 'unix:///plugin/kms.sock' } }";
+    write_encryption(folder.path(), inside);
+    let manifest = folder.path().join("kube-apiserver.yaml");
+    let write_pod = |flag: &str, socket_folder: &str| {
+        let text = format!(
+            "spec:\n  containers:\n  - name: kube-apiserver\n    command: [kube-apiserver, {flag}]\n    volumeMounts:\n\
+             \x20   - {{ name: files, mountPath: /files }}\n    - {{ name: socket, mountPath: /plugin }}\n  volumes:\n\
+             \x20 - {{ name: files, hostPath: {{ path: '{at}' }} }}\n  - {{ name: socket, hostPath: {{ path: '{socket_folder}' }} }}\n"
+        );
+        fs::write(&manifest, text).expect("written");
+    };
+    let manifest = manifest.display().to_string();
+    let run = || doctor(folder.path(), &["--apiserver-manifest", &manifest]);
+    let flag = "--encryption-provider-config=/files/encryption.yaml";
+    write_pod(flag, &format!("{at}/run"));
+    let (code, out, _) = run();
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("Secrets are written through the plugin"), "{out}");
+    write_pod(flag, &format!("{at}/another"));
+    assert!(matches!(run(), (1, out, _) if out.contains("no KMS provider has the endpoint")));
+    write_pod("--v=2", &format!("{at}/run"));
+    assert!(matches!(run(), (1, out, _) if out.contains("--encryption-provider-config is not set")));
+    write_pod("--encryption-provider-config=/nowhere/encryption.yaml", &format!("{at}/run"));
+    assert!(matches!(run(), (1, out, _) if out.contains("no hostPath volume is mounted there")));
+}

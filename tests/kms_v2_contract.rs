@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use kube_envelope::envelope::MAX_SEED_BYTES;
+use kube_envelope::kek::keyring::Keyring;
 use support::plugin::proto::key_management_service_client::KeyManagementServiceClient;
 use support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use support::{KeyringFile, Plugin, wait_until};
@@ -425,6 +426,43 @@ async fn concurrent_decrypts_of_one_foreign_dek_cost_exactly_one_unwrap() {
     futures::future::join_all(calls).await;
     assert_eq!(cold.kek_requests("unwrap") - before, 1);
     assert_eq!(cold.kek_requests("wrap\""), 1, "and nothing else was asked");
+}
+
+/// A cold API server reads its seeds over one connection, as fast as the stream limit lets it: none is turned away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_decrypts_at_once_over_one_connection_are_all_answered() {
+    let keyring = KeyringFile::create();
+    let plugin = quiet(&keyring).await;
+    let client = plugin.client().await.unwrap();
+    let encrypted = encrypt(&mut client.clone(), &[5; 32]).await;
+    let calls = (0..1000).map(|_| {
+        let (mut client, request) = (client.clone(), decrypt_request(&encrypted));
+        async move { client.decrypt(request).await.map(|response| response.into_inner().plaintext) }
+    });
+    for answer in futures::future::join_all(calls).await {
+        assert_eq!(answer.unwrap(), [5; 32]);
+    }
+}
+
+/// Invariant 10: the bounds of *apiserver* are checked with the real wraps before anything is served, not by the API
+/// server at the first write.
+#[tokio::test]
+async fn annotations_that_no_api_server_stores_keep_the_plugin_from_serving_and_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let keks = (0..250).map(|i| {
+        let file = folder.path().join(format!("{i}.json"));
+        Keyring::create(&mut rand::rng()).write_new(&file).unwrap();
+        format!("{{name: k{i}, keyring: {{file: {}}}}}", file.display())
+    });
+    let keks = keks.collect::<Vec<_>>().join(", ");
+    let mut plugin = Plugin::start(&format!("cluster: {CLUSTER}\nkeks: [{keks}]")).await;
+    let mut client = plugin.client().await.unwrap();
+    let refused = client.status(StatusRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().contains("the API server stores 32768; configure fewer KEKs"), "{}", refused.message());
+    let request = EncryptRequest { plaintext: vec![1; 32], uid: "encrypt".into() };
+    assert_eq!(client.encrypt(request).await.unwrap_err().code(), Code::Unavailable);
+    assert!(plugin.process.is_running(), "it says so for as long as it is so");
 }
 
 /// *proto*: "UID is a unique identifier for the request": an operator finds the refusal by it.

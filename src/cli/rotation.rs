@@ -66,7 +66,7 @@ pub struct RotateKeysArgs {
     #[arg(long)]
     pub rotate_kek: bool,
     /// The plugin's configuration file, for --rotate-kek.
-    #[arg(long, env = "KUBE_ENVELOPE_CONFIG", value_name = "FILE", default_value = DEFAULT_PATH)]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     pub config: PathBuf,
     /// Where the rotation is remembered, and its evidence is put beside.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_JOURNAL)]

@@ -1,6 +1,7 @@
-//! `doctor`: checks the configuration, this machine and each KEK, with a throw-away DEK, and says the fix for what
-//! is wrong. Changes nothing: no file is written, no socket taken, no KEK rotated.
+//! `doctor`: checks the configuration, this machine, what the API server is told, and each KEK with a throw-away
+//! DEK, and says the fix for what is wrong. Changes nothing: no file is written, no socket taken, no KEK rotated.
 
+mod apiserver;
 mod host;
 mod keks;
 
@@ -70,6 +71,7 @@ pub fn run(args: &DoctorArgs) -> Result<Exit> {
     let config = Config::load(&args.config)?;
     let mut findings = vec![Finding::ok("configuration", format!("{} is well-formed", args.config.display()))];
     findings.extend(host::check(&config));
+    findings.extend(apiserver::check(&config, args.encryption_config.as_deref(), args.apiserver_manifest.as_deref()));
     findings.extend(block_on(async { Ok(keks::check(&config).await) })?);
     match args.output {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&report(&config, &findings))?),

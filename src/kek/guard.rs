@@ -25,7 +25,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Failures in a row, each a whole operation with its retries, that open the breaker.
 const BREAKER_THRESHOLD: u32 = 3;
 const BREAKER_FIRST_PAUSE: Duration = Duration::from_secs(1);
-const BREAKER_LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const BREAKER_LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A KEK with its name, its deadline, its retries and its breaker.
 pub struct GuardedKek {

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use self::failure::{Trouble, no_verdict};
+use self::failure::{Trouble, no_verdict, short};
 use self::key::{IV_BYTES, Key, KeyId, TAG_BYTES, keys};
 use self::token::{Token, Wanted};
 use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
@@ -246,7 +246,7 @@ impl Home {
         match sample {
             Ok(_) => {
                 let text = "the wrapped DEK does not open, while the key opens what it seals";
-                KekError::new(KekCause::Rejected, text).with_source(error)
+                KekError::new(KekCause::Rejected, text).with_source(short(&error))
             }
             Err(_) => Trouble::from(error).into(),
         }

@@ -29,8 +29,9 @@ use crate::telemetry::Metrics;
 /// While something is missing or a denial is being confirmed, the KEKs are asked this often.
 const SOON: Duration = Duration::from_secs(2);
 
-/// While nothing was served yet.
-const AT_ONCE: Duration = Duration::from_millis(500);
+/// While nothing was served yet: twice as long each time, so that a wrong policy does not cost a call every moment.
+const AT_ONCE: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// A denial that is repeated over this time is definite.
 const CONFIRMATION: Duration = Duration::from_secs(10);
@@ -83,6 +84,8 @@ pub struct Refresh {
     current: Option<(DekId, WrappedDekSet)>,
     adopted: Vec<KeyId>,
     proven: Option<Instant>,
+    /// Turns in a row that ended without a generation.
+    waits: u32,
     /// The first and the last denial in a row.
     denials: HashMap<(Lineage, Probe), (Instant, Instant)>,
     /// What was logged of each KEK's failure, until it answers well again.
@@ -112,6 +115,7 @@ impl Refresh {
             current,
             adopted: adopted.map(|adopted| adopted.key_ids).unwrap_or_default(),
             proven: None,
+            waits: 0,
             denials: HashMap::new(),
             failures: HashMap::new(),
             hopeless: HashSet::new(),
@@ -360,9 +364,11 @@ impl Refresh {
         }
     }
 
-    fn pause(&self) -> Duration {
-        match &*self.service.serving() {
-            Serving::Waiting { .. } => AT_ONCE,
+    fn pause(&mut self) -> Duration {
+        let serving = self.service.serving();
+        self.waits = if matches!(&*serving, Serving::Waiting { .. }) { self.waits.saturating_add(1) } else { 0 };
+        match &*serving {
+            Serving::Waiting { .. } => AT_ONCE.saturating_mul(1 << self.waits.min(8)).min(LONGEST_WAIT),
             Serving::Stopped { .. } => SOON,
             Serving::Ready { .. } if !self.denials.is_empty() => SOON.min(self.settings.refresh_interval),
             Serving::Ready { .. } => self.settings.refresh_interval.mul_f64(rand::rng().random_range(0.9..1.0)),

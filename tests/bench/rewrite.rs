@@ -62,6 +62,11 @@ fn print(objects: usize, rounds: usize, figures: &[Vec<Figures>]) {
             of(&|figures| figures.own_cpu * 1e3 / count),
             of(&|figures| figures.own_mebibytes),
         );
+        if figures.iter().all(|figures| figures.rewrite_seconds.is_finite()) {
+            let ratio = median(figures.iter().zip(&limit).map(|(own, limit)| limit / own.rewrite_seconds).collect());
+            let rate = of(&|figures| count / figures.rewrite_seconds);
+            println!("| … its rewrite alone, without the waits and proofs | {rate:.0} | **{ratio:.2}** | | | | |");
+        }
     }
 }
 

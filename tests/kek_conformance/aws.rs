@@ -7,6 +7,7 @@ mod fake;
 mod fake_kms;
 mod fake_sources;
 mod localstack;
+mod localstack_server;
 mod replicas;
 
 use std::path::Path;

@@ -41,6 +41,8 @@ pub struct Service {
     pub revoked_up_to: u64,
     pub tokens_given: u64,
     pub tokens_refused: u64,
+    /// In seconds.
+    pub token_life: u64,
     /// The host that `kid` has in answers.
     pub kid_host: String,
     /// The version that `kid` names in place of the true one.
@@ -114,6 +116,7 @@ impl AzureFake {
             revoked_up_to: 0,
             tokens_given: 0,
             tokens_refused: 0,
+            token_life: 3600,
             kid_host: "kek.vault.azure.net".into(),
             kid_version: None,
             cluster: Signer::new(),
@@ -230,13 +233,15 @@ impl Service {
             );
         };
         let token = self.new_token(audience);
-        Ok(json!({"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599, "access_token": token}))
+        Ok(
+            json!({"token_type": "Bearer", "expires_in": self.token_life - 1, "ext_expires_in": self.token_life - 1, "access_token": token}),
+        )
     }
 
     fn new_token(&mut self, audience: &str) -> String {
         self.tokens_given += 1;
         let claims = json!({"aud": audience, "iss": format!("https://sts.windows.net/{TENANT}/"), "appid": CLIENT,
-            "uti": self.tokens_given, "iat": now(), "nbf": now(), "exp": now() + 3600});
+            "uti": self.tokens_given, "iat": now(), "nbf": now(), "exp": now() + self.token_life});
         self.entra.sign(&claims)
     }
 

@@ -57,6 +57,9 @@ async fn check_one(cluster: &str, config: &KekConfig, wraps: bool) -> (Option<Li
         Err(error) => Finding::advice(check("version"), error.chain(), "make sure that what it wrapped still opens"),
     };
     findings.push(finding.after(started.elapsed()));
+    if let Some(end) = kek.credentials_expire() {
+        findings.push(Finding::ok(check("credentials"), format!("good until {end:.0}, renewed before")));
+    }
     if wraps && goes_on {
         findings.extend(prove(cluster, &kek, check).await);
     } else if wraps {

@@ -27,7 +27,7 @@ impl From<Trouble> for KekError {
     fn from(trouble: Trouble) -> Self {
         match trouble {
             Trouble::Found(error) => error,
-            Trouble::Module(error) => failure(error),
+            Trouble::Module(error) => failure(&error),
         }
     }
 }
@@ -65,9 +65,20 @@ pub(super) fn no_verdict(error: &Error) -> bool {
 }
 
 /// The error for what the module answered.
-pub(super) fn failure(error: Error) -> KekError {
-    let Some((cause, text)) = cause(&error) else { return KekError::unmapped(&error).with_source(error) };
-    KekError::new(cause, text).with_source(error)
+pub(super) fn failure(error: &Error) -> KekError {
+    let short = short(error);
+    match cause(error) {
+        Some((cause, text)) => KekError::new(cause, format!("{text} ({short})")),
+        None => KekError::unmapped(short),
+    }
+}
+
+/// The return value's name and who gave it: cryptoki's own text for it is a paragraph of the standard.
+pub(super) fn short(error: &Error) -> String {
+    match error {
+        Error::Pkcs11(rv, function) => format!("C_{function:?}: {rv:?}"),
+        other => other.to_string(),
+    }
 }
 
 fn cause(error: &Error) -> Option<(KekCause, &'static str)> {
@@ -134,7 +145,7 @@ mod tests {
     use cryptoki::context::Function;
 
     fn cause_of(rv: RvError) -> KekCause {
-        failure(Error::Pkcs11(rv, Function::Decrypt)).cause()
+        failure(&Error::Pkcs11(rv, Function::Decrypt)).cause()
     }
 
     #[test]
@@ -156,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_return_value_that_nobody_mapped_is_transient_and_says_so() {
-        let error = failure(Error::Pkcs11(RvError::NextOtp, Function::Decrypt));
+        let error = failure(&Error::Pkcs11(RvError::NextOtp, Function::Decrypt));
         assert_eq!(error.cause(), KekCause::Unavailable);
         assert!(error.to_string().contains("unmapped"), "{error}");
     }

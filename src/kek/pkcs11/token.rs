@@ -42,7 +42,7 @@ impl Token {
     /// Loads the module. Whether the token is there shows when it is used.
     pub fn open(file: &Path, label: String, pin_file: PathBuf) -> Result<Self, KekError> {
         let named = |error: Error| {
-            let error = failure(error);
+            let error = failure(&error);
             KekError::new(error.cause(), format!("PKCS#11 module {}", file.display())).with_source(error)
         };
         let module = Pkcs11::new(file).map_err(named)?;
@@ -64,7 +64,7 @@ impl Token {
             }
             Err(error) => return Err(error),
         };
-        let offered = self.module.get_mechanism_list(slot).map_err(failure)?;
+        let offered = self.module.get_mechanism_list(slot).map_err(|error| failure(&error))?;
         if offered.contains(&needed) {
             return Ok(());
         }
@@ -155,7 +155,7 @@ impl Token {
     fn slot(&self) -> Result<Slot, KekError> {
         let mut labels = Vec::new();
         let mut found = Vec::new();
-        for slot in self.module.get_slots_with_initialized_token().map_err(failure)? {
+        for slot in self.module.get_slots_with_initialized_token().map_err(|error| failure(&error))? {
             // A token pulled out between the two calls is simply not among them.
             let Ok(token) = self.module.get_token_info(slot) else { continue };
             let label = token.label().trim_end();

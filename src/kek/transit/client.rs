@@ -119,7 +119,7 @@ impl Client {
             return Ok(Answer { body, path: request.path.clone() });
         }
         let messages = serde_json::from_slice(&body).map_or_else(|_| Vec::new(), |Messages { errors }| errors);
-        let error = failure(request.asked, &request.path, status, &messages, wait);
+        let error = failure(request, status, &messages, wait);
         Err(Failure { error, forbidden: status == 403, connected: true })
     }
 

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use reqwest::Method;
+
+use super::client::Request;
 use crate::kek::{KekCause, KekError};
 
 /// What was asked; the same status means different things.
@@ -17,18 +20,22 @@ pub(super) enum Asked {
 
 /// The error for an answer with this status and these messages. A 403 to [`Asked::Engine`] is taken for a denial
 /// here: whether it is the token's fault is found out beforehand, since the server does not tell.
-pub(super) fn failure(asked: Asked, path: &str, status: u16, messages: &[String], wait: Option<Duration>) -> KekError {
+pub(super) fn failure(request: &Request, status: u16, messages: &[String], wait: Option<Duration>) -> KekError {
+    let Request { asked, method, path, .. } = request;
     let said = messages.join("; ");
-    let cause = cause(asked, status, &said);
+    let cause = cause(*asked, status, &said);
     let hint = match (cause, status) {
-        (Some(KekCause::Denied), 404) => " (the key does not exist: deleted, or named wrongly)",
-        (Some(KekCause::Misconfigured), 404) => " (nothing is mounted there: check mount and namespace)",
-        (Some(KekCause::Denied), 403) => " (the token is good and its policy does not allow this)",
-        (_, 300..=399) => " (a redirect, which is not followed: list the active server in addresses)",
-        (_, 503) => " (sealed, or not ready)",
+        (Some(KekCause::Denied), 403) if method == Method::GET => {
+            ": the token's policy lacks the capability read there"
+        }
+        (Some(KekCause::Denied), 403) => ": the token's policy lacks the capability update there",
+        (Some(KekCause::Denied), 404) => ": the key does not exist: deleted, or named wrongly",
+        (Some(KekCause::Misconfigured), 404) => ": nothing is mounted there; check mount and namespace",
+        (_, 300..=399) => ": a redirect, which is not followed; list the active server in addresses",
+        (_, 503) => ": sealed, or not ready",
         _ => "",
     };
-    let text = format!("{path} answered {status}{hint}: {}", shorten(&said));
+    let text = format!("{path} answered {status}{hint} ({})", shorten(&said));
     match cause {
         Some(cause) => KekError::new(cause, text).with_retry_after(wait),
         None => KekError::unmapped(text),
@@ -76,7 +83,11 @@ mod tests {
     use super::*;
 
     fn cause_of(asked: Asked, status: u16, said: &str) -> KekCause {
-        failure(asked, "path", status, &[said.into()], None).cause()
+        failure(&request(asked), status, &[said.into()], None).cause()
+    }
+
+    fn request(asked: Asked) -> Request {
+        Request { asked, method: Method::POST, path: "path".into(), body: None, repeatable: true }
     }
 
     #[test]
@@ -113,6 +124,16 @@ mod tests {
     }
 
     #[test]
+    fn a_denial_names_the_path_and_the_capability_that_is_missing() {
+        let update = request(Asked::Engine);
+        let read = Request { method: Method::GET, ..update.clone() };
+        for (request, capability) in [(read, "read"), (update, "update")] {
+            let text = failure(&request, 403, &["permission denied".into()], None).to_string();
+            assert!(text.contains("path") && text.contains(&format!("lacks the capability {capability}")), "{text}");
+        }
+    }
+
+    #[test]
     fn credentials_that_are_not_accepted_are_unauthenticated() {
         assert_eq!(cause_of(Asked::Login, 500, "invalid secret id"), KekCause::Unauthenticated);
         assert_eq!(cause_of(Asked::Login, 400, "invalid role or secret ID"), KekCause::Unauthenticated);
@@ -130,7 +151,7 @@ mod tests {
 
     #[test]
     fn too_many_requests_are_throttled_and_keep_the_wish_when_to_come_back() {
-        let error = failure(Asked::Engine, "path", 429, &[], Some(Duration::from_secs(7)));
+        let error = failure(&request(Asked::Engine), 429, &[], Some(Duration::from_secs(7)));
         assert_eq!((error.cause(), error.retry_after()), (KekCause::Throttled, Some(Duration::from_secs(7))));
     }
 
@@ -144,7 +165,7 @@ mod tests {
     #[test]
     fn an_answer_that_nobody_mapped_is_transient_and_says_so() {
         for (status, said) in [(400, "something new"), (418, "")] {
-            let error = failure(Asked::Engine, "path", status, &[said.into()], None);
+            let error = failure(&request(Asked::Engine), status, &[said.into()], None);
             assert_eq!(error.cause(), KekCause::Unavailable);
             assert!(error.to_string().contains("unmapped"), "{error}");
         }

@@ -79,7 +79,10 @@ async fn credentials_come_from_the_environment_and_their_lack_is_named() {
 async fn credentials_come_from_the_instance_metadata() {
     let bench = FakeBench::start().await;
     let sources = Sources::start(&bench.kms).await;
-    assert_works(&bench, &bench.item_with(""), &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", sources.url())]).await;
+    let variables = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", sources.url())];
+    let (code, text) = doctor(&bench, &bench.item_with(""), &variables).await;
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("good until "), "their end is told: {text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,22 +1,14 @@
 //! `LocalStack`: one for all tests of a run, a key of its own for each.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
-
 use async_trait::async_trait;
 use aws_sdk_kms::Client;
-use aws_sdk_kms::config::{BehaviorVersion, Credentials, Region};
 use kube_envelope::key_id::KeyId;
 use tempfile::TempDir;
 
+use super::localstack_server::{REGION, create_key, localstack};
 use super::{from_file, item, write_credentials};
 use crate::bench::{Bench, config, dek};
 use crate::faults::{Answer, Faults};
-
-const REGION: &str = "eu-central-1";
 
 struct LocalStackBench {
     admin: Client,
@@ -28,14 +20,7 @@ struct LocalStackBench {
 #[async_trait]
 impl Bench for LocalStackBench {
     async fn start() -> Self {
-        let server = tokio::task::spawn_blocking(server).await.expect("LocalStack starts");
-        let config = aws_sdk_kms::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::from_static(REGION))
-            .endpoint_url(format!("http://{server}"))
-            .credentials_provider(Credentials::new("admin", "admin", None, None, "test"))
-            .build();
-        let admin = Client::from_conf(config);
+        let (server, admin) = localstack().await;
         let folder = TempDir::new().expect("a folder");
         write_credentials(&folder.path().join("credentials"), "plugin", "plugin");
         let key = create_key(&admin).await;
@@ -85,64 +70,6 @@ impl LocalStackBench {
         let credentials = self.folder.path().join("credentials");
         item(key, &self.faults, &from_file(&credentials))
     }
-}
-
-async fn create_key(admin: &Client) -> String {
-    let made = admin.create_key().send().await.expect("a key is made");
-    made.key_metadata.and_then(|metadata| metadata.arn).expect("a key has an ARN")
-}
-
-/// The address of the `LocalStack` of this test process.
-fn server() -> SocketAddr {
-    static SERVER: OnceLock<(SocketAddr, Child)> = OnceLock::new();
-    SERVER.get_or_init(start_server).0
-}
-
-/// A static value is never dropped: the shell ends `LocalStack` when this process is gone, which closes the
-/// shell's input.
-fn start_server() -> (SocketAddr, Child) {
-    const LIVE_AS_LONG_AS_THE_TESTS: &str =
-        r#""$0" >"$HOME/log" 2>&1 </dev/null & server=$!; cat >/dev/null; kill -9 $server; wait; rm -rf "$HOME""#;
-    let home = TempDir::new().expect("a folder").keep();
-    let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
-    let child = Command::new("sh")
-        .args(["-c", LIVE_AS_LONG_AS_THE_TESTS, &path_of_localstack()])
-        .env("HOME", &home)
-        .env("GATEWAY_LISTEN", address.to_string())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("sh");
-    let end = Instant::now() + Duration::from_secs(90);
-    while !is_ready(address) {
-        let log = || std::fs::read_to_string(home.join("log")).unwrap_or_default();
-        assert!(Instant::now() < end, "LocalStack did not start: {}", log());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    (address, child)
-}
-
-fn is_ready(address: SocketAddr) -> bool {
-    let ask = || {
-        let mut stream = TcpStream::connect(address)?;
-        stream.write_all(b"GET /_localstack/health HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        std::io::Result::Ok(answer)
-    };
-    ask().is_ok_and(|answer| answer.contains("\"kms\": \"available\"") || answer.contains("\"kms\": \"running\""))
-}
-
-fn path_of_localstack() -> String {
-    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers"))
-        .arg("localstack-kms")
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("scripts/servers runs");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let path = text.lines().find_map(|line| line.strip_prefix("LOCALSTACK_KMS="));
-    path.unwrap_or_else(|| panic!("scripts/servers gave no LocalStack: {text}")).to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
