@@ -52,6 +52,12 @@ impl Generation {
         &self.annotation
     }
 
+    /// Whether this is what the generation itself stores beside its ciphertexts on this node, byte for byte: then
+    /// it need not be taken apart and checked again.
+    pub fn stored(&self, dek_id: DekId, key_id: &str, annotation: &[u8]) -> bool {
+        self.dek_id == dek_id && self.key_id.as_str() == key_id && self.annotation == annotation
+    }
+
     /// Seals a seed.
     pub fn seal(&self, seed: &Seed) -> Result<Vec<u8>, EnvelopeError> {
         seal(&self.dek, self.dek_id, &self.wrapped.cluster, &self.key_id, seed, &mut rand::rng())

@@ -4,17 +4,14 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
-use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 use support::plugin::encryption_configuration;
-use support::{ApiServer, ApiServerOptions, Encryption, Etcd, Plugin, wait_until};
+use support::{ApiServer, ApiServerOptions, Encryption, Etcd, KeyringFile, Plugin, wait_until};
 
 const NAMESPACE: &str = "default";
 /// An API server polls Status every minute, and every 20 s while its health is asked for.
@@ -22,13 +19,13 @@ const ADOPTION: Duration = Duration::from_secs(90);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_and_config_maps_are_ciphertext_in_etcd_and_survive_every_restart() {
-    let keyring = Keyring::create();
-    let mut plugin = Plugin::start(&keyring.settings()).await;
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&settings(&keyring)).await;
     let key_id = plugin.wait_healthy().await;
     let etcd = Etcd::start().await;
     let mut server = ApiServer::start(&etcd, &options(1, &plugin)).await;
 
-    write_secret(&server, "s", "precious value").await;
+    server.write_secret("s", "precious value").await;
     let config_map = ConfigMap {
         metadata: named("c"),
         data: Some(BTreeMap::from([("k".into(), "precious value".into())])),
@@ -57,10 +54,10 @@ async fn secrets_and_config_maps_are_ciphertext_in_etcd_and_survive_every_restar
             server.restart().await;
         }
         let what = format!("API server restarted: {api_server}, plugin restarted: {kms}");
-        assert_eq!(read_secret(&server, "s").await, "precious value", "{what}");
+        assert_eq!(server.read_secret("s").await, "precious value", "{what}");
         let found: ConfigMap = Api::namespaced(server.client(), NAMESPACE).get("c").await.unwrap();
         assert_eq!(found.data, config_map.data, "{what}");
-        write_secret(&server, &format!("after-{api_server}-{kms}"), "x").await;
+        server.write_secret(&format!("after-{api_server}-{kms}"), "x").await;
         assert!(server.readyz().await.unwrap().0, "{what}");
     }
     assert_eq!(etcd.key_ids("/registry/secrets/").await, BTreeMap::from([(key_id, 4)]));
@@ -68,14 +65,14 @@ async fn secrets_and_config_maps_are_ciphertext_in_etcd_and_survive_every_restar
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_secrets_come_back_after_each_of_five_api_server_restarts() {
-    let keyring = Keyring::create();
-    let plugin = Plugin::start(&keyring.settings()).await;
+    let keyring = KeyringFile::create();
+    let plugin = Plugin::start(&settings(&keyring)).await;
     plugin.wait_healthy().await;
     let etcd = Etcd::start().await;
     let mut server = ApiServer::start(&etcd, &options(1, &plugin)).await;
     for round in 0..5 {
         let names: Vec<_> = (round * 200..(round + 1) * 200).map(|number| format!("s-{number}")).collect();
-        stream::iter(&names).for_each_concurrent(16, |name| write_secret(&server, name, name)).await;
+        stream::iter(&names).for_each_concurrent(16, |name| server.write_secret(name, name)).await;
         server.stop();
         server.restart().await;
         assert_all_come_back(&server, (usize::try_from(round).unwrap() + 1) * 200).await;
@@ -86,15 +83,14 @@ async fn a_thousand_secrets_come_back_after_each_of_five_api_server_restarts() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotated_keyring_changes_the_key_id_of_new_writes_and_old_ones_keep_opening() {
-    let keyring = Keyring::create();
-    let plugin = Plugin::start(&keyring.settings()).await;
+    let keyring = KeyringFile::create();
+    let plugin = Plugin::start(&settings(&keyring)).await;
     let old = plugin.wait_healthy().await;
     let etcd = Etcd::start().await;
     let mut server = ApiServer::start(&etcd, &options(1, &plugin)).await;
-    write_secret(&server, "old", "old").await;
+    server.write_secret("old", "old").await;
 
-    keyring.run(&["add"]);
-    keyring.run(&["activate"]);
+    keyring.rotate();
     wait_until("the plugin adopts", Duration::from_secs(10), async || plugin.status().await.unwrap().key_id != old)
         .await;
     let new = plugin.status().await.unwrap().key_id;
@@ -104,21 +100,21 @@ async fn a_rotated_keyring_changes_the_key_id_of_new_writes_and_old_ones_keep_op
         tokio::time::sleep(Duration::from_millis(500)).await;
         writes += 1;
         let name = format!("new-{writes}");
-        write_secret(&server, &name, "new").await;
+        server.write_secret(&name, "new").await;
         etcd.key_id(&format!("/registry/secrets/default/{name}")).await.as_ref() == Some(&new)
     })
     .await;
     assert_eq!(etcd.key_id("/registry/secrets/default/old").await, Some(old));
     server.stop();
     server.restart().await;
-    assert_eq!(read_secret(&server, "old").await, "old");
-    assert_eq!(read_secret(&server, "new-1").await, "new");
+    assert_eq!(server.read_secret("old").await, "old");
+    assert_eq!(server.read_secret("new-1").await, "new");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_automatic_reload_leads_from_identity_to_the_plugin() {
-    let keyring = Keyring::create();
-    let plugin = Plugin::start(&keyring.settings()).await;
+    let keyring = KeyringFile::create();
+    let plugin = Plugin::start(&settings(&keyring)).await;
     let key_id = plugin.wait_healthy().await;
     let etcd = Etcd::start().await;
     let identity = encryption_configuration(&["secrets"], &["{identity: {}}", &plugin.provider()]);
@@ -128,7 +124,7 @@ async fn an_automatic_reload_leads_from_identity_to_the_plugin() {
         ..ApiServerOptions::default()
     };
     let server = ApiServer::start(&etcd, &options).await;
-    write_secret(&server, "plain", "plain").await;
+    server.write_secret("plain", "plain").await;
     assert!(contains(&etcd.get("/registry/secrets/default/plain").await.unwrap(), b"plain"));
 
     let ours = encryption_configuration(&["secrets"], &[&plugin.provider(), "{identity: {}}"]);
@@ -138,17 +134,17 @@ async fn an_automatic_reload_leads_from_identity_to_the_plugin() {
         assert!(server.readyz().await.unwrap().0, "ready throughout");
         tokio::time::sleep(Duration::from_secs(1)).await;
         writes += 1;
-        write_secret(&server, &format!("s-{writes}"), "x").await;
+        server.write_secret(&format!("s-{writes}"), "x").await;
         etcd.key_id(&format!("/registry/secrets/default/s-{writes}")).await.as_ref() == Some(&key_id)
     })
     .await;
-    assert_eq!(read_secret(&server, "plain").await, "plain");
+    assert_eq!(server.read_secret("plain").await, "plain");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plugin_started_after_the_api_server_makes_it_ready() {
-    let keyring = Keyring::create();
-    let mut plugin = Plugin::start(&keyring.settings()).await;
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&settings(&keyring)).await;
     plugin.stop();
     let etcd = Etcd::start().await;
     let mut server = ApiServer::spawn(&etcd, &options(1, &plugin));
@@ -158,83 +154,50 @@ async fn a_plugin_started_after_the_api_server_makes_it_ready() {
     .await;
     plugin.restart().await;
     server.wait_ready().await;
-    write_secret(&server, "s", "value").await;
-    assert_eq!(read_secret(&server, "s").await, "value");
+    server.write_secret("s", "value").await;
+    assert_eq!(server.read_secret("s").await, "value");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_plugin_starts_again_on_its_stale_socket_and_the_api_server_goes_on() {
-    let keyring = Keyring::create();
-    let mut plugin = Plugin::start(&keyring.settings()).await;
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&settings(&keyring)).await;
     let key_id = plugin.wait_healthy().await;
     let etcd = Etcd::start().await;
     let mut server = ApiServer::start(&etcd, &options(1, &plugin)).await;
-    write_secret(&server, "before", "before").await;
+    server.write_secret("before", "before").await;
     plugin.kill();
     assert!(plugin.socket().exists(), "a killed plugin leaves its socket behind");
-    write_secret(&server, "meanwhile", "meanwhile").await;
-    assert_eq!(read_secret(&server, "before").await, "before");
+    server.write_secret("meanwhile", "meanwhile").await;
+    assert_eq!(server.read_secret("before").await, "before");
     plugin.restart().await;
     assert_eq!(plugin.wait_healthy().await, key_id);
     server.wait_ready().await;
     server.stop();
     server.restart().await;
-    assert_eq!(read_secret(&server, "before").await, "before");
-    assert_eq!(read_secret(&server, "meanwhile").await, "meanwhile");
+    assert_eq!(server.read_secret("before").await, "before");
+    assert_eq!(server.read_secret("meanwhile").await, "meanwhile");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_api_servers_with_a_plugin_each_read_each_others_objects() {
-    let keyring = Keyring::create();
-    let first_plugin = Plugin::start(&keyring.settings()).await;
+    let keyring = KeyringFile::create();
+    let first_plugin = Plugin::start(&settings(&keyring)).await;
     let copy = keyring.copied();
-    let second_plugin = Plugin::start(&copy.settings()).await;
+    let second_plugin = Plugin::start(&settings(&copy)).await;
     assert_eq!(first_plugin.wait_healthy().await, second_plugin.wait_healthy().await);
     let etcd = Etcd::start().await;
     let first = ApiServer::start(&etcd, &options(1, &first_plugin)).await;
     let second = ApiServer::start(&etcd, &options(2, &second_plugin)).await;
-    write_secret(&first, "by-first", "1").await;
-    write_secret(&second, "by-second", "2").await;
-    assert_eq!(read_secret(&second, "by-first").await, "1");
-    assert_eq!(read_secret(&first, "by-second").await, "2");
+    first.write_secret("by-first", "1").await;
+    second.write_secret("by-second", "2").await;
+    assert_eq!(second.read_secret("by-first").await, "1");
+    assert_eq!(first.read_secret("by-second").await, "2");
     assert_eq!(etcd.key_ids("/registry/secrets/").await.len(), 1, "one key_id");
 }
 
-/// A keyring file made by the product's own command.
-struct Keyring {
-    folder: tempfile::TempDir,
-}
-
-impl Keyring {
-    fn create() -> Self {
-        let keyring = Self { folder: tempfile::tempdir().unwrap() };
-        keyring.run(&["create"]);
-        keyring
-    }
-
-    /// The same keyring on another node.
-    fn copied(&self) -> Self {
-        let copy = Self { folder: tempfile::tempdir().unwrap() };
-        std::fs::copy(self.file(), copy.file()).unwrap();
-        copy
-    }
-
-    fn file(&self) -> std::path::PathBuf {
-        self.folder.path().join("keyring.json")
-    }
-
-    fn run(&self, verb: &[&str]) {
-        let program = Path::new(env!("CARGO_BIN_EXE_kube-envelope"));
-        let output = Command::new(program).arg("keyring").args(verb).arg(self.file()).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    fn settings(&self) -> String {
-        format!(
-            "cluster: test\nkeks: [{{ name: local, keyring: {{ file: {} }} }}]\nrefreshInterval: 1s",
-            self.file().display()
-        )
-    }
+fn settings(keyring: &KeyringFile) -> String {
+    format!("{}\nrefreshInterval: 1s", keyring.settings("test"))
 }
 
 fn options(number: u8, plugin: &Plugin) -> ApiServerOptions {
@@ -246,26 +209,12 @@ fn named(name: &str) -> ObjectMeta {
     ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() }
 }
 
-async fn write_secret(server: &ApiServer, name: &str, value: &str) {
-    let data = BTreeMap::from([("k".into(), ByteString(value.into()))]);
-    let secret = Secret { metadata: named(name), data: Some(data), ..Secret::default() };
-    Api::<Secret>::namespaced(server.client(), NAMESPACE).create(&PostParams::default(), &secret).await.unwrap();
-}
-
-async fn read_secret(server: &ApiServer, name: &str) -> String {
-    value(&Api::namespaced(server.client(), NAMESPACE).get(name).await.unwrap())
-}
-
-fn value(secret: &Secret) -> String {
-    String::from_utf8(secret.data.as_ref().unwrap()["k"].0.clone()).unwrap()
-}
-
 async fn assert_all_come_back(server: &ApiServer, count: usize) {
     let secrets = Api::<Secret>::namespaced(server.client(), NAMESPACE).list(&kube::api::ListParams::default()).await;
     let secrets = secrets.unwrap().items;
     assert_eq!(secrets.len(), count);
     for secret in secrets {
-        assert_eq!(Some(value(&secret)), secret.metadata.name);
+        assert_eq!(Some(support::apiserver::value(&secret)), secret.metadata.name);
     }
 }
 

@@ -3,22 +3,15 @@
 #![cfg(all(feature = "transit", feature = "rotate"))]
 #![allow(missing_docs, dead_code, clippy::unwrap_used, reason = "for tests only")]
 
-#[path = "kek_conformance/faults.rs"]
-mod faults;
+#[path = "support/key_store.rs"]
+mod key_store;
 mod support;
-#[path = "kek_conformance/transit/server.rs"]
-mod vault;
 
-use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use faults::{Answer, Fault, Faults};
-use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
-use kube::Api;
-use kube::api::{ObjectMeta, PostParams};
-use serde_json::json;
+use key_store::faults::{Answer, Fault};
+use key_store::{ALL, KeyStore, reconfigure, settings};
 use support::plugin::encryption_configuration;
 use support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 use support::{ApiServer, ApiServerOptions, Encryption, Etcd, Plugin, wait_until};
@@ -47,16 +40,16 @@ async fn an_api_server_restarts_and_reads_and_writes_under(fault: Fault) {
     plugin.wait_healthy().await;
     let etcd = Etcd::start().await;
     let mut server = ApiServer::start(&etcd, &options(&plugin)).await;
-    write_secret(&server, "before").await;
+    server.write_secret("before", "before").await;
     store.faults.set(fault);
     wait_for_state(&plugin, "coasting").await;
-    write_secret(&server, "steady").await;
+    server.write_secret("steady", "steady").await;
     server.stop();
     server.restart().await;
     for name in ["before", "steady"] {
-        assert_eq!(read_secret(&server, name).await, name);
+        assert_eq!(server.read_secret(name).await, name);
     }
-    write_secret(&server, "after").await;
+    server.write_secret("after", "after").await;
     store.faults.clear();
     wait_for_state(&plugin, "ready").await;
 }
@@ -87,14 +80,14 @@ async fn with_one_of_two_keks_down_plugin_and_api_server_restart_and_read_and_wr
     let key_id = plugin.wait_healthy().await;
     let etcd = Etcd::start().await;
     let mut server = ApiServer::start(&etcd, &options(&plugin)).await;
-    write_secret(&server, "before").await;
+    server.write_secret("before", "before").await;
     down.faults.set(Fault::Silence);
     server.stop();
     plugin.stop();
     plugin.restart().await;
     server.restart().await;
-    assert_eq!(read_secret(&server, "before").await, "before");
-    write_secret(&server, "after").await;
+    assert_eq!(server.read_secret("before").await, "before");
+    server.write_secret("after", "after").await;
     assert_eq!(plugin.wait_healthy().await, key_id);
     wait_for_state(&plugin, "degraded").await;
 }
@@ -259,69 +252,6 @@ async fn a_plugin_moves_from_one_key_store_to_another_and_everything_keeps_openi
 
 const SEED: &[u8] = &[7; 32];
 
-const ALL: &[(&str, &str)] = &[("keys", "read"), ("encrypt", "update"), ("decrypt", "update")];
-
-/// A Vault with a key, and the proxy that the plugin reaches it through.
-struct KeyStore {
-    name: &'static str,
-    vault: vault::Server,
-    faults: Faults,
-    folder: tempfile::TempDir,
-}
-
-impl KeyStore {
-    async fn start(name: &'static str) -> Self {
-        support::prepare();
-        let vault = vault::Server::start().await;
-        // Two stores are told apart by the paths of their mounts, not by their addresses.
-        vault.write(&format!("sys/mounts/{name}"), json!({ "type": "transit" })).await;
-        vault.write(&format!("{name}/keys/kube-envelope"), json!({})).await;
-        let folder = tempfile::tempdir().unwrap();
-        let token = vault.token("plugin", 3600).await;
-        std::fs::write(folder.path().join("token"), token).unwrap();
-        let faults = Faults::tls(vault.address, folder.path()).await;
-        let store = Self { name, vault, faults, folder };
-        store.allow(ALL).await;
-        store
-    }
-
-    /// Lets the plugin do this with the key, and nothing else.
-    async fn allow(&self, operations: &[(&str, &str)]) {
-        let rule = |(path, capability): &(&str, &str)| {
-            format!("path \"{}/{path}/kube-envelope\" {{ capabilities = [\"{capability}\"] }}\n", self.name)
-        };
-        let token = "path \"auth/token/lookup-self\" { capabilities = [\"read\"] }\n";
-        self.vault.policy("plugin", &(operations.iter().map(rule).collect::<String>() + token)).await;
-    }
-
-    fn item(&self) -> String {
-        format!(
-            "{{ name: {}, transit: {{ addresses: ['{}'], mount: {}, key: kube-envelope, caFile: {}, auth: {{ tokenFile: {} }} }} }}",
-            self.name,
-            self.faults.url(),
-            self.name,
-            self.faults.ca_file().display(),
-            self.folder.path().join("token").display()
-        )
-    }
-}
-
-fn settings(stores: &[&KeyStore], more: &str) -> String {
-    let items: Vec<_> = stores.iter().map(|store| store.item()).collect();
-    format!("cluster: test\nrefreshInterval: 1s\nproveInterval: 1s\nkeks: [{}]\n{more}\n", items.join(", "))
-}
-
-fn reconfigure(plugin: &Plugin, settings: &str) {
-    let file = plugin.config_file();
-    let before = std::fs::read_to_string(&file).unwrap();
-    let kept: Vec<_> = before
-        .lines()
-        .filter(|line| ["socket:", "stateDir:", "health:"].iter().any(|key| line.starts_with(key)))
-        .collect();
-    std::fs::write(&file, format!("{settings}\n{}\n", kept.join("\n"))).unwrap();
-    plugin.process.signal(rustix::process::Signal::HUP);
-}
-
 async fn wait_for_state(plugin: &Plugin, state: &str) {
     wait_until(&format!("the plugin is {state}"), SOON, async || {
         let report: serde_json::Value = get(plugin, "/status").await.json().await.unwrap();
@@ -368,16 +298,4 @@ fn dek_of(sealed: &EncryptResponse) -> &[u8] {
 fn options(plugin: &Plugin) -> ApiServerOptions {
     let encryption = encryption_configuration(&["secrets"], &[&plugin.provider(), "{identity: {}}"]);
     ApiServerOptions { encryption: Encryption::Text(encryption), ..ApiServerOptions::default() }
-}
-
-async fn write_secret(server: &ApiServer, name: &str) {
-    let metadata = ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() };
-    let data = Some(BTreeMap::from([("k".into(), ByteString(name.into()))]));
-    let secret = Secret { metadata, data, ..Secret::default() };
-    Api::<Secret>::namespaced(server.client(), "default").create(&PostParams::default(), &secret).await.unwrap();
-}
-
-async fn read_secret(server: &ApiServer, name: &str) -> String {
-    let secret: Secret = Api::namespaced(server.client(), "default").get(name).await.unwrap();
-    String::from_utf8(secret.data.unwrap()["k"].0.clone()).unwrap()
 }

@@ -97,7 +97,13 @@ impl Service {
         annotation: Option<&[u8]>,
     ) -> Result<Seed, ServiceError> {
         let ciphertext = Ciphertext::parse(ciphertext)?;
-        let wrapped = WrappedDekSet::decode(annotation.ok_or(EnvelopeError::NoAnnotation)?)?;
+        let annotation = annotation.ok_or(EnvelopeError::NoAnnotation)?;
+        if let Some(generation) = self.serving.load().generation()
+            && generation.stored(ciphertext.dek_id, key_id, annotation)
+        {
+            return Ok(ciphertext.open(generation.dek(), &self.cluster, key_id)?);
+        }
+        let wrapped = WrappedDekSet::decode(annotation)?;
         wrapped.check(&self.cluster, key_id)?;
         let dek = match self.cache.get(ciphertext.dek_id) {
             Some(dek) => dek,

@@ -1,10 +1,15 @@
 //! A real kube-apiserver on an [`Etcd`].
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use http::{Request, Uri};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use kube::api::{ObjectMeta, PostParams};
 use kube::client::Body;
 
 use super::{Etcd, Process, STARTS_WITHIN, server, temporary_folder, wait_until};
@@ -179,6 +184,19 @@ impl ApiServer {
         panic!("kube-apiserver is not ready after {STARTS_WITHIN:?}: {last:?}\n{}", self.process.log_tail());
     }
 
+    /// Creates a Secret in `default` with this one value.
+    pub async fn write_secret(&self, name: &str, value: &str) {
+        let metadata = ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() };
+        let data = Some(BTreeMap::from([("k".into(), ByteString(value.into()))]));
+        let secret = Secret { metadata, data, ..Secret::default() };
+        Api::<Secret>::namespaced(self.client(), "default").create(&PostParams::default(), &secret).await.unwrap();
+    }
+
+    /// The value of a Secret that [`ApiServer::write_secret`] made.
+    pub async fn read_secret(&self, name: &str) -> String {
+        value(&Api::namespaced(self.client(), "default").get(name).await.unwrap())
+    }
+
     /// SIGTERM.
     pub fn stop(&mut self) -> ExitStatus {
         self.process.stop()
@@ -280,4 +298,9 @@ fn service_account_keys(etcd: &Etcd) -> (PathBuf, PathBuf) {
         std::fs::write(&public_key, key.public_key_pem()).unwrap();
     }
     (private_key, public_key)
+}
+
+/// The one value of a Secret that [`ApiServer::write_secret`] made.
+pub fn value(secret: &Secret) -> String {
+    String::from_utf8(secret.data.as_ref().unwrap()["k"].0.clone()).unwrap()
 }

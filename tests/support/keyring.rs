@@ -19,6 +19,13 @@ impl KeyringFile {
         keyring
     }
 
+    /// The same keyring on another node.
+    pub fn copied(&self) -> Self {
+        let copy = Self { folder: tempfile::Builder::new().prefix("keyring-").tempdir().unwrap() };
+        std::fs::copy(self.path(), copy.path()).unwrap();
+        copy
+    }
+
     /// The file.
     pub fn path(&self) -> PathBuf {
         self.folder.path().join("keyring.json")
