@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::secret::{Dek, DekId, Seed};
 
-/// Bytes of a [`Sealed`] beside the ciphertext: salt, nonce and tag.
+/// Bytes of a sealed message beside the ciphertext: salt, nonce and tag.
 pub const OVERHEAD: usize = SALT_BYTES + NONCE_BYTES + TAG_BYTES;
 
 const SALT_BYTES: usize = 32;

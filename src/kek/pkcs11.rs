@@ -1,5 +1,5 @@
 //! `pkcs11`: an AES key in a token (an HSM) that is reached through a PKCS#11 module. Owns the settings, the key's
-//! versions and the wraps; sessions and logins are [`token`]'s, what a failure means [`failure`]'s.
+//! versions and the wraps; sessions and logins are `token`'s, what a failure means `failure`'s.
 
 mod failure;
 mod key;

@@ -1,5 +1,5 @@
 //! `transit`: a key in the transit engine of Vault or OpenBao. Owns the settings, the key's versions and the wraps;
-//! the requests are [`client`]'s, the tokens [`session`]'s, what a failure means [`failure`]'s.
+//! the requests are `client`'s, the tokens `session`'s, what a failure means `failure`'s.
 
 mod client;
 mod failure;
