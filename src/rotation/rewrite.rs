@@ -300,7 +300,10 @@ pub async fn page_after(api: &Api, resource: &Resource, mut token: String) -> Re
                 404 => return Ok(Page::Absent),
                 410 => {
                     token = answer.refusal().metadata.next.unwrap_or_default();
-                    continue;
+                    if tries < TRIES {
+                        continue;
+                    }
+                    ("its continue token expires again and again".into(), false, None)
                 }
                 400 | 401 | 403 | 405 => {
                     let refused = api.success(answer).expect_err("a refusal");
