@@ -125,12 +125,16 @@ impl DekCache {
         }
     }
 
-    /// Clears the DEKs whose KEKs have all been silent for longer than `age`. Returns how many remain.
-    pub fn sweep(&self, age: Duration) -> usize {
+    /// Clears the DEKs whose KEKs have all been silent for longer than `age`.
+    pub fn sweep(&self, age: Duration) {
         let mut slots = self.slots();
         slots.held.retain(|_, held| held.contact.elapsed() <= age);
         slots.forget_failures();
-        slots.held.len()
+    }
+
+    /// How many DEKs are here.
+    pub fn held(&self) -> usize {
+        self.slots().held.len()
     }
 
     /// Clears every DEK that no KEK outside `denied` could unwrap. One being unwrapped meanwhile is settled by its
@@ -278,9 +282,11 @@ mod tests {
         cache.insert(ID, Arc::new(dek()), vec![lineage()]);
         tokio::time::sleep(Duration::from_millis(20)).await;
         cache.contact(lineage());
-        assert_eq!(cache.sweep(Duration::from_millis(15)), 1);
+        cache.sweep(Duration::from_millis(15));
+        assert_eq!(cache.held(), 1);
         tokio::time::sleep(Duration::from_millis(20)).await;
-        assert_eq!(cache.sweep(Duration::from_millis(15)), 0);
+        cache.sweep(Duration::from_millis(15));
+        assert_eq!(cache.held(), 0);
         assert!(cache.get(ID).is_none());
     }
 

@@ -122,10 +122,10 @@ impl Refresh {
         }
     }
 
-    /// Runs until it is dropped; takes over each new value of `settings`.
+    /// Runs until it is dropped, after a first [`Refresh::turn`]; takes over each new value of `settings`.
     pub async fn run(mut self, mut settings: watch::Receiver<Settings>) {
         loop {
-            self.turn().await;
+            self.unwrap_ahead().await;
             tokio::select! {
                 () = sleep(self.pause()) => {}
                 Ok(()) = settings.changed() => {
@@ -135,10 +135,11 @@ impl Refresh {
                     self.proven = None;
                 }
             }
+            self.turn().await;
         }
     }
 
-    /// One turn: ask, decide, adopt or keep, clear what is too old, unwrap ahead of need.
+    /// One turn: ask, decide, adopt or keep, clear what is too old.
     pub async fn turn(&mut self) {
         let answers = self.settings.keks.versions().await;
         self.note(&answers, Probe::Version);
@@ -155,7 +156,6 @@ impl Refresh {
         self.prove_again().await;
         self.enforce(trouble, &answers);
         self.report(&answers);
-        self.unwrap_ahead().await;
     }
 
     /// Goes on with the current generation, or takes it up after a start or a stop.
@@ -295,8 +295,7 @@ impl Refresh {
         let denied: Vec<Lineage> = self.confirmed_denials();
         self.service.cache().wipe(&denied);
         let age = self.settings.max_offline_age.max(self.settings.refresh_interval * 2);
-        let held = self.service.cache().sweep(age);
-        self.metrics.cached_deks(held);
+        self.service.cache().sweep(age);
         let serving = self.service.serving();
         let Serving::Ready { generation, trouble: before } = &*serving else { return };
         if self.service.cache().get(generation.dek_id()).is_none() {
