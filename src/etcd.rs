@@ -99,6 +99,11 @@ impl EtcdReader {
                 Err(error) => return Err(error),
             }
         }
+        // Over TLS 1.3 a refused client may see no more than a connection that ends, so the likely reason is named.
+        let over_tls = access.endpoints.iter().any(|endpoint| endpoint.starts_with("https:"));
+        if over_tls && access.certificate.is_none() {
+            problems.push("etcd may demand a client certificate: give --etcd-cert and --etcd-key".into());
+        }
         Err(EtcdError::Unreachable(problems.join("; ")))
     }
 

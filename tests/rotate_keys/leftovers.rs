@@ -53,7 +53,7 @@ async fn etcd_is_scanned_over_tls_with_a_client_certificate() {
     let scan: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
     let secrets = scan["stored"]["secrets"].as_object().unwrap();
     assert_eq!(secrets.values().map(|count| count.as_u64().unwrap()).sum::<u64>(), 700);
-    plane.run("verify", &["no-etcd", &url, &ca]).exits(1).says("no etcd endpoint answers").says("CertificateRequired");
+    plane.run("verify", &["no-etcd", &url, &ca]).exits(1).says("no etcd endpoint answers").says("--etcd-cert");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
