@@ -78,7 +78,8 @@ impl Gate {
                 Admission::Go { probes } => return Ok(Pass { gate: self, probes }),
                 Admission::Wait => settled.await,
                 Admission::Closed(pause) => {
-                    let text = format!("{name} did not answer lately; asked again in {pause:?}");
+                    let when = if pause.is_zero() { "just now".into() } else { format!("in {pause:?}") };
+                    let text = format!("{name} did not answer lately; asked again {when}");
                     return Err(KekError::new(KekCause::Unavailable, text));
                 }
             }
