@@ -10,3 +10,4 @@ mod disagreement;
 mod end_to_end;
 mod leftovers;
 mod objects;
+mod shards;
