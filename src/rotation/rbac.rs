@@ -21,7 +21,7 @@ pub fn rbac(journal: &Journal, with_etcd: bool, with_shards: bool) -> String {
         "- nonResourceURLs: [/metrics, /readyz]\n  verbs: [get]\n".into(),
         rule("", "namespaces", namespaces),
     ]);
-    let mut roles = vec![
+    let mut objects = vec![
         role("ClusterRole", NAME, None, &rules),
         role("Role", NAME, Some("kube-system"), &[rule("coordination.k8s.io", "leases", "list")]),
         role("Role", NAME, Some("default"), &[rule("discovery.k8s.io", "endpointslices", "list")]),
@@ -30,14 +30,14 @@ pub fn rbac(journal: &Journal, with_etcd: bool, with_shards: bool) -> String {
     if with_shards {
         let mut rules = encrypted(journal, "list, patch");
         rules.push(rule("", "namespaces", "list"));
-        roles.extend([
+        objects.extend([
             role("Role", NAME, Some(board::NAMESPACE), &[rule("", "configmaps", "create, get, patch")]),
             role("ClusterRole", SHARD, None, &rules),
             role("Role", SHARD, Some("default"), &[rule("discovery.k8s.io", "endpointslices", "list")]),
             role("Role", SHARD, Some(board::NAMESPACE), &[rule("", "configmaps", "get, patch")]),
         ]);
     }
-    roles.join("---\n")
+    objects.join("---\n")
 }
 
 fn encrypted(journal: &Journal, verbs: &str) -> Vec<String> {

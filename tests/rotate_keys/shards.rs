@@ -28,6 +28,20 @@ fn job() -> Value {
     manifest().into_iter().find(|document| document["kind"] == "Job").unwrap()
 }
 
+/// The rights in the manifest are those that the command itself says a shard needs.
+fn check_rights(plane: &ControlPlane) {
+    let printed = plane.run("rotate-keys", &["--print-rbac", "--shards=4"]).exits(0).out;
+    let printed: Vec<Value> = printed.split("---\n").map(|text| serde_saphyr::from_str(text).unwrap()).collect();
+    let of_shards = |documents: Vec<Value>| -> Vec<Value> {
+        let is_role = |document: &Value| document["kind"].as_str().unwrap().ends_with("Role");
+        let ours = |document: &Value| document["metadata"]["name"] == "kube-envelope-rotate-keys-shard";
+        documents.into_iter().filter(|document| is_role(document) && ours(document)).collect()
+    };
+    let shipped = of_shards(manifest());
+    assert_eq!(shipped.len(), 3);
+    assert_eq!(shipped, of_shards(printed));
+}
+
 /// Server-side apply, in which no unknown field passes.
 async fn apply(plane: &ControlPlane, document: &Value) {
     let metadata = &document["metadata"];
@@ -233,6 +247,7 @@ async fn a_shard_too_many_and_a_second_coordinator_are_refused() {
     let mut run = plane.spawn("rotate-keys", &["--shards=4", "--qps=60", &target]);
     pods.wait_all_at_work().await;
 
+    check_rights(&plane);
     let mut fifth = pod(&plane, 4);
     assert_eq!(fifth.wait(Duration::from_secs(30)).code(), Some(2), "{}", fifth.log());
     assert!(fifth.log().contains("there is no shard 4 of 4"), "{}", fifth.log());
