@@ -160,9 +160,7 @@ impl<'a> Run<'a> {
             match self.step().await {
                 Ok(None) => {}
                 Ok(Some(verdict)) => {
-                    if self.settings.shards.is_some() {
-                        self.take_shards().await?.dismiss().await?;
-                    }
+                    self.dismiss_shards().await;
                     return Ok(verdict);
                 }
                 Err(error) => {

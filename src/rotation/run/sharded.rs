@@ -48,6 +48,17 @@ impl Run<'_> {
         self.still_agreed(&wanted, &adoption, counts.values().map(|counts| counts.rewritten).sum()).await
     }
 
+    /// Lets the shards end. The verdict stands, whatever comes of it.
+    pub(super) async fn dismiss_shards(&self) {
+        if self.settings.shards.is_none() {
+            return;
+        }
+        let dismissed = async { self.take_shards().await?.dismiss().await };
+        if let Err(error) = dismissed.await {
+            (self.report)(Event::Note(&format!("the shards were not told that it is over; delete the Job: {error}")));
+        }
+    }
+
     /// Takes the shards over, unless another rotation has them.
     pub(super) async fn take_shards(&self) -> Result<Coordinator, RotationError> {
         Coordinator::take(self.cluster.entry().clone(), self.journal.started).await

@@ -65,10 +65,7 @@ impl Coordinator {
         assignment: &Assignment,
         heard: &(dyn Fn(Heard<'_>) + Send + Sync),
     ) -> Result<BTreeMap<String, Counts>, RotationError> {
-        let posted = self.read().await?;
-        self.orders.generation += 1;
-        (self.orders.phase, self.orders.beat) = (Phase::Rewrite, 0);
-        self.board.assign(&self.orders, assignment, &posted).await?;
+        self.hand_out(assignment).await?;
         let mut roll = Roll::call(assignment.shards.len());
         let mut seen = Instant::now();
         loop {
@@ -85,6 +82,23 @@ impl Coordinator {
             }
             for concern in roll.concerns(Instant::now())? {
                 heard(Heard::Concern(&concern));
+            }
+        }
+    }
+
+    /// Posts the next generation. A shard that reports at the same moment is no reason to fail; another coordinator is.
+    async fn hand_out(&mut self, assignment: &Assignment) -> Result<(), RotationError> {
+        let known = self.orders.generation;
+        (self.orders.phase, self.orders.beat) = (Phase::Rewrite, 0);
+        self.orders.generation += 1;
+        loop {
+            let posted = self.read().await?;
+            if posted.orders.as_ref().is_some_and(|orders| orders.generation != known) {
+                return Err(taken());
+            }
+            match self.board.assign(&self.orders, assignment, &posted).await {
+                Err(RotationError::Api { source, .. }) if source.status() == Some(409) => {}
+                ended => return ended,
             }
         }
     }
@@ -124,11 +138,12 @@ impl Coordinator {
         let own = posted.orders.as_ref().is_some_and(|orders| {
             (orders.rotation, orders.generation) == (self.orders.rotation, self.orders.generation)
         });
-        if own {
-            return Ok(());
-        }
-        Err(RotationError::Paused("another rotate-keys has taken the shards of this cluster".into()))
+        if own { Ok(()) } else { Err(taken()) }
     }
+}
+
+fn taken() -> RotationError {
+    RotationError::Paused("another rotate-keys has taken the shards of this cluster".into())
 }
 
 /// Whether it may be over in a moment.
