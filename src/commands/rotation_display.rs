@@ -48,7 +48,11 @@ impl Display {
     /// Shows one event.
     pub fn show(&self, event: &Event<'_>) {
         match event {
-            Event::State(state) => self.say(&format!("state: {state}")),
+            Event::State(state) => {
+                // What a bar shows is of the state before.
+                self.finish();
+                self.say(&format!("state: {state}"));
+            }
             Event::Waiting(why) => self.say(&format!("waiting: {why}")),
             Event::Note(note) => self.say(&format!("note: {note}")),
             Event::Progress { resource, tally, objects, concurrency } => {
@@ -63,7 +67,7 @@ impl Display {
     }
 
     fn say(&self, text: &str) {
-        if self.terminal && self.bar.length() != Some(0) {
+        if self.terminal && !self.bar.is_finished() {
             self.bar.println(text);
         } else {
             eprintln!("{text}");
@@ -74,15 +78,17 @@ impl Display {
         let mut line = self.line.lock().expect("nothing panics while it is held");
         let now = Instant::now();
         let done = tally.total();
-        if line.resource != resource || done <= 1 {
+        if line.resource != resource || done <= 1 || self.bar.is_finished() {
             *line = Line { resource: resource.to_owned(), began: now, last: now };
             self.bar.reset();
             self.bar.set_prefix(resource.to_owned());
         }
         self.bar.set_length(objects.max(done));
         self.bar.set_position(done);
+        // A page of objects that need not be asked is done at once: no rate before a second is over.
+        let seconds = now.duration_since(line.began).as_secs_f64().max(1.0);
         #[allow(clippy::cast_precision_loss, reason = "it is shown with no digit behind the point")]
-        let rate = done as f64 / now.duration_since(line.began).as_secs_f64().max(0.001);
+        let rate = done as f64 / seconds;
         self.bar.set_message(format!("{rate:.0}/s, {concurrency} at once"));
         if !self.terminal && now.duration_since(line.last) >= LINE_EVERY {
             line.last = now;
