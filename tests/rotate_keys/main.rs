@@ -8,5 +8,6 @@ mod control_plane;
 mod crashes;
 mod disagreement;
 mod end_to_end;
+mod flip_flop;
 mod leftovers;
 mod objects;
