@@ -9,14 +9,17 @@ pub mod canary;
 pub mod cluster;
 mod error;
 pub mod journal;
+pub mod listing;
 pub mod metrics;
 pub mod pace;
 pub mod plan;
 pub mod preflight;
+pub mod rbac;
 pub mod reads;
 pub mod resources;
 pub mod rewrite;
 pub mod run;
+pub mod shards;
 pub mod verdict;
 pub mod verify;
 

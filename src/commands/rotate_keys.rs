@@ -14,7 +14,8 @@ use crate::config::Config;
 use crate::etcd::EtcdAccess;
 use crate::rotation::cluster::Access;
 use crate::rotation::journal::{Journal, State, write_whole};
-use crate::rotation::plan::rbac;
+use crate::rotation::rbac::rbac;
+use crate::rotation::shards::worker::work;
 use crate::rotation::verdict::Conclusion;
 use crate::rotation::{RotationError, Run, Settings};
 use crate::telemetry::{LogFormat, start_logs};
@@ -51,6 +52,9 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     if args.plan || args.dry_run || args.print_rbac {
         return look_only(&args).await;
     }
+    if let Some(index) = args.shard {
+        return shard(&args, index).await;
+    }
     let _lock = lock(&args.journal)?;
     if args.abort {
         return abort(&args);
@@ -79,6 +83,14 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     })
 }
 
+/// `--shard`: rewrites what is assigned, until the rotation is over.
+async fn shard(args: &RotateKeysArgs, index: u32) -> Result<Exit> {
+    let display = Display::new(true);
+    let report = |event: crate::rotation::Event<'_>| display.show(&event);
+    let refused = work(&access(&args.cluster), index, &report).await?;
+    Ok(if refused == 0 { Exit::Done } else { Exit::Quarantined })
+}
+
 /// `--plan`, `--dry-run` and `--print-rbac`: nothing is stored anywhere.
 async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
     let settings = settings(args)?;
@@ -89,7 +101,7 @@ async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
     let mut run = Run::take_up(settings, Journal::new(SETTLE.as_secs()), &report).await?;
     run.plan(false).await?;
     if args.print_rbac {
-        print!("{}", rbac(run.journal(), with_etcd));
+        print!("{}", rbac(run.journal(), with_etcd, args.shards.is_some()));
         return Ok(Exit::Done);
     }
     if args.dry_run {
@@ -186,6 +198,7 @@ fn settings(args: &RotateKeysArgs) -> Result<Settings> {
         accept_unproven: args.accept_unproven,
         rate: args.cluster.qps,
         concurrency: args.cluster.max_concurrency,
+        shards: args.shards.map(|shards| shards as usize),
         adoption_timeout: args.adoption_timeout,
         agreement_interval: args.agreement_interval,
         snapshot_taken: args.snapshot_taken,

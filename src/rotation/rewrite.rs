@@ -1,4 +1,4 @@
-//! Going through all objects of one resource, page by page, with as many requests under way as the server bears:
+//! Going through all objects of a resource, page by page, with as many requests under way as the server bears:
 //! to rewrite them, to try whether they would be refused, or to have them read.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -9,13 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::RotationError;
 use super::api::{Answer, Api, ApiError, FIELD_MANAGER, Metadata, MetadataList, Partial};
+use super::listing::{FIRST_WAIT, Folder, LONGEST_WAIT, PAGE, Page, TRIES, is_undecryptable, page_after};
 use super::pace::Pace;
-use super::resources::Resource;
-
-const PAGE: u32 = 500;
-const TRIES: u32 = 10;
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// What is asked for each object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,12 +62,12 @@ impl Tally {
     }
 }
 
-/// One pass over one resource.
+/// One pass over objects.
 pub struct Sweep<'a> {
     /// Through which server.
     pub api: &'a Api,
-    /// Over what.
-    pub resource: &'a Resource,
+    /// Over what, one after the other.
+    pub folders: Vec<Folder>,
     /// For what.
     pub ask: Ask,
     /// Objects with a greater resource version are left alone.
@@ -97,11 +92,12 @@ impl Sweep<'_> {
     /// # Errors
     /// [`RotationError::Paused`] when the server does not answer any more.
     pub async fn run(mut self, seen: &mut (dyn FnMut(&Tally, usize) + Send)) -> Result<(), RotationError> {
-        let (api, resource, ask) = (self.api, self.resource, self.ask);
+        let (api, ask) = (self.api, self.ask);
+        let mut folders = std::mem::take(&mut self.folders).into_iter();
         let mut queue: VecDeque<Object> = VecDeque::new();
         let mut later: Vec<(Instant, Object)> = Vec::new();
         let mut under_way = FuturesUnordered::new();
-        let mut page = Some(Box::pin(page_after(api, resource, String::new())));
+        let mut page = folders.next().map(|folder| Box::pin(page_of(api, folder, String::new())));
         loop {
             let now = Instant::now();
             for at in (0..later.len()).rev().filter(|at| later[*at].0 <= now).collect::<Vec<_>>() {
@@ -124,12 +120,14 @@ impl Sweep<'_> {
                     seen(self.tally, self.pace.limit());
                 }
                 fetched = async { page.as_mut().expect("checked").await }, if page.is_some() && queue.len() < PAGE as usize => {
-                    page = None;
+                    let (folder, fetched) = fetched;
+                    let mut next = None;
                     if let Some(list) = self.took(fetched?) {
-                        queue.extend(self.chosen(list.items));
-                        let next = list.metadata.next.filter(|token| !token.is_empty());
-                        page = next.map(|token| Box::pin(page_after(api, resource, token)));
+                        queue.extend(self.chosen(&folder, list.items));
+                        next = list.metadata.next.filter(|token| !token.is_empty()).map(|token| (folder, token));
                     }
+                    let next = next.or_else(|| folders.next().map(|folder| (folder, String::new())));
+                    page = next.map(|(folder, token)| Box::pin(page_of(api, folder, token)));
                 }
                 () = tokio::time::sleep_until(wake.unwrap_or(now).into()), if wake.is_some() => {}
             }
@@ -153,15 +151,18 @@ impl Sweep<'_> {
         }
     }
 
-    fn chosen(&mut self, items: Vec<Partial>) -> Vec<Object> {
+    fn chosen(&mut self, folder: &Folder, items: Vec<Partial>) -> Vec<Object> {
         let mut chosen = Vec::with_capacity(items.len());
         for Partial { metadata } in items {
+            if !folder.names.contains(&metadata.name) {
+                continue;
+            }
             let version: Option<u64> = metadata.resource_version.parse().ok();
             if matches!((version, self.adopted_at), (Some(version), Some(at)) if version > at) {
                 self.tally.newer += 1;
                 continue;
             }
-            let path = self.resource.object_path(metadata.namespace.as_deref(), &metadata.name);
+            let path = folder.resource.object_path(metadata.namespace.as_deref(), &metadata.name);
             chosen.push(Object { path, metadata, tries: 0 });
         }
         chosen
@@ -235,6 +236,11 @@ fn is_ours(metadata: &Metadata) -> bool {
     metadata.managed_fields.iter().any(|fields| fields.manager == FIELD_MANAGER)
 }
 
+async fn page_of(api: &Api, folder: Folder, token: String) -> (Folder, Result<Page, RotationError>) {
+    let page = page_after(api, &folder, token).await;
+    (folder, page)
+}
+
 async fn answer(api: &Api, ask: Ask, object: Object) -> Answered {
     let began = Instant::now();
     let result = match ask {
@@ -265,81 +271,6 @@ fn verdict(status: Option<u16>, message: &str) -> Fate {
         Some(408 | 429 | 500..) | None => Fate::Again { overloaded: true },
         Some(_) => Fate::Refused,
     }
-}
-
-/// The API server's words for a value that its providers cannot open.
-fn is_undecryptable(message: &str) -> bool {
-    const WORDS: [&str; 4] =
-        ["unable to transform key", "is not transformable", "corrupt object", "no matching prefix found"];
-    WORDS.iter().any(|words| message.contains(words))
-}
-
-/// A page of a list.
-pub enum Page {
-    /// The objects' metadata.
-    Listed(MetadataList),
-    /// There is no such resource any more.
-    Absent,
-    /// One of the objects cannot be read, so none can be listed.
-    Unlistable(String),
-}
-
-/// One page of metadata. An expired token is followed by the one that the server sends instead: what was created
-/// meanwhile may be missing, and that is stored under the target key.
-pub async fn page_after(api: &Api, resource: &Resource, mut token: String) -> Result<Page, RotationError> {
-    let mut wait = FIRST_WAIT;
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let (problem, may_be_undecryptable, retry_after) = match api.list(&resource.list_path(), PAGE, &token).await {
-            Ok(answer) => match answer.status {
-                200 => {
-                    let list = api.parse(&answer.body);
-                    return list.map(Page::Listed).map_err(RotationError::api(format!("list {resource}")));
-                }
-                404 => return Ok(Page::Absent),
-                410 => {
-                    token = answer.refusal().metadata.next.unwrap_or_default();
-                    if tries < TRIES {
-                        continue;
-                    }
-                    ("its continue token expires again and again".into(), false, None)
-                }
-                400 | 401 | 403 | 405 => {
-                    let refused = api.success(answer).expect_err("a refusal");
-                    return Err(RotationError::api(format!("list {resource}"))(refused));
-                }
-                _ => {
-                    let message = answer.refusal().message;
-                    (message.clone(), is_undecryptable(&message), answer.retry_after)
-                }
-            },
-            Err(error) => (error.to_string(), false, None),
-        };
-        if may_be_undecryptable && tries >= 3 {
-            return Ok(Page::Unlistable(problem));
-        }
-        if tries >= TRIES {
-            return Err(RotationError::Paused(format!("cannot list {resource}: {problem}")));
-        }
-        tokio::time::sleep(retry_after.unwrap_or(wait).max(wait)).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
-    }
-}
-
-/// The revision of a list now, and about how many objects it has.
-pub async fn revision(api: &Api, resource: &Resource) -> Result<(u64, u64), RotationError> {
-    let failed = || RotationError::api(format!("list {resource}"));
-    let answer = api.list(&resource.list_path(), 1, "").await.map_err(failed())?;
-    let body = api.success(answer).map_err(failed())?;
-    let list: MetadataList = api.parse(&body).map_err(failed())?;
-    let revision = list.metadata.resource_version.parse().map_err(|_| {
-        RotationError::Unusable(format!(
-            "resource version {:?} of {resource} is no number",
-            list.metadata.resource_version
-        ))
-    })?;
-    Ok((revision, list.items.len() as u64 + list.metadata.remaining_item_count.unwrap_or(0)))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A rotation from state to state. The journal is written after each; any state may be begun again.
 
 mod passes;
+mod sharded;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -51,6 +52,8 @@ pub struct Settings {
     pub rate: Option<f64>,
     /// Requests at once, at most.
     pub concurrency: usize,
+    /// How many processes rewrite, where it is not this one.
+    pub shards: Option<usize>,
     /// How long adoption may take.
     pub adoption_timeout: Duration,
     /// How often adoption is looked at again.
@@ -156,7 +159,12 @@ impl<'a> Run<'a> {
             (self.report)(Event::State(self.journal.state));
             match self.step().await {
                 Ok(None) => {}
-                Ok(Some(verdict)) => return Ok(verdict),
+                Ok(Some(verdict)) => {
+                    if self.settings.shards.is_some() {
+                        self.take_shards().await?.dismiss().await?;
+                    }
+                    return Ok(verdict);
+                }
                 Err(error) => {
                     self.journal.paused = Some(super::api::chain(&error));
                     self.write()?;
@@ -215,6 +223,9 @@ impl<'a> Run<'a> {
             return Err(RotationError::Blocked(missing));
         }
         self.keyrings_are_prepared().await?;
+        if self.settings.shards.is_some() {
+            self.take_shards().await?;
+        }
         let webhooks = mutating_webhooks(api).await;
         if !webhooks.is_empty() {
             (self.report)(Event::Note(&format!(

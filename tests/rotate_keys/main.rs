@@ -11,3 +11,4 @@ mod end_to_end;
 mod flip_flop;
 mod leftovers;
 mod objects;
+mod shards;

@@ -12,7 +12,7 @@ use crate::support::apiserver::ROTATOR;
 use crate::support::wait_until;
 
 /// POST of a JSON document with all rights.
-async fn post(plane: &ControlPlane, path: &str, document: &Value) {
+pub async fn post(plane: &ControlPlane, path: &str, document: &Value) {
     let request = http::Request::post(path).header("content-type", "application/json");
     let request = request.body(document.to_string().into_bytes()).unwrap();
     plane.servers[0].client().request_text(request).await.unwrap();
@@ -27,7 +27,7 @@ const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissio
 const BINDINGS: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
 
 /// A policy that refuses every update of one Secret; in force when this returns.
-async fn refuse(plane: &ControlPlane, name: &str) {
+pub async fn refuse(plane: &ControlPlane, name: &str) {
     let policy = json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
         "metadata": {"name": "no"},

@@ -8,9 +8,10 @@ use crate::rotation::RotationError;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
 use crate::rotation::api::chain;
 use crate::rotation::cluster::Cluster;
+use crate::rotation::listing::{Folder, revision};
 use crate::rotation::plan::{Encrypted, encrypted};
 use crate::rotation::reads::scan_reads;
-use crate::rotation::rewrite::{Ask, Sweep, Tally, revision};
+use crate::rotation::rewrite::{Ask, Sweep, Tally};
 use crate::rotation::verdict::Verdict;
 use crate::rotation::verify::scan_etcd;
 
@@ -20,7 +21,7 @@ const PASSES: u32 = 3;
 const MISSED_LOOKS: u32 = 2;
 
 /// How a pass ended.
-enum Pass {
+pub(super) enum Pass {
     /// Everything was gone through; so many objects were stored again.
     Complete(u64),
     /// The API servers do not agree any more.
@@ -48,7 +49,11 @@ impl Run<'_> {
     }
 
     pub(super) async fn rewrite(&mut self) -> Result<State, RotationError> {
-        match self.pass().await? {
+        let ended = match self.settings.shards {
+            Some(shards) => self.sharded_pass(shards).await?,
+            None => self.pass().await?,
+        };
+        match ended {
             Pass::Complete(_) => Ok(State::Resweep),
             Pass::AgreementLost(why) => Ok(self.agreement_lost(&why)),
         }
@@ -180,7 +185,7 @@ impl Run<'_> {
             };
             let sweep = Sweep {
                 api: &api,
-                resource: &resource,
+                folders: vec![Folder::all(&resource)],
                 ask: Ask::Rewrite,
                 adopted_at: progress.adopted_at,
                 pace: &mut pace,
@@ -200,8 +205,17 @@ impl Run<'_> {
                 Err(lost) => return lost.map(Pass::AgreementLost),
             }
         }
-        // What was written since the last look counts only if the servers still agree.
-        match still_holds(cluster, &wanted, &adoption).await {
+        self.still_agreed(&wanted, &adoption, rewritten).await
+    }
+
+    /// What was written since the last look counts only if the servers still agree.
+    pub(super) async fn still_agreed(
+        &self,
+        wanted: &Wanted,
+        adoption: &Adoption,
+        rewritten: u64,
+    ) -> Result<Pass, RotationError> {
+        match still_holds(&self.cluster, wanted, adoption).await {
             Ok(()) => Ok(Pass::Complete(rewritten)),
             Err(obstacle) => lost(obstacle).map(Pass::AgreementLost),
         }
@@ -209,7 +223,7 @@ impl Run<'_> {
 }
 
 /// Looks at the servers' agreement again and again; ends when it is lost.
-async fn watch(
+pub(super) async fn watch(
     cluster: &Cluster,
     wanted: &Wanted,
     adoption: &Adoption,
