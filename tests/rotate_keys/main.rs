@@ -12,3 +12,4 @@ mod flip_flop;
 mod leftovers;
 mod objects;
 mod shards;
+mod webhooks;
