@@ -110,7 +110,10 @@ pub fn print_plan(journal: &Journal, tried: bool) {
     for progress in &journal.resources {
         let note = match (&progress.tally.unlistable, tried) {
             (Some(_), _) => "cannot be listed".to_owned(),
-            (None, true) => format!("{} would be refused", progress.tally.refused.len()),
+            (None, true) => {
+                let Tally { refused, altered, .. } = &progress.tally;
+                format!("{} would be refused, {altered} altered by a webhook", refused.len())
+            }
             (None, false) => String::new(),
         };
         table.add_row([progress.resource.to_string(), progress.provider.clone(), progress.objects.to_string(), note]);
@@ -119,7 +122,15 @@ pub fn print_plan(journal: &Journal, tried: bool) {
     for (what, why) in &journal.skipped {
         println!("left out: {what}: {why}");
     }
-    print_named("refused", journal.resources.iter().flat_map(|progress| &progress.tally.refused));
+    print_objects(journal);
+}
+
+/// The objects of which a rewrite is, or would be, more or less than that.
+fn print_objects(journal: &Journal) {
+    let tallies = || journal.resources.iter().map(|progress| &progress.tally);
+    print_named("refused", tallies().flat_map(|tally| &tally.refused));
+    let why = "a mutating webhook takes the empty patch as an occasion".to_owned();
+    print_named("altered", tallies().flat_map(|tally| &tally.altered_named).map(|path| (path, &why)));
 }
 
 /// Where a rotation stands, what it did, and the verdict if there is one.
@@ -148,7 +159,7 @@ pub fn print_rotation(journal: &Journal, evidence: Option<&Path>) {
         ]);
     }
     println!("{}", table.trim_fmt());
-    print_named("refused", journal.resources.iter().flat_map(|progress| &progress.tally.refused));
+    print_objects(journal);
     if let Some(scan) = &journal.verified {
         print_named("leftover", &scan.named);
     }

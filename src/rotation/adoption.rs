@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::RotationError;
 use super::api::Api;
-use super::canary::Canary;
+use super::canary::{Canary, NAMESPACE, Touched};
 use super::cluster::Cluster;
 use super::metrics::{Scrape, growth, scrape};
+use super::preflight::mutating_webhooks;
 
 /// How many times an empty patch goes through a balancer, where no single server can be reached.
 const TOUCHES_THROUGH_BALANCER: usize = 16;
@@ -217,22 +218,34 @@ pub async fn still_holds(cluster: &Cluster, wanted: &Wanted, adoption: &Adoption
 pub async fn agree(servers: &[Api], canaries: &[Canary]) -> Result<(), Obstacle> {
     let rounds = if servers.len() == 1 { TOUCHES_THROUGH_BALANCER } else { 2 };
     for canary in canaries {
-        let mut last: Option<(String, &str)> = None;
+        let mut last: Option<(Touched, &Api)> = None;
         for server in (0..rounds).flat_map(|_| servers) {
-            let version = canary.touch(server).await.map_err(|error| Obstacle::NotYet(error.to_string()))?;
+            let touched = canary.touch(server).await.map_err(|error| Obstacle::NotYet(error.to_string()))?;
             match &last {
-                Some((before, by)) if *before != version => {
+                Some((before, _)) if before.content != touched.content => return Err(altered(server, canary).await),
+                Some((before, by)) if before.version != touched.version => {
                     return Err(Obstacle::NotYet(format!(
-                        "API servers {by} and {} do not store under the same key of provider {}",
+                        "API servers {} and {} do not store under the same key of provider {}",
+                        by.address(),
                         server.address(),
                         canary.provider
                     )));
                 }
-                _ => last = Some((version, server.address())),
+                _ => last = Some((touched, server)),
             }
         }
     }
     Ok(())
+}
+
+/// What changes at every update shows nothing about keys.
+async fn altered(server: &Api, canary: &Canary) -> Obstacle {
+    let webhooks = mutating_webhooks(server).await.join(", ");
+    Obstacle::NotYet(format!(
+        "{} changes at every update, so it does not show whether the API servers agree: exempt namespace {NAMESPACE} \
+         (namespaceSelector) from the mutating webhook that does it ({webhooks})",
+        canary.path()
+    ))
 }
 
 /// Every identity Lease that is kept fresh must belong to a server whose metrics were read.

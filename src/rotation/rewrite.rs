@@ -1,16 +1,21 @@
 //! Going through all objects of a resource, page by page, with as many requests under way as the server bears:
 //! to rewrite them, to try whether they would be refused, or to have them read.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::RotationError;
-use super::api::{Answer, Api, ApiError, FIELD_MANAGER, Metadata, MetadataList, Partial};
+use super::api::{Answer, Api, ApiError, Metadata, MetadataList, Partial};
 use super::listing::{FIRST_WAIT, Folder, LONGEST_WAIT, PAGE, Page, TRIES, is_undecryptable, page_after};
 use super::pace::Pace;
+
+/// So often an object is sent whose webhook cannot be called: the rest needs not wait long for one webhook.
+const WEBHOOK_TRIES: u32 = 5;
+/// So many altered objects are named in each pass.
+const ALTERED_NAMED: usize = 1_000;
 
 /// What is asked for each object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +42,8 @@ pub struct Tally {
     pub gone: u64,
     /// Changed by an admission webhook that took the empty patch as an occasion.
     pub altered: u64,
+    /// Some of those.
+    pub altered_named: BTreeSet<String>,
     /// Refused by admission or validation: path → why.
     pub refused: BTreeMap<String, String>,
     /// Could not be read by the server: path → why.
@@ -55,6 +62,7 @@ impl Tally {
     pub fn add(&mut self, later: Self) {
         self.rewritten += later.rewritten;
         self.altered += later.altered;
+        self.altered_named.extend(later.altered_named.into_iter().take(ALTERED_NAMED));
         self.gone += later.gone;
         (self.fresh, self.newer) = (later.fresh, later.newer);
         (self.refused, self.undecryptable) = (later.refused, later.undecryptable);
@@ -187,11 +195,11 @@ impl Sweep<'_> {
                 self.tally.undecryptable.insert(object.path, message);
             }
             Fate::Stop => return Err(RotationError::Paused(message)),
-            Fate::Again { overloaded } => {
+            Fate::Again { overloaded, tries } => {
                 if overloaded {
                     self.pace.throttled(retry_after, now);
                 }
-                if object.tries < TRIES {
+                if object.tries < tries {
                     let wait = (FIRST_WAIT * 2u32.pow(object.tries - 1)).min(LONGEST_WAIT);
                     return Ok(Some((now + retry_after.unwrap_or(wait).max(wait), object)));
                 }
@@ -214,26 +222,31 @@ impl Sweep<'_> {
     }
 
     fn stored(&mut self, object: &Object, answer: &Answer) -> Result<(), RotationError> {
-        if self.ask != Ask::Rewrite {
+        if self.ask == Ask::Read {
             self.tally.fresh += 1;
             return Ok(());
         }
         let what = || format!("rewrite {}", object.path);
         let Partial { metadata } = self.api.parse(&answer.body).map_err(RotationError::api(what()))?;
-        if metadata.resource_version == object.metadata.resource_version {
+        if self.ask == Ask::DryRun || metadata.resource_version == object.metadata.resource_version {
             self.tally.fresh += 1;
         } else {
             self.tally.rewritten += 1;
         }
-        if is_ours(&metadata) && !is_ours(&object.metadata) {
+        if altered(&object.metadata, &metadata) {
             self.tally.altered += 1;
+            if self.tally.altered_named.len() < ALTERED_NAMED {
+                self.tally.altered_named.insert(object.path.clone());
+            }
         }
         Ok(())
     }
 }
 
-fn is_ours(metadata: &Metadata) -> bool {
-    metadata.managed_fields.iter().any(|fields| fields.manager == FIELD_MANAGER)
+/// Whether an admission webhook changed the object. What a client changes meanwhile shows in managedFields, and what a
+/// webhook changes does not.
+fn altered(before: &Metadata, after: &Metadata) -> bool {
+    after.content != before.content && after.managed_fields == before.managed_fields
 }
 
 async fn page_of(api: &Api, folder: Folder, token: String) -> (Folder, Result<Page, RotationError>) {
@@ -256,7 +269,7 @@ enum Fate {
     Gone,
     Refused,
     Undecryptable,
-    Again { overloaded: bool },
+    Again { overloaded: bool, tries: u32 },
     Stop,
 }
 
@@ -265,10 +278,14 @@ fn verdict(status: Option<u16>, message: &str) -> Fate {
     match status {
         Some(404) => Fate::Gone,
         Some(401) => Fate::Stop,
-        Some(409) => Fate::Again { overloaded: false },
+        Some(409) => Fate::Again { overloaded: false, tries: TRIES },
         Some(500) if is_undecryptable(message) => Fate::Undecryptable,
         Some(500) if message.contains("request is too large") => Fate::Refused,
-        Some(408 | 429 | 500..) | None => Fate::Again { overloaded: true },
+        // The API server is well; only this object, or all that the webhook is asked about, must wait for it.
+        Some(500) if message.contains("failed calling webhook") => {
+            Fate::Again { overloaded: false, tries: WEBHOOK_TRIES }
+        }
+        Some(408 | 429 | 500..) | None => Fate::Again { overloaded: true, tries: TRIES },
         Some(_) => Fate::Refused,
     }
 }
@@ -283,12 +300,14 @@ mod tests {
         assert_eq!(verdict(Some(422), "denied by policy"), Fate::Refused);
         assert_eq!(verdict(Some(403), "webhook"), Fate::Refused);
         assert_eq!(verdict(Some(401), "Unauthorized"), Fate::Stop);
-        assert_eq!(verdict(Some(409), ""), Fate::Again { overloaded: false });
-        assert_eq!(verdict(Some(429), ""), Fate::Again { overloaded: true });
-        assert_eq!(verdict(Some(503), ""), Fate::Again { overloaded: true });
-        assert_eq!(verdict(None, "no answer"), Fate::Again { overloaded: true });
+        assert_eq!(verdict(Some(409), ""), Fate::Again { overloaded: false, tries: TRIES });
+        assert_eq!(verdict(Some(429), ""), Fate::Again { overloaded: true, tries: TRIES });
+        assert_eq!(verdict(Some(503), ""), Fate::Again { overloaded: true, tries: TRIES });
+        assert_eq!(verdict(None, "no answer"), Fate::Again { overloaded: true, tries: TRIES });
         assert_eq!(verdict(Some(500), "unable to transform key \"/registry/secrets/a/b\""), Fate::Undecryptable);
         assert_eq!(verdict(Some(500), "etcdserver: request is too large"), Fate::Refused);
-        assert_eq!(verdict(Some(500), "something else"), Fate::Again { overloaded: true });
+        let down = "Internal error occurred: failed calling webhook \"a.b.c\": connection refused";
+        assert_eq!(verdict(Some(500), down), Fate::Again { overloaded: false, tries: WEBHOOK_TRIES });
+        assert_eq!(verdict(Some(500), "something else"), Fate::Again { overloaded: true, tries: TRIES });
     }
 }

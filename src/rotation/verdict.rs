@@ -111,6 +111,11 @@ fn search(journal: &Journal, evidence: &mut Vec<String>, unproven: &mut Vec<Stri
          key and nothing else",
         journal.resources.len()
     ));
+    let altered: u64 = journal.resources.iter().map(|progress| progress.tally.altered).sum();
+    if altered > 0 {
+        evidence
+            .push(format!("{altered} object(s) were changed by a mutating webhook, to which a rewrite is an update"));
+    }
     match &journal.verified {
         Some(scan) => evidence.push(describe(scan)),
         None => unproven.push("leftovers were not looked for independently: give --etcd, or the right to get".into()),

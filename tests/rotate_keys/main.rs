@@ -8,6 +8,8 @@ mod control_plane;
 mod crashes;
 mod disagreement;
 mod end_to_end;
+mod flip_flop;
 mod leftovers;
 mod objects;
 mod shards;
+mod webhooks;

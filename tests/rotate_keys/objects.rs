@@ -18,7 +18,7 @@ pub async fn post(plane: &ControlPlane, path: &str, document: &Value) {
     plane.servers[0].client().request_text(request).await.unwrap();
 }
 
-async fn delete(plane: &ControlPlane, path: &str) {
+pub async fn delete(plane: &ControlPlane, path: &str) {
     let request = http::Request::delete(path).body(Vec::new()).unwrap();
     plane.servers[0].client().request_text(request).await.unwrap();
 }
