@@ -189,6 +189,37 @@ async fn a_lost_state_folder_costs_a_new_dek_and_one_unwrap_for_each_old_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_different_deks_that_are_missing_at_once_cost_one_call_to_a_kek_that_is_away() {
+    for fault in [Fault::Silence, Fault::Cut] {
+        let store = KeyStore::start("primary").await;
+        let intervals = "refreshInterval: 1h\nproveInterval: 1h";
+        let plugin = Plugin::start(&format!("cluster: test\n{intervals}\nkeks: [{}]", store.item())).await;
+        plugin.wait_healthy().await;
+        let sealed = encrypt(&plugin).await;
+        // Longer than an answer is taken for a sign of life.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        let before = (plugin.kek_requests("unwrap"), metric(&plugin, "kube_envelope_kek_requests_total").await);
+        store.faults.set(fault);
+        let started = Instant::now();
+        let missing = futures::future::join_all((0..100).map(|number: u8| {
+            let mut other = sealed.clone();
+            // Another DEK's id: whether it is its id, the unwrapped DEK would tell.
+            other.ciphertext[3..19].fill(number);
+            let plugin = &plugin;
+            async move { decrypt(plugin, &other).await.unwrap_err().code() }
+        }));
+        assert_eq!(missing.await, vec![Code::Unavailable; 100]);
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+        let asked = plugin.kek_requests("unwrap") - before.0;
+        assert!((1..=3).contains(&asked), "{asked} requests: one call and its two retries");
+        assert_eq!(u64::try_from(store.faults.requests_under_fault()).unwrap(), asked, "on the wire");
+        let others = metric(&plugin, "kube_envelope_kek_requests_total").await - before.1;
+        assert!(others < 3.5, "nothing else was asked");
+        store.faults.clear();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_its_state_folder_a_plugin_waits_for_every_kek_and_names_the_missing_one() {
     let (up, down) = (KeyStore::start("up").await, KeyStore::start("down").await);
     let mut plugin = Plugin::start(&settings(&[&up, &down], "")).await;

@@ -1,16 +1,18 @@
-//! One deadline, one retry policy, one breaker for every kind of KEK.
+//! One deadline, one retry policy, one breaker (`gate`) for every kind of KEK.
+
+mod gate;
 
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
-use rand::RngExt;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use super::{Kek, KekCause, KekError, KekVersion, Lineage, Unwrapped, WrapContext, WrappedDek};
+use self::gate::{Gate, Outcome};
+use super::{Kek, KekError, KekVersion, Lineage, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::secret::Dek;
 use crate::telemetry::{KekOperation, Metrics};
 
@@ -22,32 +24,20 @@ const CONCURRENCY: usize = 8;
 const RETRIES: usize = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// Failures in a row, each a whole operation with its retries, that open the breaker.
-const BREAKER_THRESHOLD: u32 = 3;
-const BREAKER_FIRST_PAUSE: Duration = Duration::from_secs(1);
-const BREAKER_LONGEST_PAUSE: Duration = Duration::from_secs(10);
-
 /// A KEK with its name, its deadline, its retries and its breaker.
 pub struct GuardedKek {
     name: String,
     kek: Box<dyn Kek>,
     deadline: Duration,
     permits: Semaphore,
-    breaker: Mutex<Breaker>,
+    gate: Gate,
     metrics: Arc<Metrics>,
 }
 
 impl GuardedKek {
     /// Guards `kek`, called `name` in logs and metrics.
     pub fn new(name: String, kek: Box<dyn Kek>, metrics: Arc<Metrics>) -> Self {
-        Self {
-            name,
-            kek,
-            deadline: DEADLINE,
-            permits: Semaphore::new(CONCURRENCY),
-            breaker: Mutex::new(Breaker::default()),
-            metrics,
-        }
+        Self { name, kek, deadline: DEADLINE, permits: Semaphore::new(CONCURRENCY), gate: Gate::new(), metrics }
     }
 
     /// How the configuration calls it.
@@ -85,12 +75,7 @@ impl GuardedKek {
         F: Future<Output = Result<T, KekError>>,
     {
         let started = Instant::now();
-        let result =
-            tokio::time::timeout(self.deadline, self.attempts(operation, attempt)).await.unwrap_or_else(|_| {
-                let error = KekError::unavailable(format!("no answer from {} within {:?}", self.name, self.deadline));
-                self.breaker().failed(Instant::now());
-                Err(error)
-            });
+        let result = self.call_before(started + self.deadline, operation, attempt).await;
         if let Some(end) = self.kek.credentials_expire() {
             self.metrics.credentials_expire(&self.name, end);
         }
@@ -98,31 +83,44 @@ impl GuardedKek {
         result
     }
 
+    async fn call_before<T, F>(
+        &self,
+        deadline: Instant,
+        operation: KekOperation,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, KekError>
+    where
+        F: Future<Output = Result<T, KekError>>,
+    {
+        let late = |_| KekError::unavailable(format!("no answer from {} within {:?}", self.name, self.deadline));
+        // A call that was never made says nothing about the KEK.
+        let admitted = async {
+            let permit = self.permits.acquire().await.expect("the semaphore is never closed");
+            self.gate.admit(&self.name).await.map(|pass| (permit, pass))
+        };
+        let (_permit, pass) = timeout_at(deadline, admitted).await.map_err(late)??;
+        let result = timeout_at(deadline, self.attempts(operation, attempt)).await.map_err(late).and_then(|done| done);
+        pass.settle(match &result {
+            Err(error) if error.cause().is_transient() => Outcome::NoAnswer,
+            _ => Outcome::Answer,
+        });
+        result
+    }
+
     async fn attempts<T, F>(&self, operation: KekOperation, attempt: impl Fn() -> F) -> Result<T, KekError>
     where
         F: Future<Output = Result<T, KekError>>,
     {
-        let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
-        self.breaker().admit(Instant::now(), &self.name)?;
         let backoff = ExponentialBuilder::default().with_min_delay(FIRST_PAUSE).with_max_times(RETRIES).with_jitter();
         let counted = || async {
             self.metrics.kek_request(&self.name, operation);
             attempt().await
         };
-        let result = counted
+        counted
             .retry(backoff)
             .when(|error: &KekError| error.cause().is_transient())
             .adjust(|error, pause| pause.map(|pause| error.retry_after().unwrap_or_default().max(pause)))
-            .await;
-        match &result {
-            Err(error) if error.cause().is_transient() => self.breaker().failed(Instant::now()),
-            _ => self.breaker().answered(),
-        }
-        result
-    }
-
-    fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+            .await
     }
 }
 
@@ -132,59 +130,103 @@ impl fmt::Debug for GuardedKek {
     }
 }
 
-/// Closed while the KEK answers; open for a growing pause once it does not; then one call may try.
-#[derive(Debug, Default)]
-struct Breaker {
-    failures: u32,
-    open_until: Option<Instant>,
-}
-
-impl Breaker {
-    fn admit(&mut self, now: Instant, name: &str) -> Result<(), KekError> {
-        match self.open_until {
-            Some(until) if now < until => Err(KekError::new(
-                KekCause::Unavailable,
-                format!("{name} did not answer lately; asked again in {:?}", until - now),
-            )),
-            // The pause is over: this call tries, and the others wait for what it finds.
-            Some(_) => {
-                self.open_until = Some(now + DEADLINE);
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn answered(&mut self) {
-        *self = Self::default();
-    }
-
-    fn failed(&mut self, now: Instant) {
-        self.failures = self.failures.saturating_add(1);
-        if let Some(doublings) = self.failures.checked_sub(BREAKER_THRESHOLD) {
-            let pause = BREAKER_FIRST_PAUSE.saturating_mul(1 << doublings.min(10)).min(BREAKER_LONGEST_PAUSE);
-            self.open_until = Some(now + pause.mul_f64(rand::rng().random_range(0.8..1.0)));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
-    #[test]
-    fn the_breaker_opens_after_failures_in_a_row_and_lets_one_call_try_again() {
-        let mut breaker = Breaker::default();
-        let now = Instant::now();
-        for _ in 0..BREAKER_THRESHOLD {
-            assert!(breaker.admit(now, "kek").is_ok());
-            breaker.failed(now);
+    use futures::future::join_all;
+
+    use super::*;
+    use crate::crypto::secret::DekId;
+
+    /// Counts, and answers after a while, or never.
+    #[derive(Debug, Default)]
+    struct Fake {
+        calls: AtomicUsize,
+        at_once: AtomicUsize,
+        most_at_once: AtomicUsize,
+        hangs: AtomicBool,
+    }
+
+    const ROUND_TRIP: Duration = Duration::from_millis(40);
+
+    #[async_trait::async_trait]
+    impl Kek for Arc<Fake> {
+        fn lineage(&self) -> Lineage {
+            Lineage::derive("fake", &[])
         }
-        assert!(breaker.admit(now, "kek").is_err(), "open");
-        let now = now + BREAKER_FIRST_PAUSE;
-        assert!(breaker.admit(now, "kek").is_ok(), "one call tries");
-        assert!(breaker.admit(now, "kek").is_err(), "the others wait for it");
-        breaker.answered();
-        assert!(breaker.admit(now, "kek").is_ok(), "closed");
+
+        fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+            None
+        }
+
+        async fn version(&self) -> Result<KekVersion, KekError> {
+            Err(KekError::unavailable("not asked here"))
+        }
+
+        async fn wrap(&self, _: &Dek, _: &WrapContext) -> Result<WrappedDek, KekError> {
+            Err(KekError::unavailable("not asked here"))
+        }
+
+        async fn unwrap(&self, wrapped: &WrappedDek, _: &WrapContext) -> Result<Unwrapped, KekError> {
+            self.calls.fetch_add(1, SeqCst);
+            let now = self.at_once.fetch_add(1, SeqCst) + 1;
+            self.most_at_once.fetch_max(now, SeqCst);
+            if self.hangs.load(SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(ROUND_TRIP).await;
+            self.at_once.fetch_sub(1, SeqCst);
+            Ok(Unwrapped { dek: Dek::generate(&mut rand::rng()), version: wrapped.version.clone() })
+        }
+    }
+
+    fn guarded() -> (Arc<Fake>, GuardedKek) {
+        let fake = Arc::new(Fake::default());
+        let mut kek = GuardedKek::new("fake".into(), Box::new(fake.clone()), Arc::new(Metrics::new()));
+        kek.deadline = Duration::from_millis(500);
+        (fake, kek)
+    }
+
+    async fn unwrap_many(kek: &GuardedKek, count: u8) -> usize {
+        let version = KekVersion { lineage: kek.lineage(), version: "1".into() };
+        let asked = join_all((0..count).map(|number| {
+            let wrapped = WrappedDek { version: version.clone(), blob: vec![number] };
+            let context = WrapContext { cluster: "it".into(), dek_id: DekId([number; 16]) };
+            async move { kek.unwrap(&wrapped, &context).await.is_ok() }
+        }));
+        asked.await.into_iter().filter(|opened| *opened).count()
+    }
+
+    #[tokio::test]
+    async fn a_hundred_calls_to_a_kek_that_hangs_cost_one_call_and_one_deadline() {
+        let (fake, kek) = guarded();
+        fake.hangs.store(true, SeqCst);
+        let started = Instant::now();
+        assert_eq!(unwrap_many(&kek, 100).await, 0);
+        assert_eq!(fake.calls.load(SeqCst), 1);
+        assert!(started.elapsed() < kek.deadline * 2, "{:?}", started.elapsed());
+        assert_eq!(unwrap_many(&kek, 100).await, 0);
+        assert_eq!(fake.calls.load(SeqCst), 1, "the breaker is open");
+    }
+
+    #[tokio::test]
+    async fn a_cold_start_costs_one_round_trip_more_than_full_concurrency() {
+        let (fake, kek) = guarded();
+        let started = Instant::now();
+        assert_eq!(unwrap_many(&kek, 33).await, 33);
+        assert_eq!(fake.calls.load(SeqCst), 33);
+        assert_eq!(fake.most_at_once.load(SeqCst), CONCURRENCY);
+        assert!(started.elapsed() < ROUND_TRIP * 16, "five round trips at best, 33 in a row: {:?}", started.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_is_given_up_lets_the_next_call_try() {
+        let (fake, kek) = guarded();
+        fake.hangs.store(true, SeqCst);
+        let given_up = tokio::time::timeout(Duration::from_millis(100), unwrap_many(&kek, 1)).await;
+        assert!(given_up.is_err());
+        fake.hangs.store(false, SeqCst);
+        assert_eq!(unwrap_many(&kek, 10).await, 10);
     }
 }

@@ -1,23 +1,27 @@
-//! `pkcs11`: an AES key in a token (an HSM) that is reached through a PKCS#11 module. Owns the settings, the key's
-//! versions and the wraps; sessions and logins are `token`'s, what a failure means `failure`'s.
+//! `pkcs11`: a key in a token (an HSM) that is reached through a PKCS#11 module. Owns the settings and which version
+//! is used; sessions and logins are `token`'s, the calls `wrap`'s, what a failure means `failure`'s.
+//!
+//! Where the mechanism takes no associated data, the DEK's id tells that it is the right one, as it commits to it and
+//! is checked after every unwrap (`set.rs`).
 
 mod failure;
 mod key;
+mod mechanism;
 mod token;
+mod wrap;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use cryptoki::mechanism::MechanismType;
 use cryptoki::session::Session;
-use rand::Rng;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use self::failure::{Trouble, no_verdict, short};
-use self::key::{IV_BYTES, Key, KeyId, TAG_BYTES, keys};
+use self::key::{Key, KeyId, keys};
+pub use self::mechanism::Mechanism;
 use self::token::{Token, Wanted};
 use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::secret::{DEK_BYTES, Dek};
@@ -37,6 +41,8 @@ pub struct Pkcs11Config {
     pub key_label: String,
     /// A file with the user's PIN.
     pub pin_file: PathBuf,
+    /// How DEKs are wrapped from now on; by default the best that the token offers.
+    pub mechanism: Option<Mechanism>,
 }
 
 #[async_trait]
@@ -85,6 +91,9 @@ struct Pkcs11Kek {
 struct Home {
     token: Token,
     key_label: String,
+    /// Chosen when the token is seen first.
+    mechanism: OnceLock<Mechanism>,
+    wanted: Option<Mechanism>,
 }
 
 impl Pkcs11Kek {
@@ -92,13 +101,20 @@ impl Pkcs11Kek {
         let (token_label, key_label) = (config.token_label.trim_end().to_owned(), config.key_label.clone());
         let lineage = Lineage::derive("pkcs11", &[&token_label, &key_label]);
         let (module, pin_file) = (config.module.clone(), config.pin_file.clone());
-        let token = run(move || {
+        let wanted = config.mechanism;
+        let home = run(move || {
             let token = Token::open(&module, token_label, pin_file)?;
-            token.check_mechanism(MechanismType::AES_GCM)?;
-            Ok(token)
+            let home = Home { token, key_label, mechanism: OnceLock::new(), wanted };
+            match home.mechanism() {
+                // A token that is not there may come later.
+                Err(error) if error.cause() == KekCause::Unavailable => {
+                    tracing::warn!(error = error.chain(), "token not checked");
+                }
+                chosen => _ = chosen?,
+            }
+            Ok(home)
         });
-        let home = Arc::new(Home { token: token.await?, key_label });
-        Ok(Self { lineage, permits: Arc::new(Semaphore::new(CALLS_AT_ONCE)), home })
+        Ok(Self { lineage, permits: Arc::new(Semaphore::new(CALLS_AT_ONCE)), home: Arc::new(home.await?) })
     }
 
     /// Runs what calls into the module on a thread that may block.
@@ -138,26 +154,23 @@ impl Kek for Pkcs11Kek {
     }
 
     async fn version(&self) -> Result<KekVersion, KekError> {
-        let id = self.call(|home| home.token.with_session(Wanted::Any, |session| Ok(home.active(session)?.id))).await?;
-        Ok(self.kek_version(&id))
+        Ok(self.kek_version(&self.call(Home::active_id).await?))
     }
 
     async fn wrap(&self, dek: &Dek, context: &WrapContext) -> Result<WrappedDek, KekError> {
         let plain = Box::new(Zeroizing::new(*dek.expose()));
-        let aad = context.to_bytes();
+        let context = context.to_bytes();
         let wrapped = self.call(move |home| {
-            home.token.with_session(Wanted::Any, |session| {
-                let active = home.active(session)?;
-                let mut iv = [0; IV_BYTES];
-                rand::rng().fill_bytes(&mut iv);
-                let blob = active.encrypt(session, iv, &aad, plain.as_slice())?;
-                Ok((active.id, blob))
-            })
+            let by = home.mechanism()?;
+            let (id, made) = home.token.with_session(Wanted::Any, |session| {
+                let active = home.active(session, by)?;
+                let made = active.wrap(session, by, &context, plain.as_slice())?;
+                Ok((active.id, made))
+            })?;
+            let unfit = || KekError::unmapped(format!("the token wrapped {DEK_BYTES} bytes as {}", made.len()));
+            Ok((id, by.blob(&made).ok_or_else(unfit)?))
         });
         let (id, blob) = wrapped.await?;
-        if blob.len() != BLOB_BYTES {
-            return Err(KekError::unmapped(format!("the token wrapped {DEK_BYTES} bytes as {}", blob.len())));
-        }
         Ok(WrappedDek { version: self.kek_version(&id), blob })
     }
 
@@ -168,48 +181,67 @@ impl Kek for Pkcs11Kek {
         if wrapped.version.lineage != self.lineage {
             return Err(KekError::new(KekCause::UnknownVersion, "wrapped by another KEK"));
         }
-        if wrapped.blob.len() != BLOB_BYTES {
-            let length = wrapped.blob.len();
-            return Err(KekError::new(
-                KekCause::Rejected,
-                format!("a wrapped DEK of {length} bytes, not {BLOB_BYTES}"),
-            ));
-        }
-        let (version, blob, aad) = (self.kek_version(&id), wrapped.blob.clone(), context.to_bytes());
-        let dek = self.call(move |home| home.decrypt(&id, &blob, &aad)).await?;
+        let (version, context) = (self.kek_version(&id), context.to_bytes());
+        let Some((by, made)) = Mechanism::of_blob(&wrapped.blob).filter(|(by, _)| by.is_rsa() == id.is_rsa()) else {
+            let text = format!("{} bytes that no mechanism wraps a DEK as", wrapped.blob.len());
+            return Err(KekError::new(KekCause::Rejected, text));
+        };
+        let made = made.to_vec();
+        let dek = self.call(move |home| home.unwrap(&id, by, &made, &context)).await?;
         Ok(Unwrapped { dek, version })
     }
 }
-
-/// IV, DEK and tag.
-const BLOB_BYTES: usize = IV_BYTES + DEK_BYTES + TAG_BYTES;
 
 #[async_trait]
 impl RotateKek for Pkcs11Kek {
     async fn rotate(&self) -> Result<KekVersion, KekError> {
         let made = self.call(|home| {
-            let next = home.token.with_session(Wanted::Any, |session| Ok(home.active(session)?.id.next()))?;
-            home.token.with_session(Wanted::Writable, |session| key::generate(session, &home.key_label, &next))?;
-            home.token.with_session(Wanted::Any, |session| Ok(home.active(session)?.id))
+            let by = home.mechanism()?;
+            let former = home.token.with_session(Wanted::Any, |session| home.active(session, by))?;
+            home.token
+                .with_session(Wanted::Writable, |session| key::generate(session, &home.key_label, by, &former))?;
+            home.active_id()
         });
         Ok(self.kek_version(&made.await?))
     }
 }
 
 impl Home {
+    /// The one that wraps.
+    fn mechanism(&self) -> Result<Mechanism, KekError> {
+        if let Some(chosen) = self.mechanism.get() {
+            return Ok(*chosen);
+        }
+        let chosen = self.token.choose_mechanism(self.wanted)?;
+        tracing::info!(mechanism = ?chosen, "mechanism of the token chosen");
+        Ok(*self.mechanism.get_or_init(|| chosen))
+    }
+
+    fn active_id(&self) -> Result<KeyId, KekError> {
+        let by = self.mechanism()?;
+        self.token.with_session(Wanted::Any, |session| Ok(self.active(session, by)?.id))
+    }
+
     /// The key with the highest id, which must be able to wrap and unwrap.
-    fn active(&self, session: &Session) -> Result<Key, Trouble> {
-        let mut all = keys(session, &self.key_label)?;
+    fn active(&self, session: &Session, by: Mechanism) -> Result<Key, Trouble> {
+        let mut all = keys(session, &self.key_label, by)?;
         all.sort_by(|one, other| one.id.cmp(&other.id));
+        let kind = if by.is_rsa() { "an RSA key pair" } else { "an AES key" };
         let Some(active) = all.pop() else {
-            return Err(self.denied("is not in the token: destroyed, or named wrongly"));
+            return Err(self.denied(&format!("is not in the token as {kind}: destroyed, or named wrongly")));
         };
         if all.iter().any(|key| key.id.same_number(&active.id)) {
             let problem = format!("several keys are labelled {:?} and have the same CKA_ID", self.key_label);
             return Err(KekError::misconfigured(problem + "; give each version an id of its own").into());
         }
-        if !active.encrypts || !active.decrypts {
-            return Err(self.denied("is the active version and may not both encrypt and decrypt"));
+        if !active.wraps || !active.unwraps {
+            return Err(self.denied(match by {
+                Mechanism::AesGcm => "is the active version and may not both encrypt and decrypt",
+                Mechanism::AesKeyWrap | Mechanism::AesKeyWrapPad => {
+                    "is the active version and may not both wrap and unwrap"
+                }
+                _ => "is the active version and lacks its public half, or a half's right to encrypt or decrypt",
+            }));
         }
         Ok(active)
     }
@@ -218,10 +250,14 @@ impl Home {
         KekError::new(KekCause::Denied, format!("key {:?} {why}", self.key_label)).into()
     }
 
-    fn decrypt(&self, id: &KeyId, blob: &[u8], aad: &[u8]) -> Result<Dek, KekError> {
+    fn unwrap(&self, id: &KeyId, by: Mechanism, made: &[u8], context: &[u8]) -> Result<Dek, KekError> {
         let attempt = self.token.with_session(Wanted::Any, |session| {
-            let key = self.version(session, id)?;
-            match key.decrypt(session, blob, aad) {
+            let key = self.version(session, id, by)?;
+            if by.is_rsa() && made.len() != key.modulus_bytes {
+                let text = "the wrapped DEK is not as long as the key's modulus";
+                return Err(KekError::new(KekCause::Rejected, text).into());
+            }
+            match key.unwrap(session, by, context, made) {
                 Err(error) if no_verdict(&error) => Ok(Err(error)),
                 other => other.map(Ok).map_err(Trouble::from),
             }
@@ -229,19 +265,17 @@ impl Home {
         match attempt? {
             Ok(plain) => Dek::from_unwrapped(plain)
                 .ok_or_else(|| KekError::new(KekCause::Rejected, "the unwrapped DEK is not 32 bytes")),
-            Err(error) => Err(self.judge(id, aad, error)),
+            Err(error) => Err(self.judge(id, by, context, error)),
         }
     }
 
     /// Some tokens answer changed data with a general error, as they do when they are broken. If the same key opens
     /// what it has just sealed, in a new session, then it is the data.
-    fn judge(&self, id: &KeyId, aad: &[u8], error: cryptoki::error::Error) -> KekError {
+    fn judge(&self, id: &KeyId, by: Mechanism, context: &[u8], error: cryptoki::error::Error) -> KekError {
         let sample = self.token.with_session(Wanted::New, |session| {
-            let key = self.version(session, id)?;
-            let mut iv = [0; IV_BYTES];
-            rand::rng().fill_bytes(&mut iv);
-            let sealed = key.encrypt(session, iv, aad, &[0; DEK_BYTES])?;
-            Ok(key.decrypt(session, &sealed, aad)?)
+            let key = self.version(session, id, by)?;
+            let sealed = key.wrap(session, by, context, &[0; DEK_BYTES])?;
+            Ok(key.unwrap(session, by, context, &sealed)?)
         });
         match sample {
             Ok(_) => {
@@ -252,8 +286,8 @@ impl Home {
         }
     }
 
-    fn version(&self, session: &Session, id: &KeyId) -> Result<Key, Trouble> {
-        let found = keys(session, &self.key_label)?.into_iter().find(|key| key.id == *id);
+    fn version(&self, session: &Session, id: &KeyId, by: Mechanism) -> Result<Key, Trouble> {
+        let found = keys(session, &self.key_label, by)?.into_iter().find(|key| key.id == *id);
         found.ok_or_else(|| {
             let text = format!("key {:?} has no version {id} (any more)", self.key_label);
             KekError::new(KekCause::UnknownVersion, text).into()

@@ -2,7 +2,10 @@
 //! process of its own with a folder of its own.
 
 mod beyond;
+mod key_wrap;
+mod rsa;
 
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -20,8 +23,8 @@ const PIN: &str = "1234";
 const FOLDER: &str = "KEK_CONFORMANCE_FOLDER";
 const MODULE: &str = "KEK_CONFORMANCE_MODULE";
 
-/// Runs `test` in a process of its own with a new token; false in that process.
-fn run_elsewhere(test: &str) -> bool {
+/// Runs `test` in a process of its own with a new token; false in that process. The token lacks these mechanisms.
+fn run_elsewhere(test: &str, lacks: &[&str]) -> bool {
     if std::env::var_os(FOLDER).is_some() {
         return false;
     }
@@ -29,7 +32,11 @@ fn run_elsewhere(test: &str) -> bool {
     let path = folder.path();
     std::fs::create_dir(path.join("tokens")).expect("a folder");
     let tokens = path.join("tokens").display().to_string();
-    let settings = format!("directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n");
+    // SoftHSM takes no notice of the first name behind the minus; nobody needs DES.
+    let mechanisms = if lacks.is_empty() { "ALL".into() } else { format!("-CKM_DES_CBC,{}", lacks.join(",")) };
+    let settings = format!(
+        "directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\nslots.mechanisms = {mechanisms}\n"
+    );
     std::fs::write(path.join("softhsm2.conf"), settings).expect("written");
     std::fs::write(path.join("pin"), format!("{PIN}\n")).expect("written");
     let (_crate_name, name) = test.split_once("::").expect("a path");
@@ -57,17 +64,51 @@ fn module() -> &'static Path {
     })
 }
 
-/// A token `kek` with the key `kube-envelope`, in the folder of this process.
-struct Pkcs11Bench {
-    folder: PathBuf,
-    module: PathBuf,
+/// By what a key wraps, and so what it is.
+trait Way: Send + Sync + 'static {
+    /// The setting, with its value and a comma; empty for the mechanism that is chosen by itself.
+    const SETTING: &str;
+    /// What the token is made not to offer.
+    const LACKS: &[&str] = &[];
+    /// What `pkcs11-tool` is told to make, and the kinds of the objects that it makes.
+    const MADE_BY: [&str; 3];
+    const OBJECTS: &[&str];
+    /// A version's text of this kind of key.
+    const VERSION_THAT_NEVER_WAS: &str = "63-a1b2c3";
+
+    /// The rights that the key's objects need, not given.
+    fn rights_off() -> Vec<Attribute> {
+        vec![Attribute::Encrypt(false), Attribute::Decrypt(false)]
+    }
 }
 
-impl Pkcs11Bench {
+/// What is chosen by itself where a token offers everything: AES-GCM.
+struct Automatic;
+
+impl Way for Automatic {
+    const SETTING: &str = "";
+    const MADE_BY: [&str; 3] = ["--keygen", "--key-type", "AES:32"];
+    const OBJECTS: &[&str] = &["secrkey"];
+}
+
+/// A token `kek` with the key `kube-envelope`, in the folder of this process.
+struct TokenBench<W> {
+    folder: PathBuf,
+    module: PathBuf,
+    way: PhantomData<W>,
+}
+
+type Pkcs11Bench = TokenBench<Automatic>;
+
+impl<W: Way> TokenBench<W> {
     fn item_with(&self, token: &str, key: &str) -> String {
+        self.item_by(W::SETTING, token, key)
+    }
+
+    fn item_by(&self, setting: &str, token: &str, key: &str) -> String {
         let (module, pin) = (self.module.display(), self.folder.join("pin").display().to_string());
         let labels = format!("tokenLabel: {token}, keyLabel: {key}");
-        format!("{{ name: it, pkcs11: {{ module: {module}, {labels}, pinFile: {pin} }} }}")
+        format!("{{ name: it, pkcs11: {{ module: {module}, {setting} {labels}, pinFile: {pin} }} }}")
     }
 
     fn tool(&self, arguments: &[&str]) {
@@ -77,11 +118,13 @@ impl Pkcs11Bench {
     }
 
     fn make_key(&self, label: &str, id: &str) {
-        self.tool(&["--keygen", "--key-type", "AES:32", "--label", label, "--id", id, "--sensitive"]);
+        self.tool(&[&W::MADE_BY[..], &["--label", label, "--id", id, "--sensitive"]].concat());
     }
 
     fn delete_key(&self, id: &str) {
-        self.tool(&["--delete-object", "--type", "secrkey", "--id", id]);
+        for kind in W::OBJECTS {
+            self.tool(&["--delete-object", "--type", kind, "--id", id]);
+        }
     }
 
     /// Does something in a session of this process, whose login is the KEK's as well.
@@ -116,14 +159,14 @@ fn init_token(label: &str) {
 }
 
 #[async_trait]
-impl Bench for Pkcs11Bench {
+impl<W: Way> Bench for TokenBench<W> {
     fn run_elsewhere(test: &str) -> bool {
-        run_elsewhere(test)
+        run_elsewhere(test, W::LACKS)
     }
 
     async fn start() -> Self {
         let variable = |name| PathBuf::from(std::env::var_os(name).expect("set by the parent"));
-        let bench = Self { folder: variable(FOLDER), module: variable(MODULE) };
+        let bench = Self { folder: variable(FOLDER), module: variable(MODULE), way: PhantomData };
         init_token("kek");
         bench.make_key("kube-envelope", "01");
         bench
@@ -139,12 +182,12 @@ impl Bench for Pkcs11Bench {
     }
 
     fn version_that_never_was(&self) -> String {
-        "63-a1b2c3".into()
+        W::VERSION_THAT_NEVER_WAS.into()
     }
 
     async fn rotate(&self) {
         let keys = self.in_session(|session| session.find_objects(&[Attribute::Label("kube-envelope".into())]));
-        self.make_key("kube-envelope", &format!("{:02x}", keys.expect("keys").len() + 1));
+        self.make_key("kube-envelope", &format!("{:02x}", keys.expect("keys").len() / W::OBJECTS.len() + 1));
     }
 
     async fn recreate(&self) {
@@ -155,8 +198,13 @@ impl Bench for Pkcs11Bench {
     async fn disable(&self) {
         self.in_session(|session| {
             let keys = session.find_objects(&[Attribute::Label("kube-envelope".into())]).expect("keys");
-            let off = [Attribute::Encrypt(false), Attribute::Decrypt(false)];
-            session.update_attributes(keys[0], &off).expect("the attributes change");
+            for key in keys {
+                // One half of a pair has one of the rights.
+                let changed = W::rights_off()
+                    .into_iter()
+                    .filter(|off| session.update_attributes(key, std::slice::from_ref(off)).is_ok());
+                assert!(changed.count() > 0, "no attribute changes");
+            }
         });
     }
 

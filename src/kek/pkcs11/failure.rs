@@ -1,5 +1,6 @@
 //! What an error of the module means. The only place that reads return values.
 
+use cryptoki::context::Function;
 use cryptoki::error::{Error, RvError};
 
 use crate::kek::{KekCause, KekError};
@@ -83,6 +84,11 @@ pub(super) fn short(error: &Error) -> String {
 
 fn cause(error: &Error) -> Option<(KekCause, &'static str)> {
     let rv = match error {
+        // Before there are data: it is the mechanism's parameters.
+        Error::Pkcs11(RvError::ArgumentsBad, Function::EncryptInit | Function::DecryptInit) => {
+            let text = "the token does not take the mechanism's parameters; name another mechanism";
+            return Some((KekCause::Misconfigured, text));
+        }
         Error::Pkcs11(rv, _) => rv,
         Error::LibraryLoading(_) => return Some((KekCause::Misconfigured, "the PKCS#11 module cannot be loaded")),
         Error::MissingSymbol(_) | Error::NullFunctionPointer | Error::NotSupported => {
@@ -110,14 +116,18 @@ fn cause(error: &Error) -> Option<(KekCause, &'static str)> {
         | RvError::EncryptedDataLenRange
         | RvError::DataInvalid
         | RvError::DataLenRange
-        | RvError::SignatureInvalid => (KekCause::Rejected, "the wrapped DEK does not open"),
+        | RvError::SignatureInvalid
+        | RvError::WrappedKeyInvalid
+        | RvError::WrappedKeyLenRange => (KekCause::Rejected, "the wrapped DEK does not open"),
         RvError::MechanismInvalid
         | RvError::MechanismParamInvalid
         | RvError::FunctionNotSupported
         | RvError::KeyTypeInconsistent
         | RvError::KeySizeRange
         | RvError::TemplateInconsistent
-        | RvError::TemplateIncomplete => (KekCause::Misconfigured, "the token does not offer AES-GCM with this key"),
+        | RvError::TemplateIncomplete => {
+            (KekCause::Misconfigured, "the token does not offer the mechanism with this key")
+        }
         RvError::DeviceRemoved | RvError::TokenNotPresent | RvError::TokenNotRecognized | RvError::SlotIdInvalid => {
             (KekCause::Unavailable, "the token is not there")
         }
@@ -142,7 +152,6 @@ fn cause(error: &Error) -> Option<(KekCause, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cryptoki::context::Function;
 
     fn cause_of(rv: RvError) -> KekCause {
         failure(&Error::Pkcs11(rv, Function::Decrypt)).cause()

@@ -1,41 +1,48 @@
-//! The versions of a key as objects in a token: their names, how they are found, used and made.
+//! The versions of a key as objects in a token: their names, how they are found and made.
 
 use std::cmp::Ordering;
 use std::fmt;
 
-use cryptoki::error::Error;
-use cryptoki::mechanism::Mechanism;
-use cryptoki::mechanism::aead::GcmParams;
+use cryptoki::mechanism::Mechanism as Call;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 
 use super::failure::Trouble;
+use super::mechanism::{MODULUS_BYTES, Mechanism};
+use crate::crypto::seal::digest;
 use crate::kek::KekError;
 
-/// Bytes of the nonce before the ciphertext.
-pub(super) const IV_BYTES: usize = 12;
-/// Bytes of the tag behind it.
-pub(super) const TAG_BYTES: usize = 16;
-/// PKCS#11 fixes the length of a check value (v3.1, 4.10.2).
+/// PKCS#11 fixes the length of a secret key's check value (v3.1, 4.10.2).
 const CHECK_BYTES: usize = 3;
+/// Bytes of the hash of an RSA key's modulus, which stands for the check value that pairs do not have.
+const MODULUS_HASH_BYTES: usize = 8;
 /// Ids are small numbers or hashes; longer ones would not fit a version's text.
 const MAX_ID_BYTES: usize = 64;
 
-/// Names one version: `CKA_ID`, and the key check value, since an id can be given again. Written
-/// `ID-CHECKVALUE` in lower-case hex.
+/// Names one version: `CKA_ID`, and a check value, since an id can be given again. Written `ID-CHECKVALUE` in
+/// lower-case hex.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KeyId {
     id: Vec<u8>,
-    check: [u8; CHECK_BYTES],
+    check: Vec<u8>,
 }
 
 impl KeyId {
     pub fn parse(text: &str) -> Option<Self> {
         let (id, check) = text.split_once('-')?;
         let id = hex::decode(id).ok().filter(|id| (1..=MAX_ID_BYTES).contains(&id.len()))?;
-        let parsed = Self { id, check: hex::decode(check).ok()?.try_into().ok()? };
+        let check = hex::decode(check).ok()?;
+        if ![CHECK_BYTES, MODULUS_HASH_BYTES].contains(&check.len()) {
+            return None;
+        }
+        let parsed = Self { id, check };
         // Only the one way of writing it, so that one version has one text.
         (parsed.to_string() == text).then_some(parsed)
+    }
+
+    /// Whether it names a key pair, and not a secret key.
+    pub fn is_rsa(&self) -> bool {
+        self.check.len() == MODULUS_HASH_BYTES
     }
 
     /// The id that comes after this one.
@@ -66,86 +73,141 @@ impl KeyId {
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", hex::encode(&self.id), hex::encode(self.check))
+        write!(f, "{}-{}", hex::encode(&self.id), hex::encode(&self.check))
     }
 }
 
 /// One version in the token.
 #[derive(Debug)]
 pub(super) struct Key {
-    handle: ObjectHandle,
     pub id: KeyId,
-    pub encrypts: bool,
-    pub decrypts: bool,
+    /// The secret key, or the public half of a pair.
+    pub(super) wraps_with: ObjectHandle,
+    /// The secret key, or the private half.
+    pub(super) unwraps_with: ObjectHandle,
+    /// Whether it has the right to wrap by the mechanism that it was looked up for, and is whole.
+    pub wraps: bool,
+    pub unwraps: bool,
+    /// Of the pair; 0 for a secret key.
+    pub modulus_bytes: usize,
 }
 
-/// All AES keys with this label.
-pub(super) fn keys(session: &Session, label: &str) -> Result<Vec<Key>, Trouble> {
-    let wanted = [
-        Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::KeyType(KeyType::AES),
+/// All versions with this label that are of the mechanism's kind.
+pub(super) fn keys(session: &Session, label: &str, by: Mechanism) -> Result<Vec<Key>, Trouble> {
+    let describe = if by.is_rsa() { describe_pair } else { describe_secret };
+    let (class, key_type) =
+        if by.is_rsa() { (ObjectClass::PRIVATE_KEY, KeyType::RSA) } else { (ObjectClass::SECRET_KEY, KeyType::AES) };
+    let wanted =
+        [Attribute::Class(class), Attribute::KeyType(key_type), Attribute::Token(true), Attribute::Label(label.into())];
+    session.find_objects(&wanted)?.into_iter().map(|handle| describe(session, label, by, handle)).collect()
+}
+
+/// The attributes that matter, of any kind of key.
+#[derive(Default)]
+struct Described {
+    id: Vec<u8>,
+    check: Vec<u8>,
+    modulus: Vec<u8>,
+    rights: Vec<AttributeType>,
+}
+
+impl Described {
+    fn read(session: &Session, handle: ObjectHandle, asked: &[AttributeType]) -> Result<Self, Trouble> {
+        let mut described = Self::default();
+        for attribute in session.get_attributes(handle, asked)? {
+            match attribute {
+                Attribute::Id(value) => described.id = value,
+                Attribute::CheckValue(value) => described.check = value,
+                // Some tokens write a zero before it, as for a signed number.
+                Attribute::Modulus(value) => described.modulus = value.into_iter().skip_while(|&b| b == 0).collect(),
+                Attribute::Encrypt(true)
+                | Attribute::Decrypt(true)
+                | Attribute::Wrap(true)
+                | Attribute::Unwrap(true) => {
+                    described.rights.push(attribute.attribute_type());
+                }
+                _ => {}
+            }
+        }
+        Ok(described)
+    }
+
+    fn may(&self, right: AttributeType) -> bool {
+        self.rights.contains(&right)
+    }
+}
+
+fn describe_secret(session: &Session, label: &str, by: Mechanism, handle: ObjectHandle) -> Result<Key, Trouble> {
+    use AttributeType::{CheckValue, Decrypt, Encrypt, Id, Unwrap, Wrap};
+    let described = Described::read(session, handle, &[Id, CheckValue, Encrypt, Decrypt, Wrap, Unwrap])?;
+    if described.check.len() != CHECK_BYTES {
+        return Err(unfit(label, "has no CKA_CHECK_VALUE; versions are told apart by it"));
+    }
+    let (wraps, unwraps) = match by {
+        Mechanism::AesGcm => (described.may(Encrypt), described.may(Decrypt)),
+        _ => (described.may(Wrap), described.may(Unwrap)),
+    };
+    let id = KeyId { id: checked_id(label, described.id)?, check: described.check };
+    Ok(Key { id, wraps_with: handle, unwraps_with: handle, wraps, unwraps, modulus_bytes: 0 })
+}
+
+fn describe_pair(session: &Session, label: &str, _by: Mechanism, handle: ObjectHandle) -> Result<Key, Trouble> {
+    use AttributeType::{Decrypt, Encrypt, Id, Modulus};
+    let private = Described::read(session, handle, &[Id, Modulus, Decrypt])?;
+    let (modulus_bytes, unwraps) = (private.modulus.len(), private.may(Decrypt));
+    if !MODULUS_BYTES.contains(&modulus_bytes) {
+        return Err(unfit(label, "is an RSA key of other than 2048 to 8192 bits"));
+    }
+    let id = checked_id(label, private.id)?;
+    let halves = [
+        Attribute::Class(ObjectClass::PUBLIC_KEY),
+        Attribute::KeyType(KeyType::RSA),
         Attribute::Token(true),
         Attribute::Label(label.into()),
+        Attribute::Id(id.clone()),
     ];
-    session.find_objects(&wanted)?.into_iter().map(|handle| describe(session, label, handle)).collect()
-}
-
-fn describe(session: &Session, label: &str, handle: ObjectHandle) -> Result<Key, Trouble> {
-    let asked = [AttributeType::Id, AttributeType::CheckValue, AttributeType::Encrypt, AttributeType::Decrypt];
-    let (mut id, mut check, mut encrypts, mut decrypts) = (Vec::new(), Vec::new(), false, false);
-    for attribute in session.get_attributes(handle, &asked)? {
-        match attribute {
-            Attribute::Id(value) => id = value,
-            Attribute::CheckValue(value) => check = value,
-            Attribute::Encrypt(value) => encrypts = value,
-            Attribute::Decrypt(value) => decrypts = value,
-            _ => {}
+    let (mut wraps_with, mut wraps) = (handle, false);
+    for half in session.find_objects(&halves)? {
+        let public = Described::read(session, half, &[Modulus, Encrypt])?;
+        if public.modulus == private.modulus {
+            (wraps_with, wraps) = (half, public.may(Encrypt));
         }
     }
-    let unfit = |why: &str| Trouble::from(KekError::misconfigured(format!("a key labelled {label:?} {why}")));
-    if !(1..=MAX_ID_BYTES).contains(&id.len()) {
-        return Err(unfit("has no CKA_ID of 1 to 64 bytes; versions are told apart by it"));
-    }
-    let check = check.try_into().map_err(|_| unfit("has no CKA_CHECK_VALUE; versions are told apart by it"))?;
-    Ok(Key { handle, id: KeyId { id, check }, encrypts, decrypts })
+    let check = digest(&[b"pkcs11 rsa modulus", &private.modulus])[..MODULUS_HASH_BYTES].to_vec();
+    let id = KeyId { id, check };
+    Ok(Key { id, wraps_with, unwraps_with: handle, wraps, unwraps, modulus_bytes })
 }
 
-impl Key {
-    /// IV, ciphertext and tag of AES-GCM. Some tokens put an IV of their own in place of the given one.
-    pub fn encrypt(&self, session: &Session, iv: [u8; IV_BYTES], aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, Error> {
-        let mut iv = iv;
-        let mechanism = gcm(&mut iv, aad)?;
-        let sealed = session.encrypt(&mechanism, self.handle, plain)?;
-        Ok([iv.as_slice(), &sealed].concat())
+fn checked_id(label: &str, id: Vec<u8>) -> Result<Vec<u8>, Trouble> {
+    if (1..=MAX_ID_BYTES).contains(&id.len()) {
+        return Ok(id);
     }
-
-    /// Opens what [`Key::encrypt`] made.
-    pub fn decrypt(&self, session: &Session, blob: &[u8], aad: &[u8]) -> Result<Vec<u8>, Error> {
-        let (iv, sealed) = blob.split_at(IV_BYTES);
-        let mut iv: [u8; IV_BYTES] = iv.try_into().map_err(Error::TryFromSlice)?;
-        session.decrypt(&gcm(&mut iv, aad)?, self.handle, sealed)
-    }
+    Err(unfit(label, "has no CKA_ID of 1 to 64 bytes; versions are told apart by it"))
 }
 
-fn gcm<'a>(iv: &'a mut [u8; IV_BYTES], aad: &'a [u8]) -> Result<Mechanism<'a>, Error> {
-    const TAG_BITS: u64 = 8 * TAG_BYTES as u64;
-    Ok(Mechanism::AesGcm(GcmParams::new(iv, aad, TAG_BITS.into())?))
+fn unfit(label: &str, why: &str) -> Trouble {
+    KekError::misconfigured(format!("a key labelled {label:?} {why}")).into()
 }
 
-/// Makes a new AES-256 key that never leaves the token.
-pub(super) fn generate(session: &Session, label: &str, id: &[u8]) -> Result<(), Trouble> {
-    let template = [
-        Attribute::Token(true),
-        Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(false),
-        Attribute::Encrypt(true),
-        Attribute::Decrypt(true),
-        Attribute::ValueLen(32.into()),
-        Attribute::Label(label.into()),
-        Attribute::Id(id.into()),
-    ];
-    session.generate_key(&Mechanism::AesKeyGen, &template)?;
+/// Makes a new version that never leaves the token: an AES-256 key, or a pair as long as `former`.
+pub(super) fn generate(session: &Session, label: &str, by: Mechanism, former: &Key) -> Result<(), Trouble> {
+    let id = former.id.next();
+    let named = [Attribute::Token(true), Attribute::Label(label.into()), Attribute::Id(id)];
+    let kept = [Attribute::Private(true), Attribute::Sensitive(true), Attribute::Extractable(false)];
+    if by.is_rsa() {
+        let bits = u64::try_from(former.modulus_bytes * 8).expect("a modulus has at most 8192 bits");
+        let size = [Attribute::ModulusBits(bits.into()), Attribute::PublicExponent(vec![1, 0, 1])];
+        let public = [&named[..], &size, &[Attribute::Encrypt(true)]].concat();
+        let private = [&named[..], &kept, &[Attribute::Decrypt(true)]].concat();
+        session.generate_key_pair(&Call::RsaPkcsKeyPairGen, &public, &private)?;
+    } else {
+        let mut rights = vec![Attribute::Encrypt(true), Attribute::Decrypt(true)];
+        if by != Mechanism::AesGcm {
+            rights = vec![Attribute::Wrap(true), Attribute::Unwrap(true)];
+        }
+        let template = [&named[..], &kept, &rights, &[Attribute::ValueLen(32.into())]].concat();
+        session.generate_key(&Call::AesKeyGen, &template)?;
+    }
     Ok(())
 }
 
@@ -160,6 +222,7 @@ mod tests {
     #[test]
     fn a_version_has_one_text_alone() {
         assert_eq!(id("01-a1b2c3").to_string(), "01-a1b2c3");
+        assert!(id("01-0102030405060708").is_rsa() && !id("01-a1b2c3").is_rsa());
         for text in
             ["", "01", "01-", "-a1b2c3", "01-A1B2C3", "1-a1b2c3", "01-a1b2", "01-a1b2c3d4", "01-a1b2c3-", "zz-a1b2c3"]
         {

@@ -5,13 +5,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
 use cryptoki::error::{Error, RvError};
-use cryptoki::mechanism::MechanismType;
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 use zeroize::Zeroizing;
 
 use super::failure::{Trouble, failure};
+use super::mechanism::Mechanism;
 use crate::crypto::seal::digest;
 use crate::kek::{KekCause, KekError};
 
@@ -54,21 +54,11 @@ impl Token {
         Ok(Self { module, label, pin_file, sessions: Mutex::default(), refused_pin: Mutex::default() })
     }
 
-    /// Refuses a token that is there and lacks `needed`. One that is not there may come later.
-    pub fn check_mechanism(&self, needed: MechanismType) -> Result<(), KekError> {
-        let slot = match self.slot() {
-            Ok(slot) => slot,
-            Err(error) if error.cause() == KekCause::Unavailable => {
-                tracing::warn!(error = error.chain(), "token not checked");
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        let offered = self.module.get_mechanism_list(slot).map_err(|error| failure(&error))?;
-        if offered.contains(&needed) {
-            return Ok(());
-        }
-        Err(KekError::misconfigured(format!("token {:?} does not offer {needed}; use a token that does", self.label)))
+    /// The mechanism to wrap with, by what the token offers.
+    pub fn choose_mechanism(&self, wanted: Option<Mechanism>) -> Result<Mechanism, KekError> {
+        let offered = self.module.get_mechanism_list(self.slot()?).map_err(|error| failure(&error))?;
+        Mechanism::choose(wanted, &offered)
+            .map_err(|problem| KekError::misconfigured(format!("token {:?} {problem}", self.label)))
     }
 
     /// Runs `work` in a session with the user logged in, and once more in a new one if the first was lost.

@@ -16,7 +16,7 @@ const O_NONBLOCK: i32 = 0o4000;
 /// The rest of the test runs in a process of its own.
 macro_rules! in_its_own_process {
     ($name:literal) => {
-        if run_elsewhere(concat!(module_path!(), "::", $name)) {
+        if run_elsewhere(concat!(module_path!(), "::", $name), &[]) {
             return;
         }
     };
