@@ -83,10 +83,10 @@ pub struct RotateKeysArgs {
     /// How long to wait after the last rewrite: twice the API servers' --etcd-compaction-interval [default: 10m].
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub settle: Option<Duration>,
-    /// When a snapshot of etcd was taken, for example 2026-01-31T12:00:00Z.
+    /// When the newest snapshot of etcd was taken, for example 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME")]
     pub snapshot_taken: Option<jiff::Timestamp>,
-    /// A shell command that takes a snapshot of etcd; run after the settle time.
+    /// A shell command that takes a snapshot of etcd; run before anything is rewritten, and after the settle time.
     #[arg(long, value_name = "COMMAND", conflicts_with = "snapshot_taken")]
     pub snapshot_command: Option<String>,
     /// Let so many pods of manifests/rotate-keys-job.yaml rewrite; for clusters of a million objects. --qps and

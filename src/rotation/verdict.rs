@@ -116,6 +116,9 @@ fn search(journal: &Journal, evidence: &mut Vec<String>, unproven: &mut Vec<Stri
         evidence
             .push(format!("{altered} object(s) were changed by a mutating webhook, to which a rewrite is an update"));
     }
+    if let Some(taken) = journal.snapshot_before {
+        evidence.push(format!("a snapshot of etcd from {taken} is there to go back to; it needs the former key"));
+    }
     match &journal.verified {
         Some(scan) => evidence.push(describe(scan)),
         None => unproven.push("leftovers were not looked for independently: give --etcd, or the right to get".into()),

@@ -234,14 +234,14 @@ impl ControlPlane {
         if command == "rotate-keys" {
             arguments.push(format!("--journal={}", self.journal_file().display()));
             arguments.push("--agreement-interval=1s".into());
-            if !more.iter().any(|argument| argument.starts_with("--snapshot")) {
+            if !more.iter().any(|argument| argument.starts_with("--snapshot") || *argument == "no-snapshot") {
                 arguments.push("--snapshot-command=true".into());
             }
             if !more.iter().any(|argument| argument.starts_with("--resume") || argument.starts_with("--settle")) {
                 arguments.push("--settle=0s".into());
             }
         }
-        arguments.extend(more.iter().filter(|argument| **argument != "no-etcd").map(|argument| (*argument).to_owned()));
+        arguments.extend(more.iter().filter(|more| !more.starts_with("no-")).map(|more| (*more).to_owned()));
         arguments
     }
 

@@ -11,5 +11,6 @@ mod end_to_end;
 mod flip_flop;
 mod leftovers;
 mod objects;
+mod preflight;
 mod shards;
 mod webhooks;

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::checks::take_snapshot;
 use super::{Event, Run, State};
 use crate::rotation::RotationError;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
@@ -124,14 +125,9 @@ impl Run<'_> {
 
     pub(super) async fn snapshot(&mut self) -> Result<State, RotationError> {
         if let Some(command) = &self.settings.snapshot_command {
-            let mut shell = std::process::Command::new("sh");
-            shell.arg("-c").arg(command);
-            let status =
-                tokio::task::spawn_blocking(move || shell.status()).await.expect("running a command does not panic");
-            match status {
-                Ok(status) if status.success() => self.journal.snapshot = Some(jiff::Timestamp::now()),
-                Ok(status) => (self.report)(Event::Note(&format!("the snapshot command failed: {status}"))),
-                Err(error) => (self.report)(Event::Note(&format!("the snapshot command cannot be run: {error}"))),
+            match take_snapshot(command).await {
+                Ok(taken) => self.journal.snapshot = Some(taken),
+                Err(why) => (self.report)(Event::Note(&why)),
             }
         }
         Ok(State::Done)
