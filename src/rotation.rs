@@ -8,6 +8,7 @@ pub mod api;
 pub mod canary;
 pub mod cluster;
 mod error;
+pub mod evidence;
 pub mod former;
 pub mod journal;
 pub mod listing;

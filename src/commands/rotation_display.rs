@@ -10,9 +10,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::rotation::Event;
 use crate::rotation::adoption::short;
+use crate::rotation::evidence::describe;
 use crate::rotation::journal::Journal;
 use crate::rotation::rewrite::Tally;
-use crate::rotation::verdict::describe;
 use crate::rotation::verify::Scan;
 
 /// Where there is no terminal, a line about progress this often.

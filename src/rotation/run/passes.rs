@@ -9,6 +9,7 @@ use crate::rotation::RotationError;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
 use crate::rotation::api::chain;
 use crate::rotation::cluster::Cluster;
+use crate::rotation::evidence::weigh;
 use crate::rotation::listing::{Folder, revision};
 use crate::rotation::plan::{Encrypted, encrypted};
 use crate::rotation::reads::scan_reads;
@@ -138,7 +139,7 @@ impl Run<'_> {
         if self.settings.snapshot_taken.is_some() {
             self.journal.snapshot = self.settings.snapshot_taken;
         }
-        let verdict = Verdict::of(&self.journal);
+        let verdict = weigh(&self.journal);
         self.journal.verdict = Some(verdict.clone());
         self.write()?;
         Ok(verdict)
