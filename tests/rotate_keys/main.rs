@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod balancer;
 mod control_plane;
 mod crashes;
 mod disagreement;
