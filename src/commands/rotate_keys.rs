@@ -59,8 +59,8 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     if args.abort {
         return abort(&args);
     }
-    let journal = if args.resume { resumed(&args)? } else { begun(&args)? };
     let settings = settings(&args)?;
+    let journal = if args.resume { resumed(&args)? } else { begun(&args)? };
     let output = args.cluster.output;
     let display = Display::new(output == OutputFormat::Json);
     let report = |event: crate::rotation::Event<'_>| display.show(&event);
@@ -189,7 +189,7 @@ fn settings(args: &RotateKeysArgs) -> Result<Settings> {
     Ok(Settings {
         access: access(&args.cluster),
         encryption_config: args.cluster.encryption_config.clone(),
-        etcd: etcd_access(&args.cluster),
+        etcd: etcd_access(&args.cluster)?,
         etcd_prefix: args.cluster.etcd_prefix.clone(),
         keks,
         key_id: args.cluster.key_id.clone(),
@@ -212,11 +212,19 @@ pub fn access(args: &ClusterArgs) -> Access {
 }
 
 /// How etcd is reached, from the arguments.
-pub fn etcd_access(args: &ClusterArgs) -> Option<EtcdAccess> {
-    (!args.etcd.is_empty()).then(|| EtcdAccess {
+pub fn etcd_access(args: &ClusterArgs) -> Result<Option<EtcdAccess>, RotationError> {
+    if args.etcd.is_empty() {
+        return Ok(None);
+    }
+    if let Some(url) = args.etcd.iter().find(|url| url.starts_with("https:") && args.etcd_ca.is_none()) {
+        return Err(RotationError::Unusable(format!(
+            "{url} cannot be verified; name the authority that signed etcd's certificate with --etcd-ca"
+        )));
+    }
+    Ok(Some(EtcdAccess {
         endpoints: args.etcd.clone(),
         ca: args.etcd_ca.clone(),
         certificate: args.etcd_cert.clone(),
         key: args.etcd_key.clone(),
-    })
+    }))
 }

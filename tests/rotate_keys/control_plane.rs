@@ -223,11 +223,11 @@ impl ControlPlane {
 
     /// Arguments that every command gets here: it scans etcd, and does not wait for old revisions to go.
     pub fn arguments(&self, command: &str, more: &[&str]) -> Vec<String> {
-        let mut arguments = vec![
-            command.to_owned(),
-            format!("--kubeconfig={}", self.servers[0].kubeconfig(ADMIN).display()),
-            format!("--encryption-config={}", self.servers[0].encryption_file().display()),
-        ];
+        let mut arguments =
+            vec![command.to_owned(), format!("--encryption-config={}", self.servers[0].encryption_file().display())];
+        if !more.iter().any(|argument| argument.starts_with("--kubeconfig")) {
+            arguments.push(format!("--kubeconfig={}", self.servers[0].kubeconfig(ADMIN).display()));
+        }
         if !more.contains(&"no-etcd") {
             arguments.push(format!("--etcd={}", self.etcd.url()));
         }
@@ -249,14 +249,6 @@ impl ControlPlane {
     pub fn run(&self, command: &str, more: &[&str]) -> Ended {
         let output =
             tokio::task::block_in_place(|| Command::new(BINARY).args(self.arguments(command, more)).output().unwrap());
-        Ended::of(&output)
-    }
-
-    /// The same with another kubeconfig argument.
-    pub fn run_as(&self, command: &str, more: &[&str], kubeconfig: &str) -> Ended {
-        let mut arguments = self.arguments(command, more);
-        kubeconfig.clone_into(&mut arguments[1]);
-        let output = tokio::task::block_in_place(|| Command::new(BINARY).args(arguments).output().unwrap());
         Ended::of(&output)
     }
 

@@ -63,9 +63,9 @@ async fn without_the_metrics_nothing_is_called_proven() {
     let kubeconfig = format!("--kubeconfig={}", plane.servers[0].kubeconfig(ROTATOR).display());
     let rights = plane.run("rotate-keys", &["--print-rbac"]).exits(0).out;
     grant(&plane, &rights.replace("/metrics", "/nothing")).await;
-    plane.run_as("rotate-keys", &[], &kubeconfig).exits(5).says("cannot read the metrics").says("--accept-unproven");
+    plane.run("rotate-keys", &[&kubeconfig]).exits(5).says("cannot read the metrics").says("--accept-unproven");
     plane.run("rotate-keys", &["--abort"]).exits(0);
     let key_id = format!("--key-id={}", plane.key_id(0).await);
-    let more = ["--accept-unproven", "--adoption-timeout=4s", &key_id];
-    plane.run_as("rotate-keys", &more, &kubeconfig).exits(0).says("Not proven");
+    let more = ["--accept-unproven", "--adoption-timeout=4s", &key_id, &kubeconfig];
+    plane.run("rotate-keys", &more).exits(0).says("Not proven");
 }

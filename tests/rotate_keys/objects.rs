@@ -231,7 +231,7 @@ async fn an_overloaded_api_server_is_waited_for_with_the_least_rights() {
     plane.rotate_keyrings(0..1);
     let new = plane.wait_key_id(0..1, &old).await;
     let kubeconfig = format!("--kubeconfig={}", plane.servers[0].kubeconfig(ROTATOR).display());
-    plane.run_as("rotate-keys", &[], &kubeconfig).exits(0);
+    plane.run("rotate-keys", &[&kubeconfig]).exits(0);
     plane.check_all_under(&new).await;
     plane.servers[0]
         .wait_metric("apiserver_flowcontrol_rejected_requests_total", "narrow", Duration::from_secs(1))
