@@ -6,6 +6,7 @@
 pub mod aws;
 #[cfg(feature = "azure")]
 pub mod azure;
+pub mod clock;
 mod error;
 #[cfg(feature = "gcp")]
 pub mod gcp;
@@ -24,6 +25,7 @@ use std::fmt;
 use async_trait::async_trait;
 use serde::Deserialize;
 
+use self::clock::ServerClock;
 pub use self::error::{KekCause, KekError};
 use crate::crypto::seal::digest;
 use crate::crypto::secret::{Dek, DekId};
@@ -39,6 +41,9 @@ pub trait Kek: Send + Sync + fmt::Debug {
 
     /// When the credentials now in use end, where they do and that is known. Asks nobody.
     fn credentials_expire(&self) -> Option<jiff::Timestamp>;
+
+    /// The clock of the servers that were asked; `None` where none is. Asks nobody.
+    fn server_clock(&self) -> Option<&ServerClock>;
 
     /// Which version is active, and that it is usable.
     async fn version(&self) -> Result<KekVersion, KekError>;

@@ -133,6 +133,15 @@ async fn rotations_in_both_clouds_are_followed_and_either_may_be_away_while_ever
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotate_keys_rotates_in_both_clouds_and_brings_everything_under_the_new_versions() {
+    let clouds = Clouds::start().await;
+    let plugin = Plugin::start(&clouds.settings()).await;
+    support::rotation::rotates_end_to_end(&plugin, &[]).await;
+    assert_eq!(clouds.google.service().keys[GOOGLE_KEY].primary, 2, "rotated in Google's cloud");
+    assert_eq!(clouds.azure.service().keys["kek"].versions.len(), 2, "rotated in Azure");
+}
+
 async fn write(server: &ApiServer, name: &str) {
     let metadata = ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() };
     let data = BTreeMap::from([("k".into(), ByteString(name.into()))]);

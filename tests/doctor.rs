@@ -53,6 +53,13 @@ fn all_well_is_exit_code_0_with_every_step_proven_and_nothing_left_behind() {
 }
 
 #[test]
+fn a_kek_that_is_asked_without_a_network_has_no_clock_to_agree_with() {
+    let (code, out, _) = doctor(folder().path(), &[]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("KEK local: clock") && out.contains("there is no clock to agree with"), "{out}");
+}
+
+#[test]
 fn the_settings_in_force_are_shown_with_their_defaults() {
     let (_, out, _) = doctor(folder().path(), &[]);
     for (name, value) in

@@ -49,6 +49,30 @@ async fn a_plugin_waits_for_a_key_and_serves_once_it_is_made() {
     assert_eq!(decrypt(&plugin, &encrypt(&plugin).await).await, SEED);
 }
 
+#[cfg(feature = "rotate")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotate_keys_makes_a_new_key_in_the_token_and_brings_everything_under_it() {
+    rotates("aesGcm", &["--keygen", "--key-type", "AES:32"], "secrkey").await;
+}
+
+#[cfg(feature = "rotate")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotate_keys_makes_a_new_pair_in_a_token_with_rsa_alone_and_brings_everything_under_it() {
+    rotates("rsaOaepSha1", &["--keypairgen", "--key-type", "rsa:2048"], "privkey").await;
+}
+
+#[cfg(feature = "rotate")]
+async fn rotates(mechanism: &str, made_by: &[&str], kind: &str) {
+    let token = Token::new();
+    token.tool(&[made_by, &["--label", "kube-envelope", "--id", "01", "--sensitive"]].concat());
+    let plugin = token.plugin_by(mechanism);
+    plugin.wait_healthy().await;
+    let settings = token.folder.path().join("softhsm2.conf").display().to_string();
+    support::rotation::rotates_end_to_end(&plugin, &[("SOFTHSM2_CONF", &settings)]).await;
+    let keys = token.tool(&["--list-objects", "--type", kind]);
+    assert_eq!(keys.matches("label:      kube-envelope").count(), 2, "{keys}");
+}
+
 /// A SoftHSM token in a folder of its own.
 struct Token {
     folder: tempfile::TempDir,
@@ -70,21 +94,26 @@ impl Token {
     }
 
     fn plugin(&self) -> Plugin {
+        self.plugin_by("aesGcm")
+    }
+
+    fn plugin_by(&self, mechanism: &str) -> Plugin {
         let at = |name: &str| self.folder.path().join(name).display().to_string();
-        let labels = "tokenLabel: kek, keyLabel: kube-envelope";
+        let labels = format!("tokenLabel: kek, keyLabel: kube-envelope, mechanism: {mechanism}");
         let item = format!("pkcs11: {{ module: {}, {labels}, pinFile: {} }}", self.module.display(), at("pin"));
         let settings = format!("cluster: test\nrefreshInterval: 1s\nkeks: [{{ name: hsm, {item} }}]");
         Plugin::spawn_with(&settings, &[("SOFTHSM2_CONF", &at("softhsm2.conf"))])
     }
 
-    fn tool(&self, arguments: &[&str]) {
+    fn tool(&self, arguments: &[&str]) -> String {
         let login = ["--token-label", "kek", "--login", "--pin", "1234"];
-        self.run(Command::new("pkcs11-tool").arg("--module").arg(&self.module).args(login).args(arguments));
+        self.run(Command::new("pkcs11-tool").arg("--module").arg(&self.module).args(login).args(arguments))
     }
 
-    fn run(&self, command: &mut Command) {
+    fn run(&self, command: &mut Command) -> String {
         let ended = command.env("SOFTHSM2_CONF", self.folder.path().join("softhsm2.conf")).output().unwrap();
         assert!(ended.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ended.stderr));
+        String::from_utf8(ended.stdout).unwrap()
     }
 }
 

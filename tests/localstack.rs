@@ -10,6 +10,7 @@ mod localstack_server;
 mod support;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use faults::{Fault, Faults};
@@ -27,20 +28,8 @@ const ADOPTION: Duration = Duration::from_secs(90);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotation_behind_one_arn_is_followed_and_the_api_server_restarts_while_aws_is_away() {
-    let (address, admin) = localstack().await;
-    let (key, folder) = (create_key(&admin).await, TempDir::new().unwrap());
-    let line = Faults::tls(address, folder.path()).await;
-    let (credentials, ca) = (folder.path().join("credentials"), line.ca_file().display());
-    std::fs::write(&credentials, "[default]\naws_access_key_id = plugin\naws_secret_access_key = plugin\n").unwrap();
-    let (url, credentials) = (line.url(), credentials.display());
-    let settings = format!(
-        "cluster: aws
-refreshInterval: 1s
-proveInterval: 2s
-keks:
-  - name: aws
-    awsKms: {{ key: '{key}', endpoint: '{url}', caFile: {ca}, credentialsFile: {credentials} }}"
-    );
+    let (admin, key, line, folder) = key_behind_a_line().await;
+    let settings = settings(&key, &line, folder.path());
     let mut plugin = Plugin::start(&settings).await;
     let before = plugin.wait_healthy().await;
     let etcd = Etcd::start().await;
@@ -77,6 +66,41 @@ keks:
     plugin.restart().await;
     assert_eq!(plugin.wait_healthy().await, after, "no new key_id for a restart");
     assert_eq!(read(&server, "while-aws-is-away").await, "while-aws-is-away");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotate_keys_rotates_on_demand_in_aws_and_brings_everything_under_the_new_material() {
+    let (admin, key, line, folder) = key_behind_a_line().await;
+    let plugin = Plugin::start(&settings(&key, &line, folder.path())).await;
+    let material = async || {
+        let answer = admin.describe_key().key_id(&key).send().await.unwrap();
+        answer.key_metadata.unwrap().current_key_material_id.unwrap()
+    };
+    let before = material().await;
+    support::rotation::rotates_end_to_end(&plugin, &[]).await;
+    assert_ne!(material().await, before, "rotated in AWS");
+}
+
+/// A key in `LocalStack`, and a proxy before it.
+async fn key_behind_a_line() -> (aws_sdk_kms::Client, String, Faults, TempDir) {
+    let (address, admin) = localstack().await;
+    let (key, folder) = (create_key(&admin).await, TempDir::new().unwrap());
+    let line = Faults::tls(address, folder.path()).await;
+    (admin, key, line, folder)
+}
+
+fn settings(key: &str, line: &Faults, folder: &Path) -> String {
+    let (credentials, ca) = (folder.join("credentials"), line.ca_file().display());
+    std::fs::write(&credentials, "[default]\naws_access_key_id = plugin\naws_secret_access_key = plugin\n").unwrap();
+    let (url, credentials) = (line.url(), credentials.display());
+    format!(
+        "cluster: aws
+refreshInterval: 1s
+proveInterval: 2s
+keks:
+  - name: aws
+    awsKms: {{ key: '{key}', endpoint: '{url}', caFile: {ca}, credentialsFile: {credentials} }}"
+    )
 }
 
 async fn write(server: &ApiServer, name: &str) {

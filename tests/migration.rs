@@ -7,13 +7,13 @@
 mod key_store;
 mod support;
 
-use std::process::{Command, Output};
 use std::time::Duration;
 
 use key_store::faults::Fault;
 use key_store::{KeyStore, reconfigure};
 use support::plugin::encryption_configuration;
-use support::{ADMIN, ApiServer, ApiServerOptions, Encryption, Etcd, KeyringFile, Plugin, wait_until};
+use support::rotation::{run, text};
+use support::{ApiServer, ApiServerOptions, Encryption, Etcd, KeyringFile, Plugin, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -108,19 +108,4 @@ fn rotate(server: &ApiServer, etcd: &Etcd, what: &str) {
     let more = [journal.as_str(), "--settle=0s", "--agreement-interval=1s", "--snapshot-command=true"];
     let rotated = run(server, etcd, "rotate-keys", &more);
     assert_eq!(rotated.status.code(), Some(0), "{what}: {}", text(&rotated));
-}
-
-fn run(server: &ApiServer, etcd: &Etcd, command: &str, more: &[&str]) -> Output {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_kube-envelope"));
-    program
-        .arg(command)
-        .arg(format!("--kubeconfig={}", server.kubeconfig(ADMIN).display()))
-        .arg(format!("--encryption-config={}", server.encryption_file().display()))
-        .arg(format!("--etcd={}", etcd.url()))
-        .args(more);
-    tokio::task::block_in_place(|| program.output().unwrap())
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

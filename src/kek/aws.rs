@@ -8,6 +8,7 @@ mod key;
 mod rotate;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use aws_sdk_kms::Client;
@@ -20,6 +21,7 @@ use serde::Deserialize;
 use self::credentials::Credentials;
 use self::error::{Action, Call, aws_code, kek_error};
 use self::key::{KeyName, key_id_of, version_text};
+use super::clock::ServerClock;
 use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::secret::Dek;
 
@@ -144,6 +146,7 @@ struct AwsKek {
     lineage: Lineage,
     client: Client,
     credentials: Credentials,
+    clock: Arc<ServerClock>,
 }
 
 /// What `DescribeKey` says about a key that can be used.
@@ -157,9 +160,10 @@ impl AwsKek {
     async fn build(config: &AwsConfig) -> Result<Self, KekError> {
         let key = KeyName::parse(&config.key).map_err(KekError::misconfigured)?;
         let region = client::region(config, &key).await?;
+        let clock = Arc::<ServerClock>::default();
         let credentials = Credentials::start(config, region.clone());
-        let client = client::kms(config, region, &credentials).await?;
-        Ok(Self { lineage: key.lineage(config.region.as_deref()), key, client, credentials })
+        let client = client::kms(config, region, &credentials, clock.clone()).await?;
+        Ok(Self { lineage: key.lineage(config.region.as_deref()), key, client, credentials, clock })
     }
 
     async fn describe(&self) -> Result<Usable, KekError> {
@@ -206,6 +210,10 @@ impl Kek for AwsKek {
 
     fn credentials_expire(&self) -> Option<jiff::Timestamp> {
         self.credentials.expire()
+    }
+
+    fn server_clock(&self) -> Option<&ServerClock> {
+        Some(&self.clock)
     }
 
     async fn version(&self) -> Result<KekVersion, KekError> {

@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 use self::error::{Question, map};
 use self::identity::Identity;
 pub use self::identity::{ClientSecret, Credential, ManagedIdentity, WorkloadIdentity};
+use super::clock::ServerClock;
 use super::{
     Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek, http,
 };
@@ -76,14 +77,14 @@ impl AzureConfig {
         let host = self.host().expect("a vault without problems has a host");
         // The port is the URL's.
         let pinned = self.address.map(|address| (host.as_str(), SocketAddr::new(address, 0)));
-        let client = http::client(&http::Reach { ca_file: self.ca_file.as_deref(), pinned, patient })?;
-        let identity = Arc::new(Identity::new(self.credential.clone(), &client, self.authority_host.as_deref()));
-        let options = KeyClientOptions { client_options: transport::options(&client), ..KeyClientOptions::default() };
+        let http = http::client(&http::Reach { ca_file: self.ca_file.as_deref(), pinned, patient })?;
+        let identity = Arc::new(Identity::new(self.credential.clone(), &http, self.authority_host.as_deref()));
+        let options = KeyClientOptions { client_options: transport::options(&http), ..KeyClientOptions::default() };
         let client = KeyClient::new(&self.vault, identity.clone(), Some(options)).map_err(|error| {
             KekError::misconfigured(format!("no client for {}", self.vault)).with_source(error.to_string())
         })?;
         let lineage = Lineage::derive("azureKeyVault", &[&host, &self.key.to_lowercase()]);
-        Ok(AzureKek { lineage, client, identity, key: self.key.clone(), algorithm: self.algorithm })
+        Ok(AzureKek { lineage, client, http, identity, key: self.key.clone(), algorithm: self.algorithm })
     }
 }
 
@@ -140,6 +141,7 @@ fn is_version(text: &str) -> bool {
 struct AzureKek {
     lineage: Lineage,
     client: KeyClient,
+    http: http::Client,
     identity: Arc<Identity>,
     key: String,
     algorithm: Algorithm,
@@ -242,6 +244,10 @@ impl Kek for AzureKek {
 
     fn credentials_expire(&self) -> Option<jiff::Timestamp> {
         self.identity.expires()
+    }
+
+    fn server_clock(&self) -> Option<&ServerClock> {
+        Some(self.http.clock())
     }
 
     async fn version(&self) -> Result<KekVersion, KekError> {

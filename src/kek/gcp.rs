@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use self::api::{Api, CryptoKeyVersion};
 use self::token::Credentials;
+use super::clock::ServerClock;
 use super::{
     Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek, http,
 };
@@ -194,6 +195,10 @@ impl Kek for GcpKek {
 
     fn credentials_expire(&self) -> Option<jiff::Timestamp> {
         self.api.credentials_expire()
+    }
+
+    fn server_clock(&self) -> Option<&ServerClock> {
+        Some(self.api.clock())
     }
 
     async fn version(&self) -> Result<KekVersion, KekError> {

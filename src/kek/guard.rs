@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use self::gate::{Gate, Outcome};
+use super::clock::ServerClock;
 use super::{Kek, KekError, KekVersion, Lineage, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::secret::Dek;
 use crate::telemetry::{KekOperation, Metrics};
@@ -53,6 +54,11 @@ impl GuardedKek {
     /// See [`Kek::credentials_expire`].
     pub fn credentials_expire(&self) -> Option<jiff::Timestamp> {
         self.kek.credentials_expire()
+    }
+
+    /// See [`Kek::server_clock`].
+    pub fn server_clock(&self) -> Option<&ServerClock> {
+        self.kek.server_clock()
     }
 
     /// See [`Kek::version`].
@@ -157,6 +163,10 @@ mod tests {
         }
 
         fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+            None
+        }
+
+        fn server_clock(&self) -> Option<&ServerClock> {
             None
         }
 

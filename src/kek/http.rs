@@ -4,14 +4,16 @@
 use std::error::Error;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::HeaderMap;
+use reqwest::header::{DATE, HeaderMap};
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, ClientBuilder, Request};
+use reqwest::{Certificate, ClientBuilder, Method, Request, RequestBuilder};
 use zeroize::Zeroizing;
 
 use super::KekError;
+use super::clock::ServerClock;
 
 /// The time to have a connection.
 const CONNECT: Duration = Duration::from_millis(700);
@@ -29,6 +31,24 @@ pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
     pub(super) body: Zeroizing<Vec<u8>>,
+}
+
+/// The client of one KEK, and what its answers told of the servers' clock.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    client: reqwest::Client,
+    clock: Arc<ServerClock>,
+}
+
+impl Client {
+    /// Begins a request; [`send`] sends it.
+    pub(super) fn request(&self, method: Method, url: impl reqwest::IntoUrl) -> RequestBuilder {
+        self.client.request(method, url)
+    }
+
+    pub(super) fn clock(&self) -> &ServerClock {
+        &self.clock
+    }
 }
 
 /// Whom to trust and where to connect.
@@ -56,10 +76,11 @@ pub(super) fn client(reach: &Reach) -> Result<Client, KekError> {
     if let Some((host, address)) = reach.pinned {
         builder = builder.resolve(host, address);
     }
-    builder.build().map_err(|error| {
+    let client = builder.build().map_err(|error| {
         KekError::misconfigured("cannot set up TLS; install the system's CA certificates or set caFile")
             .with_source(error)
-    })
+    })?;
+    Ok(Client { client, clock: Arc::default() })
 }
 
 /// Reads the certificates of a caFile.
@@ -82,9 +103,12 @@ pub(super) fn certificates(file: &Path) -> Result<Vec<Certificate>, KekError> {
 /// `Unavailable` when there is no whole answer of a bearable size.
 pub(super) async fn send(client: &Client, request: Request) -> Result<Answer, KekError> {
     let host = request.url().host_str().unwrap_or_default().to_owned();
-    let mut response = client.execute(request).await.map_err(|error| no_answer(&host, error))?;
+    let mut response = client.client.execute(request).await.map_err(|error| no_answer(&host, error))?;
     let status = response.status().as_u16();
     let headers = std::mem::take(response.headers_mut());
+    if let Some(date) = headers.get(DATE).and_then(|date| date.to_str().ok()) {
+        client.clock.note(date);
+    }
     // Never grown while it fills: growing would leave copies of a DEK behind.
     let mut body = Zeroizing::new(Vec::with_capacity(MAX_ANSWER_BYTES));
     while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(&host, error))? {

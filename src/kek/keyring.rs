@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 
 pub use self::file::{Keyring, Version, VersionState};
+use super::clock::ServerClock;
 use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::seal::{Purpose, open, seal};
 use crate::crypto::secret::Dek;
@@ -70,6 +71,10 @@ impl Kek for KeyringKek {
 
     /// There are no credentials but the file's mode.
     fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        None
+    }
+
+    fn server_clock(&self) -> Option<&ServerClock> {
         None
     }
 

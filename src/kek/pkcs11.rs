@@ -23,6 +23,7 @@ use self::failure::{Trouble, no_verdict, short};
 use self::key::{Key, KeyId, keys};
 pub use self::mechanism::Mechanism;
 use self::token::{Token, Wanted};
+use super::clock::ServerClock;
 use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::secret::{DEK_BYTES, Dek};
 
@@ -150,6 +151,10 @@ impl Kek for Pkcs11Kek {
 
     /// There are no credentials but the PIN, whose end the token does not tell.
     fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        None
+    }
+
+    fn server_clock(&self) -> Option<&ServerClock> {
         None
     }
 

@@ -19,6 +19,7 @@ pub use self::settings::TransitConfig;
 use self::client::Client;
 use self::session::Session;
 use self::settings::Auth;
+use super::clock::ServerClock;
 use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::secret::Dek;
 
@@ -117,6 +118,10 @@ impl Kek for TransitKek {
 
     fn credentials_expire(&self) -> Option<jiff::Timestamp> {
         self.session.expires()
+    }
+
+    fn server_clock(&self) -> Option<&ServerClock> {
+        Some(self.session.clock())
     }
 
     async fn version(&self) -> Result<KekVersion, KekError> {

@@ -34,6 +34,7 @@ pub struct All {
     pub expired_credentials_are_renewed: (),
     pub revoked_credentials_are_unauthenticated: (),
     pub the_end_of_the_credentials_is_known: (),
+    pub a_clock_that_is_off_is_known: (),
     pub a_throttled_call_is_throttled: (),
     pub a_server_error_is_unavailable: (),
     pub a_slow_server_meets_the_deadline: (),
@@ -229,6 +230,24 @@ pub async fn the_end_of_the_credentials_is_known(bench: &impl Bench) {
     #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit a double's 53 bits")]
     let known = end.as_second() as f64;
     assert!((told - known).abs() <= 1.0, "{told} in the metric, {known} known");
+}
+
+pub async fn a_clock_that_is_off_is_known(bench: &impl Bench) {
+    let kek = bench.kek().await;
+    let ahead = || kek.server_clock().expect("a server has a clock").ahead();
+    assert_eq!(ahead(), None, "nobody was asked yet");
+    kek.version().await.expect("version");
+    assert!(ahead().expect("an answer tells it").abs() <= jiff::SignedDuration::from_secs(5), "{:?}", ahead());
+    let off = jiff::SignedDuration::from_mins(3);
+    bench.faults().set_date(http_date(jiff::Timestamp::now() + off));
+    kek.version().await.expect("version");
+    let wrong = ahead().expect("an answer tells it") + off;
+    assert!(wrong.abs() <= jiff::SignedDuration::from_secs(5), "{wrong} off what it is");
+}
+
+/// As HTTP writes it.
+pub fn http_date(time: jiff::Timestamp) -> String {
+    time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 
 async fn wrap(kek: &dyn Kek) -> (WrappedDek, WrapContext) {

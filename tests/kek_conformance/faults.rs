@@ -55,6 +55,7 @@ pub struct Faults {
 struct State {
     upstream: SocketAddr,
     fault: Mutex<Option<Fault>>,
+    date: Mutex<Option<String>>,
     requests: AtomicUsize,
     requests_under_fault: AtomicUsize,
     sent_under_fault: AtomicUsize,
@@ -97,6 +98,7 @@ impl Faults {
         let state = Arc::new(State {
             upstream,
             fault: Mutex::new(None),
+            date: Mutex::new(None),
             requests: AtomicUsize::new(0),
             requests_under_fault: AtomicUsize::new(0),
             sent_under_fault: AtomicUsize::new(0),
@@ -127,6 +129,11 @@ impl Faults {
     /// From now on every request meets `fault`.
     pub fn set(&self, fault: Fault) {
         *self.state.fault.lock().expect("not poisoned") = Some(fault);
+    }
+
+    /// From now on answers that are passed on bear this `Date`.
+    pub fn set_date(&self, date: String) {
+        *self.state.date.lock().expect("not poisoned") = Some(date);
     }
 
     /// From now on requests are passed on.
@@ -191,7 +198,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> std::io::Result<()> {
     let request = read_request(&mut client).await?;
     state.requests.fetch_add(1, SeqCst);
-    let Some(fault) = fault else { return pass_on(client, state.upstream, &request).await };
+    let Some(fault) = fault else { return pass_on(client, state, &request).await };
     state.requests_under_fault.fetch_add(1, SeqCst);
     let head = |length: usize| format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
     match fault {
@@ -238,14 +245,31 @@ async fn read_request(client: &mut (impl AsyncRead + Unpin)) -> std::io::Result<
 }
 
 /// Sends the request on with `connection: close`, and the answer back to its end.
-async fn pass_on<S: AsyncWrite + Unpin>(mut client: S, upstream: SocketAddr, request: &[u8]) -> std::io::Result<()> {
+async fn pass_on<S: AsyncWrite + Unpin>(mut client: S, state: &State, request: &[u8]) -> std::io::Result<()> {
     let line = request.windows(2).position(|two| two == b"\r\n").expect("a request has a first line") + 2;
-    let mut server = TcpStream::connect(upstream).await?;
+    let mut server = TcpStream::connect(state.upstream).await?;
     server.write_all(&request[..line]).await?;
     server.write_all(b"connection: close\r\n").await?;
     server.write_all(&request[line..]).await?;
-    tokio::io::copy(&mut server, &mut client).await?;
+    let date = state.date.lock().expect("not poisoned").clone();
+    match date {
+        None => _ = tokio::io::copy(&mut server, &mut client).await?,
+        Some(date) => {
+            let mut answer = Vec::new();
+            server.read_to_end(&mut answer).await?;
+            client.write_all(&with_date(&answer, &date)).await?;
+        }
+    }
     client.shutdown().await
+}
+
+/// The answer with another `Date`, or one where it had none.
+fn with_date(answer: &[u8], date: &str) -> Vec<u8> {
+    let head = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("an answer has a head");
+    let text = String::from_utf8_lossy(&answer[..head]).into_owned();
+    let kept: Vec<_> = text.lines().filter(|line| !line.to_lowercase().starts_with("date:")).collect();
+    let head_with_date = format!("{}\r\ndate: {date}", kept.join("\r\n"));
+    [head_with_date.as_bytes(), &answer[head..]].concat()
 }
 
 impl Answer {

@@ -87,6 +87,7 @@ crate::conformance! {
     expired_credentials_are_renewed: "a file needs no credentials",
     revoked_credentials_are_unauthenticated: "a file needs no credentials",
     the_end_of_the_credentials_is_known: "a file needs no credentials",
+    a_clock_that_is_off_is_known: "a file has no clock",
     a_throttled_call_is_throttled: "a file is not asked over a network",
     a_server_error_is_unavailable: "a file is not asked over a network",
     a_slow_server_meets_the_deadline: "a file is not asked over a network",

@@ -249,6 +249,7 @@ crate::conformance! {
     expired_credentials_are_renewed,
     revoked_credentials_are_unauthenticated,
     the_end_of_the_credentials_is_known: "a token does not tell when a PIN expires",
+    a_clock_that_is_off_is_known: "a module is called, not asked over HTTP: there is no server with a clock",
     a_throttled_call_is_throttled: "PKCS#11 has no return value for too many calls",
     a_server_error_is_unavailable: "a module is called, not asked over HTTP; its errors are mapped in failure.rs",
     a_slow_server_meets_the_deadline: "SoftHSM is never slow",

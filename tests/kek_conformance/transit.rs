@@ -170,6 +170,7 @@ crate::conformance! {
     expired_credentials_are_renewed,
     revoked_credentials_are_unauthenticated,
     the_end_of_the_credentials_is_known,
+    a_clock_that_is_off_is_known,
     a_throttled_call_is_throttled,
     a_server_error_is_unavailable,
     a_slow_server_meets_the_deadline,

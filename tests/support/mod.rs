@@ -8,6 +8,7 @@ pub mod etcd;
 pub mod keyring;
 pub mod plugin;
 pub mod process;
+pub mod rotation;
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;

@@ -1,6 +1,7 @@
 //! The KMS client: Region, endpoint, time limits. Retries are `guard`'s, credentials have their own file.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::environment::EnvironmentVariableRegionProvider;
@@ -22,6 +23,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::super::KekError;
+use super::super::clock::ServerClock;
 use super::AwsConfig;
 use super::credentials::Credentials;
 use super::key::KeyName;
@@ -52,7 +54,12 @@ pub(super) async fn region(config: &AwsConfig, key: &KeyName) -> Result<Region, 
 }
 
 /// The client. It reads configuration files and asks nobody.
-pub(super) async fn kms(config: &AwsConfig, region: Region, credentials: &Credentials) -> Result<Client, KekError> {
+pub(super) async fn kms(
+    config: &AwsConfig,
+    region: Region,
+    credentials: &Credentials,
+    clock: Arc<ServerClock>,
+) -> Result<Client, KekError> {
     let time_limits = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(ATTEMPT_TIMEOUT)
@@ -69,7 +76,7 @@ pub(super) async fn kms(config: &AwsConfig, region: Region, credentials: &Creden
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .load()
         .await;
-    let mut builder = aws_sdk_kms::config::Builder::from(&shared).interceptor(LimitAnswer);
+    let mut builder = aws_sdk_kms::config::Builder::from(&shared).interceptor(BeforeReading { clock });
     if let Some(endpoint) = &config.endpoint {
         builder = builder.endpoint_url(endpoint);
     }
@@ -103,13 +110,15 @@ fn trust_store(file: &Path) -> Result<TrustStore, KekError> {
     Ok(TrustStore::empty().with_pem_certificate(pem))
 }
 
-/// Stops reading an answer that is longer than any of KMS's, whatever length it announces.
+/// Stops reading an answer that is longer than any of KMS's, whatever length it announces; and notes its time.
 #[derive(Debug)]
-struct LimitAnswer;
+struct BeforeReading {
+    clock: Arc<ServerClock>,
+}
 
-impl Intercept for LimitAnswer {
+impl Intercept for BeforeReading {
     fn name(&self) -> &'static str {
-        "LimitAnswer"
+        "BeforeReading"
     }
 
     fn modify_before_deserialization(
@@ -118,6 +127,9 @@ impl Intercept for LimitAnswer {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
+        if let Some(date) = context.response().headers().get("date") {
+            self.clock.note(date);
+        }
         let body = context.response_mut().body_mut();
         let unlimited = std::mem::replace(body, SdkBody::taken());
         *body = SdkBody::from_body_1_x(Limited::new(unlimited, MAX_ANSWER_BYTES));

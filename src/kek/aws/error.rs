@@ -7,8 +7,9 @@ use std::time::Duration;
 use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::error::{ConnectorError, ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 
+use super::super::clock::ahead_of;
 use super::super::{KekCause, KekError};
 
 /// What KMS was asked, by the name that IAM policies know it by.
@@ -139,14 +140,9 @@ impl Answer {
             message: String::new(),
             request_id: None,
             retry_after: header("retry-after").and_then(|value| value.parse().ok()).map(Duration::from_secs),
-            skew: header("date").and_then(clock_skew),
+            skew: header("date").and_then(ahead_of),
         }
     }
-}
-
-fn clock_skew(date: &str) -> Option<SignedDuration> {
-    let server = jiff::fmt::rfc2822::parse(date).ok()?.timestamp();
-    Some(Timestamp::now().duration_since(server))
 }
 
 /// `None` for what no mapping knows.

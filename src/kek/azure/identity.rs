@@ -16,13 +16,13 @@ use azure_identity::{
     ClientAssertionCredentialOptions, ClientSecretCredential, ClientSecretCredentialOptions, ManagedIdentityCredential,
     ManagedIdentityCredentialOptions, UserAssignedId, WorkloadIdentityCredential, WorkloadIdentityCredentialOptions,
 };
-use reqwest::Client;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::transport;
 use crate::crypto::seal::digest;
 use crate::kek::KekError;
+use crate::kek::http::Client;
 
 /// The time a caller waits for a token; the fetch itself goes on and serves the next caller.
 const WAIT: Duration = Duration::from_millis(1500);

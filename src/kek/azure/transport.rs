@@ -3,15 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::kek::http::{self, Client};
 use async_trait::async_trait;
 use azure_core::error::ErrorKind;
 use azure_core::http::headers::{HeaderName, HeaderValue, Headers};
 use azure_core::http::request::Body;
 use azure_core::http::{AsyncRawResponse, ClientOptions, HttpClient, Request, RetryOptions, Transport};
 use azure_core::{Bytes, Error, Result};
-use reqwest::Client;
-
-use crate::kek::http;
 
 /// Options of an SDK client that goes through `client` and makes no retries: the guard makes them.
 pub(super) fn options(client: &Client) -> ClientOptions {

@@ -1,7 +1,7 @@
 //! The calls of Cloud KMS's REST interface, with checksums sent and checked both ways.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use reqwest::{Client, Method, Request};
+use reqwest::{Method, Request};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::Zeroizing;
@@ -9,7 +9,9 @@ use zeroize::Zeroizing;
 use super::error::{Question, map};
 use super::token::{Credentials, Tokens};
 use crate::crypto::secret::{DEK_BYTES, Dek};
-use crate::kek::{KekCause, KekError, http};
+use crate::kek::clock::ServerClock;
+use crate::kek::http::{self, Client};
+use crate::kek::{KekCause, KekError};
 
 /// A key, as far as it is looked at.
 #[derive(Debug, Deserialize)]
@@ -122,6 +124,11 @@ pub(super) struct Api {
 impl Api {
     pub(super) fn new(client: Client, endpoint: &str, name: &str, credentials: Credentials) -> Self {
         Self { client, base: format!("{endpoint}/v1/"), name: name.into(), tokens: Tokens::new(credentials) }
+    }
+
+    /// The clock of Google's servers.
+    pub(super) fn clock(&self) -> &ServerClock {
+        self.client.clock()
     }
 
     /// When the access token in use ends.

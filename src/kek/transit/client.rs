@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prost::bytes::Bytes;
-use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Certificate, Identity, Method, Response};
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -15,6 +15,7 @@ use super::SecretText;
 use super::failure::{Asked, failure};
 use super::settings::{ClientCertificate, TransitConfig};
 use crate::kek::KekError;
+use crate::kek::clock::ServerClock;
 
 /// No answer that is of use here comes near it: a key with thousands of versions takes less.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -30,6 +31,7 @@ pub(super) struct Client {
     http: ArcSwap<reqwest::Client>,
     /// The address that answered last.
     preferred: AtomicUsize,
+    clock: ServerClock,
 }
 
 /// One request. The path is without `/v1/`.
@@ -65,7 +67,12 @@ impl Client {
             tracing::warn!("insecureHttp is set: tokens and DEKs may cross the network in clear");
         }
         let http = ArcSwap::from_pointee(connect(settings)?);
-        Ok(Self { settings: settings.clone(), http, preferred: AtomicUsize::new(0) })
+        Ok(Self { settings: settings.clone(), http, preferred: AtomicUsize::new(0), clock: ServerClock::default() })
+    }
+
+    /// The clock of the server that answered last.
+    pub fn clock(&self) -> &ServerClock {
+        &self.clock
     }
 
     /// Takes changed certificate files in. What cannot be read leaves the former ones in use.
@@ -114,6 +121,9 @@ impl Client {
         })?;
         let status = response.status().as_u16();
         let wait = retry_after(response.headers());
+        if let Some(date) = response.headers().get(DATE).and_then(|date| date.to_str().ok()) {
+            self.clock.note(date);
+        }
         let body = read(response, address).await?;
         if (200..300).contains(&status) {
             return Ok(Answer { body, path: request.path.clone() });

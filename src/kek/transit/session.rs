@@ -16,6 +16,7 @@ use super::client::{Answer, Client, Failure, Request};
 use super::failure::Asked;
 use super::login::read_secret;
 use super::settings::Auth;
+use crate::kek::clock::ServerClock;
 use crate::kek::{KekCause, KekError};
 
 /// After a renewal that failed, the next try.
@@ -92,6 +93,11 @@ impl Session {
     pub fn expires(&self) -> Option<jiff::Timestamp> {
         let left = self.0.held.try_lock().ok()?.as_ref()?.life?.ends.saturating_duration_since(Instant::now());
         jiff::Timestamp::now().checked_add(left).ok()
+    }
+
+    /// The clock of the servers.
+    pub fn clock(&self) -> &ServerClock {
+        self.0.client.clock()
     }
 
     /// Reads `path` and gives the answer's `data`.

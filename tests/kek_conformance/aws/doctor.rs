@@ -7,6 +7,7 @@ use super::fake::{FakeBench, REGION};
 use super::fake_kms::Key;
 use super::fake_sources::{EXTERNAL_ID, FILE_TOKEN, ROLE, Sources};
 use super::from_file;
+use crate::behaviours::http_date;
 use crate::bench::Bench;
 
 /// Runs `doctor` with one KEK, in an environment that holds `variables` alone.
@@ -56,6 +57,24 @@ async fn a_name_without_account_is_advised_against_and_one_without_region_fails(
     let (code, text) = doctor(&bench, &item, &[("AWS_REGION", REGION.into())]).await;
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("tells no account") && text.contains("write the key's ARN"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_off_is_told_and_fails_from_five_minutes_on() {
+    let bench = FakeBench::start().await;
+    let now = jiff::Timestamp::now();
+    for (seconds, code, result, detail) in [
+        (0, 0, " ok ", "agrees with the service's to within a minute"),
+        (90, 0, " advice ", "s behind the service's"),
+        (-400, 1, " FAILED ", "s ahead of the service's"),
+    ] {
+        bench.faults().set_date(http_date(now + jiff::SignedDuration::from_secs(seconds)));
+        let (ended, text) = doctor(&bench, &bench.item(), &[]).await;
+        assert_eq!(ended, code, "{text}");
+        let line = text.lines().find(|line| line.trim().starts_with("KEK it: clock ")).expect(&text);
+        assert!(line.contains(result) && line.contains(detail), "{text}");
+        assert_eq!(text.contains("KEK it: clock: set this machine's clock right (NTP)"), seconds != 0, "{text}");
+    }
 }
 
 async fn assert_works(bench: &FakeBench, item: &str, variables: &[(&str, String)]) {
