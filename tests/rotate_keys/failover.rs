@@ -6,13 +6,13 @@ use crate::control_plane::{ControlPlane, ENDS_WITHIN, Shape};
 use crate::support::{ADMIN, Process, wait_until};
 
 /// A rewrite under way through the API server 1, asked for at the address of the server `entry`.
-async fn begin(plane: &ControlPlane, entry: usize) -> (Process, String) {
+async fn begin(plane: &ControlPlane, entry: usize, interval: &str) -> (Process, String) {
     plane.create_secrets("s", 1200).await;
     let old = plane.key_id(0).await;
     plane.rotate_keyrings(0..2);
     let new = plane.wait_key_id(0..2, &old).await;
     let kubeconfig = format!("--kubeconfig={}", plane.servers[entry].kubeconfig(ADMIN).display());
-    let run = plane.spawn("rotate-keys", &["--qps=30", &kubeconfig]);
+    let run = plane.spawn("rotate-keys", &["--qps=30", &kubeconfig, interval]);
     plane.wait_state("rewrite").await;
     let pinned = plane.journal().unwrap()["adoption"]["servers"][0]["address"].as_str().unwrap().to_owned();
     assert_eq!(pinned, plane.servers[0].url().trim_start_matches("https://"));
@@ -22,7 +22,8 @@ async fn begin(plane: &ControlPlane, entry: usize) -> (Process, String) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_api_server_that_rewrites_dies_another_goes_on_after_agreement_is_proven_anew() {
     let mut plane = ControlPlane::start(Shape::of(2)).await;
-    let (mut run, new) = begin(&plane, 1).await;
+    // The next look would come late: that nothing is answered must tell.
+    let (mut run, new) = begin(&plane, 1, "--agreement-interval=5m").await;
     plane.servers[0].kill();
     plane.plugins[0].kill();
     let status = run.wait(2 * ENDS_WITHIN);
@@ -38,7 +39,7 @@ async fn when_the_api_server_that_rewrites_dies_another_goes_on_after_agreement_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_address_that_the_cluster_is_known_by_dies_the_rewrite_waits_until_it_is_back() {
     let mut plane = ControlPlane::start(Shape::of(2)).await;
-    let (mut run, new) = begin(&plane, 0).await;
+    let (mut run, new) = begin(&plane, 0, "--agreement-interval=1s").await;
     plane.servers[0].stop();
     wait_until("the rewrite stops", Duration::from_mins(2), async || run.log().contains("agreement lost")).await;
     tokio::time::sleep(Duration::from_secs(5)).await;

@@ -6,12 +6,12 @@ use std::time::Duration;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use crate::control_plane::{ControlPlane, ENDS_WITHIN, Keyring, Shape};
-use crate::support::wait_until;
+use crate::control_plane::{ControlPlane, ENDS_WITHIN, Shape};
+use crate::support::{KeyringFile, wait_until};
 
 /// What a backup of a node holds: keyring and state folder.
 struct Backup {
-    keyring: Keyring,
+    keyring: KeyringFile,
     state: tempfile::TempDir,
 }
 

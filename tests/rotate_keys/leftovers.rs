@@ -22,8 +22,7 @@ async fn verify_names_a_leftover_before_a_restart_would_fail_on_it() {
     plane.etcd.put(key, &stored).await;
     plane.run("verify", &[]).exits(6).says(key).says(&old);
     plane.run("verify", &["no-etcd"]).exits(6).says("/api/v1/namespaces/default/secrets/s-3");
-    let retired = plane.keyrings[0].versions().into_iter().find(|version| version["state"] == "retired").unwrap();
-    plane.keyrings[0].run(&["destroy"], retired["id"].as_str());
+    plane.keyrings[0].destroy_retired();
     assert!(plane.servers[0].readyz().await.unwrap().0, "nothing shows as long as it runs");
     plane.check_secrets(0, "s", 30).await;
 

@@ -12,8 +12,7 @@ async fn a_node_whose_keyring_lacks_the_former_version_is_named_before_anything_
     let old = plane.key_id(0).await;
     plane.rotate_keyrings(0..2);
     let new = plane.wait_key_id(0..2, &old).await;
-    let retired = plane.keyrings[1].versions().into_iter().find(|version| version["state"] == "retired").unwrap();
-    plane.keyrings[1].run(&["destroy"], retired["id"].as_str());
+    plane.keyrings[1].destroy_retired();
     plane.plugins[1].stop();
     plane.plugins[1].restart().await;
     plane.servers[1].stop();

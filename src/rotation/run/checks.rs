@@ -45,12 +45,23 @@ impl Run<'_> {
             Some(etcd) => specimens_in_etcd(etcd, &self.settings.etcd_prefix, &resources).await?,
             None => specimens_in_lists(self.cluster.entry(), &resources).await?,
         };
-        let mut problems = Vec::new();
-        for server in self.cluster.servers().await.unwrap_or_else(|_| vec![self.cluster.entry().clone()]) {
-            match closed(&server, &specimens).await {
+        let (mut problems, mut silent) = (Vec::new(), Vec::new());
+        let servers = self.cluster.servers().await.unwrap_or_default();
+        for server in &servers {
+            match closed(server, &specimens).await {
                 Ok(found) => problems.extend(found),
-                Err(error) => self.note(&format!("whether the former key opens was not tried everywhere: {error}")),
+                Err(error) => silent.push(error.to_string()),
             }
+        }
+        if silent.len() == servers.len() {
+            let found = closed(self.cluster.entry(), &specimens).await;
+            problems.extend(found.map_err(RotationError::api("try whether what is stored opens"))?);
+        }
+        if !silent.is_empty() {
+            self.note(&format!(
+                "whether the former key opens was not tried at every API server: {}",
+                silent.join(", ")
+            ));
         }
         if problems.is_empty() { Ok(()) } else { Err(RotationError::Blocked(problems)) }
     }

@@ -198,11 +198,20 @@ impl Run<'_> {
             progress.done = matches!(ended, Ok(Ok(())));
             self.write()?;
             match ended {
+                Ok(Err(RotationError::Paused(why))) => return self.no_answer(why, &wanted, &adoption).await,
                 Ok(done) => done?,
                 Err(lost) => return lost.map(Pass::AgreementLost),
             }
         }
         self.still_agreed(&wanted, &adoption, rewritten).await
+    }
+
+    /// The server that everything is asked of may be gone, before the next look would tell; another one can go on then.
+    async fn no_answer(&self, why: String, wanted: &Wanted, adoption: &Adoption) -> Result<Pass, RotationError> {
+        match still_holds(&self.cluster, wanted, adoption).await {
+            Ok(()) | Err(Obstacle::Unreadable(_)) => Err(RotationError::Paused(why)),
+            Err(obstacle) => lost(obstacle).map(Pass::AgreementLost),
+        }
     }
 
     /// What was written since the last look counts only if the servers still agree.
