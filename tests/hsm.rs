@@ -4,20 +4,22 @@
 #![allow(missing_docs, dead_code, clippy::unwrap_used, reason = "for tests only")]
 
 mod support;
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
+#[path = "support/token.rs"]
+mod token;
 
 use support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
 use support::{Plugin, STARTS_WITHIN, wait_until};
+use token::Token;
 
+/// How often the plugin looks after its key.
+const SOON: &str = "refreshInterval: 1s";
 const SEED: &[u8] = b"32 bytes, as an API server sends";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plugin_follows_a_new_key_in_the_token_and_opens_what_the_old_one_wrapped() {
     let token = Token::new();
     token.tool(&["--keygen", "--key-type", "AES:32", "--label", "kube-envelope", "--id", "01", "--sensitive"]);
-    let mut plugin = token.plugin();
+    let mut plugin = token.plugin("aesGcm", SOON);
     let first = plugin.wait_healthy().await;
     let sealed = encrypt(&plugin).await;
     assert_eq!(sealed.key_id, first);
@@ -37,7 +39,7 @@ async fn a_plugin_follows_a_new_key_in_the_token_and_opens_what_the_old_one_wrap
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plugin_waits_for_a_key_and_serves_once_it_is_made() {
     let token = Token::new();
-    let plugin = token.plugin();
+    let plugin = token.plugin("aesGcm", SOON);
     wait_until("Status tells what is missing", STARTS_WITHIN, async || {
         let Some(mut client) = plugin.client().await else { return false };
         let status = client.status(support::plugin::proto::StatusRequest {}).await;
@@ -65,63 +67,11 @@ async fn rotate_keys_makes_a_new_pair_in_a_token_with_rsa_alone_and_brings_every
 async fn rotates(mechanism: &str, made_by: &[&str], kind: &str) {
     let token = Token::new();
     token.tool(&[made_by, &["--label", "kube-envelope", "--id", "01", "--sensitive"]].concat());
-    let plugin = token.plugin_by(mechanism);
+    let plugin = token.plugin(mechanism, SOON);
     plugin.wait_healthy().await;
-    let settings = token.folder.path().join("softhsm2.conf").display().to_string();
-    support::rotation::rotates_end_to_end(&plugin, &[("SOFTHSM2_CONF", &settings)]).await;
+    support::rotation::rotates_end_to_end(&plugin, &[("SOFTHSM2_CONF", &token.settings())]).await;
     let keys = token.tool(&["--list-objects", "--type", kind]);
     assert_eq!(keys.matches("label:      kube-envelope").count(), 2, "{keys}");
-}
-
-/// A SoftHSM token in a folder of its own.
-struct Token {
-    folder: tempfile::TempDir,
-    module: PathBuf,
-}
-
-impl Token {
-    fn new() -> Self {
-        let folder = tempfile::TempDir::new().unwrap();
-        let tokens = folder.path().join("tokens");
-        std::fs::create_dir(&tokens).unwrap();
-        let settings = format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display());
-        std::fs::write(folder.path().join("softhsm2.conf"), settings).unwrap();
-        std::fs::write(folder.path().join("pin"), "1234").unwrap();
-        let token = Self { folder, module: module() };
-        let label = ["--init-token", "--free", "--label", "kek", "--so-pin", "4321", "--pin", "1234"];
-        token.run(Command::new("softhsm2-util").args(label));
-        token
-    }
-
-    fn plugin(&self) -> Plugin {
-        self.plugin_by("aesGcm")
-    }
-
-    fn plugin_by(&self, mechanism: &str) -> Plugin {
-        let at = |name: &str| self.folder.path().join(name).display().to_string();
-        let labels = format!("tokenLabel: kek, keyLabel: kube-envelope, mechanism: {mechanism}");
-        let item = format!("pkcs11: {{ module: {}, {labels}, pinFile: {} }}", self.module.display(), at("pin"));
-        let settings = format!("cluster: test\nrefreshInterval: 1s\nkeks: [{{ name: hsm, {item} }}]");
-        Plugin::spawn_with(&settings, &[("SOFTHSM2_CONF", &at("softhsm2.conf"))])
-    }
-
-    fn tool(&self, arguments: &[&str]) -> String {
-        let login = ["--token-label", "kek", "--login", "--pin", "1234"];
-        self.run(Command::new("pkcs11-tool").arg("--module").arg(&self.module).args(login).args(arguments))
-    }
-
-    fn run(&self, command: &mut Command) -> String {
-        let ended = command.env("SOFTHSM2_CONF", self.folder.path().join("softhsm2.conf")).output().unwrap();
-        assert!(ended.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ended.stderr));
-        String::from_utf8(ended.stdout).unwrap()
-    }
-}
-
-/// What `scripts/servers` finds or installs.
-fn module() -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/servers");
-    let output = String::from_utf8(Command::new(script).arg("softhsm").output().unwrap().stdout).unwrap();
-    output.lines().find_map(|line| line.strip_prefix("SOFTHSM=")).expect("a module").into()
 }
 
 async fn encrypt(plugin: &Plugin) -> EncryptResponse {

@@ -146,6 +146,13 @@ impl Faults {
         self.state.requests.load(SeqCst)
     }
 
+    /// Tells the same later, without this proxy at hand.
+    #[allow(dead_code, reason = "of use to a test that includes this file, and not to this one")]
+    pub fn counter(&self) -> Box<dyn Fn() -> usize + Send + Sync> {
+        let state = self.state.clone();
+        Box::new(move || state.requests.load(SeqCst))
+    }
+
     /// How many requests have been read while a fault was set.
     pub fn requests_under_fault(&self) -> usize {
         self.state.requests_under_fault.load(SeqCst)

@@ -1,8 +1,10 @@
 //! `transit`: a real server in memory behind a proxy with TLS, under the policy of `docs/keks/transit.md`.
 
 mod beyond;
+mod openbao;
 mod server;
 
+use std::marker::PhantomData;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -10,7 +12,7 @@ use kube_envelope::kek::RotateKek;
 use serde_json::json;
 use tempfile::TempDir;
 
-use self::server::Server;
+use self::server::{Product, Server};
 use crate::bench::{Bench, config};
 use crate::faults::{Answer, Faults};
 
@@ -20,8 +22,22 @@ fn documented_policy(index: usize) -> &'static str {
     blocks.map(|block| block.split("```").next().unwrap_or_default()).nth(index).expect("a block of rules")
 }
 
+/// Whose server a bench starts.
+trait Made: Send + Sync + 'static {
+    const BY: Product;
+}
+
+struct Vault;
+
+impl Made for Vault {
+    const BY: Product = Product::Vault;
+}
+
+type TransitBench = ServerBench<Vault>;
+
 /// A server with the key `kube-envelope`, and an AppRole that may use it.
-struct TransitBench {
+struct ServerBench<M> {
+    made: PhantomData<M>,
     server: Server,
     faults: Faults,
     folder: TempDir,
@@ -29,7 +45,7 @@ struct TransitBench {
     secret_id: String,
 }
 
-impl TransitBench {
+impl<M: Made> ServerBench<M> {
     fn secret_id_file(&self) -> PathBuf {
         self.folder.path().join("secret-id")
     }
@@ -60,9 +76,9 @@ impl TransitBench {
 }
 
 #[async_trait]
-impl Bench for TransitBench {
+impl<M: Made> Bench for ServerBench<M> {
     async fn start() -> Self {
-        let server = Server::start().await;
+        let server = Server::start_of(M::BY).await;
         let folder = TempDir::new().expect("a folder");
         server.write("sys/mounts/transit", json!({ "type": "transit" })).await;
         server.write("transit/keys/kube-envelope", json!({})).await;
@@ -74,6 +90,7 @@ impl Bench for TransitBench {
         let secret_id =
             server.write("auth/approle/role/plugin/secret-id", json!({})).await["data"]["secret_id"].clone();
         let bench = Self {
+            made: PhantomData,
             faults: Faults::tls(server.address, folder.path()).await,
             server,
             folder,

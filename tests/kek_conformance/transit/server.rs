@@ -11,6 +11,13 @@ use serde_json::{Value, json};
 
 const ROOT: &str = "root-of-this-test";
 
+/// Whose server it is.
+#[derive(Clone, Copy, Debug)]
+pub enum Product {
+    Vault,
+    OpenBao,
+}
+
 /// A server in memory; ends with the test.
 pub struct Server {
     child: Child,
@@ -22,19 +29,23 @@ pub struct Server {
 
 impl Server {
     pub async fn start() -> Self {
-        Self::spawn("http", &[], reqwest::Client::new()).await
+        Self::start_of(Product::Vault).await
+    }
+
+    pub async fn start_of(product: Product) -> Self {
+        Self::spawn(product, "http", &[], reqwest::Client::new()).await
     }
 
     /// A server that speaks TLS and asks for client certificates; its issuer is `vault-ca.pem` in `folder`.
     pub async fn start_tls(folder: &Path) -> Self {
         let trusting = reqwest::Client::builder().tls_danger_accept_invalid_certs(true).build().expect("a client");
         let folder = format!("-dev-tls-cert-dir={}", folder.display());
-        Self::spawn("https", &["-dev-tls", &folder], trusting).await
+        Self::spawn(Product::Vault, "https", &["-dev-tls", &folder], trusting).await
     }
 
-    async fn spawn(scheme: &'static str, more: &[&str], http: reqwest::Client) -> Self {
+    async fn spawn(product: Product, scheme: &'static str, more: &[&str], http: reqwest::Client) -> Self {
         let address = free_address();
-        let mut child = Command::new(binary())
+        let mut child = Command::new(binary(product))
             .args(["server", "-dev", "-dev-no-store-token", &format!("-dev-root-token-id={ROOT}")])
             .arg(format!("-dev-listen-address={address}"))
             .args(more)
@@ -153,13 +164,18 @@ fn free_address() -> SocketAddr {
 }
 
 /// What `scripts/servers` finds or builds.
-fn binary() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
+fn binary(product: Product) -> &'static Path {
+    static VAULT: OnceLock<PathBuf> = OnceLock::new();
+    static OPENBAO: OnceLock<PathBuf> = OnceLock::new();
+    let (found, name, variable) = match product {
+        Product::Vault => (&VAULT, "vault-server", "VAULT_SERVER="),
+        Product::OpenBao => (&OPENBAO, "openbao-server", "OPENBAO_SERVER="),
+    };
+    found.get_or_init(|| {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers");
-        let output = Command::new(script).arg("vault-server").stderr(Stdio::inherit()).output().expect("bash runs");
+        let output = Command::new(script).arg(name).stderr(Stdio::inherit()).output().expect("bash runs");
         let text = String::from_utf8(output.stdout).expect("paths are text");
-        let path = text.lines().find_map(|line| line.strip_prefix("VAULT_SERVER="));
-        path.unwrap_or_else(|| panic!("scripts/servers has no vault-server: {text}")).into()
+        let path = text.lines().find_map(|line| line.strip_prefix(variable));
+        path.unwrap_or_else(|| panic!("scripts/servers has no {name}: {text}")).into()
     })
 }
