@@ -7,6 +7,8 @@ pub mod aws;
 #[cfg(feature = "azure")]
 pub mod azure;
 pub mod clock;
+#[cfg(any(feature = "azure", feature = "gcp", feature = "transit"))]
+mod connect;
 mod error;
 #[cfg(feature = "gcp")]
 pub mod gcp;

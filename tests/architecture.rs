@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
 const ASIDE: &[(&str, &[&str])] = &[("cli", &["config", "telemetry"]), ("config", &["kek"]), ("telemetry", &["kek"])];
 
 /// Files of `src/kek/` that are no kind of KEK but serve all of them.
-const SHARED_BY_KEKS: &[&str] = &["error", "guard", "set", "clock", "http"];
+const SHARED_BY_KEKS: &[&str] = &["error", "guard", "set", "clock", "connect", "http"];
 
 /// Names that say nothing.
 const FORBIDDEN_NAMES: &[&str] = &["utils", "helpers", "common", "types", "manager", "handler", "misc", "core"];

@@ -67,6 +67,12 @@ impl DekStore {
         files.flatten().filter_map(|file| kept_file(&file.path())).collect()
     }
 
+    /// How many DEKs are kept, by the names of their files: none is read.
+    pub fn count(&self) -> usize {
+        let Ok(files) = fs::read_dir(&self.folder) else { return 0 };
+        files.flatten().filter(|file| file.path().extension().is_some_and(|ending| ending == ENDING)).count()
+    }
+
     /// The DEK, if it is kept and readable.
     pub fn find(&self, id: DekId) -> Option<WrappedDekSet> {
         kept_file(&self.dek_file(id)).map(|(_, wrapped)| wrapped)
@@ -195,6 +201,7 @@ mod tests {
         store.adopt(&adopted).unwrap();
         let again = DekStore::open(folder.path()).unwrap();
         assert_eq!(again.kept(), [(id, wrapped())]);
+        assert_eq!(again.count(), 1);
         assert_eq!(again.adopted(), Some(adopted));
     }
 

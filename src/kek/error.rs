@@ -108,18 +108,21 @@ impl KekError {
 
     /// The chain without the cause's word, where the reader knows that the configuration is meant.
     pub fn problem(&self) -> String {
-        let mut text = self.message.clone();
-        let mut next = self.source();
-        while let Some(error) = next {
-            let more = error.to_string();
-            if !text.contains(&more) {
-                text.push_str(": ");
-                text.push_str(&more);
-            }
-            next = error.source();
-        }
-        text
+        joined(self.message.clone(), self.source())
     }
+}
+
+/// `text`, and behind it what the chain from `next` on has to add.
+pub(super) fn joined(mut text: String, mut next: Option<&(dyn Error + 'static)>) -> String {
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        next = error.source();
+    }
+    text
 }
 
 impl fmt::Display for KekError {

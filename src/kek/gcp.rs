@@ -17,7 +17,8 @@ use self::api::{Api, CryptoKeyVersion};
 use self::token::Credentials;
 use super::clock::ServerClock;
 use super::{
-    Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek, http,
+    Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek, connect,
+    http,
 };
 use crate::crypto::secret::Dek;
 
@@ -81,7 +82,7 @@ impl KekSettings for GcpConfig {
             problems.push(("endpoint", problem));
         }
         problems.extend(self.credentials().read().err().map(|error| ("credentialsFile", error.to_string())));
-        let ca = self.ca_file.as_deref().map(http::certificates);
+        let ca = self.ca_file.as_deref().map(connect::certificates);
         problems.extend(ca.and_then(Result::err).map(|error| ("caFile", error.to_string())));
         problems
     }

@@ -1,5 +1,5 @@
-//! The HTTP client of the KEKs that are asked by REST: time limits, trust, a limit on what is read, no redirects.
-//! What an answer means is for each kind's own mapping.
+//! The HTTP client of the KEKs that are asked by REST: the time for an answer, and a limit on what is read of it. What an
+//! answer means is for each kind's own mapping.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -8,21 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{DATE, HeaderMap};
-use reqwest::redirect::Policy;
-use reqwest::{Certificate, ClientBuilder, Method, Request, RequestBuilder};
+use reqwest::{Method, Request, RequestBuilder};
 use zeroize::Zeroizing;
 
-use super::KekError;
 use super::clock::ServerClock;
+use super::{KekError, connect};
 
-/// The time to have a connection.
-const CONNECT: Duration = Duration::from_millis(700);
 /// The time for one request, from connecting to the last byte: two of them fit into the guard's deadline.
 const ATTEMPT: Duration = Duration::from_secs(1);
 /// The same where a person waits and nothing may be done twice: an HSM takes its time to make a key.
 const PATIENT: Duration = Duration::from_secs(30);
-/// How long an idle connection is kept: longer than the pause between two refreshes.
-const IDLE: Duration = Duration::from_secs(90);
 /// The most that is read of an answer; a key's description and a wrapped DEK are far below.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -64,37 +59,12 @@ pub(super) struct Reach<'a> {
 
 /// Makes the client. Follows no redirect and uses no proxy.
 pub(super) fn client(reach: &Reach) -> Result<Client, KekError> {
-    let mut builder = ClientBuilder::new()
-        .connect_timeout(CONNECT)
-        .timeout(if reach.patient { PATIENT } else { ATTEMPT })
-        .pool_idle_timeout(IDLE)
-        .redirect(Policy::none())
-        .no_proxy();
-    if let Some(file) = reach.ca_file {
-        builder = builder.tls_certs_only(certificates(file)?);
-    }
+    let mut builder = connect::builder(reach.ca_file)?.timeout(if reach.patient { PATIENT } else { ATTEMPT });
     if let Some((host, address)) = reach.pinned {
         builder = builder.resolve(host, address);
     }
-    let client = builder.build().map_err(|error| {
-        KekError::misconfigured("cannot set up TLS; install the system's CA certificates or set caFile")
-            .with_source(error)
-    })?;
+    let client = connect::build(builder)?;
     Ok(Client { client, clock: Arc::default() })
-}
-
-/// Reads the certificates of a caFile.
-pub(super) fn certificates(file: &Path) -> Result<Vec<Certificate>, KekError> {
-    let name = file.display();
-    let pem = std::fs::read(file)
-        .map_err(|error| KekError::misconfigured(format!("cannot read caFile {name}")).with_source(error))?;
-    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| {
-        KekError::misconfigured(format!("caFile {name} does not hold PEM certificates")).with_source(error)
-    })?;
-    if certificates.is_empty() {
-        return Err(KekError::misconfigured(format!("caFile {name} holds no certificate")));
-    }
-    Ok(certificates)
 }
 
 /// Sends `request` once and reads the answer.

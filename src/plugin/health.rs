@@ -136,7 +136,7 @@ impl Health {
             key_id: serving.generation().map(|generation| generation.key_id().to_string()),
             dek_id: serving.generation().map(|generation| generation.dek_id().to_string()),
             started: self.started,
-            deks_kept: self.service.store().kept().len(),
+            deks_kept: self.service.store().count(),
             keks: keks.collect(),
         }
     }

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::crypto::seal::digest;
+use crate::kek::error::joined;
 use crate::kek::{KekCause, KekError};
 
 const SCOPES: &[&str] = &["https://www.googleapis.com/auth/cloudkms"];
@@ -245,6 +246,7 @@ async fn ambient() -> Result<Arc<Token>, gcp_auth::Error> {
 /// `gcp_auth` keeps the status to itself (its log has it): an answer that is no token counts as a refusal.
 fn map(error: &gcp_auth::Error) -> Failure {
     use gcp_auth::Error;
+    use std::error::Error as _;
     let (cause, what) = match error {
         Error::Str("token request failed") => (KekCause::Unauthenticated, "refuses the credentials or failed"),
         Error::Http(..) | Error::Other(..) => (KekCause::Unavailable, "does not answer"),
@@ -252,20 +254,7 @@ fn map(error: &gcp_auth::Error) -> Failure {
         _ => (KekCause::Unauthenticated, "gives no token"),
     };
     // The text of a JSON error may quote the token.
-    let detail = if matches!(error, Error::Json(..)) { String::new() } else { format!(": {}", chain(error)) };
+    let detail =
+        if matches!(error, Error::Json(..)) { String::new() } else { joined(format!(": {error}"), error.source()) };
     Failure { cause, message: format!("Google's token endpoint {what}{detail}") }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        next = error.source();
-    }
-    text
 }

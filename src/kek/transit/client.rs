@@ -7,19 +7,18 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use prost::bytes::Bytes;
 use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Certificate, Identity, Method, Response};
+use reqwest::{Identity, Method, Response};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::SecretText;
 use super::failure::{Asked, failure};
 use super::settings::{ClientCertificate, TransitConfig};
-use crate::kek::KekError;
 use crate::kek::clock::ServerClock;
+use crate::kek::{KekError, connect};
 
 /// No answer that is of use here comes near it: a key with thousands of versions takes less.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
 /// For one address of several, so that the next one is asked within the deadline of a call.
 const TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(1);
 const TIMEOUT_OF_ONE: Duration = Duration::from_secs(2);
@@ -214,23 +213,11 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 fn connect(settings: &TransitConfig) -> Result<reqwest::Client, KekError> {
     let encrypted_only = settings.addresses.iter().all(|address| address.starts_with("https:"));
-    let mut builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .https_only(encrypted_only)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .pool_idle_timeout(Duration::from_secs(90));
-    if let Some(file) = &settings.ca_file {
-        let certificates = Certificate::from_pem_bundle(&read_file("caFile", file)?)
-            .ok()
-            .filter(|certificates| !certificates.is_empty())
-            .ok_or_else(|| KekError::misconfigured(format!("caFile {} holds no PEM certificate", file.display())))?;
-        builder = builder.tls_certs_only(certificates);
-    }
+    let mut builder = connect::builder(settings.ca_file.as_deref())?.https_only(encrypted_only);
     if let Some(certificate) = &settings.client_certificate {
         builder = builder.identity(identity(certificate)?);
     }
-    builder.build().map_err(|error| KekError::misconfigured("cannot set up TLS").with_source(error))
+    connect::build(builder)
 }
 
 fn identity(ClientCertificate { cert_file, key_file }: &ClientCertificate) -> Result<Identity, KekError> {

@@ -1,0 +1,46 @@
+//! How the KEKs with an HTTP client of their own connect: time limits, trust, no redirects, no proxies.
+
+use std::path::Path;
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client, ClientBuilder};
+
+use super::KekError;
+
+/// The time to have a connection.
+const CONNECT: Duration = Duration::from_millis(700);
+/// How long an idle connection is kept: longer than the pause between two refreshes.
+const IDLE: Duration = Duration::from_secs(90);
+
+/// What all have in common. `ca_file` holds the only authorities to trust, instead of the system's.
+pub(super) fn builder(ca_file: Option<&Path>) -> Result<ClientBuilder, KekError> {
+    let builder =
+        ClientBuilder::new().connect_timeout(CONNECT).pool_idle_timeout(IDLE).redirect(Policy::none()).no_proxy();
+    Ok(match ca_file {
+        Some(file) => builder.tls_certs_only(certificates(file)?),
+        None => builder,
+    })
+}
+
+/// Makes the client.
+pub(super) fn build(builder: ClientBuilder) -> Result<Client, KekError> {
+    builder.build().map_err(|error| {
+        KekError::misconfigured("cannot set up TLS; install the system's CA certificates or set caFile")
+            .with_source(error)
+    })
+}
+
+/// Reads the certificates of a caFile.
+pub(super) fn certificates(file: &Path) -> Result<Vec<Certificate>, KekError> {
+    let name = file.display();
+    let pem = std::fs::read(file)
+        .map_err(|error| KekError::misconfigured(format!("cannot read caFile {name}")).with_source(error))?;
+    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| {
+        KekError::misconfigured(format!("caFile {name} does not hold PEM certificates")).with_source(error)
+    })?;
+    if certificates.is_empty() {
+        return Err(KekError::misconfigured(format!("caFile {name} holds no certificate")));
+    }
+    Ok(certificates)
+}
