@@ -104,6 +104,10 @@ impl EtcdReader {
         if over_tls && access.certificate.is_none() {
             problems.push("etcd may demand a client certificate: give --etcd-cert and --etcd-key".into());
         }
+        // Another authority of the same name shows as a bad signature.
+        if ["UnknownIssuer", "BadSignature"].iter().any(|why| problems.iter().any(|problem| problem.contains(why))) {
+            problems.push("--etcd-ca must name the authority that signed etcd's own certificate".into());
+        }
         Err(EtcdError::Unreachable(problems.join("; ")))
     }
 

@@ -83,12 +83,16 @@ pub struct RotateKeysArgs {
     /// How long to wait after the last rewrite: twice the API servers' --etcd-compaction-interval [default: 10m].
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub settle: Option<Duration>,
-    /// When a snapshot of etcd was taken, for example 2026-01-31T12:00:00Z.
+    /// When the newest snapshot of etcd was taken, for example 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME")]
     pub snapshot_taken: Option<jiff::Timestamp>,
-    /// A shell command that takes a snapshot of etcd; run after the settle time.
+    /// A shell command that takes a snapshot of etcd; run before anything is rewritten, and after the settle time.
     #[arg(long, value_name = "COMMAND", conflicts_with = "snapshot_taken")]
     pub snapshot_command: Option<String>,
+    /// Let so many pods of manifests/rotate-keys-job.yaml rewrite; for clusters of a million objects. --qps and
+    /// --max-concurrency are for all of them together.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub shards: Option<u32>,
     /// Go on where the API servers' own metrics cannot be read: the verdict is then "not proven" at best.
     #[arg(long)]
     pub accept_unproven: bool,
@@ -98,6 +102,9 @@ pub struct RotateKeysArgs {
     /// Only try every rewrite, and name the objects that would be refused. Nothing is stored.
     #[arg(long, group = "mode")]
     pub dry_run: bool,
+    /// Be shard number INDEX, from 0, of a rotation that runs elsewhere with --shards: only rewrite.
+    #[arg(long, value_name = "INDEX", group = "mode", conflicts_with_all = ["shards", "rotate_kek"])]
+    pub shard: Option<u32>,
     /// Only print the least rights that are needed.
     #[arg(long, group = "mode")]
     pub print_rbac: bool,

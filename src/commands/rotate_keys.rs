@@ -14,7 +14,8 @@ use crate::config::Config;
 use crate::etcd::EtcdAccess;
 use crate::rotation::cluster::Access;
 use crate::rotation::journal::{Journal, State, write_whole};
-use crate::rotation::plan::rbac;
+use crate::rotation::rbac::rbac;
+use crate::rotation::shards::worker::work;
 use crate::rotation::verdict::Conclusion;
 use crate::rotation::{RotationError, Run, Settings};
 use crate::telemetry::{LogFormat, start_logs};
@@ -51,12 +52,15 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     if args.plan || args.dry_run || args.print_rbac {
         return look_only(&args).await;
     }
+    if let Some(index) = args.shard {
+        return shard(&args, index).await;
+    }
     let _lock = lock(&args.journal)?;
     if args.abort {
         return abort(&args);
     }
-    let journal = if args.resume { resumed(&args)? } else { begun(&args)? };
     let settings = settings(&args)?;
+    let journal = if args.resume { resumed(&args)? } else { begun(&args)? };
     let output = args.cluster.output;
     let display = Display::new(output == OutputFormat::Json);
     let report = |event: crate::rotation::Event<'_>| display.show(&event);
@@ -79,6 +83,14 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     })
 }
 
+/// `--shard`: rewrites what is assigned, until the rotation is over.
+async fn shard(args: &RotateKeysArgs, index: u32) -> Result<Exit> {
+    let display = Display::new(true);
+    let report = |event: crate::rotation::Event<'_>| display.show(&event);
+    let refused = work(&access(&args.cluster), index, &report).await?;
+    Ok(if refused == 0 { Exit::Done } else { Exit::Quarantined })
+}
+
 /// `--plan`, `--dry-run` and `--print-rbac`: nothing is stored anywhere.
 async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
     let settings = settings(args)?;
@@ -89,7 +101,7 @@ async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
     let mut run = Run::take_up(settings, Journal::new(SETTLE.as_secs()), &report).await?;
     run.plan(false).await?;
     if args.print_rbac {
-        print!("{}", rbac(run.journal(), with_etcd));
+        print!("{}", rbac(run.journal(), with_etcd, args.shards.is_some()));
         return Ok(Exit::Done);
     }
     if args.dry_run {
@@ -177,7 +189,7 @@ fn settings(args: &RotateKeysArgs) -> Result<Settings> {
     Ok(Settings {
         access: access(&args.cluster),
         encryption_config: args.cluster.encryption_config.clone(),
-        etcd: etcd_access(&args.cluster),
+        etcd: etcd_access(&args.cluster)?,
         etcd_prefix: args.cluster.etcd_prefix.clone(),
         keks,
         key_id: args.cluster.key_id.clone(),
@@ -186,6 +198,7 @@ fn settings(args: &RotateKeysArgs) -> Result<Settings> {
         accept_unproven: args.accept_unproven,
         rate: args.cluster.qps,
         concurrency: args.cluster.max_concurrency,
+        shards: args.shards.map(|shards| shards as usize),
         adoption_timeout: args.adoption_timeout,
         agreement_interval: args.agreement_interval,
         snapshot_taken: args.snapshot_taken,
@@ -199,11 +212,19 @@ pub fn access(args: &ClusterArgs) -> Access {
 }
 
 /// How etcd is reached, from the arguments.
-pub fn etcd_access(args: &ClusterArgs) -> Option<EtcdAccess> {
-    (!args.etcd.is_empty()).then(|| EtcdAccess {
+pub fn etcd_access(args: &ClusterArgs) -> Result<Option<EtcdAccess>, RotationError> {
+    if args.etcd.is_empty() {
+        return Ok(None);
+    }
+    if let Some(url) = args.etcd.iter().find(|url| url.starts_with("https:") && args.etcd_ca.is_none()) {
+        return Err(RotationError::Unusable(format!(
+            "{url} cannot be verified; name the authority that signed etcd's certificate with --etcd-ca"
+        )));
+    }
+    Ok(Some(EtcdAccess {
         endpoints: args.etcd.clone(),
         ca: args.etcd_ca.clone(),
         certificate: args.etcd_cert.clone(),
         key: args.etcd_key.clone(),
-    })
+    }))
 }

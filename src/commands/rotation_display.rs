@@ -10,9 +10,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::rotation::Event;
 use crate::rotation::adoption::short;
+use crate::rotation::evidence::describe;
 use crate::rotation::journal::Journal;
 use crate::rotation::rewrite::Tally;
-use crate::rotation::verdict::describe;
 use crate::rotation::verify::Scan;
 
 /// Where there is no terminal, a line about progress this often.
@@ -48,7 +48,11 @@ impl Display {
     /// Shows one event.
     pub fn show(&self, event: &Event<'_>) {
         match event {
-            Event::State(state) => self.say(&format!("state: {state}")),
+            Event::State(state) => {
+                // What a bar shows is of the state before.
+                self.finish();
+                self.say(&format!("state: {state}"));
+            }
             Event::Waiting(why) => self.say(&format!("waiting: {why}")),
             Event::Note(note) => self.say(&format!("note: {note}")),
             Event::Progress { resource, tally, objects, concurrency } => {
@@ -63,7 +67,7 @@ impl Display {
     }
 
     fn say(&self, text: &str) {
-        if self.terminal && self.bar.length() != Some(0) {
+        if self.terminal && !self.bar.is_finished() {
             self.bar.println(text);
         } else {
             eprintln!("{text}");
@@ -74,15 +78,17 @@ impl Display {
         let mut line = self.line.lock().expect("nothing panics while it is held");
         let now = Instant::now();
         let done = tally.total();
-        if line.resource != resource || done <= 1 {
+        if line.resource != resource || done <= 1 || self.bar.is_finished() {
             *line = Line { resource: resource.to_owned(), began: now, last: now };
             self.bar.reset();
             self.bar.set_prefix(resource.to_owned());
         }
         self.bar.set_length(objects.max(done));
         self.bar.set_position(done);
+        // A page of objects that need not be asked is done at once: no rate before a second is over.
+        let seconds = now.duration_since(line.began).as_secs_f64().max(1.0);
         #[allow(clippy::cast_precision_loss, reason = "it is shown with no digit behind the point")]
-        let rate = done as f64 / now.duration_since(line.began).as_secs_f64().max(0.001);
+        let rate = done as f64 / seconds;
         self.bar.set_message(format!("{rate:.0}/s, {concurrency} at once"));
         if !self.terminal && now.duration_since(line.last) >= LINE_EVERY {
             line.last = now;
@@ -104,7 +110,10 @@ pub fn print_plan(journal: &Journal, tried: bool) {
     for progress in &journal.resources {
         let note = match (&progress.tally.unlistable, tried) {
             (Some(_), _) => "cannot be listed".to_owned(),
-            (None, true) => format!("{} would be refused", progress.tally.refused.len()),
+            (None, true) => {
+                let Tally { refused, altered, .. } = &progress.tally;
+                format!("{} would be refused, {altered} altered by a webhook", refused.len())
+            }
             (None, false) => String::new(),
         };
         table.add_row([progress.resource.to_string(), progress.provider.clone(), progress.objects.to_string(), note]);
@@ -113,7 +122,15 @@ pub fn print_plan(journal: &Journal, tried: bool) {
     for (what, why) in &journal.skipped {
         println!("left out: {what}: {why}");
     }
-    print_named("refused", journal.resources.iter().flat_map(|progress| &progress.tally.refused));
+    print_objects(journal);
+}
+
+/// The objects of which a rewrite is, or would be, more or less than that.
+fn print_objects(journal: &Journal) {
+    let tallies = || journal.resources.iter().map(|progress| &progress.tally);
+    print_named("refused", tallies().flat_map(|tally| &tally.refused));
+    let why = "a mutating webhook takes the empty patch as an occasion".to_owned();
+    print_named("altered", tallies().flat_map(|tally| &tally.altered_named).map(|path| (path, &why)));
 }
 
 /// Where a rotation stands, what it did, and the verdict if there is one.
@@ -142,7 +159,7 @@ pub fn print_rotation(journal: &Journal, evidence: Option<&Path>) {
         ]);
     }
     println!("{}", table.trim_fmt());
-    print_named("refused", journal.resources.iter().flat_map(|progress| &progress.tally.refused));
+    print_objects(journal);
     if let Some(scan) = &journal.verified {
         print_named("leftover", &scan.named);
     }

@@ -59,6 +59,7 @@ pub fn run(args: VerifyArgs) -> Result<Exit> {
 
 async fn verify(args: &VerifyArgs) -> Result<Scan, RotationError> {
     let args = &args.cluster;
+    let etcd = etcd_access(args)?;
     let cluster = Cluster::connect(&access(args)).await?;
     let seen = match args.key_id {
         Some(_) => look(&cluster, true).await?,
@@ -76,7 +77,7 @@ async fn verify(args: &VerifyArgs) -> Result<Scan, RotationError> {
         targets_reported(&seen, &wanted)?
     };
     let expected = encrypted(cluster.entry(), &coverage).await?.expected(&targets);
-    if let Some(etcd) = etcd_access(args) {
+    if let Some(etcd) = etcd {
         return scan_etcd(&etcd, &args.etcd_prefix, &expected).await;
     }
     let mut pace = Pace::new(args.max_concurrency, args.qps, Instant::now());

@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::RotationError;
 use super::api::Api;
-use super::canary::Canary;
+use super::canary::{Canary, NAMESPACE, Touched};
 use super::cluster::Cluster;
 use super::metrics::{Scrape, growth, scrape};
+use super::preflight::mutating_webhooks;
 
-/// How many times an empty patch goes through a balancer, where no single server can be reached.
+/// Over how many connections an empty patch goes through a balancer, where no single server can be reached.
 const TOUCHES_THROUGH_BALANCER: usize = 16;
 
 /// API servers ask for the Status every minute, and sooner when their health is asked for.
@@ -186,8 +187,7 @@ pub async fn attempt(cluster: &Cluster, wanted: &Wanted) -> Result<Adoption, Obs
     for one in &seen {
         servers.push(prove(one, wanted, &targets).await?);
     }
-    let apis: Vec<_> = seen.iter().map(|one| one.api.clone()).collect();
-    agree(&apis, &wanted.canaries).await?;
+    agree(&ways(cluster, &seen)?, &wanted.canaries).await?;
     let proven = !wanted.accept_unproven;
     let shown = |provider: &&String| wanted.canaries.iter().any(|canary| &canary.provider == *provider);
     Ok(Adoption {
@@ -208,31 +208,50 @@ pub async fn still_holds(cluster: &Cluster, wanted: &Wanted, adoption: &Adoption
         return Err(Obstacle::NotYet(format!("the API servers are {now:?} now, and were {then:?}")));
     }
     targets_reported(&seen, wanted)?;
-    let apis: Vec<_> = seen.iter().map(|one| one.api.clone()).collect();
-    agree(&apis, &wanted.canaries).await
+    agree(&ways(cluster, &seen)?, &wanted.canaries).await
+}
+
+/// Each server that was seen; where none is known by itself, as many connections to the one address, since a balancer
+/// keeps to one server for each.
+fn ways(cluster: &Cluster, seen: &[Seen]) -> Result<Vec<Api>, RotationError> {
+    match seen {
+        [Seen { scrape: None, .. }] => (0..TOUCHES_THROUGH_BALANCER).map(|_| cluster.entry_anew()).collect(),
+        _ => Ok(seen.iter().map(|one| one.api.clone()).collect()),
+    }
 }
 
 /// An empty patch goes round all servers twice. Two that disagree rewrite each other's: the version changes at
 /// each step. If all agree, only the first step may change it.
 pub async fn agree(servers: &[Api], canaries: &[Canary]) -> Result<(), Obstacle> {
-    let rounds = if servers.len() == 1 { TOUCHES_THROUGH_BALANCER } else { 2 };
     for canary in canaries {
-        let mut last: Option<(String, &str)> = None;
-        for server in (0..rounds).flat_map(|_| servers) {
-            let version = canary.touch(server).await.map_err(|error| Obstacle::NotYet(error.to_string()))?;
+        let mut last: Option<(Touched, &Api)> = None;
+        for server in servers.iter().chain(servers) {
+            let touched = canary.touch(server).await.map_err(|error| Obstacle::NotYet(error.to_string()))?;
             match &last {
-                Some((before, by)) if *before != version => {
+                Some((before, _)) if before.content != touched.content => return Err(altered(server, canary).await),
+                Some((before, by)) if before.version != touched.version => {
+                    let (first, second) = (by.address(), server.address());
+                    let who = if first == second { format!("behind {first}") } else { format!("{first} and {second}") };
                     return Err(Obstacle::NotYet(format!(
-                        "API servers {by} and {} do not store under the same key of provider {}",
-                        server.address(),
+                        "API servers {who} do not store under the same key of provider {}",
                         canary.provider
                     )));
                 }
-                _ => last = Some((version, server.address())),
+                _ => last = Some((touched, server)),
             }
         }
     }
     Ok(())
+}
+
+/// What changes at every update shows nothing about keys.
+async fn altered(server: &Api, canary: &Canary) -> Obstacle {
+    let webhooks = mutating_webhooks(server).await.join(", ");
+    Obstacle::NotYet(format!(
+        "{} changes at every update, so it does not show whether the API servers agree: exempt namespace {NAMESPACE} \
+         (namespaceSelector) from the mutating webhook that does it ({webhooks})",
+        canary.path()
+    ))
 }
 
 /// Every identity Lease that is kept fresh must belong to a server whose metrics were read.

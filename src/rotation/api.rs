@@ -1,5 +1,6 @@
 //! Requests to one API server: one try each. The caller sees status and Retry-After and decides what follows.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use http::{Method, Request, header};
@@ -7,11 +8,12 @@ use http_body_util::BodyExt;
 use kube::client::Body;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// The API server's own limit for a mutating request is 34 s; a little more than that means it is lost.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Who we are in managedFields: seen there only if something turned an empty patch into a change.
+/// Who we are in managedFields, where we change something: in our own objects.
 pub const FIELD_MANAGER: &str = "kube-envelope-rotate-keys";
 
 const ONE_METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
@@ -107,7 +109,7 @@ pub struct Partial {
 
 /// The metadata that we look at; labels and annotations are not kept.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(from = "Value")]
 pub struct Metadata {
     /// Name.
     pub name: String,
@@ -115,22 +117,36 @@ pub struct Metadata {
     pub namespace: Option<String>,
     /// When it was last stored.
     pub resource_version: String,
-    /// Who set fields.
-    #[serde(deserialize_with = "null_as_empty")]
-    pub managed_fields: Vec<ManagedFields>,
+    /// A digest of all else but who set fields.
+    pub content: u64,
+    /// A digest of who set fields, and when.
+    pub managed_fields: u64,
+}
+
+impl From<Value> for Metadata {
+    fn from(mut value: Value) -> Self {
+        let mut taken = value.as_object_mut().map(std::mem::take).unwrap_or_default();
+        let managed_fields = digest(&taken.remove("managedFields").unwrap_or_default());
+        let mut text = |name: &str| match taken.remove(name) {
+            Some(Value::String(text)) => Some(text),
+            _ => None,
+        };
+        let (name, namespace) = (text("name").unwrap_or_default(), text("namespace"));
+        let resource_version = text("resourceVersion").unwrap_or_default();
+        Self { name, namespace, resource_version, content: digest(&Value::Object(taken)), managed_fields }
+    }
+}
+
+/// Told apart within this process only.
+fn digest(value: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Go writes an empty list as `null`.
 pub fn null_as_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-/// One owner of fields.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct ManagedFields {
-    /// Its name.
-    pub manager: String,
 }
 
 /// What an API server says when it refuses.
@@ -168,16 +184,12 @@ impl Api {
     }
 
     /// POST of a JSON document, any status.
-    pub async fn post(&self, path: &str, document: &serde_json::Value) -> Result<Answer, ApiError> {
+    pub async fn post(&self, path: &str, document: &Value) -> Result<Answer, ApiError> {
         self.send(Method::POST, path, "application/json", Some(("application/json", document.to_string()))).await
     }
 
     /// POST of a JSON document, answered by another.
-    pub async fn post_json<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        document: &serde_json::Value,
-    ) -> Result<T, ApiError> {
+    pub async fn post_json<T: DeserializeOwned>(&self, path: &str, document: &Value) -> Result<T, ApiError> {
         let answer = self.post(path, document).await?;
         self.parse(&self.success(answer)?)
     }
@@ -188,6 +200,13 @@ impl Api {
         let separator = if path.contains('?') { '&' } else { '?' };
         let path = format!("{path}{separator}fieldManager={FIELD_MANAGER}");
         self.send(Method::PATCH, &path, ONE_METADATA, Some(("application/merge-patch+json", document.into()))).await
+    }
+
+    /// The same answered by the whole object: for objects of our own.
+    pub async fn patch_own(&self, path: &str, document: &str) -> Result<Answer, ApiError> {
+        let path = format!("{path}?fieldManager={FIELD_MANAGER}");
+        let body = ("application/merge-patch+json", document.into());
+        self.send(Method::PATCH, &path, "application/json", Some(body)).await
     }
 
     /// GET of one object's metadata, any status. Reads from etcd, not from a cache.

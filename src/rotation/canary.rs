@@ -1,9 +1,9 @@
 //! One object of our own, written through each API server to see under which key it stores.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::RotationError;
-use super::api::{Api, ApiError, Metadata, Partial};
+use super::api::{Api, ApiError};
 use super::resources::{Coverage, Resource};
 
 /// Where canaries live. They stay for the next run.
@@ -18,6 +18,15 @@ pub struct Canary {
     pub resource: Resource,
     /// The provider that it shows the key of.
     pub provider: String,
+}
+
+/// What a canary is after an empty patch.
+#[derive(Debug, PartialEq)]
+pub struct Touched {
+    /// Its resource version.
+    pub version: String,
+    /// All else, which an empty patch does not change.
+    pub content: Value,
 }
 
 /// One canary for each provider that writes Secrets or `ConfigMaps`.
@@ -62,15 +71,22 @@ impl Canary {
         api.success(answer).map(|_| ())
     }
 
-    /// Sends the empty patch and returns the resource version after it.
-    pub async fn touch(&self, api: &Api) -> Result<String, ApiError> {
-        let answer = api.patch(&self.path(), "{}").await?;
+    /// Sends the empty patch and returns what there is after it.
+    pub async fn touch(&self, api: &Api) -> Result<Touched, ApiError> {
+        let answer = api.patch_own(&self.path(), "{}").await?;
         let body = api.success(answer)?;
-        let Partial { metadata: Metadata { resource_version, .. } } = api.parse(&body)?;
-        Ok(resource_version)
+        let mut content: Value = api.parse(&body)?;
+        let metadata = content["metadata"].as_object_mut();
+        let version = metadata.and_then(|metadata| {
+            metadata.remove("managedFields");
+            metadata.remove("resourceVersion")
+        });
+        let version = version.and_then(|version| version.as_str().map(Into::into)).unwrap_or_default();
+        Ok(Touched { version, content })
     }
 
-    fn path(&self) -> String {
+    /// Where it lies.
+    pub fn path(&self) -> String {
         self.resource.object_path(Some(NAMESPACE), NAME)
     }
 }

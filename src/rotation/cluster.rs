@@ -106,6 +106,11 @@ impl Cluster {
         &self.entry
     }
 
+    /// The same over connections of its own: a balancer may lead each to another API server.
+    pub fn entry_anew(&self) -> Result<Api, RotationError> {
+        client(self.config.clone())
+    }
+
     /// Each API server by itself.
     pub async fn servers(&self) -> Result<Vec<Api>, RotationError> {
         let urls = if self.servers.is_empty() { self.endpoints().await? } else { self.servers.clone() };

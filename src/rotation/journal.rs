@@ -107,6 +107,9 @@ pub struct Journal {
     pub settle_seconds: u64,
     /// When the time had passed.
     pub settled: Option<jiff::Timestamp>,
+    /// When the snapshot of etcd was taken that one can go back to.
+    #[serde(default)]
+    pub snapshot_before: Option<jiff::Timestamp>,
     /// When a snapshot of etcd was taken.
     pub snapshot: Option<jiff::Timestamp>,
     /// What is concluded.
@@ -154,6 +157,7 @@ impl Journal {
             verified_at: None,
             settle_seconds,
             settled: None,
+            snapshot_before: None,
             snapshot: None,
             verdict: None,
         }

@@ -6,10 +6,12 @@ const FIRST: usize = 8;
 /// An answer in a hundred may take longer than this before fewer requests are sent.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// Additive increase, multiplicative decrease, and an upper rate.
+/// Doubled for each good second until the first bad one; from then on additive increase, multiplicative decrease. And
+/// an upper rate.
 #[derive(Debug)]
 pub struct Pace {
     limit: usize,
+    found: bool,
     most: usize,
     interval: Option<Duration>,
     next: Instant,
@@ -30,6 +32,7 @@ impl Pace {
     pub fn new(most: usize, rate: Option<f64>, now: Instant) -> Self {
         Self {
             limit: FIRST.min(most).max(1),
+            found: false,
             most: most.max(1),
             interval: rate.map(|rate| Duration::from_secs_f64(1.0 / rate)),
             next: now,
@@ -71,7 +74,7 @@ impl Pace {
         // Many requests meet the same overload: it counts once a second.
         if !self.second.throttled {
             self.second.throttled = true;
-            self.limit = (self.limit / 2).max(1);
+            self.halve();
         }
         self.turn(now);
     }
@@ -85,10 +88,16 @@ impl Pace {
             return;
         }
         if last.slow * 100 > last.answers {
-            self.limit = (self.limit / 2).max(1);
+            self.halve();
         } else {
-            self.limit = (self.limit + 1).min(self.most);
+            let more = if self.found { self.limit + 1 } else { self.limit * 2 };
+            self.limit = more.min(self.most);
         }
+    }
+
+    fn halve(&mut self) {
+        self.found = true;
+        self.limit = (self.limit / 2).max(1);
     }
 }
 
@@ -105,23 +114,25 @@ mod tests {
     const MOMENT: Duration = Duration::from_millis(10);
 
     #[test]
-    fn a_good_second_adds_one_and_an_overload_halves_once() {
+    fn good_seconds_double_until_an_overload_halves_once_and_then_add_one() {
         let mut now = Instant::now();
         let mut pace = Pace::new(64, None, now);
         assert_eq!(pace.limit(), 8);
-        now += Duration::from_secs(1);
-        pace.answered(MOMENT, now);
-        assert_eq!(pace.limit(), 9);
+        for doubled in [16, 32, 64, 64] {
+            now += Duration::from_secs(1);
+            pace.answered(MOMENT, now);
+            assert_eq!(pace.limit(), doubled);
+        }
         for _ in 0..5 {
             pace.throttled(None, now + MOMENT);
         }
-        assert_eq!(pace.limit(), 4);
+        assert_eq!(pace.limit(), 32);
         now += Duration::from_secs(2);
         pace.answered(MOMENT, now);
-        assert_eq!(pace.limit(), 4, "that second was bad");
+        assert_eq!(pace.limit(), 32, "that second was bad");
         now += Duration::from_secs(1);
         pace.answered(MOMENT, now);
-        assert_eq!(pace.limit(), 5);
+        assert_eq!(pace.limit(), 33);
     }
 
     #[test]

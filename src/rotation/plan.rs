@@ -6,8 +6,9 @@ use super::RotationError;
 use super::adoption::Seen;
 use super::api::Api;
 use super::journal::{Journal, Progress};
+use super::listing::revision;
 use super::resources::{Coverage, Resource, discover};
-use super::rewrite::{Tally, revision};
+use super::rewrite::Tally;
 use super::verify::Expected;
 
 /// Every resource that is to be encrypted, with its provider, and what is not looked at, with the reason.
@@ -109,33 +110,4 @@ pub fn reported_now(seen: &[Seen], coverage: &Coverage) -> Result<BTreeMap<Strin
         }
     }
     Ok(reported)
-}
-
-/// The least rights that a rotation needs, as RBAC objects.
-pub fn rbac(journal: &Journal, with_etcd: bool) -> String {
-    let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for Progress { resource, .. } in &journal.resources {
-        groups.entry(&resource.group).or_default().push(&resource.plural);
-    }
-    let verbs = if with_etcd { "list, patch" } else { "get, list, patch" };
-    let mut text = String::from(
-        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: kube-envelope-rotate-keys}\nrules:\n",
-    );
-    text.extend(groups.into_iter().map(|(group, plurals)| {
-        format!("- apiGroups: [\"{group}\"]\n  resources: [{}]\n  verbs: [{verbs}]\n", plurals.join(", "))
-    }));
-    text.push_str(
-        "- apiGroups: [apiregistration.k8s.io]\n  resources: [apiservices]\n  verbs: [list]\n\
-         - apiGroups: [admissionregistration.k8s.io]\n  resources: [mutatingwebhookconfigurations]\n  verbs: [list]\n\
-         - nonResourceURLs: [/metrics, /readyz]\n  verbs: [get]\n\
-         - apiGroups: [\"\"]\n  resources: [namespaces]\n  verbs: [create]\n---\n\
-         apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: kube-envelope-rotate-keys, namespace: \
-         kube-system}\nrules:\n- apiGroups: [coordination.k8s.io]\n  resources: [leases]\n  verbs: [list]\n---\n\
-         apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: kube-envelope-rotate-keys, namespace: \
-         default}\nrules:\n- apiGroups: [discovery.k8s.io]\n  resources: [endpointslices]\n  verbs: [list]\n---\n\
-         apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: kube-envelope-rotate-keys, namespace: \
-         kube-envelope-canary}\nrules:\n- apiGroups: [\"\"]\n  resources: [secrets, configmaps]\n  verbs: [create, get, \
-         patch]\n",
-    );
-    text
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::RotationError;
 use super::api::Api;
 use super::journal::Journal;
+use super::listing::Folder;
 use super::pace::Pace;
 use super::resources::Resource;
 use super::rewrite::{Ask, Sweep, Tally};
@@ -82,7 +83,8 @@ pub async fn dry_run(
 ) -> Result<(), RotationError> {
     for progress in &mut journal.resources {
         let resource = &progress.resource;
-        let sweep = Sweep { api, resource, ask: Ask::DryRun, adopted_at: None, pace, tally: &mut progress.tally };
+        let folders = vec![Folder::all(resource)];
+        let sweep = Sweep { api, folders, ask: Ask::DryRun, adopted_at: None, pace, tally: &mut progress.tally };
         sweep.run(&mut |tally, limit| seen(resource, tally, limit)).await?;
         progress.done = true;
     }

@@ -7,10 +7,11 @@ use futures::stream::{self, StreamExt};
 
 use super::RotationError;
 use super::api::Api;
+use super::listing::{Folder, Page, page_after};
 use super::metrics::{Direction, Scrape, growth, scrape};
 use super::pace::Pace;
 use super::resources::{KMS_V2_PREFIX, Resource};
-use super::rewrite::{Ask, Page, Sweep, Tally, page_after};
+use super::rewrite::{Ask, Sweep, Tally};
 use super::verify::{Expected, Method, Scan};
 
 /// So many leftovers of a resource are searched for by name; each costs some scrapes.
@@ -28,7 +29,8 @@ pub async fn scan_reads(
     for (resource, provider) in &expected.resources {
         let before = metrics(api).await?;
         let mut tally = Tally::default();
-        let sweep = Sweep { api, resource, ask: Ask::Read, adopted_at: None, pace, tally: &mut tally };
+        let folders = vec![Folder::all(resource)];
+        let sweep = Sweep { api, folders, ask: Ask::Read, adopted_at: None, pace, tally: &mut tally };
         sweep.run(&mut |tally, limit| seen(resource, tally, limit)).await?;
         let after = metrics(api).await?;
         let mut found = otherwise(&before, &after, expected, resource, provider);
@@ -96,8 +98,8 @@ async fn name_leftovers(
     provider: &str,
     scan: &mut Scan,
 ) -> Result<(), RotationError> {
-    let (mut token, mut named) = (String::new(), 0);
-    while let Page::Listed(list) = page_after(api, resource, token).await? {
+    let (folder, mut token, mut named) = (Folder::all(resource), String::new(), 0);
+    while let Page::Listed(list) = page_after(api, &folder, token).await? {
         let path =
             |one: &super::api::Partial| resource.object_path(one.metadata.namespace.as_deref(), &one.metadata.name);
         let mut groups: Vec<Vec<String>> = vec![list.items.iter().map(path).collect()];

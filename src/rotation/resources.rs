@@ -34,6 +34,11 @@ impl Resource {
         format!("{}/{}", self.root(), self.plural)
     }
 
+    /// Path of the list in one namespace.
+    pub fn namespace_path(&self, namespace: &str) -> String {
+        format!("{}/namespaces/{}/{}", self.root(), escaped(namespace), self.plural)
+    }
+
     /// Path of one object.
     pub fn object_path(&self, namespace: Option<&str>, name: &str) -> String {
         let namespace = namespace.map(|namespace| format!("/namespaces/{}", escaped(namespace))).unwrap_or_default();

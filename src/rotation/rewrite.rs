@@ -1,21 +1,21 @@
-//! Going through all objects of one resource, page by page, with as many requests under way as the server bears:
+//! Going through all objects of a resource, page by page, with as many requests under way as the server bears:
 //! to rewrite them, to try whether they would be refused, or to have them read.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::RotationError;
-use super::api::{Answer, Api, ApiError, FIELD_MANAGER, Metadata, MetadataList, Partial};
+use super::api::{Answer, Api, ApiError, Metadata, MetadataList, Partial};
+use super::listing::{FIRST_WAIT, Folder, LONGEST_WAIT, PAGE, Page, TRIES, is_undecryptable, page_after};
 use super::pace::Pace;
-use super::resources::Resource;
 
-const PAGE: u32 = 500;
-const TRIES: u32 = 10;
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// So often an object is sent whose webhook cannot be called: the rest needs not wait long for one webhook.
+const WEBHOOK_TRIES: u32 = 5;
+/// So many altered objects are named in each pass.
+const ALTERED_NAMED: usize = 1_000;
 
 /// What is asked for each object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Tally {
     pub gone: u64,
     /// Changed by an admission webhook that took the empty patch as an occasion.
     pub altered: u64,
+    /// Some of those.
+    pub altered_named: BTreeSet<String>,
     /// Refused by admission or validation: path → why.
     pub refused: BTreeMap<String, String>,
     /// Could not be read by the server: path → why.
@@ -60,6 +62,7 @@ impl Tally {
     pub fn add(&mut self, later: Self) {
         self.rewritten += later.rewritten;
         self.altered += later.altered;
+        self.altered_named.extend(later.altered_named.into_iter().take(ALTERED_NAMED));
         self.gone += later.gone;
         (self.fresh, self.newer) = (later.fresh, later.newer);
         (self.refused, self.undecryptable) = (later.refused, later.undecryptable);
@@ -67,12 +70,12 @@ impl Tally {
     }
 }
 
-/// One pass over one resource.
+/// One pass over objects.
 pub struct Sweep<'a> {
     /// Through which server.
     pub api: &'a Api,
-    /// Over what.
-    pub resource: &'a Resource,
+    /// Over what, one after the other.
+    pub folders: Vec<Folder>,
     /// For what.
     pub ask: Ask,
     /// Objects with a greater resource version are left alone.
@@ -97,11 +100,12 @@ impl Sweep<'_> {
     /// # Errors
     /// [`RotationError::Paused`] when the server does not answer any more.
     pub async fn run(mut self, seen: &mut (dyn FnMut(&Tally, usize) + Send)) -> Result<(), RotationError> {
-        let (api, resource, ask) = (self.api, self.resource, self.ask);
+        let (api, ask) = (self.api, self.ask);
+        let mut folders = std::mem::take(&mut self.folders).into_iter();
         let mut queue: VecDeque<Object> = VecDeque::new();
         let mut later: Vec<(Instant, Object)> = Vec::new();
         let mut under_way = FuturesUnordered::new();
-        let mut page = Some(Box::pin(page_after(api, resource, String::new())));
+        let mut page = folders.next().map(|folder| Box::pin(page_of(api, folder, String::new())));
         loop {
             let now = Instant::now();
             for at in (0..later.len()).rev().filter(|at| later[*at].0 <= now).collect::<Vec<_>>() {
@@ -124,12 +128,14 @@ impl Sweep<'_> {
                     seen(self.tally, self.pace.limit());
                 }
                 fetched = async { page.as_mut().expect("checked").await }, if page.is_some() && queue.len() < PAGE as usize => {
-                    page = None;
+                    let (folder, fetched) = fetched;
+                    let mut next = None;
                     if let Some(list) = self.took(fetched?) {
-                        queue.extend(self.chosen(list.items));
-                        let next = list.metadata.next.filter(|token| !token.is_empty());
-                        page = next.map(|token| Box::pin(page_after(api, resource, token)));
+                        queue.extend(self.chosen(&folder, list.items));
+                        next = list.metadata.next.filter(|token| !token.is_empty()).map(|token| (folder, token));
                     }
+                    let next = next.or_else(|| folders.next().map(|folder| (folder, String::new())));
+                    page = next.map(|(folder, token)| Box::pin(page_of(api, folder, token)));
                 }
                 () = tokio::time::sleep_until(wake.unwrap_or(now).into()), if wake.is_some() => {}
             }
@@ -153,15 +159,18 @@ impl Sweep<'_> {
         }
     }
 
-    fn chosen(&mut self, items: Vec<Partial>) -> Vec<Object> {
+    fn chosen(&mut self, folder: &Folder, items: Vec<Partial>) -> Vec<Object> {
         let mut chosen = Vec::with_capacity(items.len());
         for Partial { metadata } in items {
+            if !folder.names.contains(&metadata.name) {
+                continue;
+            }
             let version: Option<u64> = metadata.resource_version.parse().ok();
             if matches!((version, self.adopted_at), (Some(version), Some(at)) if version > at) {
                 self.tally.newer += 1;
                 continue;
             }
-            let path = self.resource.object_path(metadata.namespace.as_deref(), &metadata.name);
+            let path = folder.resource.object_path(metadata.namespace.as_deref(), &metadata.name);
             chosen.push(Object { path, metadata, tries: 0 });
         }
         chosen
@@ -186,11 +195,11 @@ impl Sweep<'_> {
                 self.tally.undecryptable.insert(object.path, message);
             }
             Fate::Stop => return Err(RotationError::Paused(message)),
-            Fate::Again { overloaded } => {
+            Fate::Again { overloaded, tries } => {
                 if overloaded {
                     self.pace.throttled(retry_after, now);
                 }
-                if object.tries < TRIES {
+                if object.tries < tries {
                     let wait = (FIRST_WAIT * 2u32.pow(object.tries - 1)).min(LONGEST_WAIT);
                     return Ok(Some((now + retry_after.unwrap_or(wait).max(wait), object)));
                 }
@@ -213,26 +222,36 @@ impl Sweep<'_> {
     }
 
     fn stored(&mut self, object: &Object, answer: &Answer) -> Result<(), RotationError> {
-        if self.ask != Ask::Rewrite {
+        if self.ask == Ask::Read {
             self.tally.fresh += 1;
             return Ok(());
         }
         let what = || format!("rewrite {}", object.path);
         let Partial { metadata } = self.api.parse(&answer.body).map_err(RotationError::api(what()))?;
-        if metadata.resource_version == object.metadata.resource_version {
+        if self.ask == Ask::DryRun || metadata.resource_version == object.metadata.resource_version {
             self.tally.fresh += 1;
         } else {
             self.tally.rewritten += 1;
         }
-        if is_ours(&metadata) && !is_ours(&object.metadata) {
+        if altered(&object.metadata, &metadata) {
             self.tally.altered += 1;
+            if self.tally.altered_named.len() < ALTERED_NAMED {
+                self.tally.altered_named.insert(object.path.clone());
+            }
         }
         Ok(())
     }
 }
 
-fn is_ours(metadata: &Metadata) -> bool {
-    metadata.managed_fields.iter().any(|fields| fields.manager == FIELD_MANAGER)
+/// Whether an admission webhook changed the object. What a client changes meanwhile shows in managedFields, and what a
+/// webhook changes does not.
+fn altered(before: &Metadata, after: &Metadata) -> bool {
+    after.content != before.content && after.managed_fields == before.managed_fields
+}
+
+async fn page_of(api: &Api, folder: Folder, token: String) -> (Folder, Result<Page, RotationError>) {
+    let page = page_after(api, &folder, token).await;
+    (folder, page)
 }
 
 async fn answer(api: &Api, ask: Ask, object: Object) -> Answered {
@@ -250,7 +269,7 @@ enum Fate {
     Gone,
     Refused,
     Undecryptable,
-    Again { overloaded: bool },
+    Again { overloaded: bool, tries: u32 },
     Stop,
 }
 
@@ -259,87 +278,16 @@ fn verdict(status: Option<u16>, message: &str) -> Fate {
     match status {
         Some(404) => Fate::Gone,
         Some(401) => Fate::Stop,
-        Some(409) => Fate::Again { overloaded: false },
+        Some(409) => Fate::Again { overloaded: false, tries: TRIES },
         Some(500) if is_undecryptable(message) => Fate::Undecryptable,
         Some(500) if message.contains("request is too large") => Fate::Refused,
-        Some(408 | 429 | 500..) | None => Fate::Again { overloaded: true },
+        // The API server is well; only this object, or all that the webhook is asked about, must wait for it.
+        Some(500) if message.contains("failed calling webhook") => {
+            Fate::Again { overloaded: false, tries: WEBHOOK_TRIES }
+        }
+        Some(408 | 429 | 500..) | None => Fate::Again { overloaded: true, tries: TRIES },
         Some(_) => Fate::Refused,
     }
-}
-
-/// The API server's words for a value that its providers cannot open.
-fn is_undecryptable(message: &str) -> bool {
-    const WORDS: [&str; 4] =
-        ["unable to transform key", "is not transformable", "corrupt object", "no matching prefix found"];
-    WORDS.iter().any(|words| message.contains(words))
-}
-
-/// A page of a list.
-pub enum Page {
-    /// The objects' metadata.
-    Listed(MetadataList),
-    /// There is no such resource any more.
-    Absent,
-    /// One of the objects cannot be read, so none can be listed.
-    Unlistable(String),
-}
-
-/// One page of metadata. An expired token is followed by the one that the server sends instead: what was created
-/// meanwhile may be missing, and that is stored under the target key.
-pub async fn page_after(api: &Api, resource: &Resource, mut token: String) -> Result<Page, RotationError> {
-    let mut wait = FIRST_WAIT;
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let (problem, may_be_undecryptable, retry_after) = match api.list(&resource.list_path(), PAGE, &token).await {
-            Ok(answer) => match answer.status {
-                200 => {
-                    let list = api.parse(&answer.body);
-                    return list.map(Page::Listed).map_err(RotationError::api(format!("list {resource}")));
-                }
-                404 => return Ok(Page::Absent),
-                410 => {
-                    token = answer.refusal().metadata.next.unwrap_or_default();
-                    if tries < TRIES {
-                        continue;
-                    }
-                    ("its continue token expires again and again".into(), false, None)
-                }
-                400 | 401 | 403 | 405 => {
-                    let refused = api.success(answer).expect_err("a refusal");
-                    return Err(RotationError::api(format!("list {resource}"))(refused));
-                }
-                _ => {
-                    let message = answer.refusal().message;
-                    (message.clone(), is_undecryptable(&message), answer.retry_after)
-                }
-            },
-            Err(error) => (error.to_string(), false, None),
-        };
-        if may_be_undecryptable && tries >= 3 {
-            return Ok(Page::Unlistable(problem));
-        }
-        if tries >= TRIES {
-            return Err(RotationError::Paused(format!("cannot list {resource}: {problem}")));
-        }
-        tokio::time::sleep(retry_after.unwrap_or(wait).max(wait)).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
-    }
-}
-
-/// The revision of a list now, and about how many objects it has.
-pub async fn revision(api: &Api, resource: &Resource) -> Result<(u64, u64), RotationError> {
-    let failed = || RotationError::api(format!("list {resource}"));
-    let answer = api.list(&resource.list_path(), 1, "").await.map_err(failed())?;
-    let body = api.success(answer).map_err(failed())?;
-    let list: MetadataList = api.parse(&body).map_err(failed())?;
-    let revision = list.metadata.resource_version.parse().map_err(|_| {
-        RotationError::Unusable(format!(
-            "resource version {:?} of {resource} is no number",
-            list.metadata.resource_version
-        ))
-    })?;
-    Ok((revision, list.items.len() as u64 + list.metadata.remaining_item_count.unwrap_or(0)))
 }
 
 #[cfg(test)]
@@ -352,12 +300,14 @@ mod tests {
         assert_eq!(verdict(Some(422), "denied by policy"), Fate::Refused);
         assert_eq!(verdict(Some(403), "webhook"), Fate::Refused);
         assert_eq!(verdict(Some(401), "Unauthorized"), Fate::Stop);
-        assert_eq!(verdict(Some(409), ""), Fate::Again { overloaded: false });
-        assert_eq!(verdict(Some(429), ""), Fate::Again { overloaded: true });
-        assert_eq!(verdict(Some(503), ""), Fate::Again { overloaded: true });
-        assert_eq!(verdict(None, "no answer"), Fate::Again { overloaded: true });
+        assert_eq!(verdict(Some(409), ""), Fate::Again { overloaded: false, tries: TRIES });
+        assert_eq!(verdict(Some(429), ""), Fate::Again { overloaded: true, tries: TRIES });
+        assert_eq!(verdict(Some(503), ""), Fate::Again { overloaded: true, tries: TRIES });
+        assert_eq!(verdict(None, "no answer"), Fate::Again { overloaded: true, tries: TRIES });
         assert_eq!(verdict(Some(500), "unable to transform key \"/registry/secrets/a/b\""), Fate::Undecryptable);
         assert_eq!(verdict(Some(500), "etcdserver: request is too large"), Fate::Refused);
-        assert_eq!(verdict(Some(500), "something else"), Fate::Again { overloaded: true });
+        let down = "Internal error occurred: failed calling webhook \"a.b.c\": connection refused";
+        assert_eq!(verdict(Some(500), down), Fate::Again { overloaded: false, tries: WEBHOOK_TRIES });
+        assert_eq!(verdict(Some(500), "something else"), Fate::Again { overloaded: true, tries: TRIES });
     }
 }

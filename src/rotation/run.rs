@@ -1,6 +1,8 @@
 //! A rotation from state to state. The journal is written after each; any state may be begun again.
 
+mod checks;
 mod passes;
+mod sharded;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,13 +17,12 @@ use super::journal::{Journal, State};
 use super::metrics::key_id_hash;
 use super::pace::Pace;
 use super::plan::{encrypted, fill, reported_now};
-use super::preflight::{dry_run, missing_rights, mutating_webhooks};
+use super::preflight::dry_run;
 use super::resources::{Coverage, Resource};
 use super::rewrite::Tally;
 use super::verdict::Verdict;
 use crate::etcd::EtcdAccess;
 use crate::kek::KekConfig;
-use crate::kek::keyring::{Keyring, VersionState};
 
 /// How often a server is asked whether it has adopted the target key.
 const LOOKS_EVERY: Duration = Duration::from_secs(2);
@@ -51,6 +52,8 @@ pub struct Settings {
     pub rate: Option<f64>,
     /// Requests at once, at most.
     pub concurrency: usize,
+    /// How many processes rewrite, where it is not this one.
+    pub shards: Option<usize>,
     /// How long adoption may take.
     pub adoption_timeout: Duration,
     /// How often adoption is looked at again.
@@ -134,6 +137,7 @@ impl<'a> Run<'a> {
 
     /// Tries the rewrite of every object without storing anything.
     pub async fn dry_run(&mut self) -> Result<(), RotationError> {
+        self.look_ahead().await?;
         let report = self.report;
         let counts: BTreeMap<_, _> =
             self.journal.resources.iter().map(|progress| (progress.resource.clone(), progress.objects)).collect();
@@ -156,7 +160,10 @@ impl<'a> Run<'a> {
             (self.report)(Event::State(self.journal.state));
             match self.step().await {
                 Ok(None) => {}
-                Ok(Some(verdict)) => return Ok(verdict),
+                Ok(Some(verdict)) => {
+                    self.dismiss_shards().await;
+                    return Ok(verdict);
+                }
                 Err(error) => {
                     self.journal.paused = Some(super::api::chain(&error));
                     self.write()?;
@@ -206,49 +213,6 @@ impl<'a> Run<'a> {
 
     fn pace(&self) -> Pace {
         Pace::new(self.settings.concurrency, self.settings.rate, Instant::now())
-    }
-
-    async fn preflight(&mut self) -> Result<(), RotationError> {
-        let api = self.cluster.entry();
-        let missing = missing_rights(api, &self.journal, self.settings.etcd.is_some()).await?;
-        if !missing.is_empty() {
-            return Err(RotationError::Blocked(missing));
-        }
-        self.keyrings_are_prepared().await?;
-        let webhooks = mutating_webhooks(api).await;
-        if !webhooks.is_empty() {
-            (self.report)(Event::Note(&format!(
-                "mutating webhooks see every rewrite and may turn it into a change: {}",
-                webhooks.join(", ")
-            )));
-        }
-        for progress in &self.journal.resources {
-            if let Some(why) = &progress.tally.unlistable {
-                (self.report)(Event::Note(&format!("{} cannot be listed: {why}", progress.resource)));
-            }
-        }
-        Ok(())
-    }
-
-    /// A new keyring version must open on every node before one node writes with it: else the other API servers
-    /// cannot read what that one stores.
-    async fn keyrings_are_prepared(&self) -> Result<(), RotationError> {
-        if self.cluster.servers().await?.len() < 2 {
-            return Ok(());
-        }
-        for config in &self.settings.keks {
-            let Some(file) = config.keyring_file() else { continue };
-            let failed = |source| RotationError::Kek { name: config.name.clone(), source };
-            let keyring = Keyring::read(file).map_err(failed)?;
-            if keyring.versions().iter().all(|version| version.state != VersionState::Pending) {
-                let file = file.display();
-                return Err(RotationError::Blocked(vec![format!(
-                    "keyring {file} has no pending version: run `kube-envelope keyring add {file}`, copy the file to \
-                     every node, and begin again; else the other API servers could not read what this one writes"
-                )]));
-            }
-        }
-        Ok(())
     }
 
     /// Rotates each KEK once, also when the process ended between the rotation and the journal.

@@ -151,7 +151,7 @@ impl<'a> Judge<'a> {
 
 /// Where the API server keeps a resource under its prefix: `k8s.io/kubernetes` names most folders after the
 /// resource; custom resources and two kinds about the API itself lie in the folder of their group.
-fn folder(resource: &Resource) -> String {
+pub(super) fn folder(resource: &Resource) -> String {
     let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
     match (group, plural) {
         ("", "services") => "services/specs".into(),

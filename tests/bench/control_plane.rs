@@ -41,7 +41,8 @@ impl ControlPlane {
         );
         let plugin = Plugin::start(&settings).await;
         plugin.wait_healthy().await;
-        let etcd = Etcd::start().await;
+        // Each way of rewriting leaves every object's former version behind until etcd is compacted.
+        let etcd = Etcd::start_with(&["--quota-backend-bytes=8589934592"]).await;
         let encryption = encryption_configuration(&["secrets"], &[&plugin.provider(), "{identity: {}}"]);
         let mut options = ApiServerOptions::encrypted(&encryption);
         // The client alone shall be what limits it.

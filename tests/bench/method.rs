@@ -18,17 +18,32 @@ use super::support::{ADMIN, server};
 pub enum Method {
     /// `PATCH {}` of each object, so many in flight.
     Bare(usize),
-    /// `kube-envelope rotate-keys` as it is, from the plan to the verdict.
-    RotateKeys,
+    /// `kube-envelope rotate-keys` from the plan to the verdict: as it is, or told the target and how much at once.
+    RotateKeys(Told),
     /// `kubectl get -o json | kubectl replace -f -`
     Replace,
     /// A StorageVersionMigration, worked off by kube-controller-manager.
     Migration,
 }
 
+/// What `rotate-keys` is told beside what it needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    Nothing,
+    Target,
+    TargetAndConcurrency(usize),
+}
+
 /// The first one is the limit that others are compared with.
-pub const METHODS: [Method; 5] =
-    [Method::Bare(32), Method::Bare(8), Method::RotateKeys, Method::Replace, Method::Migration];
+pub const METHODS: [Method; 7] = [
+    Method::Bare(32),
+    Method::Bare(64),
+    Method::RotateKeys(Told::TargetAndConcurrency(32)),
+    Method::RotateKeys(Told::Target),
+    Method::RotateKeys(Told::Nothing),
+    Method::Replace,
+    Method::Migration,
+];
 
 /// What one run took.
 #[derive(Clone, Copy)]
@@ -46,14 +61,18 @@ impl Method {
     pub fn name(self) -> String {
         match self {
             Self::Bare(in_flight) => format!("bare loop of PATCH, {in_flight} in flight"),
-            Self::RotateKeys => "kube-envelope rotate-keys".into(),
+            Self::RotateKeys(Told::Nothing) => "rotate-keys".into(),
+            Self::RotateKeys(Told::Target) => "rotate-keys --key-id".into(),
+            Self::RotateKeys(Told::TargetAndConcurrency(most)) => {
+                format!("rotate-keys --key-id --max-concurrency {most}")
+            }
             Self::Replace => "kubectl get, kubectl replace".into(),
             Self::Migration => "StorageVersionMigration".into(),
         }
     }
 
-    /// Rewrites everything.
-    pub async fn run(self, control_plane: &ControlPlane) -> Figures {
+    /// Rewrites everything under this key_id, the one in use.
+    pub async fn run(self, control_plane: &ControlPlane, target: &str) -> Figures {
         let servers = [control_plane.api_server.process.id(), control_plane.etcd.process.id()];
         let before = servers.map(cpu);
         let started = Instant::now();
@@ -64,8 +83,8 @@ impl Method {
                 bare.args(["bare", &control_plane.api_server.url(), ADMIN, &in_flight.to_string()]);
                 watch(vec![bare.spawn().unwrap()]).await
             }
-            Self::RotateKeys => {
-                let mut child = rotate_keys(control_plane).spawn().unwrap();
+            Self::RotateKeys(told) => {
+                let mut child = rotate_keys(control_plane, told, target).spawn().unwrap();
                 let phases = Phases::watch(child.stderr.take().unwrap());
                 let own = watch(vec![child]).await;
                 rewrite_seconds = phases.between("rewrite", "verify");
@@ -81,7 +100,7 @@ impl Method {
     }
 }
 
-fn rotate_keys(control_plane: &ControlPlane) -> Command {
+fn rotate_keys(control_plane: &ControlPlane, told: Told, target: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kube-envelope"));
     let journal = control_plane.new_journal();
     command.arg("rotate-keys").arg("--kubeconfig").arg(&control_plane.kubeconfig);
@@ -89,6 +108,12 @@ fn rotate_keys(control_plane: &ControlPlane) -> Command {
     command.arg("--etcd").arg(control_plane.etcd.url()).arg("--journal").arg(journal);
     // Waiting is not what is measured.
     command.arg("--settle=0s");
+    if told != Told::Nothing {
+        command.arg(format!("--key-id={target}"));
+    }
+    if let Told::TargetAndConcurrency(most) = told {
+        command.arg(format!("--max-concurrency={most}"));
+    }
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }

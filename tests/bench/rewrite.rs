@@ -30,7 +30,7 @@ async fn bench(objects: usize, rounds: usize) {
         for turn in 0..METHODS.len() {
             let which = (round + turn) % METHODS.len();
             let target = control_plane.rotate().await;
-            let measured = METHODS[which].run(&control_plane).await;
+            let measured = METHODS[which].run(&control_plane, &target).await;
             let left = control_plane.leftovers(&target).await;
             assert_eq!(left, 0, "{} left objects under an older key", METHODS[which].name());
             eprintln!("round {}: {}: {:.1} s", round + 1, METHODS[which].name(), measured.seconds);

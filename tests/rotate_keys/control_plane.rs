@@ -13,60 +13,11 @@ use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::support::plugin::encryption_configuration;
-use crate::support::{ADMIN, ApiServer, ApiServerOptions, Encryption, Etcd, Plugin, Process, wait_until};
+use crate::support::{ADMIN, ApiServer, ApiServerOptions, Encryption, Etcd, KeyringFile, Plugin, Process, wait_until};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_kube-envelope");
 /// The longest that a command of ours may run in a test.
 pub const ENDS_WITHIN: Duration = Duration::from_secs(150);
-
-/// A keyring file made by the product's own command.
-pub struct Keyring {
-    folder: tempfile::TempDir,
-}
-
-impl Keyring {
-    pub fn create() -> Self {
-        let keyring = Self { folder: tempfile::tempdir().unwrap() };
-        keyring.run(&["create"], None);
-        keyring
-    }
-
-    pub fn file(&self) -> PathBuf {
-        self.folder.path().join("keyring.json")
-    }
-
-    pub fn run(&self, verb: &[&str], version: Option<&str>) {
-        let mut command = Command::new(BINARY);
-        command.arg("keyring").args(verb).arg(self.file()).args(version);
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// Brings another node's copy of the keyring here, as an operator would: beside, then renamed.
-    pub fn copied(&self) -> Self {
-        let copy = Self { folder: tempfile::tempdir().unwrap() };
-        copy.copy_from(self);
-        copy
-    }
-
-    pub fn copy_from(&self, other: &Self) {
-        let beside = self.folder.path().join("new");
-        std::fs::copy(other.file(), &beside).unwrap();
-        std::fs::rename(beside, self.file()).unwrap();
-    }
-
-    pub fn versions(&self) -> Vec<Value> {
-        let keyring: Value = serde_json::from_str(&std::fs::read_to_string(self.file()).unwrap()).unwrap();
-        keyring["versions"].as_array().unwrap().clone()
-    }
-
-    pub fn settings(&self) -> String {
-        format!(
-            "cluster: test\nkeks: [{{ name: local, keyring: {{ file: {} }} }}]\nrefreshInterval: 1s",
-            self.file().display()
-        )
-    }
-}
 
 /// What the control plane is started with.
 pub struct Shape {
@@ -97,7 +48,7 @@ impl Shape {
 pub struct ControlPlane {
     pub servers: Vec<ApiServer>,
     pub plugins: Vec<Plugin>,
-    pub keyrings: Vec<Keyring>,
+    pub keyrings: Vec<KeyringFile>,
     pub etcd: Etcd,
     pub folder: tempfile::TempDir,
     resources: Vec<&'static str>,
@@ -108,11 +59,8 @@ impl ControlPlane {
         let etcd = if shape.etcd_tls { Etcd::start_tls().await } else { Etcd::start().await };
         let (mut servers, mut plugins, mut keyrings) = (Vec::new(), Vec::new(), Vec::new());
         for number in 1..=shape.servers {
-            let keyring = Keyring::create();
-            if let Some(first) = keyrings.first() {
-                keyring.copy_from(first);
-            }
-            let plugin = Plugin::start(&keyring.settings()).await;
+            let keyring = keyrings.first().map_or_else(KeyringFile::create, KeyringFile::copied);
+            let plugin = Plugin::start(&settings(&keyring)).await;
             plugin.wait_healthy().await;
             let providers = if shape.in_clear {
                 ["{identity: {}}".to_owned(), plugin.provider()]
@@ -164,7 +112,7 @@ impl ControlPlane {
 
     /// Brings a new keyring version to all nodes, as pending: it opens, and nobody writes with it.
     pub fn prepare_keyrings(&self) {
-        self.keyrings[0].run(&["add"], None);
+        self.keyrings[0].command(&["add"], &[]);
         self.keyrings.iter().skip(1).for_each(|keyring| keyring.copy_from(&self.keyrings[0]));
     }
 
@@ -173,7 +121,7 @@ impl ControlPlane {
         if self.keyrings[0].versions().iter().all(|version| version["state"] != "pending") {
             self.prepare_keyrings();
         }
-        nodes.for_each(|node| self.keyrings[node].run(&["activate"], None));
+        nodes.for_each(|node| self.keyrings[node].command(&["activate"], &[]));
     }
 
     /// What the plugin of one node reports.
@@ -210,9 +158,9 @@ impl ControlPlane {
     }
 
     /// Adds an API server with a plugin that has this keyring.
-    pub async fn join(&mut self, keyring: Keyring) {
+    pub async fn join(&mut self, keyring: KeyringFile) {
         let number = u8::try_from(self.servers.len() + 1).unwrap();
-        let plugin = Plugin::start(&keyring.settings()).await;
+        let plugin = Plugin::start(&settings(&keyring)).await;
         plugin.wait_healthy().await;
         let text = encryption_configuration(&self.resources, &[&plugin.provider(), "{identity: {}}"]);
         let options = ApiServerOptions { number, encryption: Encryption::Text(text), ..ApiServerOptions::default() };
@@ -223,25 +171,27 @@ impl ControlPlane {
 
     /// Arguments that every command gets here: it scans etcd, and does not wait for old revisions to go.
     pub fn arguments(&self, command: &str, more: &[&str]) -> Vec<String> {
-        let mut arguments = vec![
-            command.to_owned(),
-            format!("--kubeconfig={}", self.servers[0].kubeconfig(ADMIN).display()),
-            format!("--encryption-config={}", self.servers[0].encryption_file().display()),
-        ];
+        let mut arguments =
+            vec![command.to_owned(), format!("--encryption-config={}", self.servers[0].encryption_file().display())];
+        if !more.iter().any(|argument| argument.starts_with("--kubeconfig")) {
+            arguments.push(format!("--kubeconfig={}", self.servers[0].kubeconfig(ADMIN).display()));
+        }
         if !more.contains(&"no-etcd") {
             arguments.push(format!("--etcd={}", self.etcd.url()));
         }
         if command == "rotate-keys" {
             arguments.push(format!("--journal={}", self.journal_file().display()));
-            arguments.push("--agreement-interval=1s".into());
-            if !more.iter().any(|argument| argument.starts_with("--snapshot")) {
+            if !more.iter().any(|argument| argument.starts_with("--agreement-interval")) {
+                arguments.push("--agreement-interval=1s".into());
+            }
+            if !more.iter().any(|argument| argument.starts_with("--snapshot") || *argument == "no-snapshot") {
                 arguments.push("--snapshot-command=true".into());
             }
             if !more.iter().any(|argument| argument.starts_with("--resume") || argument.starts_with("--settle")) {
                 arguments.push("--settle=0s".into());
             }
         }
-        arguments.extend(more.iter().filter(|argument| **argument != "no-etcd").map(|argument| (*argument).to_owned()));
+        arguments.extend(more.iter().filter(|more| !more.starts_with("no-")).map(|more| (*more).to_owned()));
         arguments
     }
 
@@ -249,14 +199,6 @@ impl ControlPlane {
     pub fn run(&self, command: &str, more: &[&str]) -> Ended {
         let output =
             tokio::task::block_in_place(|| Command::new(BINARY).args(self.arguments(command, more)).output().unwrap());
-        Ended::of(&output)
-    }
-
-    /// The same with another kubeconfig argument.
-    pub fn run_as(&self, command: &str, more: &[&str], kubeconfig: &str) -> Ended {
-        let mut arguments = self.arguments(command, more);
-        kubeconfig.clone_into(&mut arguments[1]);
-        let output = tokio::task::block_in_place(|| Command::new(BINARY).args(arguments).output().unwrap());
         Ended::of(&output)
     }
 
@@ -310,6 +252,10 @@ impl ControlPlane {
         }
         all
     }
+}
+
+fn settings(keyring: &KeyringFile) -> String {
+    format!("{}\nrefreshInterval: 1s", keyring.settings("test"))
 }
 
 /// How a command ended.

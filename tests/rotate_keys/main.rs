@@ -4,9 +4,16 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod balancer;
 mod control_plane;
 mod crashes;
 mod disagreement;
 mod end_to_end;
+mod failover;
+mod flip_flop;
 mod leftovers;
 mod objects;
+mod options;
+mod preflight;
+mod shards;
+mod webhooks;

@@ -12,13 +12,13 @@ use crate::support::apiserver::ROTATOR;
 use crate::support::wait_until;
 
 /// POST of a JSON document with all rights.
-async fn post(plane: &ControlPlane, path: &str, document: &Value) {
+pub async fn post(plane: &ControlPlane, path: &str, document: &Value) {
     let request = http::Request::post(path).header("content-type", "application/json");
     let request = request.body(document.to_string().into_bytes()).unwrap();
     plane.servers[0].client().request_text(request).await.unwrap();
 }
 
-async fn delete(plane: &ControlPlane, path: &str) {
+pub async fn delete(plane: &ControlPlane, path: &str) {
     let request = http::Request::delete(path).body(Vec::new()).unwrap();
     plane.servers[0].client().request_text(request).await.unwrap();
 }
@@ -27,7 +27,7 @@ const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissio
 const BINDINGS: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
 
 /// A policy that refuses every update of one Secret; in force when this returns.
-async fn refuse(plane: &ControlPlane, name: &str) {
+pub async fn refuse(plane: &ControlPlane, name: &str) {
     let policy = json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
         "metadata": {"name": "no"},
@@ -231,7 +231,7 @@ async fn an_overloaded_api_server_is_waited_for_with_the_least_rights() {
     plane.rotate_keyrings(0..1);
     let new = plane.wait_key_id(0..1, &old).await;
     let kubeconfig = format!("--kubeconfig={}", plane.servers[0].kubeconfig(ROTATOR).display());
-    plane.run_as("rotate-keys", &[], &kubeconfig).exits(0);
+    plane.run("rotate-keys", &[&kubeconfig]).exits(0);
     plane.check_all_under(&new).await;
     plane.servers[0]
         .wait_metric("apiserver_flowcontrol_rejected_requests_total", "narrow", Duration::from_secs(1))

@@ -143,9 +143,11 @@ impl ApiServer {
     pub fn kubeconfig(&self, token: &str) -> PathBuf {
         let file = self.folder.path().join(format!("kubeconfig-{token}"));
         let authority = &self.authority;
+        // The certificate holds the first server's address alone.
+        let name = if self.ip == "10.99.0.1" { "" } else { "    tls-server-name: kubernetes.default.svc\n" };
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster:\n    server: {}\n    \
-             certificate-authority: {}\nusers:\n- name: u\n  user: {{token: {token}}}\ncontexts:\n- name: c\n  \
+             certificate-authority: {}\n{name}users:\n- name: u\n  user: {{token: {token}}}\ncontexts:\n- name: c\n  \
              context: {{cluster: c, user: u}}\n",
             self.url(),
             authority.display()

@@ -22,8 +22,15 @@ impl KeyringFile {
     /// The same keyring on another node.
     pub fn copied(&self) -> Self {
         let copy = Self { folder: tempfile::Builder::new().prefix("keyring-").tempdir().unwrap() };
-        std::fs::copy(self.path(), copy.path()).unwrap();
+        copy.copy_from(self);
         copy
+    }
+
+    /// Brings another node's file here, as an operator would: beside, then renamed.
+    pub fn copy_from(&self, other: &Self) {
+        let beside = self.folder.path().join("beside");
+        std::fs::copy(other.path(), &beside).unwrap();
+        std::fs::rename(beside, self.path()).unwrap();
     }
 
     /// The file.
@@ -42,6 +49,13 @@ impl KeyringFile {
         self.command(&["activate"], &[]);
     }
 
+    /// Destroys the one version that is retired.
+    pub fn destroy_retired(&self) {
+        let versions = self.versions();
+        let retired = versions.iter().find(|version| version["state"] == "retired").unwrap();
+        self.command(&["destroy"], &[retired["id"].as_str().unwrap()]);
+    }
+
     /// Removes the file and creates another keyring under the same name.
     pub fn recreate(&self) {
         std::fs::remove_file(self.path()).unwrap();
@@ -58,6 +72,11 @@ impl KeyringFile {
         serde_json::from_slice(&std::fs::read(self.path()).unwrap()).unwrap()
     }
 
+    /// Its versions, oldest first.
+    pub fn versions(&self) -> Vec<Value> {
+        self.json()["versions"].as_array().unwrap().clone()
+    }
+
     /// Puts other content in its place, in one step.
     pub fn replace(&self, json: &Value) {
         let beside = self.folder.path().join("beside");
@@ -68,9 +87,10 @@ impl KeyringFile {
 
     /// Every key in it.
     pub fn keys(&self) -> Vec<Vec<u8>> {
-        let json = self.json();
-        let versions = json["versions"].as_array().unwrap();
-        versions.iter().map(|version| BASE64_STANDARD.decode(version["key"].as_str().unwrap()).unwrap()).collect()
+        self.versions()
+            .iter()
+            .map(|version| BASE64_STANDARD.decode(version["key"].as_str().unwrap()).unwrap())
+            .collect()
     }
 }
 

@@ -3,14 +3,17 @@
 
 use std::time::{Duration, Instant};
 
+use super::checks::take_snapshot;
 use super::{Event, Run, State};
 use crate::rotation::RotationError;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
 use crate::rotation::api::chain;
 use crate::rotation::cluster::Cluster;
+use crate::rotation::evidence::weigh;
+use crate::rotation::listing::{Folder, revision};
 use crate::rotation::plan::{Encrypted, encrypted};
 use crate::rotation::reads::scan_reads;
-use crate::rotation::rewrite::{Ask, Sweep, Tally, revision};
+use crate::rotation::rewrite::{Ask, Sweep, Tally};
 use crate::rotation::verdict::Verdict;
 use crate::rotation::verify::scan_etcd;
 
@@ -20,7 +23,7 @@ const PASSES: u32 = 3;
 const MISSED_LOOKS: u32 = 2;
 
 /// How a pass ended.
-enum Pass {
+pub(super) enum Pass {
     /// Everything was gone through; so many objects were stored again.
     Complete(u64),
     /// The API servers do not agree any more.
@@ -48,7 +51,11 @@ impl Run<'_> {
     }
 
     pub(super) async fn rewrite(&mut self) -> Result<State, RotationError> {
-        match self.pass().await? {
+        let ended = match self.settings.shards {
+            Some(shards) => self.sharded_pass(shards).await?,
+            None => self.pass().await?,
+        };
+        match ended {
             Pass::Complete(_) => Ok(State::Resweep),
             Pass::AgreementLost(why) => Ok(self.agreement_lost(&why)),
         }
@@ -119,14 +126,9 @@ impl Run<'_> {
 
     pub(super) async fn snapshot(&mut self) -> Result<State, RotationError> {
         if let Some(command) = &self.settings.snapshot_command {
-            let mut shell = std::process::Command::new("sh");
-            shell.arg("-c").arg(command);
-            let status =
-                tokio::task::spawn_blocking(move || shell.status()).await.expect("running a command does not panic");
-            match status {
-                Ok(status) if status.success() => self.journal.snapshot = Some(jiff::Timestamp::now()),
-                Ok(status) => (self.report)(Event::Note(&format!("the snapshot command failed: {status}"))),
-                Err(error) => (self.report)(Event::Note(&format!("the snapshot command cannot be run: {error}"))),
+            match take_snapshot(command).await {
+                Ok(taken) => self.journal.snapshot = Some(taken),
+                Err(why) => (self.report)(Event::Note(&why)),
             }
         }
         Ok(State::Done)
@@ -137,7 +139,7 @@ impl Run<'_> {
         if self.settings.snapshot_taken.is_some() {
             self.journal.snapshot = self.settings.snapshot_taken;
         }
-        let verdict = Verdict::of(&self.journal);
+        let verdict = weigh(&self.journal);
         self.journal.verdict = Some(verdict.clone());
         self.write()?;
         Ok(verdict)
@@ -180,7 +182,7 @@ impl Run<'_> {
             };
             let sweep = Sweep {
                 api: &api,
-                resource: &resource,
+                folders: vec![Folder::all(&resource)],
                 ask: Ask::Rewrite,
                 adopted_at: progress.adopted_at,
                 pace: &mut pace,
@@ -196,12 +198,30 @@ impl Run<'_> {
             progress.done = matches!(ended, Ok(Ok(())));
             self.write()?;
             match ended {
+                Ok(Err(RotationError::Paused(why))) => return self.no_answer(why, &wanted, &adoption).await,
                 Ok(done) => done?,
                 Err(lost) => return lost.map(Pass::AgreementLost),
             }
         }
-        // What was written since the last look counts only if the servers still agree.
-        match still_holds(cluster, &wanted, &adoption).await {
+        self.still_agreed(&wanted, &adoption, rewritten).await
+    }
+
+    /// The server that everything is asked of may be gone, before the next look would tell; another one can go on then.
+    async fn no_answer(&self, why: String, wanted: &Wanted, adoption: &Adoption) -> Result<Pass, RotationError> {
+        match still_holds(&self.cluster, wanted, adoption).await {
+            Ok(()) | Err(Obstacle::Unreadable(_)) => Err(RotationError::Paused(why)),
+            Err(obstacle) => lost(obstacle).map(Pass::AgreementLost),
+        }
+    }
+
+    /// What was written since the last look counts only if the servers still agree.
+    pub(super) async fn still_agreed(
+        &self,
+        wanted: &Wanted,
+        adoption: &Adoption,
+        rewritten: u64,
+    ) -> Result<Pass, RotationError> {
+        match still_holds(&self.cluster, wanted, adoption).await {
             Ok(()) => Ok(Pass::Complete(rewritten)),
             Err(obstacle) => lost(obstacle).map(Pass::AgreementLost),
         }
@@ -209,7 +229,7 @@ impl Run<'_> {
 }
 
 /// Looks at the servers' agreement again and again; ends when it is lost.
-async fn watch(
+pub(super) async fn watch(
     cluster: &Cluster,
     wanted: &Wanted,
     adoption: &Adoption,

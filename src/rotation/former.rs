@@ -1,0 +1,144 @@
+//! Whether what is stored now opens through every API server, tried on a few objects: else some of it could not be
+//! rewritten, and an API server that restarts would not become ready.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::RotationError;
+use super::api::{Api, ApiError};
+use super::listing::{Folder, Page, is_undecryptable, page_after};
+use super::resources::Resource;
+use super::verify::folder;
+use crate::etcd::{EtcdAccess, EtcdReader, Stored};
+
+/// So many objects of each key are tried until one opens: a single one may be damaged.
+const OF_EACH_KEY: usize = 3;
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Objects that are stored alike; one that opens shows that all do.
+#[derive(Debug, PartialEq)]
+pub struct Specimens {
+    /// How they are stored, as far as it is known.
+    pub stored: String,
+    /// Where they lie.
+    pub paths: Vec<String>,
+}
+
+/// Some objects under each key that anything in etcd is stored under.
+pub async fn specimens_in_etcd(
+    access: &EtcdAccess,
+    prefix: &str,
+    resources: &[Resource],
+) -> Result<Vec<Specimens>, RotationError> {
+    let folders: Vec<(String, &Resource)> =
+        resources.iter().map(|resource| (format!("{}/", folder(resource)), resource)).collect();
+    let prefix = format!("{}/", prefix.trim_end_matches('/'));
+    let mut found: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    let mut reader = EtcdReader::connect(access).await?;
+    reader
+        .scan(&prefix, |key, value| {
+            let Stored::KmsV2 { provider, key_id } = Stored::of(value) else { return };
+            let paths = found.entry((provider, key_id)).or_default();
+            if paths.len() < OF_EACH_KEY {
+                paths.extend(path(key.strip_prefix(&prefix).unwrap_or(key), &folders));
+            }
+        })
+        .await?;
+    let specimens = found.into_iter().filter(|(_, paths)| !paths.is_empty());
+    Ok(specimens
+        .map(|((provider, key_id), paths)| Specimens { stored: format!("{provider} under {key_id}"), paths })
+        .collect())
+}
+
+/// Where the API serves what lies under this key in etcd.
+fn path(key: &str, folders: &[(String, &Resource)]) -> Option<String> {
+    let (rest, resource) =
+        folders.iter().find_map(|(folder, resource)| Some((key.strip_prefix(folder.as_str())?, resource)))?;
+    if resource.namespaced {
+        let (namespace, name) = rest.split_once('/')?;
+        return Some(resource.object_path(Some(namespace), name));
+    }
+    Some(resource.object_path(None, rest))
+}
+
+/// Of each resource the object that was not stored for the longest time.
+pub async fn specimens_in_lists(api: &Api, resources: &[Resource]) -> Result<Vec<Specimens>, RotationError> {
+    let mut specimens = Vec::new();
+    for resource in resources {
+        let Page::Listed(list) = page_after(api, &Folder::all(resource), String::new()).await? else { continue };
+        let oldest =
+            list.items.iter().min_by_key(|one| one.metadata.resource_version.parse::<u64>().unwrap_or(u64::MAX));
+        specimens.extend(oldest.map(|one| Specimens {
+            stored: "as it was".into(),
+            paths: vec![resource.object_path(one.metadata.namespace.as_deref(), &one.metadata.name)],
+        }));
+    }
+    Ok(specimens)
+}
+
+/// What of it does not open through this API server, one sentence for each kind.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn closed(server: &Api, specimens: &[Specimens]) -> Result<Vec<String>, ApiError> {
+    let mut problems = Vec::new();
+    for Specimens { stored, paths } in specimens {
+        let mut problem = None;
+        for path in paths {
+            problem = opens(server, path).await?.err().map(|why| {
+                format!(
+                    "{path} (stored {stored}) does not open through API server {}: {why}; give the plugin beside it \
+                     the former key again, and try again",
+                    server.address()
+                )
+            });
+            if problem.is_none() {
+                break;
+            }
+        }
+        problems.extend(problem);
+    }
+    Ok(problems)
+}
+
+/// Whether one object opens; the server's words if not. The empty patch that is only tried reads from etcd, past
+/// every cache of objects, and needs no right that the rewrite does not.
+async fn opens(server: &Api, path: &str) -> Result<Result<(), String>, ApiError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let answer = server.patch(&format!("{path}?dryRun=All"), "{}").await?;
+        match answer.status {
+            500 => {
+                let message = answer.refusal().message;
+                // What else ends so, a webhook for instance, comes after the reading.
+                return Ok(if is_undecryptable(&message) { Err(message) } else { Ok(()) });
+            }
+            401 | 429 | 501.. if tries >= TRIES => return server.success(answer).map(|_| Ok(())),
+            401 | 429 | 501.. => tokio::time::sleep(answer.retry_after.unwrap_or(PAUSE)).await,
+            _ => return Ok(Ok(())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_in_etcd_leads_to_its_path() {
+        let resource = |plural: &str, group: &str, namespaced| Resource {
+            group: group.into(),
+            version: "v1".into(),
+            plural: plural.into(),
+            namespaced,
+        };
+        let all = [resource("secrets", "", true), resource("nodes", "", false), resource("widgets", "a.b", true)];
+        let folders: Vec<_> = all.iter().map(|resource| (format!("{}/", folder(resource)), resource)).collect();
+        assert_eq!(path("secrets/x/y", &folders).as_deref(), Some("/api/v1/namespaces/x/secrets/y"));
+        assert_eq!(path("minions/n", &folders).as_deref(), Some("/api/v1/nodes/n"));
+        assert_eq!(path("a.b/widgets/x/y", &folders).as_deref(), Some("/apis/a.b/v1/namespaces/x/widgets/y"));
+        assert_eq!(path("configmaps/x/y", &folders), None);
+    }
+}

@@ -1,0 +1,128 @@
+//! The preflight: what can be known to stand in the way, and a snapshot to go back to, before anything is rewritten.
+
+use super::{Event, Run};
+use crate::kek::keyring::{Keyring, VersionState};
+use crate::rotation::RotationError;
+use crate::rotation::former::{closed, specimens_in_etcd, specimens_in_lists};
+use crate::rotation::preflight::{missing_rights, mutating_webhooks};
+
+impl Run<'_> {
+    pub(super) async fn preflight(&mut self) -> Result<(), RotationError> {
+        self.look_ahead().await?;
+        self.keyrings_are_prepared().await?;
+        if self.settings.shards.is_some() {
+            self.take_shards().await?;
+        }
+        self.snapshot_before().await
+    }
+
+    /// The part that changes nothing: a dry run does it, too.
+    pub(super) async fn look_ahead(&self) -> Result<(), RotationError> {
+        let api = self.cluster.entry();
+        let missing = missing_rights(api, &self.journal, self.settings.etcd.is_some()).await?;
+        if !missing.is_empty() {
+            return Err(RotationError::Blocked(missing));
+        }
+        let webhooks = mutating_webhooks(api).await;
+        if !webhooks.is_empty() {
+            self.note(&format!(
+                "mutating webhooks see every rewrite and may turn it into a change: {}",
+                webhooks.join(", ")
+            ));
+        }
+        for progress in &self.journal.resources {
+            if let Some(why) = &progress.tally.unlistable {
+                self.note(&format!("{} cannot be listed: {why}", progress.resource));
+            }
+        }
+        self.former_keys_open().await
+    }
+
+    /// What is stored now must open through every API server until it is rewritten.
+    async fn former_keys_open(&self) -> Result<(), RotationError> {
+        let resources: Vec<_> = self.journal.resources.iter().map(|progress| progress.resource.clone()).collect();
+        let specimens = match &self.settings.etcd {
+            Some(etcd) => specimens_in_etcd(etcd, &self.settings.etcd_prefix, &resources).await?,
+            None => specimens_in_lists(self.cluster.entry(), &resources).await?,
+        };
+        let (mut problems, mut silent) = (Vec::new(), Vec::new());
+        let servers = self.cluster.servers().await.unwrap_or_default();
+        for server in &servers {
+            match closed(server, &specimens).await {
+                Ok(found) => problems.extend(found),
+                Err(error) => silent.push(error.to_string()),
+            }
+        }
+        if silent.len() == servers.len() {
+            let found = closed(self.cluster.entry(), &specimens).await;
+            problems.extend(found.map_err(RotationError::api("try whether what is stored opens"))?);
+        }
+        if !silent.is_empty() {
+            self.note(&format!(
+                "whether the former key opens was not tried at every API server: {}",
+                silent.join(", ")
+            ));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(RotationError::Blocked(problems)) }
+    }
+
+    /// Something to go back to. A command that fails is found out now, and not after hours.
+    async fn snapshot_before(&mut self) -> Result<(), RotationError> {
+        if let Some(command) = &self.settings.snapshot_command {
+            self.journal.snapshot_before = Some(take_snapshot(command).await.map_err(|why| {
+                RotationError::Blocked(vec![format!("{why}; put it right, or begin anew without --snapshot-command")])
+            })?);
+            self.note("a snapshot of etcd was taken to go back to; another one follows at the end");
+        } else if let Some(taken) = self.settings.snapshot_taken {
+            let hours = (jiff::Timestamp::now().as_second() - taken.as_second()) / 3600;
+            self.note(&format!(
+                "the newest snapshot of etcd to go back to is {hours} h old; the verdict needs another one, from after \
+                 the rewrite"
+            ));
+            self.journal.snapshot_before = Some(taken);
+        } else {
+            self.note(
+                "no snapshot of etcd is known. Take one now, to go back to, and one after the rewrite: until then the \
+                 verdict is \"not yet\" at best (--snapshot-command takes both)",
+            );
+        }
+        Ok(())
+    }
+
+    fn note(&self, text: &str) {
+        (self.report)(Event::Note(text));
+    }
+
+    /// A new keyring version must open on every node before one node writes with it: else the other API servers
+    /// cannot read what that one stores.
+    async fn keyrings_are_prepared(&self) -> Result<(), RotationError> {
+        if self.cluster.servers().await?.len() < 2 {
+            return Ok(());
+        }
+        for config in &self.settings.keks {
+            let Some(file) = config.keyring_file() else { continue };
+            let failed = |source| RotationError::Kek { name: config.name.clone(), source };
+            let keyring = Keyring::read(file).map_err(failed)?;
+            if keyring.versions().iter().all(|version| version.state != VersionState::Pending) {
+                let file = file.display();
+                return Err(RotationError::Blocked(vec![format!(
+                    "keyring {file} has no pending version: run `kube-envelope keyring add {file}`, copy the file to \
+                     every node, and begin again; else the other API servers could not read what this one writes"
+                )]));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs the operator's command; when it ended well.
+pub(super) async fn take_snapshot(command: &str) -> Result<jiff::Timestamp, String> {
+    let mut shell = std::process::Command::new("sh");
+    shell.arg("-c").arg(command);
+    let status = tokio::task::spawn_blocking(move || shell.status()).await.expect("running a command does not panic");
+    match status {
+        Ok(status) if status.success() => Ok(jiff::Timestamp::now()),
+        Ok(status) => Err(format!("the snapshot command failed: {status}")),
+        Err(error) => Err(format!("the snapshot command cannot be run: {error}")),
+    }
+}

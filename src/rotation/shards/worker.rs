@@ -1,0 +1,208 @@
+//! One shard: rewrites what is assigned to it as long as the coordinator lives and says so, and reports what it did.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::assignment::{Assignment, Share};
+use super::board::{Board, Counts, Orders, Phase, Posted, Pulse, Report};
+use super::{LOOKS_EVERY, SILENCE};
+use crate::rotation::cluster::{Access, Cluster};
+use crate::rotation::listing::namespaces;
+use crate::rotation::pace::Pace;
+use crate::rotation::rewrite::{Ask, Sweep, Tally};
+use crate::rotation::run::{Event, Reporter};
+use crate::rotation::{RotationError, api::Api, api::chain};
+
+/// A look that takes longer is given up, so that silence is noticed in time.
+const LOOK_WITHIN: Duration = Duration::from_secs(8);
+
+struct Worker<'a> {
+    cluster: Cluster,
+    board: Board,
+    index: u32,
+    pulse: Pulse,
+    /// What this shard has done of the assignment that it saw last.
+    done: Option<Report>,
+    report: Reporter<'a>,
+}
+
+/// Works as shard `index` until the rotation is over. Returns how many of its objects were refused.
+///
+/// # Errors
+/// When the API server refuses to serve it, or does not answer any more; a new process goes on where this one was.
+pub async fn work(access: &Access, index: u32, report: Reporter<'_>) -> Result<u64, RotationError> {
+    let cluster = Cluster::connect(access).await?;
+    let board = Board::new(cluster.entry().clone());
+    let mut worker = Worker { cluster, board, index, pulse: Pulse::default(), done: None, report };
+    let mut said = String::new();
+    loop {
+        let why = match worker.look().await? {
+            Some(posted) if posted.orders.as_ref().is_some_and(|orders| orders.phase == Phase::Ended) => {
+                return Ok(worker.refused());
+            }
+            Some(posted) => worker.turn(posted).await?,
+            None => "nothing heard from rotate-keys --shards yet".to_owned(),
+        };
+        if why != said {
+            (worker.report)(Event::Waiting(&why));
+            said = why;
+        }
+        tokio::time::sleep(LOOKS_EVERY).await;
+    }
+}
+
+impl Worker<'_> {
+    /// Looks at what is posted; nothing if it cannot be seen just now.
+    async fn look(&mut self) -> Result<Option<Posted>, RotationError> {
+        let seen = match tokio::time::timeout(LOOK_WITHIN, self.board.read()).await {
+            Ok(Ok(seen)) => seen,
+            // Rights that are missing do not come by waiting.
+            Ok(Err(error)) if is_final(&error) => return Err(error),
+            Ok(Err(_)) | Err(_) => None,
+        };
+        if let Some(orders) = seen.as_ref().and_then(|posted| posted.orders.as_ref()) {
+            self.pulse.feel(orders, Instant::now());
+        }
+        Ok(seen)
+    }
+
+    /// Does what there is to do, and says what it waits for then.
+    async fn turn(&mut self, posted: Posted) -> Result<String, RotationError> {
+        let (Some(orders), Some(assignment)) = (posted.orders, posted.assignment) else {
+            return Ok("nothing is assigned yet".into());
+        };
+        let Some(shares) = assignment.shards.get(self.index as usize) else {
+            return Err(RotationError::Unusable(format!(
+                "there is no shard {} of {}: give the Job as many completions as rotate-keys has --shards",
+                self.index,
+                assignment.shards.len()
+            )));
+        };
+        let report = self.done.take_if(|report| is_about(report, &orders));
+        // After a restart, what the former process reported.
+        let report = report.or_else(|| posted.reports.get(&self.index).cloned().filter(|one| is_about(one, &orders)));
+        let report = report.unwrap_or_else(|| begun(&orders));
+        if posted.reports.get(&self.index) != Some(&report) {
+            let _ = tokio::time::timeout(LOOK_WITHIN, self.board.report(self.index, &report)).await;
+        }
+        if report.finished || orders.phase != Phase::Rewrite || !self.pulse.is_felt(Instant::now()) {
+            let why = if report.finished { "this shard is done; the others go on" } else { "the rewrite stands still" };
+            self.done = Some(report);
+            return Ok(why.into());
+        }
+        (self.report)(Event::Note(&format!("generation {}: {} share(s)", orders.generation, shares.len())));
+        let report = Mutex::new(Report { problem: None, ..report });
+        let api = self.server(&assignment).await;
+        let ended = tokio::select! {
+            ended = rewrite(&api, &assignment, shares, &report, self.report) => ended.map(|()| "done".to_owned()),
+            why = attend(&self.board, self.index, &orders, &mut self.pulse, &report) => Ok(why),
+        };
+        let mut report = report.into_inner().expect("nothing panics while it is held");
+        report.problem = ended.as_ref().err().map(|error| chain(error));
+        let _ = tokio::time::timeout(LOOK_WITHIN, self.board.report(self.index, &report)).await;
+        self.done = Some(report);
+        ended
+    }
+
+    /// The API server that this shard asks: shards spread over those that have adopted the key.
+    async fn server(&self, assignment: &Assignment) -> Api {
+        let wanted = assignment.servers.iter().cycle().nth(self.index as usize);
+        let servers = self.cluster.servers().await.unwrap_or_default();
+        let same = servers.into_iter().find(|api| wanted.is_some_and(|address| address == api.address()));
+        same.unwrap_or_else(|| self.cluster.entry().clone())
+    }
+
+    fn refused(&self) -> u64 {
+        self.done.iter().flat_map(|report| report.counts.values()).map(|counts| counts.refused).sum()
+    }
+}
+
+fn is_final(error: &RotationError) -> bool {
+    match error {
+        RotationError::Api { source, .. } => matches!(source.status(), Some(401 | 403)),
+        _ => true,
+    }
+}
+
+fn is_about(report: &Report, orders: &Orders) -> bool {
+    (report.rotation, report.generation) == (orders.rotation, orders.generation)
+}
+
+fn begun(orders: &Orders) -> Report {
+    Report {
+        rotation: orders.rotation,
+        generation: orders.generation,
+        shares_done: 0,
+        finished: false,
+        concurrency: 0,
+        counts: std::collections::BTreeMap::new(),
+        problem: None,
+    }
+}
+
+/// Goes through the shares that are not done.
+async fn rewrite(
+    api: &Api,
+    assignment: &Assignment,
+    shares: &[Share],
+    report: &Mutex<Report>,
+    tell: Reporter<'_>,
+) -> Result<(), RotationError> {
+    let locked = || report.lock().expect("nothing panics while it is held");
+    let namespaces = namespaces(api).await?;
+    let mut pace = Pace::new(assignment.concurrency, assignment.rate, Instant::now());
+    let begin = locked().shares_done;
+    for share in &shares[begin.min(shares.len())..] {
+        let name = share.resource.to_string();
+        let before = locked().counts.get(&name).copied().unwrap_or_default();
+        let mut tally = Tally::default();
+        let sweep = Sweep {
+            api,
+            folders: share.folders(&namespaces),
+            ask: Ask::Rewrite,
+            adopted_at: share.adopted_at,
+            pace: &mut pace,
+            tally: &mut tally,
+        };
+        let mut seen = |tally: &Tally, concurrency: usize| {
+            let mut report = locked();
+            report.concurrency = concurrency;
+            report.counts.insert(name.clone(), before.plus(Counts::of(tally)));
+        };
+        sweep.run(&mut seen).await?;
+        let counts = before.plus(Counts::of(&tally));
+        for (path, why) in tally.refused.iter().chain(&tally.undecryptable) {
+            tell(Event::Note(&format!("refused: {path}: {why}")));
+        }
+        if let Some(why) = &tally.unlistable {
+            tell(Event::Note(&format!("cannot list {name}: {why}")));
+        }
+        let mut report = locked();
+        report.counts.insert(name, counts);
+        report.shares_done += 1;
+    }
+    locked().finished = true;
+    Ok(())
+}
+
+/// Reports again and again, and looks whether the rewrite may go on; ends, with the reason, when it may not.
+async fn attend(board: &Board, index: u32, orders: &Orders, pulse: &mut Pulse, report: &Mutex<Report>) -> String {
+    let mut last = None;
+    loop {
+        tokio::time::sleep(LOOKS_EVERY).await;
+        let now = report.lock().expect("nothing panics while it is held").clone();
+        if last.as_ref() != Some(&now) {
+            let reported = tokio::time::timeout(LOOK_WITHIN, board.report(index, &now)).await;
+            last = matches!(reported, Ok(Ok(()))).then_some(now);
+        }
+        if let Ok(Ok(Some(Posted { orders: Some(now), .. }))) = tokio::time::timeout(LOOK_WITHIN, board.read()).await {
+            if (now.rotation, now.generation, now.phase) != (orders.rotation, orders.generation, Phase::Rewrite) {
+                return "the coordinator stopped the rewrite".into();
+            }
+            pulse.feel(&now, Instant::now());
+        }
+        if !pulse.is_felt(Instant::now()) {
+            return format!("nothing heard from the coordinator for {} s", SILENCE.as_secs());
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Exact output and exit code of the real binary, one behaviour a test: `serve` with a configuration that cannot work,
+//! `serve --dev`, a reload, `status`, `keyring`.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod configuration;
+mod keyring;
+mod running;
+
+use std::path::Path;
+use std::process::Command;
+
+/// What a run of the binary gave.
+pub struct Ran {
+    pub code: Option<i32>,
+    pub out: String,
+    pub error: String,
+}
+
+pub fn run(arguments: &[&str]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_kube-envelope")).args(arguments).output().unwrap();
+    Ran {
+        code: output.status.code(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        error: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+pub fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_command_that_does_not_exist_is_a_usage_error() {
+    let ran = run(&["server"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.error.contains("'serve'"), "a similar one is proposed: {}", ran.error);
+}
+
+#[test]
+fn dev_and_config_exclude_each_other() {
+    let ran = run(&["serve", "--dev", "/d", "--config", "/c"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.error.contains("'--dev <DIR>' cannot be used with '--config <CONFIG>'"), "{}", ran.error);
+}

@@ -1,0 +1,144 @@
+//! `serve --dev`, reloads of a running plugin, and `status` of one.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::{self, KeyringFile, Plugin, Process, wait_until};
+use crate::{path, run};
+
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(15);
+#[tokio::test]
+async fn serve_dev_makes_all_it_needs_checks_itself_and_reuses_it() {
+    support::prepare();
+    let folder = tempfile::tempdir().unwrap();
+    let dev = folder.path().join("dev");
+    let arguments = ["serve".into(), "--dev".into(), dev.clone().into()].to_vec();
+    let binary = PathBuf::from(env!("CARGO_BIN_EXE_kube-envelope"));
+    let mut process = Process::start("dev", binary, arguments, Vec::new(), folder.path().join("log"));
+    let self_checks = |log: &str| log.lines().filter(|line| line.starts_with("self-check through")).count();
+    wait_until("the self-check", FOLLOWED_WITHIN, async || self_checks(&process.log()) == 1).await;
+    let keyring = std::fs::read(dev.join("keyring.json")).unwrap();
+    assert_eq!(std::fs::metadata(dev.join("keyring.json")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::metadata(&dev).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(process.stop().success());
+    process.restart();
+    wait_until("the second self-check", FOLLOWED_WITHIN, async || self_checks(&process.log()) == 2).await;
+    assert!(process.stop().success());
+    assert_eq!(std::fs::read(dev.join("keyring.json")).unwrap(), keyring, "reused");
+
+    let log = process.log();
+    let socket = dev.canonicalize().unwrap().join("kms.sock");
+    assert!(log.contains("NOT FOR PRODUCTION"), "{log}");
+    assert!(log.contains("kind: EncryptionConfiguration"), "{log}");
+    assert!(log.contains(&format!("endpoint: \"unix://{}\"", socket.display())), "{log}");
+    assert!(log.contains("Status ok, Encrypt ok, Decrypt ok"), "{log}");
+    let key_ids: Vec<_> = log.split("; key_id ").skip(1).map(|rest| rest.split(',').next().unwrap()).collect();
+    assert_eq!(key_ids.len(), 2);
+    assert_eq!(key_ids[0], key_ids[1], "the same generation");
+}
+
+#[tokio::test]
+async fn sighup_with_a_bad_configuration_keeps_the_one_in_use() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&keyring.settings("reload")).await;
+    let key_id = plugin.wait_healthy().await;
+    let good = std::fs::read_to_string(plugin.config_file()).unwrap();
+    std::fs::write(plugin.config_file(), format!("{good}epoch: many\n")).unwrap();
+    plugin.process.signal(rustix::process::Signal::HUP);
+    let refused = async || plugin.process.log().contains("new configuration refused; the one in use stays");
+    wait_until("the refusal", FOLLOWED_WITHIN, refused).await;
+    assert!(plugin.process.log().contains("epoch: must be a whole number, not negative"), "{}", plugin.process.log());
+    assert_eq!(plugin.wait_healthy().await, key_id);
+    assert!(plugin.process.is_running());
+}
+
+#[tokio::test]
+async fn sighup_with_another_kek_makes_a_generation_of_both() {
+    let (keyring, other) = (KeyringFile::create(), KeyringFile::create());
+    let plugin = Plugin::start(&keyring.settings("reload")).await;
+    let before = plugin.wait_healthy().await;
+    let good = std::fs::read_to_string(plugin.config_file()).unwrap();
+    let added = format!("keks: [{{name: second, keyring: {{file: {}}}}}, ", other.path().display());
+    std::fs::write(plugin.config_file(), good.replace("keks: [", &added)).unwrap();
+    plugin.process.signal(rustix::process::Signal::HUP);
+    wait_until("another key_id", FOLLOWED_WITHIN, async || plugin.wait_healthy().await != before).await;
+    let report: Value = serde_json::from_str(&plugin.get("/status")).unwrap();
+    let names: Vec<_> = report["keks"].as_array().unwrap().iter().map(|kek| kek["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["second", "primary"]);
+}
+
+/// As the kubelet does it: the file is a symlink into a folder that is swapped for another. No signal is sent.
+#[tokio::test]
+async fn a_configuration_behind_a_swapped_symlink_is_followed_without_a_signal() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&keyring.settings("swapped")).await;
+    let before = plugin.wait_healthy().await;
+    plugin.stop();
+    let (file, data) = (plugin.config_file(), plugin.folder().join("..data"));
+    let text = std::fs::read_to_string(&file).unwrap();
+    for (version, epoch) in [("v1", 1), ("v2", 2)] {
+        let folder = plugin.folder().join(version);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("config.yaml"), format!("{text}epoch: {epoch}\n")).unwrap();
+    }
+    std::os::unix::fs::symlink("v1", &data).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("..data/config.yaml", &file).unwrap();
+    plugin.restart().await;
+    assert_eq!(plugin.wait_healthy().await, before);
+
+    let swap = plugin.folder().join("..swap");
+    std::os::unix::fs::symlink("v2", &swap).unwrap();
+    std::fs::rename(swap, data).unwrap();
+    let followed = async || plugin.wait_healthy().await != before;
+    wait_until("the new epoch is followed", Duration::from_secs(30), followed).await;
+}
+
+#[tokio::test]
+async fn sighup_names_what_only_a_restart_changes() {
+    let keyring = KeyringFile::create();
+    let plugin = Plugin::start(&keyring.settings("reload")).await;
+    plugin.wait_healthy().await;
+    let good = std::fs::read_to_string(plugin.config_file()).unwrap();
+    std::fs::write(plugin.config_file(), good.replace("cluster: reload", "cluster: other")).unwrap();
+    plugin.process.signal(rustix::process::Signal::HUP);
+    let told = async || plugin.process.log().contains("takes effect only after a restart field=\"cluster\"");
+    wait_until("the warning", FOLLOWED_WITHIN, told).await;
+}
+
+#[tokio::test]
+async fn status_shows_a_running_plugin_as_table_and_json() {
+    let keyring = KeyringFile::create();
+    let plugin = Plugin::start(&keyring.settings("shown")).await;
+    let key_id = plugin.wait_healthy().await;
+    let config = plugin.config_file();
+    let table = run(&["status", "--config", path(&config)]);
+    assert_eq!((table.code, table.error.as_str()), (Some(0), ""));
+    let rows: Vec<Vec<_>> = table.out.lines().map(|line| line.split_whitespace().collect()).collect();
+    for row in [["state", "ready"], ["reason", "-"], ["cluster", "shown"], ["key_id", &key_id]] {
+        assert!(rows.contains(&row.to_vec()), "{row:?} in {}", table.out);
+    }
+    assert!(rows.contains(&["KEK", "VERSION", "LAST", "CONTACT", "ERROR"].to_vec()), "{}", table.out);
+
+    let json = run(&["status", "--config", path(&config), "--output", "json"]);
+    let report: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((json.code, &report["state"], &report["keyId"]), (Some(0), &"ready".into(), &key_id.into()));
+    assert_eq!(report["keks"][0]["version"], keyring.json()["versions"][0]["id"]);
+}
+
+#[tokio::test]
+async fn status_without_a_plugin_is_exit_1_and_says_where_it_looked() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&keyring.settings("absent")).await;
+    let address = plugin.health_url();
+    plugin.stop();
+    let ran = run(&["status", "--config", path(&plugin.config_file())]);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
+    assert_eq!(
+        ran.error,
+        format!("error: no plugin answers at {address}/status; is it running?: Connection refused (os error 111)\n")
+    );
+}

@@ -1,0 +1,66 @@
+//! Options that a rotation can do without: Events, etcd over TLS given half, the state of a rotation that is over.
+
+use serde_json::{Value, json};
+
+use crate::control_plane::{ControlPlane, Shape};
+use crate::objects::post;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_are_left_to_expire_or_rewritten_when_asked_for_and_the_state_of_it_can_be_told_afterwards() {
+    let shape = Shape { resources: vec!["secrets", "configmaps", "events"], ..Shape::of(1) };
+    let plane = ControlPlane::start(shape).await;
+    plane.create_secrets("s", 20).await;
+    let old = plane.key_id(0).await;
+    let event = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "e"}, "reason": "Test", "message": "m",
+        "involvedObject": {"apiVersion": "v1", "kind": "Secret", "namespace": "default", "name": "s-0"},
+    });
+    post(&plane, "/api/v1/namespaces/default/events", &event).await;
+    let key = "/registry/events/default/e";
+    assert_eq!(plane.etcd.key_id(key).await.as_ref(), Some(&old));
+
+    plane.rotate_keyrings(0..1);
+    let new = plane.wait_key_id(0..1, &old).await;
+    let ended = plane.run("rotate-keys", &[]).exits(0).says("Not yet: ");
+    ended.says("Event(s) under an older key must expire");
+    assert_eq!(plane.etcd.key_id(key).await.as_ref(), Some(&old));
+    plane.check_all_under(&new).await;
+    plane.run("verify", &[]).exits(6).says(key);
+
+    plane.run("rotate-keys", &["--include-events", "no-etcd"]).exits(0).says("Yes: ").says("events");
+    assert_eq!(plane.etcd.key_id(key).await.as_ref(), Some(&new));
+    assert!(!plane.etcd.key_ids("/registry/events/").await.contains_key(&old));
+    plane.run("verify", &[]).exits(0);
+
+    let told = plane.run("rotate-keys", &["--status"]).exits(0).says("state: done");
+    told.says("May the former version be disabled?\nYes: nothing is stored under an older key.");
+    let told = plane.run("rotate-keys", &["--status", "--output=json"]).exits(0).out;
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(Some(told), plane.journal(), "the journal, whole");
+    // What is over cannot be given up, and going on with it changes nothing.
+    plane.run("rotate-keys", &["--resume"]).exits(0).says("Yes: ");
+    std::fs::remove_file(plane.journal_file()).unwrap();
+    plane.run("rotate-keys", &["--status"]).exits(1).says("there is no rotation in").says("--journal");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_cannot_be_verified_is_not_asked_and_the_flag_that_is_missing_is_named() {
+    let plane = ControlPlane::start(Shape { etcd_tls: true, ..Shape::of(1) }).await;
+    plane.create_secrets("s", 5).await;
+    let (url, folder) = plane.etcd.tls();
+    let at = |flag: &str, name: &str| format!("{flag}={}", folder.join(name).display());
+    let (url, ca) = (format!("--etcd={url}"), at("--etcd-ca", "etcd-ca.crt"));
+    let (certificate, key) = (at("--etcd-cert", "etcd.crt"), at("--etcd-key", "etcd.key"));
+    plane.run("verify", &["no-etcd", &url, &certificate, &key]).exits(2).says("--etcd-ca");
+    plane.run("rotate-keys", &["no-etcd", &url, &certificate, &key]).exits(2).says("--etcd-ca");
+    assert_eq!(plane.journal(), None, "nothing has begun");
+
+    let other = plane.etcd.folder().join("authority.crt");
+    let other = format!("--etcd-ca={}", other.display());
+    let ended = plane.run("verify", &["no-etcd", &url, &other, &certificate, &key]).exits(1);
+    ended.says("no etcd endpoint answers").says("--etcd-ca");
+    // Found out before anything is rewritten.
+    let begun = plane.run("rotate-keys", &["no-etcd", &url, &other, &certificate, &key]).exits(1);
+    begun.says("--etcd-ca").says("state: preflight");
+    plane.run("rotate-keys", &["no-etcd", "--resume", "--settle=0s", &url, &ca, &certificate, &key]).exits(0);
+}
