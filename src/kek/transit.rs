@@ -4,6 +4,7 @@
 mod client;
 mod failure;
 mod login;
+mod request;
 mod session;
 mod settings;
 

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use prost::bytes::Bytes;
 use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Identity, Method, Response};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::SecretText;
-use super::failure::{Asked, failure};
+use super::failure::failure;
+use super::request::Request;
 use super::settings::{ClientCertificate, TransitConfig};
 use crate::kek::clock::ServerClock;
 use crate::kek::{KekError, connect};
@@ -31,18 +31,6 @@ pub(super) struct Client {
     /// The address that answered last.
     preferred: AtomicUsize,
     clock: ServerClock,
-}
-
-/// One request. The path is without `/v1/`.
-#[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub asked: Asked,
-    pub method: Method,
-    pub path: String,
-    /// JSON, cleared when the last copy is dropped.
-    pub body: Option<Bytes>,
-    /// Whether another server may be asked when it is not known if the first one has done it.
-    pub repeatable: bool,
 }
 
 /// A request that was answered with something else than 2xx, or not at all.

@@ -4,19 +4,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 
-use super::client::Request;
+use super::request::{Asked, Request};
 use crate::kek::{KekCause, KekError};
-
-/// What was asked; the same status means different things.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
-    /// Something of the transit engine.
-    Engine,
-    /// A login.
-    Login,
-    /// About the token itself.
-    Token,
-}
 
 /// The error for an answer with this status and these messages. A 403 to [`Asked::Engine`] is taken for a denial
 /// here: whether it is the token's fault is found out beforehand, since the server does not tell.

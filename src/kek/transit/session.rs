@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::SecretText;
-use super::client::{Answer, Client, Failure, Request};
-use super::failure::Asked;
+use super::client::{Answer, Client, Failure};
 use super::login::read_secret;
+use super::request::{Asked, Request};
 use super::settings::Auth;
 use crate::kek::clock::ServerClock;
 use crate::kek::{KekCause, KekError};
