@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Identity, Method, Response};
+use reqwest::{Identity, Response};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
