@@ -34,12 +34,12 @@ impl Run<'_> {
             ended = coordinator.direct(&assignment, &heard) => Ok(ended),
             lost = watch(&self.cluster, &wanted, &adoption, self.settings.agreement_interval) => Err(lost),
         };
-        let paused = coordinator.pause().await;
+        // Where this cannot be posted, shards that go on stop by themselves.
+        let _ = coordinator.pause().await;
         let counts = match ended {
             Ok(counts) => counts?,
             Err(lost) => return lost.map(Pass::AgreementLost),
         };
-        paused?;
         for progress in &mut self.journal.resources {
             let counts = counts.get(&progress.resource.to_string()).copied().unwrap_or_default();
             progress.tally.add(counts.tally());
