@@ -217,7 +217,11 @@ mod tests {
         let started = Instant::now();
         assert_eq!(unwrap_many(&kek, 100).await, 0);
         assert_eq!(fake.calls.load(SeqCst), 1);
-        assert!(started.elapsed() < kek.deadline * 2, "{:?}", started.elapsed());
+        assert!(
+            started.elapsed() < kek.deadline * 20,
+            "one after the other they would take 100: {:?}",
+            started.elapsed()
+        );
         assert_eq!(unwrap_many(&kek, 100).await, 0);
         assert_eq!(fake.calls.load(SeqCst), 1, "the breaker is open");
     }
