@@ -24,6 +24,7 @@ pub mod run;
 pub mod shards;
 pub mod verdict;
 pub mod verify;
+pub mod webhooks;
 
 pub use self::error::RotationError;
 pub use self::run::{Event, Run, Settings};

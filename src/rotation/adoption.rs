@@ -11,7 +11,7 @@ use super::api::Api;
 use super::canary::{Canary, NAMESPACE, Touched};
 use super::cluster::Cluster;
 use super::metrics::{Scrape, growth, scrape};
-use super::preflight::mutating_webhooks;
+use super::webhooks::mutating_webhooks;
 
 /// Over how many connections an empty patch goes through a balancer, where no single server can be reached.
 const TOUCHES_THROUGH_BALANCER: usize = 16;

@@ -56,24 +56,6 @@ async fn may(api: &Api, verb: &str, group: &str, resource: &str) -> Result<bool,
     Ok(review.status.allowed)
 }
 
-#[derive(Deserialize)]
-struct Webhooks {
-    #[serde(deserialize_with = "super::api::null_as_empty")]
-    items: Vec<Webhook>,
-}
-
-#[derive(Deserialize)]
-struct Webhook {
-    metadata: super::api::Metadata,
-}
-
-/// Names of the mutating webhooks: each may turn the empty patch into a change. Empty where they may not be listed.
-pub async fn mutating_webhooks(api: &Api) -> Vec<String> {
-    let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
-    let webhooks = api.get_json::<Webhooks>(path).await.map_or_else(|_| Vec::new(), |list| list.items);
-    webhooks.into_iter().map(|webhook| webhook.metadata.name).collect()
-}
-
 /// Tries the rewrite of every object without storing anything, and enters what would be refused.
 pub async fn dry_run(
     api: &Api,

@@ -3,7 +3,6 @@
 use cryptoki::mechanism::MechanismType;
 use serde::Deserialize;
 
-use super::wrap::{IV_BYTES, TAG_BYTES};
 use crate::crypto::secret::DEK_BYTES;
 
 /// How a token wraps a DEK.
@@ -22,6 +21,10 @@ pub enum Mechanism {
     RsaOaepSha1,
 }
 
+/// Bytes of AES-GCM's nonce, before the ciphertext.
+pub(super) const IV_BYTES: usize = 12;
+/// Bytes of its tag, behind it.
+pub(super) const TAG_BYTES: usize = 16;
 /// IV, DEK and tag of AES-GCM: the one blob that has no mark.
 const GCM_BYTES: usize = IV_BYTES + DEK_BYTES + TAG_BYTES;
 /// A wrapped key of 32 bytes: 8 more of its own, and another 8 where a token pads a length that needs none.

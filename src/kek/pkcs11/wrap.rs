@@ -10,13 +10,8 @@ use rand::Rng;
 use zeroize::Zeroize;
 
 use super::key::Key;
-use super::mechanism::Mechanism;
+use super::mechanism::{IV_BYTES, Mechanism, TAG_BYTES};
 use crate::crypto::secret::DEK_BYTES;
-
-/// Bytes of AES-GCM's nonce, before the ciphertext.
-pub(super) const IV_BYTES: usize = 12;
-/// Bytes of its tag, behind it.
-pub(super) const TAG_BYTES: usize = 16;
 
 impl Key {
     /// Wraps `plain`. Only AES-GCM binds `context`; for the others the DEK's id does.

@@ -4,7 +4,8 @@ use super::{Event, Run};
 use crate::kek::keyring::{Keyring, VersionState};
 use crate::rotation::RotationError;
 use crate::rotation::former::{closed, specimens_in_etcd, specimens_in_lists};
-use crate::rotation::preflight::{missing_rights, mutating_webhooks};
+use crate::rotation::preflight::missing_rights;
+use crate::rotation::webhooks::mutating_webhooks;
 
 impl Run<'_> {
     pub(super) async fn preflight(&mut self) -> Result<(), RotationError> {
