@@ -65,33 +65,33 @@ async fn check_one(cluster: &str, config: &KekConfig, wraps: bool) -> (Option<Li
     if let Some(end) = kek.credentials_expire() {
         findings.push(Finding::ok(check("credentials"), format!("good until {end:.0}, renewed before")));
     }
-    let asked_in_vain = !goes_on;
     if wraps && goes_on {
         findings.extend(prove(cluster, &kek, check).await);
     } else if wraps {
         findings.push(Finding::skipped(check("wrap, unwrap"), "not tried, as the version cannot be read"));
     }
     // After all questions: the last answer counts.
-    findings.extend(clock(&kek, asked_in_vain).map(|finding| Finding { check: check("clock"), ..finding }));
+    findings.extend(clock(&kek, check("clock"), goes_on));
     (Some(kek.lineage()), findings)
 }
 
-/// Logins, tokens and certificates are good for a time by the service's clock.
-fn clock(kek: &GuardedKek, asked_in_vain: bool) -> Option<Finding> {
+/// Logins, tokens and certificates are good for a time by the service's clock. Nothing is said where a service that did
+/// not answer was reported already.
+fn clock(kek: &GuardedKek, check: String, answered: bool) -> Option<Finding> {
     let Some(clock) = kek.server_clock() else {
-        return Some(Finding::ok("", "asked without a network: there is no clock to agree with"));
+        return Some(Finding::ok(check, "asked without a network: there is no clock to agree with"));
     };
     let Some(ahead) = clock.ahead() else {
         let detail = "no answer told the service's time";
-        return (!asked_in_vain).then(|| Finding::skipped("", detail));
+        return answered.then(|| Finding::skipped(check, detail));
     };
     let (seconds, direction) = (ahead.abs().as_secs(), if ahead.is_positive() { "ahead of" } else { "behind" });
     let detail = format!("this machine's clock is {seconds} s {direction} the service's");
     let fix = "set this machine's clock right (NTP)";
     Some(match ahead.abs() {
-        off if off >= CLOCK_FAILS => Finding::failed("", detail, fix),
-        off if off >= CLOCK_ADVICE => Finding::advice("", detail, fix),
-        _ => Finding::ok("", "agrees with the service's to within a minute"),
+        off if off >= CLOCK_FAILS => Finding::failed(check, detail, fix),
+        off if off >= CLOCK_ADVICE => Finding::advice(check, detail, fix),
+        _ => Finding::ok(check, "agrees with the service's to within a minute"),
     })
 }
 
