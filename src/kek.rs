@@ -28,7 +28,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 
 use self::clock::ServerClock;
-pub use self::error::{KekCause, KekError};
+pub use self::error::{KekCause, KekError, joined};
 use crate::crypto::seal::digest;
 use crate::crypto::secret::{Dek, DekId};
 

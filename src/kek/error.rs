@@ -113,7 +113,7 @@ impl KekError {
 }
 
 /// `text`, and behind it what the chain from `next` on has to add.
-pub(super) fn joined(mut text: String, mut next: Option<&(dyn Error + 'static)>) -> String {
+pub fn joined(mut text: String, mut next: Option<&(dyn Error + 'static)>) -> String {
     while let Some(error) = next {
         let more = error.to_string();
         if !text.contains(&more) {

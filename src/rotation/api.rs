@@ -8,7 +8,9 @@ use http_body_util::BodyExt;
 use kube::client::Body;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::kek::joined;
 
 /// The API server's own limit for a mutating request is 34 s; a little more than that means it is lost.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
@@ -194,6 +196,23 @@ impl Api {
         self.parse(&self.success(answer)?)
     }
 
+    /// Makes an object of our own in a namespace of our own, unless they are there.
+    pub async fn ensure(&self, kind: &str, plural: &str, namespace: &str, name: &str) -> Result<(), ApiError> {
+        let folder = format!("/api/v1/namespaces/{namespace}/{plural}");
+        if self.get_metadata(&format!("{folder}/{name}")).await?.status == 200 {
+            return Ok(());
+        }
+        let home = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
+        let object = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": namespace}});
+        for (path, document) in [("/api/v1/namespaces", home), (folder.as_str(), object)] {
+            let answer = self.post(path, &document).await?;
+            if answer.status != 409 {
+                self.success(answer)?;
+            }
+        }
+        Ok(())
+    }
+
     /// JSON merge patch answered by metadata alone, any status. `{}` makes the server store the object again if,
     /// and only if, it is stored under another key than the server's current one.
     pub async fn patch(&self, path: &str, document: &str) -> Result<Answer, ApiError> {
@@ -297,16 +316,7 @@ fn hex_digit(value: u8) -> char {
 
 /// An error and what caused it, in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = error.source();
-    }
-    text
+    joined(error.to_string(), error.source())
 }
 
 #[cfg(test)]

@@ -46,21 +46,10 @@ pub fn canaries(coverage: &Coverage) -> Vec<Canary> {
 impl Canary {
     /// Makes it, unless it is there.
     pub async fn ensure(&self, api: &Api) -> Result<(), RotationError> {
-        let failed = || RotationError::api(format!("make the canary {}/{NAME} in {NAMESPACE}", self.resource.plural));
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
-        let kind = if self.resource.plural == "secrets" { "Secret" } else { "ConfigMap" };
-        let object = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": NAME, "namespace": NAMESPACE}});
-        let folder = format!("/api/v1/namespaces/{NAMESPACE}/{}", self.resource.plural);
-        if api.get_metadata(&self.path()).await.map_err(failed())?.status == 200 {
-            return Ok(());
-        }
-        for (path, document) in [("/api/v1/namespaces", namespace), (folder.as_str(), object)] {
-            let answer = api.post(path, &document).await.map_err(failed())?;
-            if answer.status != 409 {
-                api.success(answer).map_err(failed())?;
-            }
-        }
-        Ok(())
+        let plural = self.resource.plural.as_str();
+        let kind = if plural == "secrets" { "Secret" } else { "ConfigMap" };
+        let made = api.ensure(kind, plural, NAMESPACE, NAME).await;
+        made.map_err(RotationError::api(format!("make the canary {plural}/{NAME} in {NAMESPACE}")))
     }
 
     /// Changes an annotation, so that the server must store it.

@@ -147,19 +147,8 @@ impl Board {
 
     /// Makes the namespace and the `ConfigMap`, unless they are there.
     pub async fn ensure(&self) -> Result<(), RotationError> {
-        let failed = || RotationError::api(format!("make the ConfigMap {NAME} in {NAMESPACE}"));
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
-        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": NAME, "namespace": NAMESPACE}});
-        if self.api.get_metadata(&path()).await.map_err(failed())?.status == 200 {
-            return Ok(());
-        }
-        for (path, document) in [("/api/v1/namespaces".to_owned(), namespace), (folder(), map)] {
-            let answer = self.api.post(&path, &document).await.map_err(failed())?;
-            if answer.status != 409 {
-                self.api.success(answer).map_err(failed())?;
-            }
-        }
-        Ok(())
+        let made = self.api.ensure("ConfigMap", "configmaps", NAMESPACE, NAME).await;
+        made.map_err(RotationError::api(format!("make the ConfigMap {NAME} in {NAMESPACE}")))
     }
 
     /// Reads everything; `None` where there is no `ConfigMap` yet.
@@ -210,12 +199,8 @@ impl Board {
     }
 }
 
-fn folder() -> String {
-    format!("/api/v1/namespaces/{NAMESPACE}/configmaps")
-}
-
 fn path() -> String {
-    format!("{}/{NAME}", folder())
+    format!("/api/v1/namespaces/{NAMESPACE}/configmaps/{NAME}")
 }
 
 fn text(value: &impl Serialize) -> Value {
