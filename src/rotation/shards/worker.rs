@@ -18,9 +18,7 @@ const LOOK_WITHIN: Duration = Duration::from_secs(8);
 
 struct Worker<'a> {
     cluster: Cluster,
-    board: Board,
-    index: u32,
-    pulse: Pulse,
+    line: Line,
     /// What this shard has done of the assignment that it saw last.
     done: Option<Report>,
     report: Reporter<'a>,
@@ -32,11 +30,11 @@ struct Worker<'a> {
 /// When the API server refuses to serve it, or does not answer any more; a new process goes on where this one was.
 pub async fn work(access: &Access, index: u32, report: Reporter<'_>) -> Result<u64, RotationError> {
     let cluster = Cluster::connect(access).await?;
-    let board = Board::new(cluster.entry().clone());
-    let mut worker = Worker { cluster, board, index, pulse: Pulse::default(), done: None, report };
+    let line = Line { board: Board::new(cluster.entry().clone()), index, pulse: Pulse::default() };
+    let mut worker = Worker { cluster, line, done: None, report };
     let mut said = String::new();
     loop {
-        let why = match worker.look().await? {
+        let why = match worker.line.look().await? {
             Some(posted) if posted.orders.as_ref().is_some_and(|orders| orders.phase == Phase::Ended) => {
                 return Ok(worker.refused());
             }
@@ -52,40 +50,27 @@ pub async fn work(access: &Access, index: u32, report: Reporter<'_>) -> Result<u
 }
 
 impl Worker<'_> {
-    /// Looks at what is posted; nothing if it cannot be seen just now.
-    async fn look(&mut self) -> Result<Option<Posted>, RotationError> {
-        let seen = match tokio::time::timeout(LOOK_WITHIN, self.board.read()).await {
-            Ok(Ok(seen)) => seen,
-            // Rights that are missing do not come by waiting.
-            Ok(Err(error)) if is_final(&error) => return Err(error),
-            Ok(Err(_)) | Err(_) => None,
-        };
-        if let Some(orders) = seen.as_ref().and_then(|posted| posted.orders.as_ref()) {
-            self.pulse.feel(orders, Instant::now());
-        }
-        Ok(seen)
-    }
-
     /// Does what there is to do, and says what it waits for then.
     async fn turn(&mut self, posted: Posted) -> Result<String, RotationError> {
         let (Some(orders), Some(assignment)) = (posted.orders, posted.assignment) else {
             return Ok("nothing is assigned yet".into());
         };
-        let Some(shares) = assignment.shards.get(self.index as usize) else {
+        let Some(shares) = assignment.shards.get(self.line.index as usize) else {
             return Err(RotationError::Unusable(format!(
                 "there is no shard {} of {}: give the Job as many completions as rotate-keys has --shards",
-                self.index,
+                self.line.index,
                 assignment.shards.len()
             )));
         };
         let report = self.done.take_if(|report| is_about(report, &orders));
         // After a restart, what the former process reported.
-        let report = report.or_else(|| posted.reports.get(&self.index).cloned().filter(|one| is_about(one, &orders)));
+        let report =
+            report.or_else(|| posted.reports.get(&self.line.index).cloned().filter(|one| is_about(one, &orders)));
         let report = report.unwrap_or_else(|| begun(&orders));
-        if posted.reports.get(&self.index) != Some(&report) {
-            let _ = tokio::time::timeout(LOOK_WITHIN, self.board.report(self.index, &report)).await;
+        if posted.reports.get(&self.line.index) != Some(&report) {
+            self.line.tell(&report).await;
         }
-        if report.finished || orders.phase != Phase::Rewrite || !self.pulse.is_felt(Instant::now()) {
+        if report.finished || orders.phase != Phase::Rewrite || !self.line.pulse.is_felt(Instant::now()) {
             let why = if report.finished { "this shard is done; the others go on" } else { "the rewrite stands still" };
             self.done = Some(report);
             return Ok(why.into());
@@ -95,18 +80,18 @@ impl Worker<'_> {
         let api = self.server(&assignment).await;
         let ended = tokio::select! {
             ended = rewrite(&api, &assignment, shares, &report, self.report) => ended.map(|()| "done".to_owned()),
-            why = attend(&self.board, self.index, &orders, &mut self.pulse, &report) => Ok(why),
+            why = self.line.attend(&orders, &report) => Ok(why),
         };
         let mut report = report.into_inner().expect("nothing panics while it is held");
         report.problem = ended.as_ref().err().map(|error| chain(error));
-        let _ = tokio::time::timeout(LOOK_WITHIN, self.board.report(self.index, &report)).await;
+        self.line.tell(&report).await;
         self.done = Some(report);
         ended
     }
 
     /// The API server that this shard asks: shards spread over those that have adopted the key.
     async fn server(&self, assignment: &Assignment) -> Api {
-        let wanted = assignment.servers.iter().cycle().nth(self.index as usize);
+        let wanted = assignment.servers.iter().cycle().nth(self.line.index as usize);
         let servers = self.cluster.servers().await.unwrap_or_default();
         let same = servers.into_iter().find(|api| wanted.is_some_and(|address| address == api.address()));
         same.unwrap_or_else(|| self.cluster.entry().clone())
@@ -185,24 +170,52 @@ async fn rewrite(
     Ok(())
 }
 
-/// Reports again and again, and looks whether the rewrite may go on; ends, with the reason, when it may not.
-async fn attend(board: &Board, index: u32, orders: &Orders, pulse: &mut Pulse, report: &Mutex<Report>) -> String {
-    let mut last = None;
-    loop {
-        tokio::time::sleep(LOOKS_EVERY).await;
-        let now = report.lock().expect("nothing panics while it is held").clone();
-        if last.as_ref() != Some(&now) {
-            let reported = tokio::time::timeout(LOOK_WITHIN, board.report(index, &now)).await;
-            last = matches!(reported, Ok(Ok(()))).then_some(now);
+/// What a shard hears of the coordinator, and tells it. Each look has its time, so that silence is noticed.
+struct Line {
+    board: Board,
+    index: u32,
+    pulse: Pulse,
+}
+
+impl Line {
+    /// Looks at what is posted; nothing if it cannot be seen just now.
+    async fn look(&mut self) -> Result<Option<Posted>, RotationError> {
+        let seen = match tokio::time::timeout(LOOK_WITHIN, self.board.read()).await {
+            Ok(Ok(seen)) => seen,
+            // Rights that are missing do not come by waiting.
+            Ok(Err(error)) if is_final(&error) => return Err(error),
+            Ok(Err(_)) | Err(_) => None,
+        };
+        if let Some(orders) = seen.as_ref().and_then(|posted| posted.orders.as_ref()) {
+            self.pulse.feel(orders, Instant::now());
         }
-        if let Ok(Ok(Some(Posted { orders: Some(now), .. }))) = tokio::time::timeout(LOOK_WITHIN, board.read()).await {
-            if (now.rotation, now.generation, now.phase) != (orders.rotation, orders.generation, Phase::Rewrite) {
+        Ok(seen)
+    }
+
+    /// Posts what was done; whether it arrived.
+    async fn tell(&self, report: &Report) -> bool {
+        let told = tokio::time::timeout(LOOK_WITHIN, self.board.report(self.index, report)).await;
+        matches!(told, Ok(Ok(())))
+    }
+
+    /// Reports again and again, and looks whether the rewrite may go on; ends, with the reason, when it may not.
+    async fn attend(&mut self, orders: &Orders, report: &Mutex<Report>) -> String {
+        let mut last = None;
+        loop {
+            tokio::time::sleep(LOOKS_EVERY).await;
+            let now = report.lock().expect("nothing panics while it is held").clone();
+            if last.as_ref() != Some(&now) {
+                last = self.tell(&now).await.then_some(now);
+            }
+            // What keeps it from being seen is told once the rewrite has stopped for it.
+            if let Ok(Some(Posted { orders: Some(now), .. })) = self.look().await
+                && (now.rotation, now.generation, now.phase) != (orders.rotation, orders.generation, Phase::Rewrite)
+            {
                 return "the coordinator stopped the rewrite".into();
             }
-            pulse.feel(&now, Instant::now());
-        }
-        if !pulse.is_felt(Instant::now()) {
-            return format!("nothing heard from the coordinator for {} s", SILENCE.as_secs());
+            if !self.pulse.is_felt(Instant::now()) {
+                return format!("nothing heard from the coordinator for {} s", SILENCE.as_secs());
+            }
         }
     }
 }
