@@ -4,15 +4,12 @@
 mod answers;
 mod doctor;
 mod fake;
-mod fake_kms;
-mod fake_sources;
 mod localstack;
-mod localstack_server;
 mod replicas;
 
 use std::path::Path;
 
-use crate::faults::Faults;
+use crate::support::fakes::faults::Faults;
 
 /// Writes a file of AWS credentials in one step, as a rotation does.
 fn write_credentials(file: &Path, access_key: &str, secret: &str) {

@@ -11,10 +11,10 @@ use kube_envelope::kek::{KekCause, WrapContext, WrappedDek};
 use kube_envelope::telemetry::Metrics;
 use tempfile::TempDir;
 
-use crate::azure_fake::{AzureFake, CLIENT, Key, SUBJECT, TENANT, throttled};
 use crate::bench::{Bench, config, dek};
-use crate::faults::{Answer, Faults, Trap};
 use crate::namespace;
+use crate::support::fakes::azure::{AzureFake, CLIENT, Key, SUBJECT, TENANT, throttled};
+use crate::support::fakes::faults::{Answer, Faults, Trap};
 
 pub struct AzureBench {
     fake: AzureFake,

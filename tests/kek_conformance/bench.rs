@@ -5,7 +5,7 @@ use kube_envelope::crypto::seal::dek_id;
 use kube_envelope::crypto::secret::Dek;
 use kube_envelope::kek::{Kek, KekConfig, RotateKek, WrapContext};
 
-use crate::faults::{Answer, Faults};
+use crate::support::fakes::faults::{Answer, Faults};
 
 /// The backend of one kind with one key in it, made for one test.
 ///

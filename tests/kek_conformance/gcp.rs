@@ -9,9 +9,9 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::bench::{Bench, config, dek};
-use crate::faults::{Answer, Fault, Faults};
-use crate::gcp_fake::{Damage, GcpFake, Key, refusal};
 use crate::namespace;
+use crate::support::fakes::faults::{Answer, Fault, Faults};
+use crate::support::fakes::gcp::{Damage, GcpFake, Key, refusal};
 
 const RING: &str = "projects/project/locations/europe-west3/keyRings/ring/cryptoKeys";
 

@@ -1,23 +1,17 @@
 //! One list of behaviours, run for every kind of KEK: one test per behaviour and kind. What a kind's backend
 //! truly does not have is ignored with the reason, visibly. A new kind is one file beside this one.
 
+#[path = "../support/mod.rs"]
+mod support;
+
 #[cfg(feature = "aws")]
 mod aws;
 #[cfg(feature = "azure")]
 mod azure;
-#[cfg(feature = "azure")]
-mod azure_fake;
 mod behaviours;
 mod bench;
-mod faults;
-#[cfg(any(feature = "azure", feature = "gcp"))]
-mod form;
 #[cfg(feature = "gcp")]
 mod gcp;
-#[cfg(feature = "gcp")]
-mod gcp_fake;
-#[cfg(feature = "azure")]
-mod jwt;
 mod keyring;
 #[cfg(any(feature = "azure", feature = "gcp"))]
 mod namespace;

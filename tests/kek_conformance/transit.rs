@@ -2,7 +2,6 @@
 
 mod beyond;
 mod openbao;
-mod server;
 
 use std::marker::PhantomData;
 use std::path::PathBuf;
@@ -12,9 +11,9 @@ use kube_envelope::kek::RotateKek;
 use serde_json::json;
 use tempfile::TempDir;
 
-use self::server::{Product, Server};
 use crate::bench::{Bench, config};
-use crate::faults::{Answer, Faults};
+use crate::support::fakes::faults::{Answer, Faults};
+use crate::support::vault::{Product, Server};
 
 /// The first and the second block of rules in the document: the plugin's, and what rotation needs besides.
 fn documented_policy(index: usize) -> &'static str {

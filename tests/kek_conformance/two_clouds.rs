@@ -11,8 +11,8 @@ use kube_envelope::telemetry::Metrics;
 
 use crate::azure::AzureBench;
 use crate::bench::{Bench, config, dek};
-use crate::faults::Fault;
 use crate::gcp::GcpBench;
+use crate::support::fakes::faults::Fault;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dek_wrapped_by_two_clouds_opens_by_either_and_only_with_its_id() {

@@ -4,6 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(feature = "aws")]
+mod aws;
 mod balancer;
 mod control_plane;
 mod crashes;
@@ -12,8 +14,16 @@ mod end_to_end;
 mod failover;
 mod flip_flop;
 mod leftovers;
+#[cfg(feature = "transit")]
+mod migration;
 mod objects;
 mod options;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
 mod preflight;
 mod shards;
+#[cfg(feature = "transit")]
+mod transit;
+#[cfg(all(feature = "azure", feature = "gcp"))]
+mod two_clouds;
 mod webhooks;

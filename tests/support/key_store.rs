@@ -1,14 +1,8 @@
-//! A real Vault as a KEK of the plugin, behind a proxy that fails on demand. For the tests that include this file.
-
-#[path = "../kek_conformance/faults.rs"]
-pub mod faults;
-#[path = "../kek_conformance/transit/server.rs"]
-pub mod vault;
-
+//! A real Vault as a KEK of the plugin, behind a proxy that fails on demand.
 use serde_json::json;
 
-use self::faults::Faults;
-use crate::support::{self, Plugin};
+use super::fakes::faults::Faults;
+use super::{Plugin, vault};
 
 /// All that the plugin needs to be allowed.
 pub const ALL: &[(&str, &str)] = &[("keys", "read"), ("encrypt", "update"), ("decrypt", "update")];
@@ -23,7 +17,7 @@ pub struct KeyStore {
 
 impl KeyStore {
     pub async fn start(name: &'static str) -> Self {
-        support::prepare();
+        super::prepare();
         let vault = vault::Server::start().await;
         // Two stores are told apart by the paths of their mounts, not by their addresses.
         vault.write(&format!("sys/mounts/{name}"), json!({ "type": "transit" })).await;

@@ -1,14 +1,26 @@
-//! Real servers for the tests, in temporary folders and on free ports: etcd, kube-apiserver, the plugin.
-//! Every child process ends with the value that holds it.
-#![allow(dead_code, unused_imports, reason = "each test file uses its own part of this")]
+//! What the tests run against, in temporary folders and on free ports: real servers, the plugin as a child process,
+//! and in `fakes` what stands in for services that cannot be installed. Every child process ends with the value that
+//! holds it.
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part of this")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::doc_markdown, reason = "for tests only")]
 
+#[cfg(feature = "rotate")]
 pub mod apiserver;
 pub mod etcd;
+pub mod fakes;
+#[cfg(feature = "transit")]
+pub mod key_store;
 pub mod keyring;
+#[cfg(feature = "aws")]
+pub mod localstack;
 pub mod plugin;
 pub mod process;
+#[cfg(feature = "rotate")]
 pub mod rotation;
+#[cfg(feature = "pkcs11")]
+pub mod token;
+#[cfg(feature = "transit")]
+pub mod vault;
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
@@ -17,6 +29,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "rotate")]
 pub use apiserver::{ADMIN, ApiServer, ApiServerOptions, Encryption};
 pub use etcd::Etcd;
 pub use keyring::KeyringFile;

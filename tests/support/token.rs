@@ -1,9 +1,9 @@
-//! A SoftHSM token of one test. For the tests that include this file.
+//! A SoftHSM token of one test.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::Plugin;
+use super::Plugin;
 
 /// A SoftHSM token in a folder of its own.
 pub struct Token {

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::fake::FakeBench;
 use crate::bench::{Bench, dek};
-use crate::faults::{Answer, Fault};
+use crate::support::fakes::faults::{Answer, Fault};
 
 /// What Encrypt and Decrypt get for an answer, and what the KEK makes of it.
 async fn answered(status: u16, code: &str, message: &str) -> KekError {

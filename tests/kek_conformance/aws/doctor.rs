@@ -4,11 +4,11 @@
 use std::process::{Command, Output};
 
 use super::fake::{FakeBench, REGION};
-use super::fake_kms::Key;
-use super::fake_sources::{EXTERNAL_ID, FILE_TOKEN, ROLE, Sources};
 use super::from_file;
 use crate::behaviours::http_date;
 use crate::bench::Bench;
+use crate::support::fakes::aws::credentials::{EXTERNAL_ID, FILE_TOKEN, ROLE, Sources};
+use crate::support::fakes::aws::kms::Key;
 
 /// Runs `doctor` with one KEK, in an environment that holds `variables` alone.
 async fn doctor(bench: &FakeBench, item: &str, variables: &[(&str, String)]) -> (i32, String) {

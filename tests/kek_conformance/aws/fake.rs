@@ -5,10 +5,10 @@ use std::path::Path;
 use async_trait::async_trait;
 use tempfile::TempDir;
 
-use super::fake_kms::{ACCOUNT, FakeKms, Key, User};
 use super::{from_file, item, write_credentials};
 use crate::bench::Bench;
-use crate::faults::{Answer, Faults};
+use crate::support::fakes::aws::kms::{ACCOUNT, FakeKms, Key, User};
+use crate::support::fakes::faults::{Answer, Faults};
 
 pub const REGION: &str = "eu-central-1";
 

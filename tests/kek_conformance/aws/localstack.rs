@@ -5,10 +5,10 @@ use aws_sdk_kms::Client;
 use kube_envelope::key_id::KeyId;
 use tempfile::TempDir;
 
-use super::localstack_server::{REGION, create_key, localstack};
 use super::{from_file, item, write_credentials};
 use crate::bench::{Bench, config, dek};
-use crate::faults::{Answer, Faults};
+use crate::support::fakes::faults::{Answer, Faults};
+use crate::support::localstack::{REGION, create_key, localstack};
 
 struct LocalStackBench {
     admin: Client,

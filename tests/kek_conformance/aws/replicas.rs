@@ -9,8 +9,8 @@ use kube_envelope::key_id::KeyId;
 use kube_envelope::telemetry::Metrics;
 
 use super::fake::{FakeBench, REGION};
-use super::fake_kms::{ACCOUNT, Key};
 use crate::bench::{Bench, config, dek};
+use crate::support::fakes::aws::kms::{ACCOUNT, Key};
 
 async fn guarded(bench: &FakeBench) -> KekSet {
     let kek = GuardedKek::new("it".into(), bench.kek().await, Arc::new(Metrics::new()));

@@ -9,7 +9,7 @@ use kube_envelope::telemetry::Metrics;
 
 use super::{assert_cause, wrap};
 use crate::bench::{Bench, dek};
-use crate::faults::{Answer, Fault, Trap};
+use crate::support::fakes::faults::{Answer, Fault, Trap};
 
 /// An answer larger than any that a backend gives; no more than a part of it may be read.
 const OVERSIZED: usize = 256 << 20;

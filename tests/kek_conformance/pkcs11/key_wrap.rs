@@ -2,8 +2,9 @@
 //! of the past when the mechanism changes.
 
 use super::*;
-use crate::bench::{config, dek};
 use kube_envelope::kek::KekCause;
+
+use crate::bench::{config, dek};
 
 /// AES key wrap with padding.
 struct KeyWrap;

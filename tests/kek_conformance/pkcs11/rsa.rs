@@ -3,8 +3,9 @@
 use cryptoki::object::{AttributeType, ObjectClass};
 
 use super::*;
-use crate::bench::{config, dek};
 use kube_envelope::kek::KekCause;
+
+use crate::bench::{config, dek};
 
 /// RSA-OAEP with SHA-1.
 struct Rsa;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::bench::dek;
-use crate::faults::{Fault, TestIssuer};
+use crate::support::fakes::faults::{Fault, TestIssuer};
 
 async fn build(item: &str) -> Box<dyn Kek> {
     config(item).build().await.expect("the KEK is constructed")

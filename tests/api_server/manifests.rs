@@ -1,11 +1,10 @@
 //! `manifests/` against the program's own defaults and command line, and against a real kube-apiserver.
-#![allow(clippy::unwrap_used, missing_docs)]
-mod support;
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
+use crate::support::{ApiServer, ApiServerOptions, Encryption, Etcd, Process, free_port};
 use clap::Parser;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
 use kube::Api;
@@ -14,7 +13,6 @@ use kube_envelope::cli::{Cli, Command};
 use kube_envelope::config::{Config, DEFAULT_LISTEN, DEFAULT_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR};
 use kube_envelope::kek::keyring::Keyring;
 use serde_json::{Value, from_value, json};
-use support::{ApiServer, ApiServerOptions, Encryption, Etcd, Process, free_port};
 
 #[test]
 fn the_example_configuration_shows_the_defaults() {
@@ -92,19 +90,23 @@ fn the_systemd_unit_serves_at_the_default_places() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn systemd_is_told_that_the_plugin_is_ready() {
-    support::prepare();
+    crate::support::prepare();
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("notify.sock");
     let systemd = UnixDatagram::bind(&socket).unwrap();
-    systemd.set_read_timeout(Some(support::STARTS_WITHIN)).unwrap();
+    systemd.set_read_timeout(Some(crate::support::STARTS_WITHIN)).unwrap();
     let kms = folder.path().join("kms.sock");
     let _plugin = serve(folder.path(), &kms, vec![("NOTIFY_SOCKET".into(), socket.into())]);
 
     let mut message = [0; 256];
     let length = systemd.recv(&mut message).unwrap();
     assert!(message[..length].starts_with(b"READY=1"), "{}", String::from_utf8_lossy(&message[..length]));
-    let mut client = support::plugin::connect(&kms).await.expect("ready means that the socket takes connections");
-    assert_eq!(client.status(support::plugin::proto::StatusRequest {}).await.unwrap().into_inner().healthz, "ok");
+    let mut client =
+        crate::support::plugin::connect(&kms).await.expect("ready means that the socket takes connections");
+    assert_eq!(
+        client.status(crate::support::plugin::proto::StatusRequest {}).await.unwrap().into_inner().healthz,
+        "ok"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,21 +1,16 @@
 //! What an operator can rely on when a key store is away, denies, or a disk fails: the table of the README, cell by
 //! cell, with real Vault servers behind a proxy that fails on demand, and a real API server where one restarts.
-#![cfg(all(feature = "transit", feature = "rotate"))]
-#![allow(missing_docs, dead_code, clippy::unwrap_used, reason = "for tests only")]
-
-#[path = "support/key_store.rs"]
-mod key_store;
-mod support;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use key_store::faults::{Answer, Fault};
-use key_store::{ALL, KeyStore, reconfigure, settings};
-use support::plugin::encryption_configuration;
-use support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
-use support::{ApiServer, ApiServerOptions, Encryption, Etcd, Plugin, wait_until};
 use tonic::Code;
+
+use crate::support::fakes::faults::{Answer, Fault};
+use crate::support::key_store::{ALL, KeyStore, reconfigure, settings};
+use crate::support::plugin::encryption_configuration;
+use crate::support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
+use crate::support::{ApiServer, ApiServerOptions, Encryption, Etcd, Plugin, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
 

@@ -1,17 +1,14 @@
 //! A real kube-apiserver and etcd behind the plugin: what is stored, and that it comes back whatever restarts.
-#![allow(missing_docs, clippy::unwrap_used, reason = "for tests only")]
-
-mod support;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::support::plugin::encryption_configuration;
+use crate::support::{ApiServer, ApiServerOptions, Encryption, Etcd, KeyringFile, Plugin, wait_until};
 use futures::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
-use support::plugin::encryption_configuration;
-use support::{ApiServer, ApiServerOptions, Encryption, Etcd, KeyringFile, Plugin, wait_until};
 
 const NAMESPACE: &str = "default";
 /// An API server polls Status every minute, and every 20 s while its health is asked for.
@@ -36,7 +33,7 @@ async fn secrets_and_config_maps_are_ciphertext_in_etcd_and_survive_every_restar
         let stored = etcd.get(key).await.unwrap();
         assert!(stored.starts_with(b"k8s:enc:kms:v2:kube-envelope:"), "{key}");
         assert!(!contains(&stored, b"precious value"), "{key} holds its value in clear");
-        let object = support::etcd::encrypted(&stored).unwrap();
+        let object = crate::support::etcd::encrypted(&stored).unwrap();
         assert_eq!(object.key_id, key_id);
         assert_eq!(object.encrypted_dek_source.len(), 111);
         assert_eq!(object.annotations.keys().collect::<Vec<_>>(), ["dek.kube-envelope.io"]);
@@ -214,7 +211,7 @@ async fn assert_all_come_back(server: &ApiServer, count: usize) {
     let secrets = secrets.unwrap().items;
     assert_eq!(secrets.len(), count);
     for secret in secrets {
-        assert_eq!(Some(support::apiserver::value(&secret)), secret.metadata.name);
+        assert_eq!(Some(crate::support::apiserver::value(&secret)), secret.metadata.name);
     }
 }
 

@@ -1,17 +1,15 @@
 //! Invariant 8: no log line, error, metric or status report of a whole session holds a seed, a DEK or a key of the
 //! keyring, in any form in which bytes are commonly printed.
-#![allow(clippy::unwrap_used, missing_docs)]
-mod support;
 
 use std::time::Duration;
 
+use crate::support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
+use crate::support::{KeyringFile, Plugin, wait_until};
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use kube_envelope::crypto::seal::{Purpose, dek_id, open};
 use kube_envelope::crypto::secret::Dek;
 use kube_envelope::envelope::{ANNOTATION, Ciphertext, WrappedDekSet};
-use support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
-use support::{KeyringFile, Plugin, wait_until};
 
 const CLUSTER: &str = "secrets";
 

@@ -1,35 +1,18 @@
 //! What a plugin that nobody asks anything asks of its KEK: requests counted on the wire, for each kind. The intervals
 //! are the sixtieth of the defaults, so a second stands for a minute. `scripts/bench idle` runs it for longer.
-#![cfg(all(feature = "aws", feature = "azure", feature = "gcp", feature = "pkcs11", feature = "transit"))]
-#![allow(missing_docs, clippy::unwrap_used, dead_code, reason = "for tests only; the fakes serve another test as well")]
-
-#[path = "kek_conformance/azure_fake.rs"]
-mod azure_fake;
-#[path = "kek_conformance/form.rs"]
-mod form;
-#[path = "kek_conformance/gcp_fake.rs"]
-mod gcp_fake;
-#[path = "kek_conformance/jwt.rs"]
-mod jwt;
-#[path = "support/key_store.rs"]
-mod key_store;
-#[path = "kek_conformance/aws/localstack_server.rs"]
-mod localstack_server;
-mod support;
-#[path = "support/token.rs"]
-mod token;
 
 use std::any::Any;
 use std::time::Duration;
 
-use azure_fake::{AzureFake, CLIENT, TENANT};
-use gcp_fake::GcpFake;
-use key_store::KeyStore;
-use key_store::faults::Faults;
-use localstack_server::{create_key, localstack};
-use support::{KeyringFile, Plugin};
 use tempfile::TempDir;
-use token::Token;
+
+use crate::support::fakes::azure::{self, AzureFake, CLIENT, TENANT};
+use crate::support::fakes::faults::Faults;
+use crate::support::fakes::gcp::{self, GcpFake};
+use crate::support::key_store::KeyStore;
+use crate::support::localstack;
+use crate::support::token::Token;
+use crate::support::{KeyringFile, Plugin};
 
 /// The defaults by sixty.
 const INTERVALS: &str = "refreshInterval: 1s\nproveInterval: 10s";
@@ -129,21 +112,15 @@ async fn transit() -> Idle {
 }
 
 async fn aws() -> Idle {
-    let (address, admin) = localstack().await;
-    let (key, folder) = (create_key(&admin).await, TempDir::new().unwrap());
-    let line = Faults::tls(address, folder.path()).await;
-    let credentials = folder.path().join("credentials");
-    std::fs::write(&credentials, "[default]\naws_access_key_id = plugin\naws_secret_access_key = plugin\n").unwrap();
-    let (url, ca, credentials) = (line.url(), line.ca_file().display(), credentials.display());
-    let settings = format!("key: '{key}', endpoint: '{url}', caFile: {ca}, credentialsFile: {credentials}");
-    let plugin = start(&format!("{{ name: it, awsKms: {{ {settings} }} }}")).await;
-    let counted = line.counter();
-    Idle { kind: "awsKms", plugin, line: Some(counted), prices: Some((0.03, 0.03)), _servers: Box::new((line, folder)) }
+    let store = localstack::KeyStore::start().await;
+    let plugin = start(&store.item()).await;
+    let line = store.faults.counter();
+    Idle { kind: "awsKms", plugin, line: Some(line), prices: Some((0.03, 0.03)), _servers: Box::new(store) }
 }
 
 async fn google() -> Idle {
     let (google, folder) = (GcpFake::start().await, TempDir::new().unwrap());
-    google.service().keys.insert(GOOGLE_KEY.into(), gcp_fake::Key::new());
+    google.service().keys.insert(GOOGLE_KEY.into(), gcp::Key::new());
     std::fs::write(folder.path().join("account.json"), google.credentials()).unwrap();
     let line = Faults::tls(google.address, folder.path()).await;
     let (url, ca, at) = (line.url(), line.ca_file().display(), folder.path().display());
@@ -158,7 +135,7 @@ async fn google() -> Idle {
 
 async fn azure() -> Idle {
     let (azure, folder) = (AzureFake::start().await, TempDir::new().unwrap());
-    azure.service().keys.insert("kek".into(), azure_fake::Key::rsa());
+    azure.service().keys.insert("kek".into(), azure::Key::rsa());
     std::fs::write(folder.path().join("secret"), &azure.service().secret).unwrap();
     let line = Faults::tls_for(azure.address, folder.path(), &["kek.vault.azure.net", "localhost"]).await;
     let (port, ca, at) = (line.port(), line.ca_file().display(), folder.path().display());

@@ -147,7 +147,6 @@ impl Faults {
     }
 
     /// Tells the same later, without this proxy at hand.
-    #[allow(dead_code, reason = "of use to a test that includes this file, and not to this one")]
     pub fn counter(&self) -> Box<dyn Fn() -> usize + Send + Sync> {
         let state = self.state.clone();
         Box::new(move || state.requests.load(SeqCst))

@@ -15,8 +15,8 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
-use crate::form::url_form;
-use crate::jwt::{Signer, now};
+use super::form::url_form;
+use super::jwt::{Signer, now};
 
 pub const TENANT: &str = "7b795fb9-09d3-42f4-a494-38864f99ba3c";
 pub const CLIENT: &str = "11111111-2222-3333-4444-555555555555";

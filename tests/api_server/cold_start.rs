@@ -1,7 +1,5 @@
 //! What a cold API server asks of the plugin, and the plugin of its KEK, when every object has a seed of its own:
 //! 1,000 Secrets as a real kube-apiserver reads them, put straight into etcd instead of by 1,000 restarts.
-#![allow(clippy::unwrap_used, missing_docs)]
-mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -15,10 +13,11 @@ use kube::api::ListParams;
 use kube_envelope::kek::keyring::Keyring;
 use prost::Message;
 use serde_json::json;
-use support::etcd::EncryptedObject;
-use support::plugin::{encryption_configuration, proto::EncryptRequest};
-use support::{ApiServer, ApiServerOptions, Etcd, Plugin, wait_until};
 use tonic::transport::Channel;
+
+use crate::support::etcd::EncryptedObject;
+use crate::support::plugin::{encryption_configuration, proto::EncryptRequest};
+use crate::support::{ApiServer, ApiServerOptions, Etcd, Plugin, wait_until};
 
 /// Secrets in etcd, each under a seed of its own.
 const SEEDS: usize = 1_000;

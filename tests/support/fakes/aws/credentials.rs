@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use super::fake_kms::{FakeKms, Kms, User, check_signature};
+use super::kms::{FakeKms, Kms, User, check_signature};
 
 /// What a container's or a web identity's token file must hold.
 pub const FILE_TOKEN: &str = "token-of-a-service-account";

@@ -1,13 +1,11 @@
 //! The real servers that the other tests stand on, started and restarted once.
-#![allow(clippy::unwrap_used, missing_docs)]
-mod support;
 
+use crate::support::plugin::encryption_configuration;
+use crate::support::{ApiServer, ApiServerOptions, Etcd};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::PostParams;
 use serde_json::{from_value, json};
-use support::plugin::encryption_configuration;
-use support::{ApiServer, ApiServerOptions, Etcd};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_server_encrypts_and_restarts_on_a_real_etcd() {

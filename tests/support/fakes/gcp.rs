@@ -16,7 +16,7 @@ use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
 use serde_json::{Value, json};
 
-use crate::form::url_form;
+use super::form::url_form;
 
 const ACCOUNT: &str = "plugin@project.iam.gserviceaccount.com";
 const SCOPES: [&str; 2] =

@@ -1,17 +1,15 @@
 //! Frozen results of every released format, in `tests/vectors/`: each opens for ever, by a plugin that has nothing but
 //! the keyring. Files are added, never edited.
-#![allow(clippy::unwrap_used, missing_docs)]
-mod support;
 
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::support::plugin::proto::{DecryptRequest, EncryptRequest};
+use crate::support::{KeyringFile, Plugin};
 use kube_envelope::envelope::{ANNOTATION, Ciphertext, MAX_SEED_BYTES, WrappedDekSet};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use support::plugin::proto::{DecryptRequest, EncryptRequest};
-use support::{KeyringFile, Plugin};
 
 /// One object as it lies in etcd, and all that is needed to open it. The keys are for tests.
 #[derive(Serialize, Deserialize)]

@@ -1,5 +1,4 @@
-//! The real `LocalStack`, one for all tests of a process, and an administrator's view of it. Stands alone: a test
-//! on a real API server uses it as well.
+//! The real `LocalStack`, one for all tests of a process, and an administrator's view of it.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,6 +9,8 @@ use std::time::{Duration, Instant};
 use aws_sdk_kms::Client;
 use aws_sdk_kms::config::{BehaviorVersion, Credentials, Region};
 use tempfile::TempDir;
+
+use super::fakes::faults::Faults;
 
 pub const REGION: &str = "eu-central-1";
 
@@ -29,6 +30,38 @@ pub async fn localstack() -> (SocketAddr, Client) {
 pub async fn create_key(admin: &Client) -> String {
     let made = admin.create_key().send().await.expect("a key is made");
     made.key_metadata.and_then(|metadata| metadata.arn).expect("a key has an ARN")
+}
+
+/// A key in `LocalStack`, reached by the plugin through a proxy that fails on demand.
+pub struct KeyStore {
+    pub admin: Client,
+    pub key: String,
+    pub faults: Faults,
+    folder: TempDir,
+}
+
+impl KeyStore {
+    pub async fn start() -> Self {
+        let (address, admin) = localstack().await;
+        let (key, folder) = (create_key(&admin).await, TempDir::new().expect("a folder"));
+        let credentials = "[default]\naws_access_key_id = plugin\naws_secret_access_key = plugin\n";
+        std::fs::write(folder.path().join("credentials"), credentials).expect("written");
+        Self { admin, key, faults: Faults::tls(address, folder.path()).await, folder }
+    }
+
+    /// Its item of `keks:`.
+    pub fn item(&self) -> String {
+        let (key, url, ca) = (&self.key, self.faults.url(), self.faults.ca_file().display());
+        let credentials = self.folder.path().join("credentials");
+        let settings = format!("key: '{key}', endpoint: '{url}', caFile: {ca}");
+        format!("{{ name: aws, awsKms: {{ {settings}, credentialsFile: {} }} }}", credentials.display())
+    }
+
+    /// The id of the material that encrypts now.
+    pub async fn current_material(&self) -> String {
+        let described = self.admin.describe_key().key_id(&self.key).send().await.expect("described");
+        described.key_metadata.and_then(|metadata| metadata.current_key_material_id).expect("a material id")
+    }
 }
 
 /// The address of the `LocalStack` of this test process.

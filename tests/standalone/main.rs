@@ -1,13 +1,18 @@
-//! Exact output and exit code of the real binary, one behaviour a test: `serve` with a configuration that cannot work,
-//! `serve --dev`, a reload, `status`, `keyring`.
-#![allow(clippy::unwrap_used, missing_docs)]
+//! The real binary with nothing around it but keyring files: what its commands print and how they end, the KMS v2
+//! contract, hostile input, the stored format. Needs no server.
+#![allow(missing_docs, clippy::unwrap_used, clippy::doc_markdown, reason = "for tests only")]
 
 #[path = "../support/mod.rs"]
 mod support;
 
 mod configuration;
+mod doctor;
+mod envelope_vectors;
+mod hostile_input;
 mod keyring;
+mod kms_v2_contract;
 mod running;
+mod secrets_stay_inside;
 
 use std::path::Path;
 use std::process::Command;

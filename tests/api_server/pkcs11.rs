@@ -1,15 +1,9 @@
 //! The plugin's own binary with a KEK in a token: the module is loaded into the process that has given up its
 //! privileges, and serves there over rotations and restarts. The KEK by itself is `kek_conformance`'s.
-#![cfg(feature = "pkcs11")]
-#![allow(missing_docs, dead_code, clippy::unwrap_used, reason = "for tests only")]
 
-mod support;
-#[path = "support/token.rs"]
-mod token;
-
-use support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
-use support::{Plugin, STARTS_WITHIN, wait_until};
-use token::Token;
+use crate::support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
+use crate::support::token::Token;
+use crate::support::{Plugin, STARTS_WITHIN, wait_until};
 
 /// How often the plugin looks after its key.
 const SOON: &str = "refreshInterval: 1s";
@@ -42,36 +36,13 @@ async fn a_plugin_waits_for_a_key_and_serves_once_it_is_made() {
     let plugin = token.plugin("aesGcm", SOON);
     wait_until("Status tells what is missing", STARTS_WITHIN, async || {
         let Some(mut client) = plugin.client().await else { return false };
-        let status = client.status(support::plugin::proto::StatusRequest {}).await;
+        let status = client.status(crate::support::plugin::proto::StatusRequest {}).await;
         status.is_err_and(|status| status.message().contains("kube-envelope"))
     })
     .await;
     token.tool(&["--keygen", "--key-type", "AES:32", "--label", "kube-envelope", "--id", "01", "--sensitive"]);
     plugin.wait_healthy().await;
     assert_eq!(decrypt(&plugin, &encrypt(&plugin).await).await, SEED);
-}
-
-#[cfg(feature = "rotate")]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rotate_keys_makes_a_new_key_in_the_token_and_brings_everything_under_it() {
-    rotates("aesGcm", &["--keygen", "--key-type", "AES:32"], "secrkey").await;
-}
-
-#[cfg(feature = "rotate")]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rotate_keys_makes_a_new_pair_in_a_token_with_rsa_alone_and_brings_everything_under_it() {
-    rotates("rsaOaepSha1", &["--keypairgen", "--key-type", "rsa:2048"], "privkey").await;
-}
-
-#[cfg(feature = "rotate")]
-async fn rotates(mechanism: &str, made_by: &[&str], kind: &str) {
-    let token = Token::new();
-    token.tool(&[made_by, &["--label", "kube-envelope", "--id", "01", "--sensitive"]].concat());
-    let plugin = token.plugin(mechanism, SOON);
-    plugin.wait_healthy().await;
-    support::rotation::rotates_end_to_end(&plugin, &[("SOFTHSM2_CONF", &token.settings())]).await;
-    let keys = token.tool(&["--list-objects", "--type", kind]);
-    assert_eq!(keys.matches("label:      kube-envelope").count(), 2, "{keys}");
 }
 
 async fn encrypt(plugin: &Plugin) -> EncryptResponse {
