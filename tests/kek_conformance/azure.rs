@@ -11,7 +11,7 @@ use kube_envelope::kek::{KekCause, WrapContext, WrappedDek};
 use kube_envelope::telemetry::Metrics;
 use tempfile::TempDir;
 
-use crate::bench::{Bench, config, dek};
+use crate::bench::{Authenticates, Bench, Disables, Permits, Recreates, Remote, config, dek};
 use crate::namespace;
 use crate::support::fakes::azure::{AzureFake, CLIENT, Key, SUBJECT, TENANT, throttled};
 use crate::support::fakes::faults::{Answer, Faults, Trap};
@@ -82,22 +82,38 @@ impl Bench for AzureBench {
         self.change(Key::rotate);
     }
 
-    async fn recreate(&self) {
-        self.fake.service().keys.insert("kek".into(), Key::rsa());
-    }
-
-    async fn disable(&self) {
-        self.change(|key| key.versions[0].enabled = false);
-    }
-
     async fn destroy(&self) {
         self.fake.service().keys.remove("kek");
     }
 
+    fn requests(&self) -> usize {
+        self.faults.requests()
+    }
+}
+
+#[async_trait]
+impl Recreates for AzureBench {
+    async fn recreate(&self) {
+        self.fake.service().keys.insert("kek".into(), Key::rsa());
+    }
+}
+
+#[async_trait]
+impl Disables for AzureBench {
+    async fn disable(&self) {
+        self.change(|key| key.versions[0].enabled = false);
+    }
+}
+
+#[async_trait]
+impl Permits for AzureBench {
     async fn withdraw_permission(&self) {
         self.fake.service().permissions.clear();
     }
+}
 
+#[async_trait]
+impl Authenticates for AzureBench {
     async fn expire_credentials(&self) {
         let mut service = self.fake.service();
         service.revoked_up_to = service.tokens_given;
@@ -107,7 +123,9 @@ impl Bench for AzureBench {
         self.expire_credentials().await;
         self.fake.service().secret = String::new();
     }
+}
 
+impl Remote for AzureBench {
     fn faults(&self) -> &Faults {
         &self.faults
     }

@@ -10,7 +10,7 @@ use kube_envelope::kek::{Kek, KekCause, KekError, KekVersion, MAX_VERSION_BYTES,
 use kube_envelope::telemetry::Metrics;
 
 pub use self::remote::*;
-use crate::bench::{Bench, dek};
+use crate::bench::{Authenticates, Bench, Disables, Permits, Recreates, Remote, dek};
 
 /// The list. A kind that leaves one out does not compile.
 #[allow(dead_code, reason = "only its making is checked, by the compiler")]
@@ -163,7 +163,7 @@ pub async fn old_versions_still_open(bench: &impl Bench) {
     assert_eq!(unwrapped.version, wrapped.version, "and says that it was the old one");
 }
 
-pub async fn a_recreated_key_is_another_version(bench: &impl Bench) {
+pub async fn a_recreated_key_is_another_version(bench: &impl Recreates) {
     let kek = bench.kek().await;
     let (wrapped, context) = wrap(&*kek).await;
     bench.recreate().await;
@@ -173,7 +173,7 @@ pub async fn a_recreated_key_is_another_version(bench: &impl Bench) {
     assert_cause(kek.unwrap(&wrapped, &context).await, &gone, "a wrap of the former key");
 }
 
-pub async fn a_disabled_key_is_denied(bench: &impl Bench) {
+pub async fn a_disabled_key_is_denied(bench: &impl Disables) {
     let kek = bench.kek().await;
     let (wrapped, context) = wrap(&*kek).await;
     bench.disable().await;
@@ -191,7 +191,7 @@ pub async fn a_destroyed_key_is_gone_definitely(bench: &impl Bench) {
     assert_cause(kek.unwrap(&wrapped, &context).await, &gone, "unwrap");
 }
 
-pub async fn a_withdrawn_permission_is_denied(bench: &impl Bench) {
+pub async fn a_withdrawn_permission_is_denied(bench: &impl Permits) {
     let kek = bench.kek().await;
     let (wrapped, context) = wrap(&*kek).await;
     bench.withdraw_permission().await;
@@ -200,7 +200,7 @@ pub async fn a_withdrawn_permission_is_denied(bench: &impl Bench) {
     assert_cause(kek.wrap(&dek, &context).await, &[KekCause::Denied], "wrap");
 }
 
-pub async fn expired_credentials_are_renewed(bench: &impl Bench) {
+pub async fn expired_credentials_are_renewed(bench: &impl Authenticates) {
     let kek = bench.kek().await;
     let (wrapped, context) = wrap(&*kek).await;
     bench.expire_credentials().await;
@@ -208,7 +208,7 @@ pub async fn expired_credentials_are_renewed(bench: &impl Bench) {
     kek.version().await.expect("version with new credentials");
 }
 
-pub async fn revoked_credentials_are_unauthenticated(bench: &impl Bench) {
+pub async fn revoked_credentials_are_unauthenticated(bench: &impl Authenticates) {
     let kek = bench.kek().await;
     let (wrapped, context) = wrap(&*kek).await;
     bench.revoke_credentials().await;
@@ -232,7 +232,7 @@ pub async fn the_end_of_the_credentials_is_known(bench: &impl Bench) {
     assert!((told - known).abs() <= 1.0, "{told} in the metric, {known} known");
 }
 
-pub async fn a_clock_that_is_off_is_known(bench: &impl Bench) {
+pub async fn a_clock_that_is_off_is_known(bench: &impl Remote) {
     let kek = bench.kek().await;
     let ahead = || kek.server_clock().expect("a server has a clock").ahead();
     assert_eq!(ahead(), None, "nobody was asked yet");

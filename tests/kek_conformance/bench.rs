@@ -7,10 +7,8 @@ use kube_envelope::kek::{Kek, KekConfig, RotateKek, WrapContext};
 
 use crate::support::fakes::faults::{Answer, Faults};
 
-/// The backend of one kind with one key in it, made for one test.
-///
-/// A hook without which a behaviour has no sense panics by default: the kind's list then ignores that
-/// behaviour, with the reason.
+/// The backend of one kind with one key in it, made for one test. What only some backends can do is in the traits
+/// below; a behaviour that needs one of them does not compile for a bench without it.
 #[async_trait]
 pub trait Bench: Sized + Send + Sync {
     /// Starts the server, or takes a key of its own in one that is shared.
@@ -33,48 +31,11 @@ pub trait Bench: Sized + Send + Sync {
     /// Makes a new version active, as the backend's own tools do.
     async fn rotate(&self);
 
-    /// Destroys the key and makes another one of the same name.
-    async fn recreate(&self) {
-        panic!("this kind cannot recreate a key")
-    }
-
-    /// Disables the key.
-    async fn disable(&self) {
-        panic!("this kind cannot disable a key")
-    }
-
     /// Destroys the key, or the version that has wrapped.
     async fn destroy(&self);
 
-    /// Takes the permission to use the key away from the credentials, which stay valid.
-    async fn withdraw_permission(&self) {
-        panic!("this kind has no permissions")
-    }
-
-    /// Makes the credentials that the KEK now holds invalid; new ones can be had.
-    async fn expire_credentials(&self) {
-        panic!("this kind has no credentials")
-    }
-
-    /// Makes the credentials invalid for good.
-    async fn revoke_credentials(&self) {
-        panic!("this kind has no credentials")
-    }
-
-    /// What stands between the KEK and its server.
-    fn faults(&self) -> &Faults {
-        panic!("this kind asks no server")
-    }
-
-    /// How the backend answers when it is asked too often.
-    fn throttled(&self) -> Answer {
-        panic!("this kind asks no server")
-    }
-
-    /// How many requests have reached the backend.
-    fn requests(&self) -> usize {
-        self.faults().requests()
-    }
+    /// How many requests have reached the backend; 0 for one that is not asked over a connection.
+    fn requests(&self) -> usize;
 
     /// The KEK, made of [`Bench::item`].
     async fn kek(&self) -> Box<dyn Kek> {
@@ -90,6 +51,46 @@ pub trait Bench: Sized + Send + Sync {
     async fn rotating(&self) -> Box<dyn RotateKek> {
         config(&self.item()).build_rotating().await.expect("this kind rotates")
     }
+}
+
+/// A backend that gives the name of a destroyed key to another one.
+#[async_trait]
+pub trait Recreates: Bench {
+    /// Destroys the key and makes another one of the same name.
+    async fn recreate(&self);
+}
+
+/// A backend whose keys can be switched off.
+#[async_trait]
+pub trait Disables: Bench {
+    /// Disables the key.
+    async fn disable(&self);
+}
+
+/// A backend that decides who may use a key.
+#[async_trait]
+pub trait Permits: Bench {
+    /// Takes the permission to use the key away from the credentials, which stay valid.
+    async fn withdraw_permission(&self);
+}
+
+/// A backend that checks credentials.
+#[async_trait]
+pub trait Authenticates: Bench {
+    /// Makes the credentials that the KEK now holds invalid; new ones can be had.
+    async fn expire_credentials(&self);
+
+    /// Makes the credentials invalid for good.
+    async fn revoke_credentials(&self);
+}
+
+/// A backend that is asked over a connection.
+pub trait Remote: Bench {
+    /// The proxy between the KEK and its server.
+    fn faults(&self) -> &Faults;
+
+    /// How the backend answers when it is asked too often.
+    fn throttled(&self) -> Answer;
 }
 
 /// Reads an item as the program does, and holds it to be free of problems.

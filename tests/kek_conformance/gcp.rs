@@ -8,7 +8,7 @@ use kube_envelope::kek::{KekCause, KekVersion, WrappedDek};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::bench::{Bench, config, dek};
+use crate::bench::{Authenticates, Bench, Disables, Permits, Remote, config, dek};
 use crate::namespace;
 use crate::support::fakes::faults::{Answer, Fault, Faults};
 use crate::support::fakes::gcp::{Damage, GcpFake, Key, refusal};
@@ -78,19 +78,32 @@ impl Bench for GcpBench {
         self.change(Key::rotate);
     }
 
-    async fn disable(&self) {
-        self.change(|key| key.versions[0].state = "DISABLED");
-    }
-
     async fn destroy(&self) {
         self.rotate().await;
         self.change(|key| key.versions[0].state = "DESTROYED");
     }
 
+    fn requests(&self) -> usize {
+        self.faults.requests()
+    }
+}
+
+#[async_trait]
+impl Disables for GcpBench {
+    async fn disable(&self) {
+        self.change(|key| key.versions[0].state = "DISABLED");
+    }
+}
+
+#[async_trait]
+impl Permits for GcpBench {
     async fn withdraw_permission(&self) {
         self.fake.service().permissions.clear();
     }
+}
 
+#[async_trait]
+impl Authenticates for GcpBench {
     async fn expire_credentials(&self) {
         self.fake.service().tokens.clear();
     }
@@ -100,7 +113,9 @@ impl Bench for GcpBench {
         service.tokens.clear();
         service.refuses_tokens = true;
     }
+}
 
+impl Remote for GcpBench {
     fn faults(&self) -> &Faults {
         &self.faults
     }

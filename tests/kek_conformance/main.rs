@@ -22,22 +22,30 @@ mod transit;
 #[cfg(all(feature = "azure", feature = "gcp"))]
 mod two_clouds;
 
-/// Makes one test of each behaviour for the bench `$bench`. A reason after the colon marks what the backend
-/// does not have. All behaviours must be named: one left out does not compile.
+/// Makes one test of each behaviour for the bench `$bench`. A reason after the colon marks what the backend does not
+/// have: that test is ignored, and shows the reason. A behaviour that is left out does not compile, nor does one
+/// without a reason on a bench that lacks the trait it needs, see [`bench`].
 #[macro_export]
 macro_rules! conformance {
-    ($bench:ty; $($behaviour:ident $(: $reason:literal)?,)*) => {
-        $(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            $(#[ignore = $reason])?
-            async fn $behaviour() {
-                if <$bench as $crate::bench::Bench>::run_elsewhere(concat!(module_path!(), "::", stringify!($behaviour))) {
-                    return;
-                }
-                let bench = <$bench as $crate::bench::Bench>::start().await;
-                $crate::behaviours::$behaviour(&bench).await;
+    (@test $bench:ty, $behaviour:ident) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $behaviour() {
+            if <$bench as $crate::bench::Bench>::run_elsewhere(concat!(module_path!(), "::", stringify!($behaviour))) {
+                return;
             }
-        )*
+            let bench = <$bench as $crate::bench::Bench>::start().await;
+            $crate::behaviours::$behaviour(&bench).await;
+        }
+    };
+    (@test $bench:ty, $behaviour:ident, $reason:literal) => {
+        #[test]
+        #[ignore = $reason]
+        fn $behaviour() {
+            unimplemented!("{}", $reason)
+        }
+    };
+    ($bench:ty; $($behaviour:ident $(: $reason:literal)?,)*) => {
+        $($crate::conformance! { @test $bench, $behaviour $(, $reason)? })*
         const _: $crate::behaviours::All = $crate::behaviours::All { $($behaviour: (),)* };
     };
 }

@@ -17,7 +17,7 @@ use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
 use tempfile::TempDir;
 
-use crate::bench::Bench;
+use crate::bench::{Authenticates, Bench, Disables, Recreates};
 
 const PIN: &str = "1234";
 const FOLDER: &str = "KEK_CONFORMANCE_FOLDER";
@@ -190,11 +190,26 @@ impl<W: Way> Bench for TokenBench<W> {
         self.make_key("kube-envelope", &format!("{:02x}", keys.expect("keys").len() / W::OBJECTS.len() + 1));
     }
 
+    async fn destroy(&self) {
+        self.delete_key("01");
+    }
+
+    /// Nobody is asked over a network, so nothing can count.
+    fn requests(&self) -> usize {
+        0
+    }
+}
+
+#[async_trait]
+impl<W: Way> Recreates for TokenBench<W> {
     async fn recreate(&self) {
         self.delete_key("01");
         self.make_key("kube-envelope", "01");
     }
+}
 
+#[async_trait]
+impl<W: Way> Disables for TokenBench<W> {
     async fn disable(&self) {
         self.in_session(|session| {
             let keys = session.find_objects(&[Attribute::Label("kube-envelope".into())]).expect("keys");
@@ -207,11 +222,10 @@ impl<W: Way> Bench for TokenBench<W> {
             }
         });
     }
+}
 
-    async fn destroy(&self) {
-        self.delete_key("01");
-    }
-
+#[async_trait]
+impl<W: Way> Authenticates for TokenBench<W> {
     async fn expire_credentials(&self) {
         self.in_session(|session| session.logout().expect("logged out"));
     }
@@ -220,11 +234,6 @@ impl<W: Way> Bench for TokenBench<W> {
         let pin = |text: &str| AuthPin::new(text.into());
         self.in_session(|session| session.set_pin(&pin(PIN), &pin("5678")).expect("another PIN"));
         self.expire_credentials().await;
-    }
-
-    /// Nobody is asked over a network, so nothing can count.
-    fn requests(&self) -> usize {
-        0
     }
 }
 

@@ -11,7 +11,7 @@ use kube_envelope::kek::RotateKek;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::bench::{Bench, config};
+use crate::bench::{Authenticates, Bench, Permits, Recreates, Remote, config};
 use crate::support::fakes::faults::{Answer, Faults};
 use crate::support::vault::{Product, Server};
 
@@ -119,6 +119,24 @@ impl<M: Made> Bench for ServerBench<M> {
         self.server.write("transit/keys/kube-envelope/rotate", json!({})).await;
     }
 
+    async fn destroy(&self) {
+        self.delete_key().await;
+    }
+
+    fn requests(&self) -> usize {
+        self.faults.requests()
+    }
+
+    async fn rotating(&self) -> Box<dyn RotateKek> {
+        self.server.policy("operator", &format!("{}{}", documented_policy(0), documented_policy(1))).await;
+        let token = self.token_file(&self.server.token("operator", 600).await);
+        let item = self.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", token.display()));
+        config(&item).build_rotating().await.expect("this kind rotates")
+    }
+}
+
+#[async_trait]
+impl<M: Made> Recreates for ServerBench<M> {
     async fn recreate(&self) {
         let created = async || self.server.read("transit/keys/kube-envelope").await["data"]["keys"]["1"].clone();
         let before = created().await;
@@ -128,16 +146,18 @@ impl<M: Made> Bench for ServerBench<M> {
             self.server.write("transit/keys/kube-envelope", json!({})).await;
         }
     }
+}
 
-    async fn destroy(&self) {
-        self.delete_key().await;
-    }
-
+#[async_trait]
+impl<M: Made> Permits for ServerBench<M> {
     async fn withdraw_permission(&self) {
         let rules = documented_policy(0).replace("update", "list");
         self.server.policy("plugin", &rules).await;
     }
+}
 
+#[async_trait]
+impl<M: Made> Authenticates for ServerBench<M> {
     async fn expire_credentials(&self) {
         self.revoke_tokens().await;
     }
@@ -147,7 +167,9 @@ impl<M: Made> Bench for ServerBench<M> {
         let secret_id = json!({ "secret_id": self.secret_id });
         self.server.write("auth/approle/role/plugin/secret-id/destroy", secret_id).await;
     }
+}
 
+impl<M: Made> Remote for ServerBench<M> {
     fn faults(&self) -> &Faults {
         &self.faults
     }
@@ -155,13 +177,6 @@ impl<M: Made> Bench for ServerBench<M> {
     fn throttled(&self) -> Answer {
         let body = "{\"errors\":[\"request path \\\"transit/keys/kube-envelope\\\": rate limit quota exceeded\"]}";
         Answer { status: 429, headers: vec![("retry-after".into(), "1".into())], body: body.into() }
-    }
-
-    async fn rotating(&self) -> Box<dyn RotateKek> {
-        self.server.policy("operator", &format!("{}{}", documented_policy(0), documented_policy(1))).await;
-        let token = self.token_file(&self.server.token("operator", 600).await);
-        let item = self.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", token.display()));
-        config(&item).build_rotating().await.expect("this kind rotates")
     }
 }
 

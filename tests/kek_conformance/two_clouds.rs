@@ -10,7 +10,7 @@ use kube_envelope::kek::{KekCause, WrapContext};
 use kube_envelope::telemetry::Metrics;
 
 use crate::azure::AzureBench;
-use crate::bench::{Bench, config, dek};
+use crate::bench::{Bench, Permits, Remote, config, dek};
 use crate::gcp::GcpBench;
 use crate::support::fakes::faults::Fault;
 

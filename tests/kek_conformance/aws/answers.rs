@@ -10,7 +10,7 @@ use kube_envelope::telemetry::{LogFormat, subscriber};
 use tracing_subscriber::EnvFilter;
 
 use super::fake::FakeBench;
-use crate::bench::{Bench, dek};
+use crate::bench::{Bench, Remote, dek};
 use crate::support::fakes::faults::{Answer, Fault};
 
 /// What Encrypt and Decrypt get for an answer, and what the KEK makes of it.

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use super::fake::{FakeBench, REGION};
 use super::from_file;
 use crate::behaviours::http_date;
-use crate::bench::Bench;
+use crate::bench::{Bench, Remote};
 use crate::support::fakes::aws::credentials::{EXTERNAL_ID, FILE_TOKEN, ROLE, Sources};
 use crate::support::fakes::aws::kms::Key;
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tempfile::TempDir;
 
 use super::{from_file, item, write_credentials};
-use crate::bench::Bench;
+use crate::bench::{Authenticates, Bench, Disables, Permits, Recreates, Remote};
 use crate::support::fakes::aws::kms::{ACCOUNT, FakeKms, Key, User};
 use crate::support::fakes::faults::{Answer, Faults};
 
@@ -47,27 +47,43 @@ impl Bench for FakeBench {
         self.change_key(Key::rotate);
     }
 
-    async fn recreate(&self) {
-        let mut kms = self.kms.state();
-        let former = kms.aliases["it"].clone();
-        kms.keys.remove(&former);
-        kms.add_key(Key::in_regions(&[REGION]), "it", false);
-    }
-
-    async fn disable(&self) {
-        self.change_key(|key| key.state = "Disabled");
-    }
-
     async fn destroy(&self) {
         let mut kms = self.kms.state();
         let id = kms.aliases["it"].clone();
         kms.keys.remove(&id);
     }
 
+    fn requests(&self) -> usize {
+        self.faults.requests()
+    }
+}
+
+#[async_trait]
+impl Recreates for FakeBench {
+    async fn recreate(&self) {
+        let mut kms = self.kms.state();
+        let former = kms.aliases["it"].clone();
+        kms.keys.remove(&former);
+        kms.add_key(Key::in_regions(&[REGION]), "it", false);
+    }
+}
+
+#[async_trait]
+impl Disables for FakeBench {
+    async fn disable(&self) {
+        self.change_key(|key| key.state = "Disabled");
+    }
+}
+
+#[async_trait]
+impl Permits for FakeBench {
     async fn withdraw_permission(&self) {
         self.change_key(|key| key.denied = vec!["Encrypt", "Decrypt"]);
     }
+}
 
+#[async_trait]
+impl Authenticates for FakeBench {
     async fn expire_credentials(&self) {
         self.revoke_credentials().await;
         self.give_credentials("AKIDSECOND");
@@ -78,7 +94,9 @@ impl Bench for FakeBench {
             user.expired = true;
         }
     }
+}
 
+impl Remote for FakeBench {
     fn faults(&self) -> &Faults {
         &self.faults
     }

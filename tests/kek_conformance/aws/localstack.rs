@@ -6,7 +6,7 @@ use kube_envelope::key_id::KeyId;
 use tempfile::TempDir;
 
 use super::{from_file, item, write_credentials};
-use crate::bench::{Bench, config, dek};
+use crate::bench::{Bench, Disables, Remote, config, dek};
 use crate::support::fakes::faults::{Answer, Faults};
 use crate::support::localstack::{REGION, create_key, localstack};
 
@@ -43,15 +43,24 @@ impl Bench for LocalStackBench {
         self.admin.rotate_key_on_demand().key_id(&self.key).send().await.expect("rotated");
     }
 
-    async fn disable(&self) {
-        self.admin.disable_key().key_id(&self.key).send().await.expect("disabled");
-    }
-
     async fn destroy(&self) {
         let request = self.admin.schedule_key_deletion().key_id(&self.key).pending_window_in_days(7);
         request.send().await.expect("to be deleted");
     }
 
+    fn requests(&self) -> usize {
+        self.faults.requests()
+    }
+}
+
+#[async_trait]
+impl Disables for LocalStackBench {
+    async fn disable(&self) {
+        self.admin.disable_key().key_id(&self.key).send().await.expect("disabled");
+    }
+}
+
+impl Remote for LocalStackBench {
     fn faults(&self) -> &Faults {
         &self.faults
     }

@@ -8,25 +8,25 @@ use kube_envelope::kek::guard::{DEADLINE, GuardedKek};
 use kube_envelope::telemetry::Metrics;
 
 use super::{assert_cause, wrap};
-use crate::bench::{Bench, dek};
+use crate::bench::{Remote, dek};
 use crate::support::fakes::faults::{Answer, Fault, Trap};
 
 /// An answer larger than any that a backend gives; no more than a part of it may be read.
 const OVERSIZED: usize = 256 << 20;
 const MOST_READ: usize = 32 << 20;
 
-pub async fn a_throttled_call_is_throttled(bench: &impl Bench) {
+pub async fn a_throttled_call_is_throttled(bench: &impl Remote) {
     assert_fault(bench, Fault::Answer(bench.throttled()), &[KekCause::Throttled]).await;
 }
 
-pub async fn a_server_error_is_unavailable(bench: &impl Bench) {
+pub async fn a_server_error_is_unavailable(bench: &impl Remote) {
     for status in [500, 502, 503, 504] {
         let answer = Answer { status, headers: Vec::new(), body: "upstream broke".into() };
         assert_fault(bench, Fault::Answer(answer), &[KekCause::Unavailable]).await;
     }
 }
 
-pub async fn a_slow_server_meets_the_deadline(bench: &impl Bench) {
+pub async fn a_slow_server_meets_the_deadline(bench: &impl Remote) {
     let kek = bench.kek().await;
     let (wrapped, context) = wrap(&*kek).await;
     for fault in [Fault::Silence, Fault::Drip] {
@@ -39,16 +39,16 @@ pub async fn a_slow_server_meets_the_deadline(bench: &impl Bench) {
     }
 }
 
-pub async fn a_cut_connection_is_unavailable(bench: &impl Bench) {
+pub async fn a_cut_connection_is_unavailable(bench: &impl Remote) {
     assert_fault(bench, Fault::Cut, &[KekCause::Unavailable]).await;
     assert_fault(bench, Fault::CutWithinAnswer, &[KekCause::Unavailable]).await;
 }
 
-pub async fn an_unreachable_server_is_unavailable(bench: &impl Bench) {
+pub async fn an_unreachable_server_is_unavailable(bench: &impl Remote) {
     assert_fault(bench, Fault::Refuse, &[KekCause::Unavailable]).await;
 }
 
-pub async fn a_wrong_certificate_is_refused(bench: &impl Bench) {
+pub async fn a_wrong_certificate_is_refused(bench: &impl Remote) {
     let before = bench.requests();
     assert_fault(bench, Fault::CertificateOfAnotherName, &[KekCause::Unavailable]).await;
     assert_fault(bench, Fault::CertificateOfAnotherIssuer, &[KekCause::Unavailable]).await;
@@ -56,7 +56,7 @@ pub async fn a_wrong_certificate_is_refused(bench: &impl Bench) {
     assert!(bench.faults().requests_under_fault() == 0 && bench.requests() > before);
 }
 
-pub async fn a_redirect_is_not_followed(bench: &impl Bench) {
+pub async fn a_redirect_is_not_followed(bench: &impl Remote) {
     let trap = Trap::start().await;
     for status in [301, 302, 303, 307, 308] {
         let location = (String::from("location"), trap.url());
@@ -66,13 +66,13 @@ pub async fn a_redirect_is_not_followed(bench: &impl Bench) {
     assert_eq!(trap.visits(), 0, "a redirect carried the credentials elsewhere");
 }
 
-pub async fn an_oversized_answer_is_not_read(bench: &impl Bench) {
+pub async fn an_oversized_answer_is_not_read(bench: &impl Remote) {
     assert_fault(bench, Fault::Oversized(OVERSIZED), &[KekCause::Unavailable]).await;
     let sent = bench.faults().sent_under_fault();
     assert!(sent < MOST_READ, "{sent} bytes of an oversized answer were taken");
 }
 
-pub async fn garbage_in_an_answer_is_unavailable(bench: &impl Bench) {
+pub async fn garbage_in_an_answer_is_unavailable(bench: &impl Remote) {
     for body in ["", "{", "null", "<html>Please log in</html>", "{\"data\":{}}"] {
         let json = (String::from("content-type"), String::from("application/json"));
         let answer = Answer { status: 200, headers: vec![json], body: body.into() };
@@ -80,7 +80,7 @@ pub async fn garbage_in_an_answer_is_unavailable(bench: &impl Bench) {
     }
 }
 
-pub async fn the_kek_works_again_after_faults(bench: &impl Bench) {
+pub async fn the_kek_works_again_after_faults(bench: &impl Remote) {
     let kek = bench.kek().await;
     let (wrapped, context) = wrap(&*kek).await;
     for fault in [Fault::Cut, Fault::Refuse, Fault::CertificateOfAnotherIssuer, Fault::CutWithinAnswer] {
@@ -92,7 +92,7 @@ pub async fn the_kek_works_again_after_faults(bench: &impl Bench) {
 }
 
 /// Under `fault`, `version`, `wrap` and `unwrap` fail with one of `causes`, and neither panics nor waits.
-async fn assert_fault(bench: &impl Bench, fault: Fault, causes: &[KekCause]) {
+async fn assert_fault(bench: &impl Remote, fault: Fault, causes: &[KekCause]) {
     let kek = bench.kek().await;
     let (wrapped, context) = wrap(&*kek).await;
     bench.faults().set(fault.clone());
