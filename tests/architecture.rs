@@ -33,6 +33,7 @@ const TOP_LEVEL: &[&str] = &[
     ".ci",
     ".config",
     ".git",
+    ".github",
     ".gitignore",
     ".rustfmt.toml",
     "CHANGELOG.md",
@@ -45,6 +46,7 @@ const TOP_LEVEL: &[&str] = &[
     "docs",
     "manifests",
     "proto",
+    "rust-toolchain.toml",
     "scripts",
     "src",
     "target",
@@ -286,6 +288,6 @@ fn the_tests_that_the_threat_model_names_exist() {
 fn the_top_level_holds_only_what_belongs_there() {
     for entry in std::fs::read_dir(root()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        assert!(TOP_LEVEL.contains(&name.as_str()), "{name}: tool files go into .cargo, .config or .ci");
+        assert!(TOP_LEVEL.contains(&name.as_str()), "{name}: tool files go into .cargo, .config, .ci or .github");
     }
 }
