@@ -96,6 +96,11 @@ fn cause(error: &Error) -> Option<(KekCause, &'static str)> {
         }
         _ => return None,
     };
+    meaning(*rv)
+}
+
+/// The standard's return values.
+fn meaning(rv: RvError) -> Option<(KekCause, &'static str)> {
     Some(match rv {
         RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange => {
             (KekCause::Unauthenticated, "the token refuses the PIN; put the right one into pinFile")
