@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::{Method, Request, header};
 use http_body_util::BodyExt;
 use kube::client::Body;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
@@ -299,19 +300,9 @@ impl Answer {
 
 /// A path segment or query value, percent-encoded.
 pub fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':') {
-            out.push(char::from(byte));
-        } else {
-            out.extend(['%', hex_digit(byte >> 4), hex_digit(byte & 15)]);
-        }
-    }
-    out
-}
-
-fn hex_digit(value: u8) -> char {
-    char::from_digit(value.into(), 16).expect("four bits are one digit").to_ascii_uppercase()
+    // Unreserved in RFC 3986, and the colon, which a path segment may contain and names such as system:node have.
+    const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':');
+    utf8_percent_encode(text, ESCAPED).to_string()
 }
 
 /// An error and what caused it, in one line.
