@@ -41,6 +41,7 @@ pub struct All {
     pub a_cut_connection_is_unavailable: (),
     pub an_unreachable_server_is_unavailable: (),
     pub a_wrong_certificate_is_refused: (),
+    pub the_key_exchange_offered_first_is_post_quantum: (),
     pub a_redirect_is_not_followed: (),
     pub an_oversized_answer_is_not_read: (),
     pub garbage_in_an_answer_is_unavailable: (),

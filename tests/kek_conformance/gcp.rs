@@ -155,6 +155,7 @@ crate::conformance! {
     a_cut_connection_is_unavailable,
     an_unreachable_server_is_unavailable,
     a_wrong_certificate_is_refused,
+    the_key_exchange_offered_first_is_post_quantum,
     a_redirect_is_not_followed,
     an_oversized_answer_is_not_read,
     garbage_in_an_answer_is_unavailable,

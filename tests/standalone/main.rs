@@ -13,6 +13,8 @@ mod keyring;
 mod kms_v2_contract;
 mod running;
 mod secrets_stay_inside;
+#[cfg(feature = "rotate")]
+mod tls;
 
 use std::path::Path;
 use std::process::Command;

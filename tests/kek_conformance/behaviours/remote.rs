@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use kube_envelope::kek::KekCause;
 use kube_envelope::kek::guard::{DEADLINE, GuardedKek};
 use kube_envelope::telemetry::Metrics;
+use rustls::NamedGroup;
 
 use super::{assert_cause, wrap};
 use crate::bench::{Remote, dek};
@@ -54,6 +55,11 @@ pub async fn a_wrong_certificate_is_refused(bench: &impl Remote) {
     assert_fault(bench, Fault::CertificateOfAnotherIssuer, &[KekCause::Unavailable]).await;
     // The wrap that assert_fault starts from is asked under the right certificate.
     assert!(bench.faults().requests_under_fault() == 0 && bench.requests() > before);
+}
+
+pub async fn the_key_exchange_offered_first_is_post_quantum(bench: &impl Remote) {
+    bench.kek().await.version().await.expect("version");
+    assert_eq!(bench.faults().key_exchange_offered_first(), Some(NamedGroup::X25519MLKEM768));
 }
 
 pub async fn a_redirect_is_not_followed(bench: &impl Remote) {

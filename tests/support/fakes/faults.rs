@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::Acceptor;
+use rustls::{NamedGroup, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 
 /// What happens to a request.
 #[derive(Clone, Debug)]
@@ -59,13 +60,14 @@ struct State {
     requests: AtomicUsize,
     requests_under_fault: AtomicUsize,
     sent_under_fault: AtomicUsize,
+    key_exchange: Mutex<Option<NamedGroup>>,
     tls: Option<Certificates>,
 }
 
 struct Certificates {
-    good: TlsAcceptor,
-    another_name: TlsAcceptor,
-    another_issuer: TlsAcceptor,
+    good: Arc<ServerConfig>,
+    another_name: Arc<ServerConfig>,
+    another_issuer: Arc<ServerConfig>,
 }
 
 impl Faults {
@@ -85,9 +87,9 @@ impl Faults {
         let ca_file = folder.join("ca.pem");
         std::fs::write(&ca_file, &issuer.pem).expect("the CA file is written");
         let certificates = Certificates {
-            good: issuer.acceptor(names),
-            another_name: issuer.acceptor(&["elsewhere.example"]),
-            another_issuer: stranger.acceptor(names),
+            good: issuer.server(names),
+            another_name: issuer.server(&["elsewhere.example"]),
+            another_issuer: stranger.server(names),
         };
         Self::start(upstream, Some(certificates), Some(ca_file)).await
     }
@@ -102,6 +104,7 @@ impl Faults {
             requests: AtomicUsize::new(0),
             requests_under_fault: AtomicUsize::new(0),
             sent_under_fault: AtomicUsize::new(0),
+            key_exchange: Mutex::new(None),
             tls,
         });
         let task = tokio::spawn(accept(listener, state.clone()));
@@ -157,6 +160,11 @@ impl Faults {
         self.state.requests_under_fault.load(SeqCst)
     }
 
+    /// The key exchange that the client of the latest connection offered first.
+    pub fn key_exchange_offered_first(&self) -> Option<NamedGroup> {
+        *self.state.key_exchange.lock().expect("not poisoned")
+    }
+
     /// How many bytes of answers were taken by clients while a fault was set.
     pub fn sent_under_fault(&self) -> usize {
         self.state.sent_under_fault.load(SeqCst)
@@ -187,12 +195,15 @@ async fn serve(socket: TcpStream, state: &State, fault: Option<Fault>) -> std::i
     match &state.tls {
         None => answer(socket, state, fault).await,
         Some(tls) => {
-            let acceptor = match fault {
+            let config = match fault {
                 Some(Fault::CertificateOfAnotherName) => &tls.another_name,
                 Some(Fault::CertificateOfAnotherIssuer) => &tls.another_issuer,
                 _ => &tls.good,
             };
-            answer(acceptor.accept(socket).await?, state, fault).await
+            let handshake = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+            let offered = handshake.client_hello().named_groups().and_then(|groups| groups.first().copied());
+            *state.key_exchange.lock().expect("not poisoned") = offered;
+            answer(handshake.into_stream(config.clone()).await?, state, fault).await
         }
     }
 }
@@ -357,7 +368,7 @@ impl TestIssuer {
         (params.signed_by(&key, &self.issuer).expect("a certificate"), key)
     }
 
-    fn acceptor(&self, names: &[&str]) -> TlsAcceptor {
+    fn server(&self, names: &[&str]) -> Arc<ServerConfig> {
         let (certificate, key) = self.certificate(names);
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -369,6 +380,6 @@ impl TestIssuer {
             .expect("a key that fits");
         // One request to a connection, so that each meets the fault of its time: HTTP/1.1 alone.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        TlsAcceptor::from(Arc::new(config))
+        Arc::new(config)
     }
 }
