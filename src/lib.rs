@@ -7,7 +7,7 @@
 //!
 //! # Map
 //!
-//! Direction is downward only; `plugin` and `rotation` do not know each other. `tests/architecture.rs` holds it.
+//! Direction is downward only; `plugin` and `rotation` do not know each other. `tests/architecture/` holds it.
 //!
 //! * [`cli`], [`commands`]: the commands; compose the rest, and print.
 //! * [`plugin`]: `serve`. Socket → gRPC → service; the refresh loop publishes what the service reads.

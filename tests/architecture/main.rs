@@ -1,6 +1,8 @@
 //! The shape of the source, as data: which module may use which, what no file may hold, and where things lie.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod cycles;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
