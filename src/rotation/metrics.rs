@@ -9,12 +9,18 @@ use super::api::{Api, ApiError};
 const TRANSFORMATIONS: &str = "apiserver_envelope_encryption_key_id_hash_total";
 const STATUS: &str = "apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds";
 const OPERATIONS: &str = "apiserver_storage_transformation_operations_total";
+const CONFIG: &str = "apiserver_encryption_config_controller_last_config_info";
+const STARTED: &str = "process_start_time_seconds ";
 
 /// What one scrape of one API server showed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scrape {
     /// Hashes of the identity Leases that the server's metrics name: who answered.
     pub identities: Vec<String>,
+    /// When the process started, in seconds by its own clock.
+    pub started: Option<f64>,
+    /// Hash of the `EncryptionConfiguration` in force, where the server publishes it (1.34 and later).
+    pub config_hash: Option<String>,
     /// For each provider the hash of the `key_id` that its plugin reported last, and when by the server's clock.
     pub reported: BTreeMap<String, (String, f64)>,
     /// Stored so far: (provider, `key_id` hash) → count.
@@ -49,8 +55,11 @@ pub async fn scrape(api: &Api) -> Result<Scrape, ApiError> {
 fn parse(text: &str) -> Scrape {
     let mut scrape = Scrape::default();
     for line in text.lines() {
+        if let Some(started) = line.strip_prefix(STARTED) {
+            scrape.started = started.trim().parse().ok();
+        }
         let Some((name, rest)) = line.split_once('{') else { continue };
-        if ![TRANSFORMATIONS, STATUS, OPERATIONS].contains(&name) {
+        if ![TRANSFORMATIONS, STATUS, OPERATIONS, CONFIG].contains(&name) {
             continue;
         }
         let Some((labels, value)) = sample(rest) else { continue };
@@ -76,6 +85,7 @@ fn parse(text: &str) -> Scrape {
                 let counts = if direction == Direction::Stored { &mut scrape.stored } else { &mut scrape.read };
                 *counts.entry((label("provider_name"), label("key_id_hash"))).or_default() += count;
             }
+            CONFIG => scrape.config_hash = Some(label("hash")),
             _ if label("status") == "OK" => {
                 let of = (label("resource"), label("transformer_prefix"), direction);
                 *scrape.operations.entry(of).or_default() += count;
@@ -114,9 +124,15 @@ fn sample(mut rest: &str) -> Option<(HashMap<String, String>, f64)> {
 pub fn growth<K: Ord + Clone>(before: &BTreeMap<K, u64>, after: &BTreeMap<K, u64>) -> BTreeMap<K, u64> {
     after
         .iter()
-        .map(|(key, count)| (key.clone(), count.saturating_sub(before.get(key).copied().unwrap_or(0))))
+        .map(|(key, count)| (key.clone(), counted_since(before.get(key).copied(), *count)))
         .filter(|(_, grown)| *grown > 0)
         .collect()
+}
+
+/// How many were counted since a counter stood at `before`. A counter that fell began again from nothing: its server
+/// was started again, or had dropped the series.
+pub fn counted_since(before: Option<u64>, now: u64) -> u64 {
+    before.and_then(|before| now.checked_sub(before)).unwrap_or(now)
 }
 
 #[cfg(test)]
@@ -131,16 +147,26 @@ apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds{apiserve
 apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds{apiserver_id_hash="sha256:s",key_id_hash="sha256:b",provider_name="p"} 1.8e+09
 apiserver_storage_transformation_operations_total{resource="secrets",status="OK",transformation_type="from_storage",transformer_prefix="k8s:enc:kms:v2:p:"} 7
 apiserver_storage_transformation_operations_total{resource="secrets",status="bad",transformation_type="from_storage",transformer_prefix="k8s:enc:kms:v2:p:"} 9
+apiserver_encryption_config_controller_last_config_info{apiserver_id_hash="sha256:s",hash="sha256:c"} 1
+process_start_time_seconds 1.79569953421e+09
 "#;
 
     #[test]
     fn a_scrape_tells_what_is_reported_stored_and_read() {
         let scrape = parse(TEXT);
         assert_eq!(scrape.identities, ["sha256:s"]);
+        assert_eq!((scrape.started, scrape.config_hash.as_deref()), (Some(1_795_699_534.21), Some("sha256:c")));
         assert_eq!(scrape.reported["p"].0, "sha256:b", "the newest");
         assert_eq!(scrape.stored[&("p,}\"q".into(), "sha256:a".into())], 3);
         assert_eq!(scrape.read[&("p".into(), "sha256:b".into())], 1200);
         assert_eq!(scrape.operations[&("secrets".into(), "k8s:enc:kms:v2:p:".into(), Direction::Read)], 7);
+    }
+
+    #[test]
+    fn a_counter_that_fell_began_again_from_nothing() {
+        assert_eq!(counted_since(None, 5), 5);
+        assert_eq!(counted_since(Some(3), 5), 2);
+        assert_eq!(counted_since(Some(40), 5), 5, "a saturating difference would show nothing at all");
     }
 
     #[test]
