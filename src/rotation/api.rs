@@ -1,7 +1,10 @@
-//! Requests to one API server: one try each. The caller sees status and Retry-After and decides what follows.
+//! Requests to one API server: one try each. The caller sees status and Retry-After and decides what follows. Refused
+//! credentials are read again from their files, and [`Api::patient`] waits out what passes by itself.
+
+mod session;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Method, Request, header};
 use http_body_util::BodyExt;
@@ -11,6 +14,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
+pub use self::session::Renew;
+use self::session::Session;
 use crate::kek::joined;
 
 /// The API server's own limit for a mutating request is 34 s; a little more than that means it is lost.
@@ -22,11 +27,17 @@ pub const FIELD_MANAGER: &str = "kube-envelope-rotate-keys";
 const ONE_METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 const LIST_METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 
+/// How long a server that is overloaded, being restarted or not reachable for a moment is waited for.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// The wait between two tries while it is waited for.
+const TRIES_EVERY: Duration = Duration::from_secs(1);
+
 /// A client of one address: an API server, or a balancer before several.
 #[derive(Clone)]
 pub struct Api {
-    client: kube::Client,
+    session: Session,
     address: String,
+    patience: Duration,
 }
 
 /// What came back.
@@ -165,9 +176,15 @@ pub struct Refusal {
 }
 
 impl Api {
-    /// Wraps a client; `address` is for messages.
-    pub fn new(client: kube::Client, address: String) -> Self {
-        Self { client, address }
+    /// Wraps a client; `address` is for messages, `renew` makes a client with fresh credentials.
+    pub fn new(client: kube::Client, address: String, renew: Option<Renew>) -> Self {
+        Self { session: Session::new(client, renew), address, patience: Duration::ZERO }
+    }
+
+    /// The same, and it waits for a minute while the server is overloaded, being restarted or not reachable.
+    #[must_use]
+    pub fn patient(&self) -> Self {
+        Self { patience: PATIENCE, ..self.clone() }
     }
 
     /// Where it leads to.
@@ -264,18 +281,48 @@ impl Api {
         accept: &str,
         body: Option<(&str, String)>,
     ) -> Result<Answer, ApiError> {
+        let began = Instant::now();
+        loop {
+            let (client, generation) = self.session.client().await;
+            let result = self.exchange(client, &method, path, accept, body.as_ref()).await;
+            match &result {
+                Ok(answer) if answer.status == 401 && self.session.renewed(generation).await => {}
+                _ if began.elapsed() >= self.patience || !self.passes(&result) => return result,
+                Ok(Answer { retry_after, .. }) => tokio::time::sleep(retry_after.unwrap_or(TRIES_EVERY)).await,
+                Err(_) => tokio::time::sleep(TRIES_EVERY).await,
+            }
+        }
+    }
+
+    /// Whether it may be otherwise in a moment.
+    fn passes(&self, result: &Result<Answer, ApiError>) -> bool {
+        match result {
+            Ok(answer) => matches!(answer.status, 401 | 429 | 503),
+            Err(_) => self.session.ever_answered(),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        client: kube::Client,
+        method: &Method,
+        path: &str,
+        accept: &str,
+        body: Option<&(&str, String)>,
+    ) -> Result<Answer, ApiError> {
         let mut request = Request::builder().method(method).uri(path).header(header::ACCEPT, accept);
         let body = match body {
             Some((content_type, body)) => {
-                request = request.header(header::CONTENT_TYPE, content_type);
-                Body::from(body.into_bytes())
+                request = request.header(header::CONTENT_TYPE, *content_type);
+                Body::from(body.clone().into_bytes())
             }
             None => Body::empty(),
         };
         let unreachable = |problem: String| ApiError::Unreachable { address: self.address.clone(), problem };
         let request = request.body(body).map_err(|error| unreachable(error.to_string()))?;
         let exchange = async {
-            let answer = self.client.send(request).await.map_err(|error| unreachable(chain(&error)))?;
+            let answer = client.send(request).await.map_err(|error| unreachable(chain(&error)))?;
+            self.session.has_answered();
             let status = answer.status().as_u16();
             let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
             let retry_after = retry_after.and_then(|value| value.parse().ok()).map(Duration::from_secs);

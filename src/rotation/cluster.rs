@@ -1,22 +1,22 @@
-//! The API servers of a cluster: how each is reached, and how many there should be.
+//! The API servers of a cluster: how each is reached, and everything that names one.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use http::{HeaderValue, Uri, header};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
 
 use super::RotationError;
-use super::api::{Api, null_as_empty};
+use super::api::{Api, Renew, null_as_empty};
 use super::metrics::key_id_hash;
+use super::roster::{ControlPlaneNode, IdentityLease, LeaseWatch, Sources};
 
 /// Every API server's certificate holds this name, for clients inside the cluster; by it one server is verified
 /// that is reached by address.
 const NAME_IN_CERTIFICATES: &str = "kubernetes.default.svc";
-
-/// A Lease is renewed every 10 s; one that lags this much behind the freshest belongs to a server that is gone.
-const LEASE_LAG_SECONDS: i64 = 60;
 
 /// How the cluster is reached.
 #[derive(Clone, Debug, Default)]
@@ -27,13 +27,17 @@ pub struct Access {
     pub context: Option<String>,
     /// Addresses of all API servers; else the endpoints of `default/kubernetes`.
     pub servers: Vec<String>,
+    /// How many API servers there are, by the operator's word.
+    pub server_count: Option<usize>,
 }
 
 /// A cluster that can be asked.
 pub struct Cluster {
     config: kube::Config,
     entry: Api,
-    servers: Vec<String>,
+    access: Access,
+    leases: Mutex<LeaseWatch>,
+    met: Mutex<Vec<Api>>,
 }
 
 #[derive(Deserialize)]
@@ -68,8 +72,15 @@ struct Leases {
 
 #[derive(Deserialize)]
 struct Lease {
-    metadata: super::api::Metadata,
+    metadata: LabelledMetadata,
     spec: LeaseSpec,
+}
+
+#[derive(Deserialize)]
+struct LabelledMetadata {
+    name: String,
+    #[serde(default)]
+    labels: std::collections::BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -78,27 +89,39 @@ struct LeaseSpec {
     renew_time: Option<jiff::Timestamp>,
 }
 
+#[derive(Deserialize)]
+struct Nodes {
+    #[serde(deserialize_with = "null_as_empty")]
+    items: Vec<Node>,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    metadata: LabelledMetadata,
+    #[serde(default)]
+    status: NodeStatus,
+}
+
+#[derive(Default, Deserialize)]
+struct NodeStatus {
+    #[serde(default, deserialize_with = "null_as_empty")]
+    addresses: Vec<NodeAddress>,
+}
+
+#[derive(Deserialize)]
+struct NodeAddress {
+    address: String,
+}
+
 impl Cluster {
     /// Reads the configuration; asks nobody yet.
+    ///
+    /// # Errors
+    /// When there is no kubeconfig, or it cannot be used.
     pub async fn connect(access: &Access) -> Result<Self, RotationError> {
-        let unusable = |error: &dyn std::error::Error| {
-            RotationError::Unusable(format!("cannot reach a cluster: {}", super::api::chain(error)))
-        };
-        let options = KubeConfigOptions { context: access.context.clone(), ..KubeConfigOptions::default() };
-        let mut config = if let Some(file) = &access.kubeconfig {
-            let kubeconfig = Kubeconfig::read_from(file).map_err(|error| unusable(&error))?;
-            kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| unusable(&error))?
-        } else if access.context.is_some() {
-            kube::Config::from_kubeconfig(&options).await.map_err(|error| unusable(&error))?
-        } else {
-            kube::Config::infer().await.map_err(|error| unusable(&error))?
-        };
-        // What is tried again, and when, is decided by the rewrite alone.
-        config.default_retry = false;
-        let agent = concat!("kube-envelope/", env!("CARGO_PKG_VERSION"));
-        config.headers.push((header::USER_AGENT, HeaderValue::from_static(agent)));
-        let entry = client(config.clone())?;
-        Ok(Self { config, entry, servers: access.servers.clone() })
+        let config = read(access).await?;
+        let entry = client(config.clone(), access)?;
+        Ok(Self { config, entry, access: access.clone(), leases: Mutex::default(), met: Mutex::default() })
     }
 
     /// The address that the configuration names; perhaps a balancer.
@@ -108,12 +131,12 @@ impl Cluster {
 
     /// The same over connections of its own: a balancer may lead each to another API server.
     pub fn entry_anew(&self) -> Result<Api, RotationError> {
-        client(self.config.clone())
+        client(self.config.clone(), &self.access)
     }
 
     /// Each API server by itself.
     pub async fn servers(&self) -> Result<Vec<Api>, RotationError> {
-        let urls = if self.servers.is_empty() { self.endpoints().await? } else { self.servers.clone() };
+        let urls = if self.access.servers.is_empty() { self.endpoints().await? } else { self.access.servers.clone() };
         if urls.is_empty() {
             // An API server that is not ready is no endpoint, and may be asked all the same.
             return Ok(vec![self.entry.clone()]);
@@ -121,20 +144,59 @@ impl Cluster {
         urls.iter().map(|url| self.server(url)).collect()
     }
 
-    /// Hashes of the identity Leases that are kept fresh, as the servers' metrics name them.
-    pub async fn identities(&self) -> Result<Vec<String>, RotationError> {
+    /// Whether the operator named each API server.
+    pub fn servers_are_named(&self) -> bool {
+        !self.access.servers.is_empty()
+    }
+
+    /// Everything that names API servers. The Leases are watched from the first call on.
+    ///
+    /// # Errors
+    /// When Leases or endpoints cannot be listed. Nodes that may not be listed are left out.
+    pub async fn sources(&self) -> Result<Sources, RotationError> {
+        let leases = self.identity_leases().await?;
+        self.lease_watch().observe(&leases, std::time::Instant::now());
+        let endpoints = self.endpoints().await?.iter().map(|url| host_of(url)).collect::<BTreeSet<_>>();
+        let nodes = self.control_plane_nodes().await?;
+        Ok(Sources { leases, endpoints, nodes, expected: self.access.server_count })
+    }
+
+    /// What is known of the Leases' renewals.
+    pub fn lease_watch(&self) -> MutexGuard<'_, LeaseWatch> {
+        self.leases.lock().expect("nothing panics while it is held")
+    }
+
+    /// Connections through a balancer that each led to another API server.
+    pub fn met(&self) -> MutexGuard<'_, Vec<Api>> {
+        self.met.lock().expect("nothing panics while it is held")
+    }
+
+    async fn identity_leases(&self) -> Result<Vec<IdentityLease>, RotationError> {
         let path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases\
                     ?labelSelector=apiserver.kubernetes.io%2Fidentity%3Dkube-apiserver";
         let leases: Leases =
             self.entry.get_json(path).await.map_err(RotationError::api("list the API servers' identity Leases"))?;
-        let renewed = |lease: &Lease| lease.spec.renew_time.map_or(0, jiff::Timestamp::as_second);
-        let freshest = leases.items.iter().map(renewed).max().unwrap_or(0);
-        Ok(leases
-            .items
-            .iter()
-            .filter(|lease| freshest - renewed(lease) <= LEASE_LAG_SECONDS)
-            .map(|lease| key_id_hash(&lease.metadata.name))
-            .collect())
+        let lease = |Lease { metadata, spec }: Lease| IdentityLease {
+            identity: key_id_hash(&metadata.name),
+            host: metadata.labels.get("kubernetes.io/hostname").cloned(),
+            renewed: spec.renew_time,
+            name: metadata.name,
+        };
+        Ok(leases.items.into_iter().map(lease).collect())
+    }
+
+    async fn control_plane_nodes(&self) -> Result<Option<Vec<ControlPlaneNode>>, RotationError> {
+        let path = "/api/v1/nodes?labelSelector=node-role.kubernetes.io%2Fcontrol-plane";
+        let nodes: Nodes = match self.entry.get_json(path).await {
+            Ok(nodes) => nodes,
+            Err(error) if error.status() == Some(403) => return Ok(None),
+            Err(error) => return Err(RotationError::api("list the control-plane Nodes")(error)),
+        };
+        let node = |Node { metadata, status }: Node| ControlPlaneNode {
+            addresses: status.addresses.into_iter().map(|address| address.address).collect(),
+            name: metadata.name,
+        };
+        Ok(Some(nodes.items.into_iter().map(node).collect()))
     }
 
     async fn endpoints(&self) -> Result<Vec<String>, RotationError> {
@@ -164,13 +226,68 @@ impl Cluster {
             config.tls_server_name = Some(NAME_IN_CERTIFICATES.into());
         }
         config.cluster_url = uri;
-        client(config)
+        client(config, &self.access)
     }
 }
 
-fn client(config: kube::Config) -> Result<Api, RotationError> {
+/// Reads the configuration from its files.
+async fn read(access: &Access) -> Result<kube::Config, RotationError> {
+    let unusable = |error: &dyn std::error::Error| {
+        RotationError::Unusable(format!("cannot reach a cluster: {}", super::api::chain(error)))
+    };
+    let options = KubeConfigOptions { context: access.context.clone(), ..KubeConfigOptions::default() };
+    let mut config = if let Some(file) = &access.kubeconfig {
+        let kubeconfig = Kubeconfig::read_from(file).map_err(|error| unusable(&error))?;
+        kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| unusable(&error))?
+    } else if access.context.is_some() {
+        kube::Config::from_kubeconfig(&options).await.map_err(|error| unusable(&error))?
+    } else {
+        kube::Config::infer().await.map_err(|error| unusable(&error))?
+    };
+    // What is tried again, and when, is decided by the rewrite alone.
+    config.default_retry = false;
+    let agent = concat!("kube-envelope/", env!("CARGO_PKG_VERSION"));
+    config.headers.push((header::USER_AGENT, HeaderValue::from_static(agent)));
+    Ok(config)
+}
+
+/// The host in a URL or an authority, without brackets and port.
+pub fn host_of(address: &str) -> String {
+    let authority = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let authority = authority.split('/').next().unwrap_or(authority);
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.chars().all(|letter| letter.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    host.trim_matches(['[', ']']).to_owned()
+}
+
+/// A client of the address in `config` that reads its credentials again when they are refused.
+fn client(config: kube::Config, access: &Access) -> Result<Api, RotationError> {
     let authority = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
+    let (access, unchanged) = (access.clone(), config.clone());
+    let renew: Renew = Arc::new(move || {
+        let (access, mut config) = (access.clone(), unchanged.clone());
+        Box::pin(async move {
+            config.auth_info = read(&access).await.ok()?.auth_info;
+            kube::Client::try_from(config).ok()
+        })
+    });
     let client = kube::Client::try_from(config)
         .map_err(|error| RotationError::Unusable(format!("cannot make a client for {authority}: {error}")))?;
-    Ok(Api::new(client, authority))
+    Ok(Api::new(client, authority, Some(renew)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_of;
+
+    #[test]
+    fn a_host_is_the_same_in_a_url_and_in_an_authority() {
+        assert_eq!(host_of("https://10.99.0.1:6443"), "10.99.0.1");
+        assert_eq!(host_of("https://[fd00::1]:6443/prefix"), "fd00::1");
+        assert_eq!(host_of("[fd00::1]"), "fd00::1");
+        assert_eq!(host_of("localhost:6443"), "localhost");
+        assert_eq!(host_of("api.example.com"), "api.example.com");
+    }
 }

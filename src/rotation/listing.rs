@@ -101,7 +101,7 @@ pub async fn page_after(api: &Api, folder: &Folder, mut token: String) -> Result
                     }
                     ("its continue token expires again and again".into(), false, None)
                 }
-                400 | 401 | 403 | 405 => {
+                400 | 403 | 405 => {
                     let refused = api.success(answer).expect_err("a refusal");
                     return Err(RotationError::api(format!("list {resource}"))(refused));
                 }
@@ -142,7 +142,7 @@ pub async fn count(api: &Api, folder: &Folder) -> Result<u64, RotationError> {
 
 async fn shortest(api: &Api, folder: &Folder) -> Result<MetadataList, RotationError> {
     let failed = || RotationError::api(format!("list {}", folder.resource));
-    let answer = api.list(&folder.path(), 1, "").await.map_err(failed())?;
+    let answer = api.patient().list(&folder.path(), 1, "").await.map_err(failed())?;
     let body = api.success(answer).map_err(failed())?;
     api.parse(&body).map_err(failed())
 }

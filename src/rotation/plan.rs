@@ -22,7 +22,7 @@ pub struct Encrypted {
 
 /// Asks what is served, and keeps what a KMS v2 provider writes.
 pub async fn encrypted(api: &Api, coverage: &Coverage) -> Result<Encrypted, RotationError> {
-    let served = discover(api).await?;
+    let served = discover(&api.patient()).await?;
     let mut encrypted = Encrypted::default();
     for resource in served.resources {
         if let Some(provider) = coverage.provider(&resource) {

@@ -52,7 +52,7 @@ async fn may(api: &Api, verb: &str, group: &str, resource: &str) -> Result<bool,
         "spec": {"resourceAttributes": {"verb": verb, "group": group, "resource": resource}},
     });
     let review: Review =
-        api.post_json(REVIEWS, &review).await.map_err(RotationError::api("ask what this user may do"))?;
+        api.patient().post_json(REVIEWS, &review).await.map_err(RotationError::api("ask what this user may do"))?;
     Ok(review.status.allowed)
 }
 
