@@ -23,6 +23,9 @@ pub struct ClusterArgs {
     /// URL of one API server, given once for each; else the endpoints of default/kubernetes.
     #[arg(long = "server", value_name = "URL")]
     pub servers: Vec<String>,
+    /// How many API servers there are, where Leases, endpoints and Nodes do not tell.
+    #[arg(long = "servers", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub server_count: Option<u16>,
     /// The `EncryptionConfiguration` that the API servers run with; else it is guessed from their metrics.
     #[arg(long, value_name = "FILE")]
     pub encryption_config: Option<PathBuf>,
@@ -45,14 +48,23 @@ pub struct ClusterArgs {
     #[arg(long, value_name = "ID")]
     pub key_id: Option<String>,
     /// Requests under way at once, at most.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub max_concurrency: usize,
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_concurrency: u16,
     /// Requests a second, at most.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = rate)]
     pub qps: Option<f64>,
     /// The form of the answer.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,
+}
+
+/// A rate that something gets done at.
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if rate.is_finite() && rate >= 0.01 {
+        return Ok(rate);
+    }
+    Err("give a number of requests a second, 0.01 or more, or leave it out for no limit".into())
 }
 
 /// Arguments of `rotate-keys`.

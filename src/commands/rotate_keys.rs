@@ -197,7 +197,7 @@ fn settings(args: &RotateKeysArgs) -> Result<Settings> {
         include_events: args.include_events,
         accept_unproven: args.accept_unproven,
         rate: args.cluster.qps,
-        concurrency: args.cluster.max_concurrency,
+        concurrency: args.cluster.max_concurrency.into(),
         shards: args.shards.map(|shards| shards as usize),
         adoption_timeout: args.adoption_timeout,
         agreement_interval: args.agreement_interval,
@@ -208,7 +208,12 @@ fn settings(args: &RotateKeysArgs) -> Result<Settings> {
 
 /// How the cluster is reached, from the arguments.
 pub fn access(args: &ClusterArgs) -> Access {
-    Access { kubeconfig: args.kubeconfig.clone(), context: args.context.clone(), servers: args.servers.clone() }
+    Access {
+        kubeconfig: args.kubeconfig.clone(),
+        context: args.context.clone(),
+        servers: args.servers.clone(),
+        server_count: args.server_count.map(usize::from),
+    }
 }
 
 /// How etcd is reached, from the arguments.

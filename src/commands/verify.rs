@@ -63,13 +63,17 @@ async fn verify(args: &VerifyArgs) -> Result<Scan, RotationError> {
     let cluster = Cluster::connect(&access(args)).await?;
     let seen = match args.key_id {
         Some(_) => look(&cluster, true).await?,
-        None => look_fresh(&cluster, false).await?,
+        None => look(&cluster, false).await?,
     };
     let coverage = match &args.encryption_config {
         Some(file) => Coverage::read(file)?,
         None => Coverage::infer(&seen.iter().filter_map(|one| one.scrape.clone()).collect::<Vec<_>>())?,
     };
     let providers = coverage.providers();
+    let seen = match args.key_id {
+        Some(_) => seen,
+        None => look_fresh(&cluster, &providers, false).await?,
+    };
     let targets = if let Some(key_id) = &args.key_id {
         providers.into_iter().map(|provider| (provider, key_id_hash(key_id))).collect()
     } else {
@@ -80,7 +84,7 @@ async fn verify(args: &VerifyArgs) -> Result<Scan, RotationError> {
     if let Some(etcd) = etcd {
         return scan_etcd(&etcd, &args.etcd_prefix, &expected).await;
     }
-    let mut pace = Pace::new(args.max_concurrency, args.qps, Instant::now());
+    let mut pace = Pace::new(args.max_concurrency.into(), args.qps, Instant::now());
     let display = Display::new(args.output == OutputFormat::Json);
     let scan = scan_reads(&seen[0].api, &expected, &mut pace, &mut |resource, tally, concurrency| {
         display.show(&Event::Progress { resource, tally, objects: 0, concurrency });

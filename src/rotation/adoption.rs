@@ -1,23 +1,26 @@
 //! Whether every API server stores under the target key: by its own metrics after a write of ours, and by an empty
-//! patch that goes round all of them without changing anything.
+//! patch that goes round all of them without changing anything; and whether each opens what the others store.
+
+mod look;
+mod prove;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::look::{Look, Seen, look, look_at_all, look_fresh};
+use self::prove::{prove_coverage, prove_reads, prove_writes};
 use super::RotationError;
 use super::api::Api;
 use super::canary::{Canary, NAMESPACE, Touched};
 use super::cluster::Cluster;
-use super::metrics::{Scrape, growth, scrape};
+use super::ledger::{Account, Breach, Ledger, Permitted};
+use super::resources::Resource;
+use super::roster::Doubt;
 use super::webhooks::mutating_webhooks;
 
 /// Over how many connections an empty patch goes through a balancer, where no single server can be reached.
 const TOUCHES_THROUGH_BALANCER: usize = 16;
-
-/// API servers ask for the Status every minute, and sooner when their health is asked for.
-const FRESH_WITHIN: Duration = Duration::from_secs(90);
 
 /// How well it is known that every API server stores under the target key, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -45,6 +48,12 @@ pub struct Wanted {
     pub was_adopted: bool,
     /// Go on with servers whose metrics cannot be read.
     pub accept_unproven: bool,
+    /// Encrypted resources: whether each server covers them is seen at an object of theirs.
+    pub resources: Vec<Resource>,
+    /// Encrypted resource → the provider that writes it.
+    pub writers: BTreeMap<String, String>,
+    /// How prefixes begin that the configuration has some resource written with, by no KMS v2 provider.
+    pub elsewhere: BTreeSet<String>,
 }
 
 /// That every API server stores under the target key.
@@ -61,10 +70,29 @@ pub struct Adoption {
     pub without_canary: Vec<String>,
     /// When it was seen.
     pub at: jiff::Timestamp,
+    /// Since when nothing that voids it has happened, across looks that proved it again.
+    #[serde(default = "never")]
+    pub since: jiff::Timestamp,
+    /// What every server had stored at `since`.
+    #[serde(default)]
+    pub ledger: Ledger,
+    /// What happened before `since` and voided an earlier adoption.
+    #[serde(default)]
+    pub broken_by: Vec<Breach>,
+    /// Servers that may exist and were not met.
+    #[serde(default)]
+    pub doubts: Vec<Doubt>,
+    /// Encrypted resources that were not shown to be covered by every server, since they have no object.
+    #[serde(default)]
+    pub not_shown: Vec<String>,
 }
 
-/// What one API server stored a write of ours under.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+fn never() -> jiff::Timestamp {
+    jiff::Timestamp::MAX
+}
+
+/// What one API server stored a write of ours under, and what it was seen to read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerAdoption {
     /// Its address.
@@ -73,6 +101,12 @@ pub struct ServerAdoption {
     pub identity: Option<String>,
     /// Provider → hash of the `key_id` that it stored under.
     pub stored_under: BTreeMap<String, String>,
+    /// Resources that it stored an object of under the target key.
+    #[serde(default)]
+    pub wrote: Vec<String>,
+    /// What it had stored right after; nothing where its metrics cannot be read.
+    #[serde(skip)]
+    pub account: Option<Account>,
 }
 
 /// Why adoption is not complete.
@@ -103,117 +137,114 @@ impl From<Obstacle> for RotationError {
     }
 }
 
-/// One API server and what its metrics showed; nothing where they cannot be read.
-pub struct Seen {
-    /// How it is reached.
-    pub api: Api,
-    /// Its metrics.
-    pub scrape: Option<Scrape>,
-}
-
-/// Asks every API server once. `/readyz` comes first: it makes the server ask its plugin for the `key_id` anew.
-pub async fn look(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Seen>, Obstacle> {
-    let servers = match cluster.servers().await {
-        Ok(servers) if !servers.is_empty() => servers,
-        Ok(_) => return Err(Obstacle::NotYet("the endpoints of default/kubernetes name no API server".into())),
-        Err(_) if accept_unproven => Vec::new(),
-        Err(error) => return Err(Obstacle::Failed(error)),
-    };
-    let mut seen = Vec::new();
-    for api in servers {
-        let _ = api.get("/readyz", "text/plain").await;
-        match scrape(&api).await {
-            Ok(scrape) => seen.push(Seen { api, scrape: Some(scrape) }),
-            Err(_) if accept_unproven => {}
-            Err(error) if matches!(error.status(), Some(401 | 403 | 404)) => {
-                return Err(Obstacle::Unreadable(format!("cannot read the metrics of an API server: {error}")));
-            }
-            Err(error) => return Err(Obstacle::NotYet(error.to_string())),
-        }
-    }
-    if seen.is_empty() {
-        seen.push(Seen { api: cluster.entry().clone(), scrape: None });
-    }
-    Ok(seen)
-}
-
-/// Asks every API server until each has asked its plugin for the `key_id` after this began. What a server's metrics
-/// report is up to a minute old, and a key that is about to be replaced must not be taken for the target.
-pub async fn look_fresh(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Seen>, Obstacle> {
-    let began = Instant::now();
-    let mut first: BTreeMap<(String, String), f64> = BTreeMap::new();
-    loop {
-        let seen = look(cluster, accept_unproven).await?;
-        let mut stale = None;
-        for (server, provider, at) in statuses(&seen) {
-            if *first.entry((server.clone(), provider)).or_insert(at) >= at {
-                stale = Some(server);
-            }
-        }
-        let Some(server) = stale else { return Ok(seen) };
-        if began.elapsed() > FRESH_WITHIN {
-            let seconds = FRESH_WITHIN.as_secs();
-            return Err(Obstacle::NotYet(format!("API server {server} got no Status of its plugin in {seconds} s")));
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-}
-
-/// (server, provider, when its plugin last answered Status) by the servers' own clocks.
-fn statuses(seen: &[Seen]) -> Vec<(String, String, f64)> {
-    let mut statuses = Vec::new();
-    for one in seen {
-        for (provider, (_, at)) in one.scrape.iter().flat_map(|scrape| &scrape.reported) {
-            statuses.push((one.api.address().to_owned(), provider.clone(), *at));
-        }
-    }
-    statuses
-}
-
-/// Looks once whether every API server has adopted what is wanted, by writing through each of them.
-pub async fn attempt(cluster: &Cluster, wanted: &Wanted) -> Result<Adoption, Obstacle> {
-    let seen = look(cluster, wanted.accept_unproven).await?;
-    let complete = nobody_missing(cluster, &seen).await;
-    if let Err(obstacle) = complete
-        && !wanted.accept_unproven
-    {
-        return Err(obstacle);
-    }
+/// Looks once whether every API server has adopted what is wanted, by writing and reading through each of them.
+///
+/// # Errors
+/// What stands in the way, and whether waiting may help.
+pub async fn attempt(cluster: &Cluster, wanted: &Wanted, earlier: Option<&Adoption>) -> Result<Adoption, Obstacle> {
+    let Look { seen, doubts, failures } = look_at_all(cluster, wanted.accept_unproven).await?;
+    nobody_missing(&doubts, &failures, earlier)?;
     let targets = targets_reported(&seen, wanted)?;
+    // First of all: a canary that a server cannot read would keep it from starting again.
+    let covered = prove_coverage(&seen, &wanted.resources).await?;
     for canary in &wanted.canaries {
         canary.ensure(&seen[0].api).await?;
     }
     let mut servers = Vec::new();
     for one in &seen {
-        servers.push(prove(one, wanted, &targets).await?);
+        servers.push(prove_writes(one, wanted, &targets).await?);
+        prove_reads(&seen, one, &wanted.canaries).await?;
     }
-    agree(&ways(cluster, &seen)?, &wanted.canaries).await?;
-    let proven = !wanted.accept_unproven;
+    let is_shown = |resource: &Resource| {
+        covered.contains(&resource.to_string()) || wanted.canaries.iter().any(|canary| &canary.resource == resource)
+    };
+    let not_shown = wanted.resources.iter().filter(|resource| !is_shown(resource)).map(ToString::to_string).collect();
+    agree(&connections(cluster, &seen)?, &wanted.canaries).await?;
     let shown = |provider: &&String| wanted.canaries.iter().any(|canary| &canary.provider == *provider);
+    let without_canary = wanted.providers.iter().filter(|provider| !shown(provider)).cloned().collect();
+    let (ledger, since, broken_by) = carried(wanted, earlier, &servers, &targets);
     Ok(Adoption {
-        evidence: if proven { Evidence::WriteProof } else { Evidence::Waited },
-        without_canary: wanted.providers.iter().filter(|provider| !shown(provider)).cloned().collect(),
+        evidence: if wanted.accept_unproven { Evidence::Waited } else { Evidence::WriteProof },
+        without_canary,
         targets,
         servers,
         at: jiff::Timestamp::now(),
+        since,
+        ledger,
+        broken_by,
+        doubts,
+        not_shown,
     })
 }
 
-/// Looks whether what was adopted still is: the same servers, the same reports, and an empty patch that changes nothing.
+/// The ledger of an earlier adoption goes on where nothing voids it; else a new one is opened now.
+fn carried(
+    wanted: &Wanted,
+    earlier: Option<&Adoption>,
+    servers: &[ServerAdoption],
+    targets: &BTreeMap<String, String>,
+) -> (Ledger, jiff::Timestamp, Vec<Breach>) {
+    let accounts: Vec<Account> = servers.iter().filter_map(|server| server.account.clone()).collect();
+    let opened = || Ledger::open(accounts.clone());
+    let Some(earlier) = earlier.filter(|earlier| earlier.ledger.is_open() && &earlier.targets == targets) else {
+        return (opened(), jiff::Timestamp::now(), Vec::new());
+    };
+    let breaches = earlier.ledger.breaches(&accounts, &permitted(wanted, targets));
+    if breaches.is_empty() {
+        return (earlier.ledger.clone(), earlier.since, earlier.broken_by.clone());
+    }
+    (opened(), jiff::Timestamp::now(), breaches)
+}
+
+fn permitted(wanted: &Wanted, targets: &BTreeMap<String, String>) -> Permitted {
+    Permitted { keys: targets.clone(), writers: wanted.writers.clone(), elsewhere: wanted.elsewhere.clone() }
+}
+
+/// Looks whether what was adopted still is: the same servers, the same reports, nothing stored under another key, and
+/// an empty patch that changes nothing.
+///
+/// # Errors
+/// What does not hold any more.
 pub async fn still_holds(cluster: &Cluster, wanted: &Wanted, adoption: &Adoption) -> Result<(), Obstacle> {
-    let seen = look(cluster, wanted.accept_unproven).await?;
-    let now: BTreeSet<_> = seen.iter().map(|one| one.api.address()).collect();
-    let then: BTreeSet<_> = adoption.servers.iter().map(|server| server.address.as_str()).collect();
-    if now != then {
-        return Err(Obstacle::NotYet(format!("the API servers are {now:?} now, and were {then:?}")));
+    let Look { seen, doubts, failures } = look_at_all(cluster, wanted.accept_unproven).await?;
+    nobody_missing(&doubts, &failures, Some(adoption))?;
+    if adoption.ledger.is_open() {
+        let account = |one: &Seen| one.scrape.as_ref().map(|scrape| Account::of(one.api.address(), scrape));
+        let accounts: Vec<Account> = seen.iter().filter_map(account).collect();
+        let breaches = adoption.ledger.breaches(&accounts, &permitted(wanted, &adoption.targets));
+        if !breaches.is_empty() {
+            return Err(Obstacle::NotYet(joined(&breaches)));
+        }
     }
     targets_reported(&seen, wanted)?;
-    agree(&ways(cluster, &seen)?, &wanted.canaries).await
+    agree(&connections(cluster, &seen)?, &wanted.canaries).await
+}
+
+/// Every source that names an API server must agree with the servers that were met; one that had adopted the target key
+/// and stopped since is only noted, for it cannot be asked.
+fn nobody_missing(doubts: &[Doubt], failures: &[String], earlier: Option<&Adoption>) -> Result<(), Obstacle> {
+    let had_adopted = |identity: &str| {
+        earlier.is_some_and(|earlier| {
+            let known = earlier.servers.iter().any(|server| server.identity.as_deref() == Some(identity));
+            known || earlier.doubts.iter().any(|doubt| doubt.stopped() == Some(identity))
+        })
+    };
+    let open: Vec<&Doubt> = doubts.iter().filter(|doubt| !doubt.stopped().is_some_and(had_adopted)).collect();
+    if open.is_empty() && failures.is_empty() {
+        return Ok(());
+    }
+    let why: Vec<String> = open.iter().map(ToString::to_string).chain(failures.iter().cloned()).collect();
+    Err(Obstacle::NotYet(why.join("; ")))
+}
+
+/// All of them, in one line.
+pub fn joined<T: ToString>(all: &[T]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Each server that was seen; where none is known by itself, as many connections to the one address, since a balancer
 /// keeps to one server for each.
-fn ways(cluster: &Cluster, seen: &[Seen]) -> Result<Vec<Api>, RotationError> {
+fn connections(cluster: &Cluster, seen: &[Seen]) -> Result<Vec<Api>, RotationError> {
     match seen {
         [Seen { scrape: None, .. }] => (0..TOUCHES_THROUGH_BALANCER).map(|_| cluster.entry_anew()).collect(),
         _ => Ok(seen.iter().map(|one| one.api.clone()).collect()),
@@ -252,23 +283,6 @@ async fn altered(server: &Api, canary: &Canary) -> Obstacle {
          (namespaceSelector) from the mutating webhook that does it ({webhooks})",
         canary.path()
     ))
-}
-
-/// Every identity Lease that is kept fresh must belong to a server whose metrics were read.
-async fn nobody_missing(cluster: &Cluster, seen: &[Seen]) -> Result<(), Obstacle> {
-    let known: BTreeSet<_> =
-        seen.iter().filter_map(|one| one.scrape.as_ref()).flat_map(|scrape| scrape.identities.clone()).collect();
-    let missing: Vec<_> =
-        cluster.identities().await?.into_iter().filter(|identity| !known.contains(identity)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(Obstacle::NotYet(format!(
-        "{} API server(s) keep an identity Lease and are not among those that answer, or load no KMS v2 provider \
-         ({}); name every server with --server",
-        missing.len(),
-        missing.join(", ")
-    )))
 }
 
 /// The `key_id` hashes that the plugins report; all servers must say the same.
@@ -312,48 +326,6 @@ pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<Strin
         targets.entry(provider.clone()).or_insert_with(|| target.clone());
     }
     Ok(targets)
-}
-
-/// Writes through one server and reads from its metrics what it stored under.
-async fn prove(one: &Seen, wanted: &Wanted, targets: &BTreeMap<String, String>) -> Result<ServerAdoption, Obstacle> {
-    let address = one.api.address().to_owned();
-    let not_yet = |error: super::api::ApiError| Obstacle::NotYet(error.to_string());
-    let mut stored_under = BTreeMap::new();
-    for canary in &wanted.canaries {
-        let before = one.scrape.as_ref().map(|_| scrape(&one.api));
-        let before = match before {
-            Some(scrape) => Some(scrape.await.map_err(not_yet)?),
-            None => None,
-        };
-        canary.write(&one.api).await.map_err(not_yet)?;
-        let Some(before) = before else { continue };
-        let after = scrape(&one.api).await.map_err(not_yet)?;
-        let grown = growth(&before.stored, &after.stored);
-        let of_provider: Vec<_> =
-            grown.keys().filter(|(provider, _)| *provider == canary.provider).map(|(_, hash)| hash.clone()).collect();
-        match (of_provider.as_slice(), targets.get(&canary.provider)) {
-            ([hash], Some(target)) if hash == target => {
-                stored_under.insert(canary.provider.clone(), hash.clone());
-            }
-            ([], _) => {
-                return Err(Obstacle::NotYet(format!(
-                    "API server {address} does not store {} with provider {}: put it first in its \
-                     EncryptionConfiguration, and restart or reload the server",
-                    canary.resource, canary.provider
-                )));
-            }
-            (hashes, _) => {
-                let hashes: Vec<_> = hashes.iter().map(|hash| short(hash)).collect();
-                return Err(Obstacle::NotYet(format!(
-                    "API server {address} still stores under {} with provider {}",
-                    hashes.join(" and "),
-                    canary.provider
-                )));
-            }
-        }
-    }
-    let identity = one.scrape.as_ref().and_then(|scrape| scrape.identities.first().cloned());
-    Ok(ServerAdoption { address, identity, stored_under })
 }
 
 /// The first letters of a hash, enough to tell keys apart.

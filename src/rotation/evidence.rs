@@ -54,6 +54,14 @@ fn adoption(journal: &Journal, evidence: &mut Vec<String>, unproven: &mut Vec<St
                 adoption.servers.len(),
                 adoption.at
             ));
+            unproven.extend(adoption.doubts.iter().map(ToString::to_string));
+            evidence.push(format!(
+                "nothing was stored under another key from {} to {}, by the servers' own counters",
+                adoption.since, adoption.at
+            ));
+            if adoption.since > journal.verified_at.unwrap_or(jiff::Timestamp::MIN) {
+                unproven.push("an API server changed after leftovers were looked for: rotate-keys --resume".into());
+            }
             if !adoption.without_canary.is_empty() && !by_etcd(journal) {
                 unproven.push(format!(
                     "no canary shows the key of provider(s) {}: scan etcd (--etcd)",
@@ -145,8 +153,8 @@ fn waits(journal: &Journal) -> Vec<String> {
     if expiring > 0 {
         waits.push(format!("{expiring} Event(s) under an older key must expire: run verify in an hour"));
     }
-    let since = journal.verified_at.or(journal.rewritten);
-    if journal.snapshot.is_none() || journal.snapshot < since {
+    let since = journal.clean_since;
+    if journal.snapshot.is_none() || since.is_none() || journal.snapshot < since {
         waits.push(format!(
             "a snapshot of etcd must be taken after {}: every older one needs the former key (then: rotate-keys \
              --resume --snapshot-taken TIME)",
@@ -171,12 +179,18 @@ mod tests {
             servers: Vec::new(),
             without_canary: Vec::new(),
             at: now,
+            since: jiff::Timestamp::UNIX_EPOCH,
+            ledger: crate::rotation::ledger::Ledger::default(),
+            broken_by: Vec::new(),
+            doubts: Vec::new(),
+            not_shown: Vec::new(),
         });
         journal.verified = serde_json::from_value(serde_json::json!({
             "method": "etcd", "revision": 5, "lookedAt": 3, "stored": {}, "leftovers": 0, "expiring": 0, "named": {},
         }))
         .unwrap();
-        (journal.verified_at, journal.settled, journal.snapshot) = (Some(now), Some(now), Some(now));
+        (journal.verified_at, journal.clean_since) = (Some(now), Some(now));
+        (journal.settled, journal.snapshot) = (Some(now), Some(now));
         journal
     }
 

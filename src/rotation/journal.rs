@@ -103,6 +103,10 @@ pub struct Journal {
     pub verified: Option<Scan>,
     /// When verifying ended.
     pub verified_at: Option<jiff::Timestamp>,
+    /// Since when every search found nothing under a former key, while the servers' counters showed nothing either. A
+    /// snapshot of etcd from after it holds nothing under a former key.
+    #[serde(default)]
+    pub clean_since: Option<jiff::Timestamp>,
     /// How long is to be waited after the last rewrite, in seconds.
     pub settle_seconds: u64,
     /// When the time had passed.
@@ -155,6 +159,7 @@ impl Journal {
             rewritten: None,
             verified: None,
             verified_at: None,
+            clean_since: None,
             settle_seconds,
             settled: None,
             snapshot_before: None,

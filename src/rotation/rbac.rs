@@ -20,6 +20,7 @@ pub fn rbac(journal: &Journal, with_etcd: bool, with_shards: bool) -> String {
         rule("admissionregistration.k8s.io", "mutatingwebhookconfigurations", "list"),
         "- nonResourceURLs: [/metrics, /readyz]\n  verbs: [get]\n".into(),
         rule("", "namespaces", namespaces),
+        rule("", "nodes", "list"),
     ]);
     let mut objects = vec![
         role("ClusterRole", NAME, None, &rules),

@@ -93,6 +93,10 @@ struct Entry {
 #[derive(Debug, Deserialize)]
 struct Provider {
     kms: Option<Kms>,
+    identity: Option<serde::de::IgnoredAny>,
+    aescbc: Option<serde::de::IgnoredAny>,
+    aesgcm: Option<serde::de::IgnoredAny>,
+    secretbox: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -174,6 +178,14 @@ impl Coverage {
         }
     }
 
+    /// How prefixes of values begin that are written by no KMS v2 provider, by configuration; empty for values in clear.
+    pub fn other_prefixes(&self) -> BTreeSet<String> {
+        match self {
+            Self::Configured(configuration) => configuration.resources.iter().filter_map(Entry::other_prefix).collect(),
+            Self::Inferred(_) => BTreeSet::new(),
+        }
+    }
+
     /// Whether it is only a guess.
     pub fn is_inferred(&self) -> bool {
         matches!(self, Self::Inferred(_))
@@ -181,6 +193,20 @@ impl Coverage {
 }
 
 impl Entry {
+    fn other_prefix(&self) -> Option<String> {
+        let first = self.providers.first()?;
+        let prefix = match first {
+            Provider { kms: Some(kms), .. } if kms.api_version == "v2" => return None,
+            Provider { kms: Some(_), .. } => "k8s:enc:kms:v1:",
+            Provider { aescbc: Some(_), .. } => "k8s:enc:aescbc:",
+            Provider { aesgcm: Some(_), .. } => "k8s:enc:aesgcm:",
+            Provider { secretbox: Some(_), .. } => "k8s:enc:secretbox:",
+            Provider { identity: Some(_), .. } => "",
+            Provider { .. } => return None,
+        };
+        Some(prefix.into())
+    }
+
     fn writer(&self) -> Option<&str> {
         let kms = self.providers.first()?.kms.as_ref()?;
         (kms.api_version == "v2").then_some(kms.name.as_str())

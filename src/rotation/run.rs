@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::RotationError;
-use super::adoption::{Adoption, Obstacle, Wanted, attempt, look, look_fresh};
+use super::adoption::{Adoption, Obstacle, Wanted, attempt, joined, look, look_fresh};
 use super::api::{Api, ApiError};
 use super::canary::canaries;
 use super::cluster::{Access, Cluster};
@@ -89,6 +89,15 @@ pub enum Event<'a> {
 /// Who is told of events.
 pub type Reporter<'a> = &'a (dyn Fn(Event<'_>) + Send + Sync);
 
+/// Whether a proof goes on from an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Continuity {
+    /// Nothing that voids it has happened since.
+    Unbroken,
+    /// It is the first, or something has happened: whatever was shown before must be shown again.
+    Broken,
+}
+
 /// A rotation under way.
 pub struct Run<'a> {
     settings: Settings,
@@ -119,7 +128,7 @@ impl<'a> Run<'a> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
         let found = found.for_rewriting(self.settings.include_events);
         let seen = if fresh && self.settings.key_id.is_none() {
-            look_fresh(&self.cluster, true).await
+            look_fresh(&self.cluster, &self.coverage.providers(), true).await
         } else {
             look(&self.cluster, true).await
         };
@@ -175,9 +184,13 @@ impl<'a> Run<'a> {
 
     async fn step(&mut self) -> Result<Option<Verdict>, RotationError> {
         let state = self.journal.state;
-        // After a stop nobody knows what the servers did meanwhile.
-        if state > State::AwaitAdoption && state < State::Snapshot && !self.seen_adopted {
-            self.await_adoption().await?;
+        // After a stop nobody knows what the servers did meanwhile; also when all was done but the verdict.
+        if state > State::AwaitAdoption && state != State::Aborted && !self.seen_adopted {
+            let continuity = self.await_adoption().await?;
+            if continuity == Continuity::Broken && state > State::Agree {
+                self.journal.state = State::Agree;
+                return Ok(None);
+            }
         }
         self.journal.state = match state {
             State::Plan => {
@@ -202,7 +215,11 @@ impl<'a> Run<'a> {
             State::Verify => self.verify().await?,
             State::Settle => self.settle().await?,
             State::Snapshot => self.snapshot().await?,
-            State::Done | State::Aborted => return self.conclude().map(Some),
+            State::Done => match self.confirm().await? {
+                None => return self.conclude().map(Some),
+                Some(back) => back,
+            },
+            State::Aborted => return self.conclude().map(Some),
         };
         Ok(None)
     }
@@ -240,6 +257,7 @@ impl<'a> Run<'a> {
 
     fn wanted(&self) -> Wanted {
         let rotated = !self.journal.keks_rotated.is_empty() && self.journal.targets.is_empty();
+        let resources = || self.journal.resources.iter();
         Wanted {
             providers: self.coverage.providers(),
             canaries: canaries(&self.coverage),
@@ -247,18 +265,22 @@ impl<'a> Run<'a> {
             former: if rotated { self.journal.former.clone() } else { BTreeMap::new() },
             was_adopted: self.journal.adoption.is_some(),
             accept_unproven: self.settings.accept_unproven,
+            resources: resources().map(|progress| progress.resource.clone()).filter(|one| !one.is_event()).collect(),
+            writers: resources().map(|progress| (progress.resource.to_string(), progress.provider.clone())).collect(),
+            elsewhere: self.coverage.other_prefixes(),
         }
     }
 
-    async fn await_adoption(&mut self) -> Result<(), RotationError> {
+    /// Waits until every API server has proven that it uses the target key; says whether that holds since an earlier
+    /// proof without a gap.
+    async fn await_adoption(&mut self) -> Result<Continuity, RotationError> {
         let began = Instant::now();
         let mut said = String::new();
         loop {
-            let why = match attempt(&self.cluster, &self.wanted()).await {
+            let why = match attempt(&self.cluster, &self.wanted(), self.journal.adoption.as_ref()).await {
                 Ok(adoption) => {
                     if !adoption.servers.is_empty() && self.waited_enough(began, &adoption) {
-                        self.adopted(adoption);
-                        return Ok(());
+                        return Ok(self.adopted(adoption));
                     }
                     "metrics cannot be read, so time must pass".to_owned()
                 }
@@ -295,10 +317,23 @@ impl<'a> Run<'a> {
             || began.elapsed() + LOOKS_EVERY >= self.settings.adoption_timeout
     }
 
-    fn adopted(&mut self, adoption: Adoption) {
+    fn adopted(&mut self, adoption: Adoption) -> Continuity {
         self.seen_adopted = true;
         self.journal.targets.clone_from(&adoption.targets);
-        self.journal.adoption = Some(adoption);
+        let earlier = self.journal.adoption.replace(adoption);
+        let adoption = self.journal.adoption.as_ref().expect("it was just put there");
+        match earlier {
+            Some(earlier) if earlier.since == adoption.since => return Continuity::Unbroken,
+            Some(_) => {
+                let why = joined(&adoption.broken_by);
+                (self.report)(Event::Note(&format!("what was proven before does not hold any more: {why}")));
+            }
+            None => {}
+        }
+        // What was stored under a former key meanwhile may lie in old revisions and in the snapshot as well.
+        (self.journal.clean_since, self.journal.settled, self.journal.snapshot) = (None, None, None);
+        self.journal.passes = 0;
+        Continuity::Broken
     }
 
     /// The server that everything is asked of: one of those that were seen to store under the target key.

@@ -13,7 +13,7 @@ use crate::support::free_port;
 static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
 
 /// Leads each connection to the next API server.
-async fn balancer(plane: &ControlPlane) -> u16 {
+pub async fn balancer(plane: &ControlPlane) -> u16 {
     let port = free_port();
     let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     let servers: Vec<_> =

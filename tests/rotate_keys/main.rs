@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod ageing;
 #[cfg(feature = "aws")]
 mod aws;
 mod balancer;
@@ -21,6 +22,7 @@ mod options;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
 mod preflight;
+mod roster;
 mod shards;
 #[cfg(feature = "transit")]
 mod transit;

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::checks::take_snapshot;
-use super::{Event, Run, State};
+use super::{Continuity, Event, Run, State};
 use crate::rotation::RotationError;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
 use crate::rotation::api::chain;
@@ -77,11 +77,21 @@ impl Run<'_> {
     }
 
     pub(super) async fn verify(&mut self) -> Result<State, RotationError> {
-        let found = encrypted(self.cluster.entry(), &self.coverage).await?;
         if self.journal.targets.is_empty() {
             (self.report)(Event::Note("the target key is not known (no metrics): nothing can be verified"));
             return Ok(State::Settle);
         }
+        let left = self.search().await?;
+        if left > 0 && self.journal.passes < PASSES {
+            (self.report)(Event::Note(&format!("{left} leftover(s) found: going through everything once more")));
+            return Ok(State::AwaitAdoption);
+        }
+        Ok(State::Settle)
+    }
+
+    /// Looks for leftovers, and enters what was found. How many of them a further pass may rewrite.
+    async fn search(&mut self) -> Result<u64, RotationError> {
+        let found = encrypted(self.cluster.entry(), &self.coverage).await?;
         let scan = if let Some(etcd) = &self.settings.etcd {
             let expected = found.expected(&self.journal.targets);
             scan_etcd(etcd, &self.settings.etcd_prefix, &expected).await?
@@ -95,13 +105,27 @@ impl Run<'_> {
         };
         let refused = self.journal.refused().len() as u64;
         let left = scan.leftovers.saturating_sub(scan.expiring).saturating_sub(refused);
-        self.journal.verified = Some(scan);
-        self.journal.verified_at = Some(jiff::Timestamp::now());
-        if left > 0 && self.journal.passes < PASSES {
-            (self.report)(Event::Note(&format!("{left} leftover(s) found: going through everything once more")));
-            return Ok(State::AwaitAdoption);
+        let now = jiff::Timestamp::now();
+        self.journal.clean_since = if scan.leftovers == 0 { self.journal.clean_since.or(Some(now)) } else { None };
+        (self.journal.verified, self.journal.verified_at) = (Some(scan), Some(now));
+        Ok(left)
+    }
+
+    /// Evidence ages: before a verdict, every server proves again that it uses the target key, its counters since the
+    /// adoption are compared, and everything is searched once more. Where that does not hold, says where to go back to.
+    pub(super) async fn confirm(&mut self) -> Result<Option<State>, RotationError> {
+        if self.await_adoption().await? == Continuity::Broken {
+            return Ok(Some(State::Agree));
         }
-        Ok(State::Settle)
+        if self.journal.targets.is_empty() {
+            return Ok(None);
+        }
+        let left = self.search().await?;
+        if left == 0 || self.journal.passes >= PASSES {
+            return Ok(None);
+        }
+        (self.report)(Event::Note(&format!("{left} leftover(s) found: going through everything once more")));
+        Ok(Some(State::Agree))
     }
 
     pub(super) async fn settle(&mut self) -> Result<State, RotationError> {

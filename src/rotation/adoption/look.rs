@@ -1,0 +1,190 @@
+//! One look at all API servers: their metrics, and whether these are all the servers there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::Obstacle;
+use crate::rotation::api::{Api, ApiError};
+use crate::rotation::cluster::{Cluster, host_of};
+use crate::rotation::ledger::ServerProcess;
+use crate::rotation::metrics::{Scrape, scrape};
+use crate::rotation::roster::{Doubt, IdentityLease, Met, Renewal, Sources, doubts};
+
+/// Over how many new connections a balancer is asked for servers that were not met.
+const CONNECTIONS: usize = 24;
+/// After how many connections that met nobody new it is given up for now.
+const NOBODY_NEW: usize = 8;
+/// API servers ask for the Status every minute, and sooner when their health is asked for.
+const FRESH_WITHIN: Duration = Duration::from_secs(90);
+
+/// One API server and what its metrics showed; nothing where they cannot be read.
+pub struct Seen {
+    /// How it is reached.
+    pub api: Api,
+    /// Its metrics.
+    pub scrape: Option<Scrape>,
+}
+
+/// What one look showed.
+pub struct Look {
+    /// Each server that was met.
+    pub seen: Vec<Seen>,
+    /// Whether these are all; empty where nothing says otherwise.
+    pub doubts: Vec<Doubt>,
+    /// Servers that should have answered, and why they did not.
+    pub failures: Vec<String>,
+}
+
+/// Asks every API server once. `/readyz` comes first: it makes the server ask its plugin for the `key_id` again.
+///
+/// # Errors
+/// [`Obstacle::Unreadable`] when a server's metrics may not be read; [`Obstacle::NotYet`] when no server answers.
+pub async fn look(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Seen>, Obstacle> {
+    look_at_all(cluster, accept_unproven).await.map(|look| look.seen)
+}
+
+/// The same, with what speaks against these being all the API servers.
+///
+/// # Errors
+/// As [`look`].
+pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Look, Obstacle> {
+    let servers = match cluster.servers().await {
+        Ok(servers) => servers,
+        Err(_) if accept_unproven => Vec::new(),
+        Err(error) => return Err(Obstacle::Failed(error)),
+    };
+    let (mut seen, mut failures) = (Vec::new(), Vec::new());
+    for api in servers {
+        match meet(&api).await {
+            Ok(scrape) => _ = add(&mut seen, api, scrape),
+            Err(_) if accept_unproven => {}
+            Err(error) if matches!(error.status(), Some(401 | 403 | 404)) => {
+                return Err(Obstacle::Unreadable(format!("cannot read the metrics of an API server: {error}")));
+            }
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    if accept_unproven {
+        if seen.is_empty() {
+            seen.push(Seen { api: cluster.entry().clone(), scrape: None });
+        }
+        return Ok(Look { seen, doubts: Vec::new(), failures });
+    }
+    let sources = cluster.sources().await.map_err(Obstacle::Failed)?;
+    meet_behind_balancer(cluster, &sources, &mut seen).await?;
+    if seen.is_empty() {
+        return Err(Obstacle::NotYet(failures.pop().unwrap_or_else(|| "no API server answers".into())));
+    }
+    let doubts = doubts(&sources, &met(&seen), &cluster.lease_watch(), Instant::now());
+    if !cluster.servers_are_named() && doubts.is_empty() {
+        // An endpoint may be an address that cannot be reached from here, and its server was met otherwise.
+        failures.clear();
+    }
+    Ok(Look { seen, doubts, failures })
+}
+
+async fn meet(api: &Api) -> Result<Scrape, ApiError> {
+    let _ = api.get("/readyz", "text/plain").await;
+    scrape(api).await
+}
+
+/// Two addresses may lead to one server.
+fn add(seen: &mut Vec<Seen>, api: Api, scrape: Scrape) -> bool {
+    let process = ServerProcess::of(&scrape);
+    let known = seen.iter().filter_map(|one| one.scrape.as_ref()).any(|scrape| ServerProcess::of(scrape) == process);
+    if !known {
+        seen.push(Seen { api, scrape: Some(scrape) });
+    }
+    !known
+}
+
+fn met(seen: &[Seen]) -> Vec<Met> {
+    let of = |one: &Seen| {
+        let process = ServerProcess::of(one.scrape.as_ref()?);
+        Some(Met { host: host_of(one.api.address()), process })
+    };
+    seen.iter().filter_map(of).collect()
+}
+
+/// Meets servers that have no address of their own here, by new connections through the address of the kubeconfig:
+/// each server's metrics say who answered.
+async fn meet_behind_balancer(cluster: &Cluster, sources: &Sources, seen: &mut Vec<Seen>) -> Result<(), Obstacle> {
+    if sources.endpoints.contains(&host_of(cluster.entry().address())) {
+        // The address is one server's own.
+        return Ok(());
+    }
+    let mut kept: Vec<Api> = cluster.met().drain(..).collect();
+    let (mut used, mut in_vain) = (Vec::new(), 0);
+    for _ in 0..CONNECTIONS {
+        if in_vain >= NOBODY_NEW || !someone_is_missing(cluster, sources, seen) {
+            break;
+        }
+        let api = match kept.pop() {
+            Some(api) => api,
+            None => cluster.entry_anew().map_err(Obstacle::Failed)?,
+        };
+        in_vain += 1;
+        if let Ok(scrape) = meet(&api).await
+            && add(seen, api.clone(), scrape)
+        {
+            used.push(api);
+            in_vain = 0;
+        }
+    }
+    *cluster.met() = used;
+    Ok(())
+}
+
+fn someone_is_missing(cluster: &Cluster, sources: &Sources, seen: &[Seen]) -> bool {
+    let (met, now) = (met(seen), Instant::now());
+    let identities: BTreeSet<&str> = met.iter().map(|one| one.process.identity.as_str()).collect();
+    let watch = cluster.lease_watch();
+    let unmet = |lease: &IdentityLease| !identities.contains(lease.identity.as_str());
+    sources.leases.iter().any(|lease| unmet(lease) && watch.renewal(&lease.name, now) != Renewal::Stopped)
+        || sources.endpoints.len() > met.len()
+        || sources.expected.is_some_and(|expected| expected > met.len())
+}
+
+/// Asks every API server until each has asked the plugins of these providers for the `key_id` after this began. What a
+/// server's metrics report is up to a minute old, and a key that is about to be replaced must not be taken for the
+/// target. A provider that a reload took away keeps its last report for ever: it must not be waited for.
+///
+/// # Errors
+/// As [`look`]; [`Obstacle::NotYet`] when a plugin does not answer.
+pub async fn look_fresh(
+    cluster: &Cluster,
+    providers: &BTreeSet<String>,
+    accept_unproven: bool,
+) -> Result<Vec<Seen>, Obstacle> {
+    let began = Instant::now();
+    let mut first: BTreeMap<(String, String), f64> = BTreeMap::new();
+    loop {
+        let seen = look(cluster, accept_unproven).await?;
+        let mut stale = None;
+        for (server, provider, at) in statuses(&seen) {
+            if providers.contains(&provider) && *first.entry((server.clone(), provider.clone())).or_insert(at) >= at {
+                stale = Some((server, provider));
+            }
+        }
+        let Some((server, provider)) = stale else { return Ok(seen) };
+        if began.elapsed() > FRESH_WITHIN {
+            return Err(Obstacle::NotYet(format!(
+                "API server {server} got no Status of the plugin of provider {provider} in {} s: look at that plugin, \
+                 or whether the server's EncryptionConfiguration still has this provider",
+                FRESH_WITHIN.as_secs()
+            )));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// (server, provider, when its plugin last answered Status) by the servers' own clocks.
+fn statuses(seen: &[Seen]) -> Vec<(String, String, f64)> {
+    let mut statuses = Vec::new();
+    for one in seen {
+        for (provider, (_, at)) in one.scrape.iter().flat_map(|scrape| &scrape.reported) {
+            statuses.push((one.api.address().to_owned(), provider.clone(), *at));
+        }
+    }
+    statuses
+}

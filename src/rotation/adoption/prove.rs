@@ -1,0 +1,194 @@
+//! What a server itself shows when something is written and read through it: that it stores under the target key, and
+//! that it opens what the others stored, for every encrypted resource.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::{Obstacle, Seen, ServerAdoption, Wanted, short};
+use crate::rotation::api::{Api, ApiError};
+use crate::rotation::canary::Canary;
+use crate::rotation::ledger::{Account, ServerProcess};
+use crate::rotation::listing::is_undecryptable;
+use crate::rotation::metrics::{Direction, Scrape, growth, scrape};
+use crate::rotation::resources::Resource;
+
+/// So many objects of a resource are tried: one may be damaged, or deleted meanwhile.
+const PIONEERS: u32 = 3;
+/// A server has read the object by then; what takes longer is a webhook.
+const OPENS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Writes every canary through one server, and reads from its metrics what it stored them under.
+pub async fn prove_writes(
+    one: &Seen,
+    wanted: &Wanted,
+    targets: &BTreeMap<String, String>,
+) -> Result<ServerAdoption, Obstacle> {
+    let address = one.api.address().to_owned();
+    let mut proven = ServerAdoption { address, ..ServerAdoption::default() };
+    let Some(seen) = &one.scrape else {
+        for canary in &wanted.canaries {
+            canary.write(&one.api).await.map_err(not_yet)?;
+        }
+        return Ok(proven);
+    };
+    let before = scrape(&one.api).await.map_err(not_yet)?;
+    for canary in &wanted.canaries {
+        canary.write(&one.api).await.map_err(not_yet)?;
+    }
+    let after = scrape(&one.api).await.map_err(not_yet)?;
+    let process = ServerProcess::of(&after);
+    if process != ServerProcess::of(seen) || process != ServerProcess::of(&before) {
+        return Err(Obstacle::NotYet(format!("API server {} was another one in between", proven.address)));
+    }
+    for canary in &wanted.canaries {
+        let hash = stored_under(&proven.address, canary, &before, &after, targets)?;
+        proven.stored_under.insert(canary.provider.clone(), hash);
+        proven.wrote.push(canary.resource.to_string());
+    }
+    proven.identity = after.identities.first().cloned();
+    proven.account = Some(Account::of(&proven.address, &after));
+    Ok(proven)
+}
+
+/// What the server stored a canary under between two scrapes, if that is the target.
+fn stored_under(
+    address: &str,
+    canary: &Canary,
+    before: &Scrape,
+    after: &Scrape,
+    targets: &BTreeMap<String, String>,
+) -> Result<String, Obstacle> {
+    let of_provider: Vec<String> = growth(&before.stored, &after.stored)
+        .into_keys()
+        .filter(|(provider, _)| *provider == canary.provider)
+        .map(|(_, hash)| hash)
+        .collect();
+    let resource = canary.resource.to_string();
+    let by_provider = growth(&before.operations, &after.operations).into_keys().any(|(of, prefix, direction)| {
+        of == resource && direction == Direction::Stored && provider_of(&prefix) == Some(canary.provider.as_str())
+    });
+    match (of_provider.as_slice(), targets.get(&canary.provider)) {
+        ([hash], Some(target)) if hash == target && by_provider => Ok(hash.clone()),
+        ([], _) => Err(not_stored(address, &resource, &canary.provider)),
+        ([hash], Some(target)) if hash == target => Err(not_stored(address, &resource, &canary.provider)),
+        (hashes, _) => {
+            let hashes: Vec<_> = hashes.iter().map(|hash| short(hash)).collect();
+            Err(Obstacle::NotYet(format!(
+                "API server {address} still stores under {} with provider {}",
+                hashes.join(" and "),
+                canary.provider
+            )))
+        }
+    }
+}
+
+fn not_stored(address: &str, resource: &str, provider: &str) -> Obstacle {
+    Obstacle::NotYet(format!(
+        "API server {address} does not store {resource} with provider {provider}: put it first in its \
+         EncryptionConfiguration, and restart or reload the server"
+    ))
+}
+
+fn provider_of(prefix: &str) -> Option<&str> {
+    prefix.strip_prefix(crate::rotation::resources::KMS_V2_PREFIX).map(|rest| rest.trim_end_matches(':'))
+}
+
+/// Has every server read what `writer` just wrote: the empty patch that is only tried reads from etcd and opens.
+pub async fn prove_reads(servers: &[Seen], writer: &Seen, canaries: &[Canary]) -> Result<(), Obstacle> {
+    for reader in servers.iter().filter(|reader| reader.api.address() != writer.api.address()) {
+        for canary in canaries {
+            let why = match opens(&reader.api, &canary.path()).await.map_err(not_yet)? {
+                Opened::Yes => continue,
+                Opened::No(why) => why,
+                Opened::Unknown => "it did not answer".into(),
+            };
+            return Err(Obstacle::NotYet(format!(
+                "API server {} cannot read what {} stores: {why}; give the plugin beside it the same keys",
+                reader.api.address(),
+                writer.api.address()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Has every server read an object of each resource. A server whose configuration does not cover the resource
+/// transforms nothing, by its own metrics; it could not read what the others rewrite, and would never start again.
+/// Returns the resources that have an object to show it.
+pub async fn prove_coverage(servers: &[Seen], resources: &[Resource]) -> Result<BTreeSet<String>, Obstacle> {
+    let mut pioneers = BTreeMap::new();
+    for resource in resources {
+        pioneers.insert(resource.to_string(), pioneers_of(&servers[0].api, resource).await);
+    }
+    let mut shown = BTreeSet::new();
+    for server in servers.iter().filter(|server| server.scrape.is_some()) {
+        let before = scrape(&server.api).await.map_err(not_yet)?;
+        let mut opened = BTreeSet::new();
+        for (resource, paths) in &pioneers {
+            for path in paths {
+                if matches!(opens(&server.api, path).await.map_err(not_yet)?, Opened::Yes) {
+                    opened.insert(resource.clone());
+                    break;
+                }
+            }
+        }
+        let after = scrape(&server.api).await.map_err(not_yet)?;
+        let read: BTreeSet<String> = growth(&before.operations, &after.operations)
+            .into_keys()
+            .filter(|(.., direction)| *direction == Direction::Read)
+            .map(|(resource, ..)| resource)
+            .collect();
+        if let Some(resource) = opened.difference(&read).next() {
+            return Err(Obstacle::NotYet(format!(
+                "the EncryptionConfiguration of API server {} does not cover {resource}: give every API server the \
+                 same one, and restart or reload this one; it could not read what the others store",
+                server.api.address()
+            )));
+        }
+        shown.append(&mut opened);
+    }
+    Ok(shown)
+}
+
+/// Some objects of a resource; none where there are none, or where they cannot be listed.
+async fn pioneers_of(api: &Api, resource: &Resource) -> Vec<String> {
+    let Ok(answer) = api.list(&resource.list_path(), PIONEERS, "").await else { return Vec::new() };
+    if answer.status != 200 {
+        return Vec::new();
+    }
+    let Ok(list) = api.parse::<crate::rotation::api::MetadataList>(&answer.body) else { return Vec::new() };
+    let path = |one: &crate::rotation::api::Partial| {
+        resource.object_path(one.metadata.namespace.as_deref(), &one.metadata.name)
+    };
+    list.items.iter().map(path).collect()
+}
+
+enum Opened {
+    Yes,
+    No(String),
+    Unknown,
+}
+
+/// Whether one object opens. Admission and validation come after the reading, so what they answer, or a webhook that
+/// does not, says yes.
+async fn opens(server: &Api, path: &str) -> Result<Opened, ApiError> {
+    let path = format!("{path}?dryRun=All");
+    let Ok(answer) = tokio::time::timeout(OPENS_WITHIN, server.patch(&path, "{}")).await else {
+        return Ok(Opened::Yes);
+    };
+    let answer = answer?;
+    match answer.status {
+        500 => {
+            let message = answer.refusal().message;
+            Ok(if is_undecryptable(&message) { Opened::No(message) } else { Opened::Yes })
+        }
+        401 => server.success(answer).map(|_| Opened::Unknown),
+        404 | 429 | 501.. => Ok(Opened::Unknown),
+        _ => Ok(Opened::Yes),
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "it is what map_err passes")]
+fn not_yet(error: ApiError) -> Obstacle {
+    Obstacle::NotYet(error.to_string())
+}
