@@ -1,12 +1,16 @@
 //! Looking for leftovers where etcd is out of reach: every object is read through one API server, whose metrics count
-//! under which keys that was. Where the count is wrong, groups of objects are halved until the one is found.
+//! under which keys that was. Where they count another key, groups of objects are halved until the one is found.
+//!
+//! The metrics count what other clients read as well. So an object counts as a leftover only if reading it many times
+//! is counted as many times.
 
 use std::collections::BTreeMap;
 
 use futures::stream::{self, StreamExt};
 
 use super::RotationError;
-use super::api::Api;
+use super::api::{Answer, Api, ApiError};
+use super::ledger::ServerProcess;
 use super::listing::{Folder, Page, page_after};
 use super::metrics::{Direction, Scrape, growth, scrape};
 use super::pace::Pace;
@@ -14,9 +18,13 @@ use super::resources::{KMS_V2_PREFIX, Resource};
 use super::rewrite::{Ask, Sweep, Tally};
 use super::verify::{Expected, Method, Scan};
 
-/// So many leftovers of a resource are searched for by name; each costs some scrapes.
+/// How many leftovers of a resource are searched for by name; each costs some scrapes.
 const SEARCHED: usize = 50;
 const READS_AT_ONCE: usize = 16;
+/// How many times a single object is read to tell its reads from those of other clients.
+const READS_OF_ONE: usize = 32;
+/// How many times a resource is gone through again because its API server was started again meanwhile.
+const RESTARTS: u32 = 3;
 
 /// Has every object read from etcd through one API server and looks at its metrics under which keys that was.
 pub async fn scan_reads(
@@ -27,16 +35,13 @@ pub async fn scan_reads(
 ) -> Result<Scan, RotationError> {
     let mut scan = Scan::new(Method::Reads);
     for (resource, provider) in &expected.resources {
-        let before = metrics(api).await?;
-        let mut tally = Tally::default();
-        let folders = vec![Folder::all(resource)];
-        let sweep = Sweep { api, folders, ask: Ask::Read, adopted_at: None, pace, tally: &mut tally };
-        sweep.run(&mut |tally, limit| seen(resource, tally, limit)).await?;
-        let after = metrics(api).await?;
-        let mut found = otherwise(&before, &after, expected, resource, provider);
-        let left: u64 = found.values().sum();
-        if left > 0 {
-            name_leftovers(api, expected, resource, provider, &mut scan).await?;
+        let expected = Of { expected, resource, provider };
+        let (tally, mut found) = read_all(api, &expected, pace, seen).await?;
+        let counted: u64 = found.values().sum();
+        let left = if counted == 0 { 0 } else { name_leftovers(api, &expected, counted, &mut scan).await? };
+        if left == 0 {
+            // Another client read something else.
+            found.clear();
         }
         unreadable(&tally, resource, &mut scan);
         scan.looked_at += tally.fresh;
@@ -48,30 +53,57 @@ pub async fn scan_reads(
     Ok(scan)
 }
 
+/// What a resource is to be stored under.
+struct Of<'a> {
+    expected: &'a Expected,
+    resource: &'a Resource,
+    provider: &'a str,
+}
+
+/// Reads every object of a resource; what the server counted otherwise than under the target key meanwhile. A server
+/// that was started again has forgotten what it counted before.
+async fn read_all(
+    api: &Api,
+    of: &Of<'_>,
+    pace: &mut Pace,
+    seen: &mut (dyn FnMut(&Resource, &Tally, usize) + Send),
+) -> Result<(Tally, BTreeMap<String, u64>), RotationError> {
+    for _ in 0..RESTARTS {
+        let before = metrics(api).await?;
+        let mut tally = Tally::default();
+        let folders = vec![Folder::all(of.resource)];
+        let sweep = Sweep { api, folders, ask: Ask::Read, adopted_at: None, pace, tally: &mut tally };
+        sweep.run(&mut |tally, limit| seen(of.resource, tally, limit)).await?;
+        let after = metrics(api).await?;
+        if ServerProcess::of(&before) == ServerProcess::of(&after) {
+            return Ok((tally, otherwise(&before, &after, of)));
+        }
+    }
+    Err(RotationError::Paused(format!(
+        "API server {} was started again each time while {} were read",
+        api.address(),
+        of.resource
+    )))
+}
+
 async fn metrics(api: &Api) -> Result<Scrape, RotationError> {
-    scrape(api).await.map_err(RotationError::api("read the metrics of the API server that reads"))
+    scrape(&api.patient()).await.map_err(RotationError::api("read the metrics of the API server that reads"))
 }
 
 /// What was read between two scrapes otherwise than under the target key: how → count.
-fn otherwise(
-    before: &Scrape,
-    after: &Scrape,
-    expected: &Expected,
-    resource: &Resource,
-    provider: &str,
-) -> BTreeMap<String, u64> {
+fn otherwise(before: &Scrape, after: &Scrape, of: &Of<'_>) -> BTreeMap<String, u64> {
     let mut found: BTreeMap<String, u64> = BTreeMap::new();
     for ((by, hash), count) in growth(&before.read, &after.read) {
-        if expected.targets.get(&by) != Some(&hash) {
+        if of.expected.targets.get(&by) != Some(&hash) {
             *found.entry(format!("{by} {hash}")).or_default() += count;
         }
     }
-    let name = resource.to_string();
-    let ours = format!("{KMS_V2_PREFIX}{provider}:");
-    for ((of, prefix, direction), count) in growth(&before.operations, &after.operations) {
+    let name = of.resource.to_string();
+    let ours = format!("{KMS_V2_PREFIX}{}:", of.provider);
+    for ((resource, prefix, direction), count) in growth(&before.operations, &after.operations) {
         // What a KMS v2 provider read was counted above, by key.
         let by_kms = prefix == ours || prefix.starts_with(KMS_V2_PREFIX);
-        if of == name && direction == Direction::Read && !by_kms {
+        if resource == name && direction == Direction::Read && !by_kms {
             let how = if prefix.starts_with("k8s:enc:") { prefix } else { "in clear".into() };
             *found.entry(how).or_default() += count;
         }
@@ -90,41 +122,51 @@ fn unreadable(tally: &Tally, resource: &Resource, scan: &mut Scan) {
     }
 }
 
-/// Finds which objects of a resource are read otherwise than under the target key.
-async fn name_leftovers(
-    api: &Api,
-    expected: &Expected,
-    resource: &Resource,
-    provider: &str,
-    scan: &mut Scan,
-) -> Result<(), RotationError> {
-    let (folder, mut token, mut named) = (Folder::all(resource), String::new(), 0);
+/// Finds which objects of a resource are read otherwise than under the target key, and how many they are: all of them,
+/// or about as many as were `counted` where they are too many to be named.
+async fn name_leftovers(api: &Api, of: &Of<'_>, counted: u64, scan: &mut Scan) -> Result<u64, RotationError> {
+    let (folder, mut token, mut named) = (Folder::all(of.resource), String::new(), 0);
     while let Page::Listed(list) = page_after(api, &folder, token).await? {
         let path =
-            |one: &super::api::Partial| resource.object_path(one.metadata.namespace.as_deref(), &one.metadata.name);
+            |one: &super::api::Partial| of.resource.object_path(one.metadata.namespace.as_deref(), &one.metadata.name);
         let mut groups: Vec<Vec<String>> = vec![list.items.iter().map(path).collect()];
-        while let Some(group) = groups.pop().filter(|_| named < SEARCHED) {
-            let before = metrics(api).await?;
-            let reads = stream::iter(&group).map(|path| api.get_metadata(path)).buffer_unordered(READS_AT_ONCE);
-            reads.for_each(|_| async {}).await;
-            let after = metrics(api).await?;
-            let found = otherwise(&before, &after, expected, resource, provider);
-            match (group.as_slice(), found.keys().next()) {
-                (_, None) => {}
-                ([path], Some(how)) => {
-                    scan.name(path, how);
-                    named += 1;
-                }
-                (paths, Some(_)) => {
-                    let (first, second) = paths.split_at(paths.len() / 2);
-                    groups.extend([first.to_vec(), second.to_vec()]);
-                }
+        while let Some(group) = groups.pop() {
+            let Some(how) = read_again(api, of, &group).await? else { continue };
+            if let [path] = group.as_slice() {
+                scan.name(path, &how);
+                named += 1;
+            } else {
+                let (first, second) = group.split_at(group.len() / 2);
+                groups.extend([first.to_vec(), second.to_vec()]);
+            }
+            if named >= SEARCHED {
+                return Ok(counted.max(named as u64));
             }
         }
         token = list.metadata.next.unwrap_or_default();
-        if token.is_empty() || named >= SEARCHED {
+        if token.is_empty() {
             break;
         }
     }
-    Ok(())
+    Ok(named as u64)
+}
+
+/// How at least one object of a group is read, if otherwise than under the target key. Each is read as many times as
+/// it takes for its reads to be told from those of others.
+async fn read_again(api: &Api, of: &Of<'_>, group: &[String]) -> Result<Option<String>, RotationError> {
+    let times = (READS_OF_ONE / group.len().max(1)).max(1);
+    for _ in 0..RESTARTS {
+        let before = metrics(api).await?;
+        let paths = group.iter().cycle().take(group.len() * times);
+        let patient = api.patient();
+        let reads = stream::iter(paths).map(|path| patient.get_metadata(path)).buffer_unordered(READS_AT_ONCE);
+        let done = |read: Result<Answer, ApiError>| async { read.is_ok_and(|answer| answer.status != 503) };
+        let all_done = reads.all(done).await;
+        let after = metrics(api).await?;
+        if all_done && ServerProcess::of(&before) == ServerProcess::of(&after) {
+            let found = otherwise(&before, &after, of);
+            return Ok(found.into_iter().find(|(_, count)| *count >= times as u64).map(|(how, _)| how));
+        }
+    }
+    Err(RotationError::Paused(format!("API server {} does not answer, or is started again each time", api.address())))
 }
