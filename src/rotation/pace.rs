@@ -1,10 +1,16 @@
 //! How many requests may be under way: more while the API server answers well, half of them when it does not.
+//! Slowness that fewer requests do not cure is not the server's load (a webhook hangs): it stops counting as slow.
 
 use std::time::{Duration, Instant};
+
+use super::webhooks::Breakers;
 
 const FIRST: usize = 8;
 /// An answer in a hundred may take longer than this before fewer requests are sent.
 const SLOW: Duration = Duration::from_secs(1);
+/// Slow answers alone bring the limit down to this many requests; only an overload that the server itself reports
+/// brings it lower.
+const SLOW_FLOOR: usize = 4;
 
 /// Doubled for each good second until the first bad one; from then on additive increase, multiplicative decrease. And
 /// an upper rate.
@@ -17,6 +23,12 @@ pub struct Pace {
     next: Instant,
     quiet_until: Instant,
     second: Second,
+    /// What an answer takes however few requests are under way.
+    inherent: Duration,
+    /// When the last request went well.
+    last_good: Option<Instant>,
+    /// Webhooks that cannot be called.
+    pub webhooks: Breakers,
 }
 
 #[derive(Debug)]
@@ -24,6 +36,7 @@ struct Second {
     began: Instant,
     answers: usize,
     slow: usize,
+    longest: Duration,
     throttled: bool,
 }
 
@@ -38,12 +51,20 @@ impl Pace {
             next: now,
             quiet_until: now,
             second: Second::begin(now),
+            inherent: Duration::ZERO,
+            last_good: None,
+            webhooks: Breakers::default(),
         }
     }
 
     /// How many requests may be under way.
     pub fn limit(&self) -> usize {
         self.limit
+    }
+
+    /// Whether any request went well after this moment.
+    pub fn was_good_after(&self, moment: Instant) -> bool {
+        self.last_good.is_some_and(|good| good > moment)
     }
 
     /// When the next request may be sent; the past means now.
@@ -61,8 +82,10 @@ impl Pace {
 
     /// An answer came after `took`.
     pub fn answered(&mut self, took: Duration, now: Instant) {
+        self.last_good = Some(now);
         self.second.answers += 1;
-        self.second.slow += usize::from(took > SLOW);
+        self.second.slow += usize::from(took > SLOW.max(self.inherent * 2));
+        self.second.longest = self.second.longest.max(took);
         self.turn(now);
     }
 
@@ -74,7 +97,7 @@ impl Pace {
         // Many requests meet the same overload: it counts once a second.
         if !self.second.throttled {
             self.second.throttled = true;
-            self.halve();
+            self.halve(1);
         }
         self.turn(now);
     }
@@ -88,22 +111,27 @@ impl Pace {
             return;
         }
         if last.slow * 100 > last.answers {
-            self.halve();
+            if self.limit <= SLOW_FLOOR {
+                (self.inherent, self.found) = (last.longest, false);
+            }
+            self.halve(SLOW_FLOOR);
         } else {
             let more = if self.found { self.limit + 1 } else { self.limit * 2 };
             self.limit = more.min(self.most);
         }
     }
 
-    fn halve(&mut self) {
-        self.found = true;
-        self.limit = (self.limit / 2).max(1);
+    fn halve(&mut self, floor: usize) {
+        if self.limit > floor {
+            self.found = true;
+            self.limit = (self.limit / 2).max(floor);
+        }
     }
 }
 
 impl Second {
     fn begin(now: Instant) -> Self {
-        Self { began: now, answers: 0, slow: 0, throttled: false }
+        Self { began: now, answers: 0, slow: 0, longest: Duration::ZERO, throttled: false }
     }
 }
 
@@ -143,6 +171,21 @@ mod tests {
         now += Duration::from_secs(1);
         pace.answered(MOMENT, now);
         assert_eq!(pace.limit(), 4);
+    }
+
+    #[test]
+    fn slowness_that_fewer_requests_do_not_cure_stops_counting() {
+        let (mut now, hangs) = (Instant::now(), Duration::from_secs(10));
+        let mut pace = Pace::new(64, None, now);
+        let mut limits = Vec::new();
+        for _ in 0..8 {
+            now += hangs;
+            pace.answered(hangs, now);
+            limits.push(pace.limit());
+        }
+        assert_eq!(limits, [4, 4, 8, 16, 32, 64, 64, 64]);
+        pace.throttled(None, now);
+        assert_eq!(pace.limit(), 32, "an overload still halves");
     }
 
     #[test]

@@ -1,19 +1,29 @@
 //! Going through all objects of a resource, page by page, with as many requests under way as the server bears:
 //! to rewrite them, to try whether they would be refused, or to have them read.
 
+mod fate;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
 
+use self::fate::{Fate, fate};
 use super::RotationError;
 use super::api::{Answer, Api, ApiError, Metadata, MetadataList, Partial};
-use super::listing::{FIRST_WAIT, Folder, LONGEST_WAIT, PAGE, Page, TRIES, is_undecryptable, page_after};
+use super::listing::{FIRST_WAIT, Folder, LONGEST_WAIT, PAGE, Page, TRIES, page_after};
 use super::pace::Pace;
+use super::webhooks::webhook_that_failed;
 
-/// So often an object is sent whose webhook cannot be called: the rest needs not wait long for one webhook.
-const WEBHOOK_TRIES: u32 = 5;
+/// An object that fails while others get through is given up after this time: it alone is at fault.
+const ALONE_AFTER: Duration = Duration::from_secs(20);
+/// And after this many tries.
+const ALONE_TRIES: u32 = 4;
+/// While a webhook is out of order, a request that is under way for this long waits for it, and takes no other's place.
+const HANGS: Duration = Duration::from_secs(2);
+/// How many requests may wait for such a webhook.
+const HANGING: usize = 256;
 /// So many altered objects are named in each pass.
 const ALTERED_NAMED: usize = 1_000;
 
@@ -90,9 +100,12 @@ struct Object {
     path: String,
     metadata: Metadata,
     tries: u32,
+    first_failed: Option<Instant>,
+    /// The webhook that could not be called for it.
+    webhook: Option<String>,
 }
 
-type Answered = (Object, Duration, Result<Answer, ApiError>);
+type Answered = (Object, Instant, Result<Answer, ApiError>);
 
 impl Sweep<'_> {
     /// Goes through all objects. `seen` is called after each answer.
@@ -104,24 +117,30 @@ impl Sweep<'_> {
         let mut folders = std::mem::take(&mut self.folders).into_iter();
         let mut queue: VecDeque<Object> = VecDeque::new();
         let mut later: Vec<(Instant, Object)> = Vec::new();
-        let mut under_way = FuturesUnordered::new();
+        let (mut under_way, mut sent) = (FuturesUnordered::new(), Vec::new());
         let mut page = folders.next().map(|folder| Box::pin(page_of(api, folder, String::new())));
         loop {
             let now = Instant::now();
             for at in (0..later.len()).rev().filter(|at| later[*at].0 <= now).collect::<Vec<_>>() {
                 queue.push_front(later.swap_remove(at).1);
             }
-            while under_way.len() < self.pace.limit() && self.pace.next() <= now && !queue.is_empty() {
-                let object = queue.pop_front().expect("it is not empty");
+            while self.has_room(&sent, now)
+                && self.pace.next() <= now
+                && let Some(object) = queue.pop_front()
+            {
                 self.pace.sent(now);
-                under_way.push(answer(api, ask, object));
+                sent.push(now);
+                under_way.push(answer(api, ask, object, now));
             }
             if queue.is_empty() && later.is_empty() && under_way.is_empty() && page.is_none() {
                 return Ok(());
             }
-            let wake = self.wake(&queue, &later, under_way.len());
+            let wake = self.wake(&queue, &later, &sent, now);
             tokio::select! {
                 Some(answered) = under_way.next(), if !under_way.is_empty() => {
+                    if let Some(at) = sent.iter().position(|began| *began == answered.1) {
+                        sent.swap_remove(at);
+                    }
                     if let Some(again) = self.settle(answered)? {
                         later.push(again);
                     }
@@ -142,9 +161,30 @@ impl Sweep<'_> {
         }
     }
 
+    /// Whether one more request may be under way.
+    fn has_room(&self, sent: &[Instant], now: Instant) -> bool {
+        if !self.pace.webhooks.is_open() {
+            return sent.len() < self.pace.limit();
+        }
+        let hanging = sent.iter().filter(|began| now.duration_since(**began) >= HANGS).count();
+        sent.len() - hanging < self.pace.limit() && hanging < HANGING
+    }
+
     /// When there is something to do even if nobody answers.
-    fn wake(&self, queue: &VecDeque<Object>, later: &[(Instant, Object)], under_way: usize) -> Option<Instant> {
-        let may_send = (!queue.is_empty() && under_way < self.pace.limit()).then(|| self.pace.next());
+    fn wake(
+        &self,
+        queue: &VecDeque<Object>,
+        later: &[(Instant, Object)],
+        sent: &[Instant],
+        now: Instant,
+    ) -> Option<Instant> {
+        let may_send = if queue.is_empty() {
+            None
+        } else if self.has_room(sent, now) {
+            Some(self.pace.next())
+        } else {
+            self.pace.webhooks.is_open().then(|| now + HANGS / 4)
+        };
         later.iter().map(|(at, _)| *at).chain(may_send).min()
     }
 
@@ -171,50 +211,69 @@ impl Sweep<'_> {
                 continue;
             }
             let path = folder.resource.object_path(metadata.namespace.as_deref(), &metadata.name);
-            chosen.push(Object { path, metadata, tries: 0 });
+            chosen.push(Object { path, metadata, tries: 0, first_failed: None, webhook: None });
         }
         chosen
     }
 
     /// Takes an answer in; returns the object where it must be asked again.
-    fn settle(&mut self, (mut object, took, result): Answered) -> Result<Option<(Instant, Object)>, RotationError> {
+    fn settle(&mut self, (mut object, began, result): Answered) -> Result<Option<(Instant, Object)>, RotationError> {
         let now = Instant::now();
         let (status, retry_after, message) = match result {
             Ok(answer) if answer.status == 200 => {
-                self.pace.answered(took, now);
+                self.pace.answered(now.duration_since(began), now);
+                if let Some(webhook) = &object.webhook {
+                    self.pace.webhooks.recovered(webhook);
+                }
                 return self.stored(&object, &answer).map(|()| None);
             }
             Ok(answer) => (Some(answer.status), answer.retry_after, answer.refusal().message),
             Err(error) => (error.status(), None, error.to_string()),
         };
         object.tries += 1;
-        match verdict(status, &message) {
-            Fate::Gone => self.tally.gone += 1,
-            Fate::Refused => self.refuse(object.path, status, &message),
+        let alone = self.fails_alone(&mut object, now);
+        let tries = match fate(status, &message) {
+            Fate::Gone => {
+                self.tally.gone += 1;
+                return Ok(None);
+            }
+            Fate::Refused => 0,
             Fate::Undecryptable => {
                 self.tally.undecryptable.insert(object.path, message);
+                return Ok(None);
             }
-            Fate::Stop => return Err(RotationError::Paused(message)),
+            Fate::Unauthorized => TRIES,
             Fate::Again { overloaded, tries } => {
-                if overloaded {
+                if overloaded && !alone {
                     self.pace.throttled(retry_after, now);
                 }
-                if object.tries < tries {
-                    let wait = (FIRST_WAIT * 2u32.pow(object.tries - 1)).min(LONGEST_WAIT);
-                    return Ok(Some((now + retry_after.unwrap_or(wait).max(wait), object)));
-                }
-                match status {
-                    Some(500 | 409) => self.refuse(object.path, status, &message),
-                    _ => {
-                        return Err(RotationError::Paused(format!(
-                            "{} got no useful answer in {TRIES} tries: {message}",
-                            object.path
-                        )));
-                    }
-                }
+                let webhook = webhook_that_failed(&message);
+                object.webhook = webhook.map(Into::into).or(object.webhook);
+                webhook.map_or(tries, |webhook| self.pace.webhooks.failed(webhook))
+            }
+        };
+        if object.tries < tries && !(alone && status != Some(401)) {
+            let wait = (FIRST_WAIT * 2u32.pow(object.tries - 1)).min(LONGEST_WAIT);
+            return Ok(Some((now + retry_after.unwrap_or(wait).max(wait), object)));
+        }
+        match status {
+            Some(401) => Err(RotationError::Paused(format!("the credentials are refused; renew them: {message}"))),
+            None | Some(408 | 429 | 501..) if !alone => {
+                Err(RotationError::Paused(format!("{} got no useful answer in {TRIES} tries: {message}", object.path)))
+            }
+            _ => {
+                self.refuse(object.path, status, &message);
+                Ok(None)
             }
         }
-        Ok(None)
+    }
+
+    /// Whether an object goes on failing while others get through.
+    fn fails_alone(&self, object: &mut Object, now: Instant) -> bool {
+        let first = *object.first_failed.get_or_insert(now);
+        object.tries >= ALONE_TRIES
+            && now.duration_since(first) >= ALONE_AFTER
+            && self.pace.was_good_after(now.checked_sub(ALONE_AFTER / 2).unwrap_or(first))
     }
 
     fn refuse(&mut self, path: String, status: Option<u16>, message: &str) {
@@ -254,60 +313,11 @@ async fn page_of(api: &Api, folder: Folder, token: String) -> (Folder, Result<Pa
     (folder, page)
 }
 
-async fn answer(api: &Api, ask: Ask, object: Object) -> Answered {
-    let began = Instant::now();
+async fn answer(api: &Api, ask: Ask, object: Object, began: Instant) -> Answered {
     let result = match ask {
         Ask::Rewrite => api.patch(&object.path, "{}").await,
         Ask::DryRun => api.patch(&format!("{}?dryRun=All", object.path), "{}").await,
         Ask::Read => api.get_metadata(&object.path).await,
     };
-    (object, began.elapsed(), result)
-}
-
-#[derive(Debug, PartialEq)]
-enum Fate {
-    Gone,
-    Refused,
-    Undecryptable,
-    Again { overloaded: bool, tries: u32 },
-    Stop,
-}
-
-/// What an answer other than success means for the object.
-fn verdict(status: Option<u16>, message: &str) -> Fate {
-    match status {
-        Some(404) => Fate::Gone,
-        Some(401) => Fate::Stop,
-        Some(409) => Fate::Again { overloaded: false, tries: TRIES },
-        Some(500) if is_undecryptable(message) => Fate::Undecryptable,
-        Some(500) if message.contains("request is too large") => Fate::Refused,
-        // The API server is well; only this object, or all that the webhook is asked about, must wait for it.
-        Some(500) if message.contains("failed calling webhook") => {
-            Fate::Again { overloaded: false, tries: WEBHOOK_TRIES }
-        }
-        Some(408 | 429 | 500..) | None => Fate::Again { overloaded: true, tries: TRIES },
-        Some(_) => Fate::Refused,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_means_the_right_thing_for_its_object() {
-        assert_eq!(verdict(Some(404), ""), Fate::Gone);
-        assert_eq!(verdict(Some(422), "denied by policy"), Fate::Refused);
-        assert_eq!(verdict(Some(403), "webhook"), Fate::Refused);
-        assert_eq!(verdict(Some(401), "Unauthorized"), Fate::Stop);
-        assert_eq!(verdict(Some(409), ""), Fate::Again { overloaded: false, tries: TRIES });
-        assert_eq!(verdict(Some(429), ""), Fate::Again { overloaded: true, tries: TRIES });
-        assert_eq!(verdict(Some(503), ""), Fate::Again { overloaded: true, tries: TRIES });
-        assert_eq!(verdict(None, "no answer"), Fate::Again { overloaded: true, tries: TRIES });
-        assert_eq!(verdict(Some(500), "unable to transform key \"/registry/secrets/a/b\""), Fate::Undecryptable);
-        assert_eq!(verdict(Some(500), "etcdserver: request is too large"), Fate::Refused);
-        let down = "Internal error occurred: failed calling webhook \"a.b.c\": connection refused";
-        assert_eq!(verdict(Some(500), down), Fate::Again { overloaded: false, tries: WEBHOOK_TRIES });
-        assert_eq!(verdict(Some(500), "something else"), Fate::Again { overloaded: true, tries: TRIES });
-    }
+    (object, began, result)
 }
