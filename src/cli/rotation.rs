@@ -92,6 +92,9 @@ pub struct RotateKeysArgs {
     /// How often their agreement is looked at meanwhile.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub agreement_interval: Duration,
+    /// The API servers' --request-timeout: how long a write may be under way.
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = humantime::parse_duration)]
+    pub request_timeout: Duration,
     /// How long to wait after the last rewrite: twice the API servers' --etcd-compaction-interval [default: 10m].
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub settle: Option<Duration>,

@@ -201,6 +201,7 @@ fn settings(args: &RotateKeysArgs) -> Result<Settings> {
         shards: args.shards.map(|shards| shards as usize),
         adoption_timeout: args.adoption_timeout,
         agreement_interval: args.agreement_interval,
+        request_timeout: args.request_timeout,
         snapshot_taken: args.snapshot_taken,
         snapshot_command: args.snapshot_command.clone(),
     })

@@ -15,6 +15,7 @@ use super::api::Api;
 use super::canary::{Canary, NAMESPACE, Touched};
 use super::cluster::Cluster;
 use super::ledger::{Account, Breach, Ledger, Permitted};
+pub use super::metrics::short;
 use super::resources::Resource;
 use super::roster::Doubt;
 use super::webhooks::mutating_webhooks;
@@ -326,9 +327,4 @@ pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<Strin
         targets.entry(provider.clone()).or_insert_with(|| target.clone());
     }
     Ok(targets)
-}
-
-/// The first letters of a hash, enough to tell keys apart.
-pub fn short(hash: &str) -> &str {
-    hash.get(..19).unwrap_or(hash)
 }

@@ -135,6 +135,11 @@ pub fn counted_since(before: Option<u64>, now: u64) -> u64 {
     before.and_then(|before| now.checked_sub(before)).unwrap_or(now)
 }
 
+/// The first letters of a hash, enough to tell keys apart.
+pub fn short(hash: &str) -> &str {
+    hash.get(..19).unwrap_or(hash)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

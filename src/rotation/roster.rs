@@ -156,6 +156,11 @@ pub enum Doubt {
         /// Servers that were met.
         met: usize,
     },
+    /// Two servers have one identity: a third one with it would not be seen.
+    SharedIdentity {
+        /// Where they were met.
+        hosts: String,
+    },
     /// A server without a Lease was met at an address that is not its own, so another one may hide there.
     WithoutLease {
         /// The address.
@@ -206,6 +211,10 @@ impl fmt::Display for Doubt {
             Self::Count { expected, met } => {
                 write!(f, "--servers says {expected} API server(s), and {met} were reached")
             }
+            Self::SharedIdentity { hosts } => write!(
+                f,
+                "the API servers {hosts} share one identity Lease: give their hosts different names and restart them"
+            ),
             Self::WithoutLease { host } => write!(
                 f,
                 "the API server behind {host} has no identity Lease, so another one like it would not be seen: say \
@@ -227,6 +236,11 @@ pub fn doubts(sources: &Sources, met: &[Met], watch: &LeaseWatch, now: Instant) 
             Renewal::Unknown => Doubt::Watching { lease: name, host },
             Renewal::Stopped => Doubt::Stopped { lease: name, host, identity: lease.identity.clone() },
         });
+    }
+    for (at, one) in met.iter().enumerate().filter(|(_, one)| !one.process.identity.is_empty()) {
+        if let Some(other) = met[..at].iter().find(|other| other.process.identity == one.process.identity) {
+            doubts.push(Doubt::SharedIdentity { hosts: format!("{} and {}", other.host, one.host) });
+        }
     }
     if let Some(expected) = sources.expected {
         if expected != met.len() {
@@ -345,6 +359,14 @@ mod tests {
         assert_eq!(doubts_of(&all, &[met("a")]), [], "the operator says that this Node runs none");
         all.expected = Some(3);
         assert_eq!(doubts_of(&all, &[met("a")]), [Doubt::Count { expected: 3, met: 1 }]);
+    }
+
+    #[test]
+    fn two_processes_with_one_identity_are_two_servers_with_one_name() {
+        let mut second = met("a");
+        (second.host, second.process.started) = ("ip-b".into(), 2);
+        let shared = Doubt::SharedIdentity { hosts: "ip-a and ip-b".into() };
+        assert_eq!(doubts_of(&sources(&["a"]), &[met("a"), second]), [shared]);
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub struct Settings {
     pub adoption_timeout: Duration,
     /// How often adoption is looked at again.
     pub agreement_interval: Duration,
+    /// How long an API server lets a write be under way.
+    pub request_timeout: Duration,
     /// When a snapshot of etcd was taken.
     pub snapshot_taken: Option<jiff::Timestamp>,
     /// A command that takes a snapshot of etcd.

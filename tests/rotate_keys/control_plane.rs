@@ -181,6 +181,7 @@ impl ControlPlane {
         }
         if command == "rotate-keys" {
             arguments.push(format!("--journal={}", self.journal_file().display()));
+            arguments.push("--request-timeout=1s".into());
             if !more.iter().any(|argument| argument.starts_with("--agreement-interval")) {
                 arguments.push("--agreement-interval=1s".into());
             }

@@ -120,12 +120,26 @@ impl Run<'_> {
         if self.journal.targets.is_empty() {
             return Ok(None);
         }
+        self.writes_have_arrived().await;
         let left = self.search().await?;
         if left == 0 || self.journal.passes >= PASSES {
             return Ok(None);
         }
         (self.report)(Event::Note(&format!("{left} leftover(s) found: going through everything once more")));
         Ok(Some(State::Agree))
+    }
+
+    /// A value may have been encrypted under a former key before its server proved the new one, and reach etcd after: a
+    /// search counts only when no such write can be under way any more.
+    async fn writes_have_arrived(&self) {
+        let Some(adoption) = &self.journal.adoption else { return };
+        // A sixth more, for clocks and for what comes after the request's own deadline.
+        let wait = self.settings.request_timeout * 7 / 6;
+        let passed = jiff::Timestamp::now().duration_since(adoption.since).unsigned_abs();
+        if let Some(left) = wait.checked_sub(passed) {
+            (self.report)(Event::Waiting(&format!("{} s until earlier writes have reached etcd", left.as_secs() + 1)));
+            tokio::time::sleep(left).await;
+        }
     }
 
     pub(super) async fn settle(&mut self) -> Result<State, RotationError> {
