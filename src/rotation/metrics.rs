@@ -52,7 +52,8 @@ pub async fn scrape(api: &Api) -> Result<Scrape, ApiError> {
     Ok(parse(&String::from_utf8_lossy(&body)))
 }
 
-fn parse(text: &str) -> Scrape {
+/// Reads the text of a scrape; what is no line of interest is passed over.
+pub fn parse(text: &str) -> Scrape {
     let mut scrape = Scrape::default();
     for line in text.lines() {
         if let Some(started) = line.strip_prefix(STARTED) {
@@ -83,12 +84,15 @@ fn parse(text: &str) -> Scrape {
             }
             TRANSFORMATIONS => {
                 let counts = if direction == Direction::Stored { &mut scrape.stored } else { &mut scrape.read };
-                *counts.entry((label("provider_name"), label("key_id_hash"))).or_default() += count;
+                let counted = counts.entry((label("provider_name"), label("key_id_hash"))).or_default();
+                // Not our numbers: two of them may be more than fits.
+                *counted = counted.saturating_add(count);
             }
             CONFIG => scrape.config_hash = Some(label("hash")),
             _ if label("status") == "OK" => {
                 let of = (label("resource"), label("transformer_prefix"), direction);
-                *scrape.operations.entry(of).or_default() += count;
+                let counted = scrape.operations.entry(of).or_default();
+                *counted = counted.saturating_add(count);
             }
             _ => {}
         }

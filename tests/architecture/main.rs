@@ -46,6 +46,7 @@ const TOP_LEVEL: &[&str] = &[
     "SECURITY.md",
     "build.rs",
     "docs",
+    "fuzz",
     "manifests",
     "proto",
     "rust-toolchain.toml",

@@ -8,6 +8,8 @@ mod support;
 mod configuration;
 mod doctor;
 mod envelope_vectors;
+#[cfg(feature = "rotate")]
+mod fuzz_corpus;
 mod hostile_input;
 mod keyring;
 mod kms_v2_contract;
