@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use crate::kek::KekConfig;
+use crate::key_stores::KekConfig;
 
 /// Where the configuration is looked for unless `--config` names another place.
 pub const DEFAULT_PATH: &str = "/etc/kube-envelope/config.yaml";

@@ -14,9 +14,11 @@
 //! * `rotation`, `etcd` (feature `rotate`): `rotate-keys` and `verify`.
 //! * [`generation`], [`dek`]: what the plugin serves from; DEKs in memory and on disk.
 //! * [`envelope`], [`key_id`]: the stored format.
-//! * [`kek`]: what a KEK must do, deadline and retries for all of them, and one file for each kind.
+//! * [`config`]: the YAML file; every default and bound.
+//! * [`key_stores`]: the registry of kinds, and one folder for each: AWS, Azure, Google, PKCS#11, transit, keyring.
+//! * [`kek`]: the contract of a KEK, and deadline, retries and breaker around all of them.
 //! * [`crypto`]: secret types, and the only file that names a cipher.
-//! * [`config`], [`telemetry`] stand aside.
+//! * [`telemetry`]: metrics and logs.
 //!
 //! # Invariants
 //!
@@ -48,11 +50,13 @@ pub mod config;
 pub mod crypto;
 pub mod dek;
 pub mod envelope;
+mod error_chain;
 #[cfg(feature = "rotate")]
 pub mod etcd;
 pub mod generation;
 pub mod kek;
 pub mod key_id;
+pub mod key_stores;
 pub mod plugin;
 #[cfg(feature = "rotate")]
 pub mod rotation;

@@ -13,8 +13,6 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::kek::KekCause;
-
 /// Which of the three RPCs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rpc {
@@ -37,7 +35,28 @@ pub enum KekOperation {
     Unwrap,
 }
 
-/// How a call ended: `ok`, or the cause of the failure.
+/// How an operation of a KEK ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KekOutcome {
+    /// Done.
+    Ok,
+    /// Not reached, or the key store's own fault.
+    Unavailable,
+    /// Asked too often.
+    Throttled,
+    /// Credentials are missing, expired or refused.
+    Unauthenticated,
+    /// Refused by policy or key state.
+    Denied,
+    /// There is no such version.
+    UnknownVersion,
+    /// The data do not match.
+    Rejected,
+    /// The configuration cannot work.
+    Misconfigured,
+}
+
+/// How an RPC ended: `ok`, or the cause of the failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Outcome(pub Option<&'static str>);
 
@@ -58,6 +77,22 @@ impl EncodeLabelValue for KekOperation {
             Self::Version => "version",
             Self::Wrap => "wrap",
             Self::Unwrap => "unwrap",
+        };
+        name.encode(encoder)
+    }
+}
+
+impl EncodeLabelValue for KekOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Ok => "ok",
+            Self::Unavailable => "unavailable",
+            Self::Throttled => "throttled",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Denied => "denied",
+            Self::UnknownVersion => "unknown version",
+            Self::Rejected => "rejected",
+            Self::Misconfigured => "misconfigured",
         };
         name.encode(encoder)
     }
@@ -84,7 +119,7 @@ struct RpcMethod {
 struct KekLabels {
     kek: String,
     operation: KekOperation,
-    outcome: Outcome,
+    outcome: KekOutcome,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -180,11 +215,10 @@ impl Metrics {
     }
 
     /// Counts an operation of a KEK.
-    pub fn kek_call(&self, kek: &str, operation: KekOperation, failure: Option<KekCause>, took: Duration) {
-        let outcome = Outcome(failure.map(KekCause::as_str));
+    pub fn kek_call(&self, kek: &str, operation: KekOperation, outcome: KekOutcome, took: Duration) {
         self.kek_calls.get_or_create(&KekLabels { kek: kek.into(), operation, outcome }).inc();
         self.kek_seconds.get_or_create(&KekMethod { kek: kek.into(), operation }).observe(took.as_secs_f64());
-        if failure.is_none() {
+        if outcome == KekOutcome::Ok {
             self.kek_last_contact.get_or_create(&KekName { kek: kek.into() }).set(unix_seconds());
         }
     }

@@ -8,7 +8,7 @@ use comfy_table::Table;
 use super::Exit;
 use crate::cli::{KeyringCommand, OutputFormat};
 use crate::kek::KekError;
-use crate::kek::keyring::{Keyring, VersionState};
+use crate::key_stores::keyring::{Keyring, VersionState};
 
 /// Runs the command.
 pub fn run(command: KeyringCommand) -> Result<Exit> {

@@ -20,7 +20,7 @@ use crate::cli::ServeArgs;
 use crate::config::{Config, ConfigError, Problem};
 use crate::dek::cache::DekCache;
 use crate::dek::store::{DekStore, is_private};
-use crate::kek::set::KekSet;
+use crate::key_stores;
 use crate::plugin::health::{Health, router};
 use crate::plugin::refresh::{Refresh, Settings};
 use crate::plugin::service::Service;
@@ -138,7 +138,7 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
 
 /// Builds the KEKs and gathers what may change while the plugin runs.
 async fn settings(path: &std::path::Path, config: &Config, metrics: &Arc<Metrics>) -> Result<Settings, ConfigError> {
-    let keks = KekSet::build(&config.keks, &config.retired, metrics).await.map_err(|(name, error)| {
+    let keks = key_stores::build_set(&config.keks, &config.retired, metrics).await.map_err(|(name, error)| {
         let problem = error.problem();
         ConfigError::Invalid(vec![Problem { file: path.to_owned(), at: None, field: format!("KEK {name}"), problem }])
     })?;

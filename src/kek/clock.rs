@@ -36,7 +36,7 @@ impl ServerClock {
 }
 
 /// How far this machine is ahead of the server that has just sent this `Date`.
-pub(super) fn ahead_of(date: &str) -> Option<SignedDuration> {
+pub fn ahead_of(date: &str) -> Option<SignedDuration> {
     let server = jiff::fmt::rfc2822::parse(date).ok()?.timestamp();
     Some(Timestamp::now().duration_since(server))
 }

@@ -1,6 +1,11 @@
 //! `KekError`: why a KEK did not answer, by what the operator must do about it.
 
-use std::{error::Error, fmt, time::Duration};
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use crate::error_chain::joined;
+use crate::telemetry::KekOutcome;
 
 /// What kind of failure it is. Whether to retry, coast or wipe is decided from this alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +42,20 @@ impl KekCause {
             Self::UnknownVersion => "unknown version",
             Self::Rejected => "rejected",
             Self::Misconfigured => "misconfigured",
+        }
+    }
+}
+
+impl From<KekCause> for KekOutcome {
+    fn from(cause: KekCause) -> Self {
+        match cause {
+            KekCause::Unavailable => Self::Unavailable,
+            KekCause::Throttled => Self::Throttled,
+            KekCause::Unauthenticated => Self::Unauthenticated,
+            KekCause::Denied => Self::Denied,
+            KekCause::UnknownVersion => Self::UnknownVersion,
+            KekCause::Rejected => Self::Rejected,
+            KekCause::Misconfigured => Self::Misconfigured,
         }
     }
 }
@@ -110,19 +129,6 @@ impl KekError {
     pub fn problem(&self) -> String {
         joined(self.message.clone(), self.source())
     }
-}
-
-/// `text`, and behind it what the chain from `next` on has to add.
-pub fn joined(mut text: String, mut next: Option<&(dyn Error + 'static)>) -> String {
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        next = error.source();
-    }
-    text
 }
 
 impl fmt::Display for KekError {

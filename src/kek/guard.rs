@@ -15,7 +15,7 @@ use self::gate::{Gate, Outcome};
 use super::clock::ServerClock;
 use super::{Kek, KekError, KekVersion, Lineage, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::secret::Dek;
-use crate::telemetry::{KekOperation, Metrics};
+use crate::telemetry::{KekOperation, KekOutcome, Metrics};
 
 /// The time for one operation, retries included: under the API server's 3 s for a call.
 pub const DEADLINE: Duration = Duration::from_millis(2500);
@@ -85,7 +85,8 @@ impl GuardedKek {
         if let Some(end) = self.kek.credentials_expire() {
             self.metrics.credentials_expire(&self.name, end);
         }
-        self.metrics.kek_call(&self.name, operation, result.as_ref().err().map(KekError::cause), started.elapsed());
+        let outcome = result.as_ref().err().map_or(KekOutcome::Ok, |error| error.cause().into());
+        self.metrics.kek_call(&self.name, operation, outcome, started.elapsed());
         result
     }
 

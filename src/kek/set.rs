@@ -8,10 +8,9 @@ use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::guard::GuardedKek;
-use super::{KekCause, KekConfig, KekError, KekVersion, Lineage, Unwrapped, WrapContext, WrappedDek};
+use super::{KekCause, KekError, KekVersion, Lineage, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::seal::dek_id;
 use crate::crypto::secret::Dek;
-use crate::telemetry::Metrics;
 
 /// How long the first KEK may take before the next one is asked as well.
 const HEDGE_AFTER: Duration = Duration::from_millis(400);
@@ -66,29 +65,14 @@ impl UnwrapError {
 }
 
 impl KekSet {
-    /// Builds every KEK of the configuration.
+    /// The set of these KEKs.
     ///
     /// # Errors
-    /// The name of the first KEK that cannot be built, and why.
-    pub async fn build(
-        active: &[KekConfig],
-        retired: &[KekConfig],
-        metrics: &Arc<Metrics>,
-    ) -> Result<Self, (String, KekError)> {
-        let mut set = Self { active: Vec::new(), retired: Vec::new() };
-        for (configs, built) in [(active, &mut set.active), (retired, &mut set.retired)] {
-            for config in configs {
-                let kek = config.build().await.map_err(|error| (config.name.clone(), error))?;
-                built.push(Arc::new(GuardedKek::new(config.name.clone(), kek, metrics.clone())));
-            }
-        }
+    /// The name of a KEK that has the lineage of an earlier one: their wraps could not be told apart.
+    pub fn new(active: Vec<Arc<GuardedKek>>, retired: Vec<Arc<GuardedKek>>) -> Result<Self, (String, KekError)> {
+        let set = Self { active, retired };
         set.check_distinct()?;
         Ok(set)
-    }
-
-    /// A set of KEKs that exist already.
-    pub fn new(active: Vec<Arc<GuardedKek>>, retired: Vec<Arc<GuardedKek>>) -> Self {
-        Self { active, retired }
     }
 
     /// The KEKs that wrap, in their configured order.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 pub use self::session::Renew;
 use self::session::Session;
-use crate::kek::joined;
+use crate::error_chain::joined;
 
 /// The API server's own limit for a mutating request is 34 s; a little more than that means it is lost.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);

@@ -22,7 +22,7 @@ use super::resources::{Coverage, Resource};
 use super::rewrite::Tally;
 use super::verdict::Verdict;
 use crate::etcd::EtcdAccess;
-use crate::kek::KekConfig;
+use crate::key_stores::KekConfig;
 
 /// How often a server is asked whether it has adopted the target key.
 const LOOKS_EVERY: Duration = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::ListParams;
-use kube_envelope::kek::keyring::Keyring;
+use kube_envelope::key_stores::keyring::Keyring;
 use prost::Message;
 use serde_json::json;
 use tonic::transport::Channel;

@@ -11,7 +11,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube_envelope::cli::{Cli, Command};
 use kube_envelope::config::{Config, DEFAULT_LISTEN, DEFAULT_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR};
-use kube_envelope::kek::keyring::Keyring;
+use kube_envelope::key_stores::keyring::Keyring;
 use serde_json::{Value, from_value, json};
 
 #[test]

@@ -6,22 +6,73 @@ mod cycles;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// The layers, highest first. A module uses only modules of lower layers, never one beside it.
-const LAYERS: &[&[&str]] = &[
-    &["commands"],
-    &["plugin", "rotation"],
-    &["generation", "dek", "etcd"],
-    &["envelope"],
-    &["key_id"],
-    &["kek"],
-    &["crypto"],
+/// Which modules a module may use. There are no exceptions: what is not listed here is not allowed.
+const MAY_USE: &[(&str, &[&str])] = &[
+    (
+        "commands",
+        &[
+            "cli",
+            "config",
+            "crypto",
+            "dek",
+            "envelope",
+            "error_chain",
+            "etcd",
+            "generation",
+            "kek",
+            "key_id",
+            "key_stores",
+            "plugin",
+            "rotation",
+            "telemetry",
+        ],
+    ),
+    ("cli", &["config", "telemetry"]),
+    (
+        "plugin",
+        &[
+            "config",
+            "crypto",
+            "dek",
+            "envelope",
+            "error_chain",
+            "generation",
+            "kek",
+            "key_id",
+            "key_stores",
+            "telemetry",
+        ],
+    ),
+    (
+        "rotation",
+        &[
+            "config",
+            "crypto",
+            "envelope",
+            "error_chain",
+            "etcd",
+            "generation",
+            "kek",
+            "key_id",
+            "key_stores",
+            "telemetry",
+        ],
+    ),
+    ("generation", &["crypto", "envelope", "kek", "key_id"]),
+    ("dek", &["crypto", "envelope", "kek", "key_id"]),
+    ("etcd", &["envelope", "error_chain", "key_id"]),
+    ("envelope", &["crypto", "kek", "key_id"]),
+    ("key_id", &["crypto", "kek"]),
+    ("config", &["key_stores"]),
+    ("key_stores", &["crypto", "error_chain", "kek", "telemetry"]),
+    ("kek", &["crypto", "error_chain", "telemetry"]),
+    ("crypto", &[]),
+    ("error_chain", &[]),
+    ("telemetry", &[]),
 ];
 
-/// They stand aside: anybody below `commands` may use `config` and `telemetry`, which themselves know only these.
-const ASIDE: &[(&str, &[&str])] = &[("cli", &["config", "telemetry"]), ("config", &["kek"]), ("telemetry", &["kek"])];
-
-/// Files of `src/kek/` that are no kind of KEK but serve all of them.
-const SHARED_BY_KEKS: &[&str] = &["error", "guard", "set", "clock", "connect", "http"];
+/// Files of `src/key_stores/` that are not a kind but serve several of them.
+const SHARED_BY_KEY_STORES: &[&str] = &["shared"];
 
 /// Names that say nothing.
 const FORBIDDEN_NAMES: &[&str] = &["utils", "helpers", "common", "types", "manager", "handler", "misc", "core"];
@@ -148,16 +199,7 @@ fn uses(source: &Source) -> BTreeSet<String> {
 }
 
 fn may_use(module: &str, used: &str) -> bool {
-    if let Some((_, known)) = ASIDE.iter().find(|(aside, _)| *aside == module) {
-        return known.contains(&used);
-    }
-    let layer = |module: &str| LAYERS.iter().position(|layer| layer.contains(&module));
-    match (layer(module), layer(used)) {
-        (Some(above), Some(below)) => above < below,
-        (Some(0), None) => true,
-        (Some(_), None) => matches!(used, "config" | "telemetry"),
-        (None, _) => false,
-    }
+    MAY_USE.iter().any(|(name, below)| *name == module && below.contains(&used))
 }
 
 #[test]
@@ -177,12 +219,17 @@ fn modules_use_only_what_lies_below_them() {
 }
 
 #[test]
-fn every_module_has_its_layer() {
-    let placed: BTreeSet<&str> =
-        LAYERS.iter().copied().flatten().copied().chain(ASIDE.iter().map(|(module, _)| *module)).collect();
+fn every_module_has_its_directions_and_none_leads_back() {
     for source in sources().iter().filter(|source| source.module.len() == 1) {
         let module = source.module[0].as_str();
-        assert!(placed.contains(module) || matches!(module, "main" | "lib"), "{module} is in no layer");
+        let listed = MAY_USE.iter().any(|(name, _)| *name == module);
+        assert!(listed || matches!(module, "main" | "lib"), "{module} is missing in MAY_USE");
+    }
+    let mut below: BTreeSet<&str> = BTreeSet::new();
+    while below.len() < MAY_USE.len() {
+        let ready = MAY_USE.iter().find(|(name, uses)| !below.contains(name) && uses.iter().all(|m| below.contains(m)));
+        let (name, _) = ready.expect("MAY_USE names a module that does not exist, or has a cycle");
+        below.insert(name);
     }
 }
 
@@ -193,26 +240,43 @@ fn the_reader_of_uses_sees_every_form() {
     assert_eq!(names_after(code, "crate"), ["config", "dek", "kek", "plugin"].map(str::to_owned).into());
     assert_eq!(names_after("use super::super::plugin;", "super::super"), ["plugin".to_owned()].into());
     assert!(names_after("use super::super::plugin; mycrate::x", "crate").is_empty());
-    assert!(!may_use("plugin", "rotation") && !may_use("rotation", "plugin") && !may_use("crypto", "kek"));
+    assert!(!may_use("plugin", "rotation") && !may_use("rotation", "plugin") && !may_use("kek", "key_stores"));
 }
 
 #[test]
-fn keks_do_not_know_each_other() {
+fn key_stores_do_not_know_each_other() {
     let sources = sources();
     let kinds: BTreeSet<&str> = sources
         .iter()
-        .filter(|source| source.module[0] == "kek" && source.module.len() == 2)
+        .filter(|source| source.module[0] == "key_stores" && source.module.len() == 2)
         .map(|source| source.module[1].as_str())
-        .filter(|kind| !SHARED_BY_KEKS.contains(kind))
+        .filter(|kind| !SHARED_BY_KEY_STORES.contains(kind))
         .collect();
     assert!(kinds.contains("keyring") && kinds.len() > 3, "{kinds:?}");
-    for source in sources.iter().filter(|source| source.module[0] == "kek" && source.module.len() >= 2) {
-        let to_the_keks = vec!["super"; source.module.len() - 1].join("::");
-        let mut used = names_after(&source.code, "crate::kek");
-        used.extend(names_after(&source.code, &to_the_keks));
+    for source in sources.iter().filter(|source| source.module[0] == "key_stores" && source.module.len() >= 2) {
+        let to_the_registry = vec!["super"; source.module.len() - 1].join("::");
+        let mut used = names_after(&source.code, "crate::key_stores");
+        used.extend(names_after(&source.code, &to_the_registry));
         let others: Vec<_> =
             used.iter().filter(|used| **used != source.module[1] && kinds.contains(used.as_str())).collect();
         assert!(others.is_empty(), "{} knows {others:?}", source.name);
+    }
+}
+
+/// A new kind touches `Cargo.toml`, `src/key_stores.rs` and its own folder.
+#[test]
+fn only_the_registry_names_a_key_store() {
+    let kinds = ["aws", "azure", "gcp", "pkcs11", "transit"];
+    for source in sources().iter().filter(|source| source.module[0] != "key_stores") {
+        let named: Vec<_> = names_after(&source.code, "key_stores")
+            .into_iter()
+            .chain(names_after(&source.code, "crate::key_stores"))
+            .filter(|name| kinds.contains(&name.as_str()))
+            .collect();
+        assert!(named.is_empty(), "{} names {named:?}", source.name);
+        for kind in kinds {
+            assert!(!source.code.contains(&format!("feature = \"{kind}\"")), "{} asks for {kind}", source.name);
+        }
     }
 }
 

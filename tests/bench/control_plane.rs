@@ -7,7 +7,7 @@ use futures::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
-use kube_envelope::kek::keyring::Keyring;
+use kube_envelope::key_stores::keyring::Keyring;
 use serde_json::{from_value, json};
 
 use super::support::plugin::encryption_configuration;

@@ -175,7 +175,7 @@ crate::conformance! {
 async fn a_dek_that_is_not_the_one_of_its_id_is_rejected() {
     let bench = AzureBench::start().await;
     let kek = GuardedKek::new("it".into(), bench.kek().await, Arc::new(Metrics::new()));
-    let set = KekSet::new(vec![Arc::new(kek)], Vec::new());
+    let set = KekSet::new(vec![Arc::new(kek)], Vec::new()).expect("one KEK is distinct");
     let (dek, context) = dek();
     let wraps = set.wrap_and_prove(&dek, &context).await.expect("wrap");
     let (unwrapped, _) = set.unwrap(&wraps, &context).await.expect("unwrap");

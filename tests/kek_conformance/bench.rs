@@ -3,7 +3,8 @@
 use async_trait::async_trait;
 use kube_envelope::crypto::seal::dek_id;
 use kube_envelope::crypto::secret::Dek;
-use kube_envelope::kek::{Kek, KekConfig, RotateKek, WrapContext};
+use kube_envelope::kek::{Kek, RotateKek, WrapContext};
+use kube_envelope::key_stores::KekConfig;
 
 use crate::support::fakes::faults::{Answer, Faults};
 

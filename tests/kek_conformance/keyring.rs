@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use kube_envelope::kek::keyring::Keyring;
+use kube_envelope::key_stores::keyring::Keyring;
 use tempfile::TempDir;
 
 use crate::bench::Bench;

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use kube_envelope::kek::KINDS;
+use kube_envelope::key_stores::KINDS;
 
 use crate::support::KeyringFile;
 use crate::{path, run};

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
-use kube_envelope::kek::keyring::Keyring;
+use kube_envelope::key_stores::keyring::Keyring;
 use tempfile::TempDir;
 
 /// A folder with a keyring and a configuration that names it.

@@ -12,7 +12,8 @@ use crate::config::Config;
 use crate::crypto::seal::dek_id;
 use crate::crypto::secret::Dek;
 use crate::kek::guard::GuardedKek;
-use crate::kek::{KekCause, KekConfig, KekError, Lineage, WrapContext};
+use crate::kek::{KekCause, KekError, Lineage, WrapContext};
+use crate::key_stores::KekConfig;
 use crate::telemetry::Metrics;
 
 /// AWS refuses what was signed more than five minutes before or after its own time, and tokens live little longer.

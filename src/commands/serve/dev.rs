@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::config::Config;
-use crate::kek::keyring::Keyring;
+use crate::key_stores::keyring::Keyring;
 use crate::plugin::client::self_check as check;
 
 /// How long the self-check waits for the plugin to serve.

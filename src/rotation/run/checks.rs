@@ -1,7 +1,7 @@
 //! The preflight: what can be known to stand in the way, and a snapshot to go back to, before anything is rewritten.
 
 use super::{Event, Run};
-use crate::kek::keyring::{Keyring, VersionState};
+use crate::key_stores::keyring::{Keyring, VersionState};
 use crate::rotation::RotationError;
 use crate::rotation::former::{closed, specimens_in_etcd, specimens_in_lists};
 use crate::rotation::preflight::missing_rights;

@@ -14,7 +14,7 @@ use crate::support::fakes::aws::kms::{ACCOUNT, Key};
 
 async fn guarded(bench: &FakeBench) -> KekSet {
     let kek = GuardedKek::new("it".into(), bench.kek().await, Arc::new(Metrics::new()));
-    KekSet::new(vec![Arc::new(kek)], Vec::new())
+    KekSet::new(vec![Arc::new(kek)], Vec::new()).expect("one KEK is distinct")
 }
 
 fn current(bench: &FakeBench) -> String {

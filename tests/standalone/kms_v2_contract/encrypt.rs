@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use kube_envelope::envelope::MAX_SEED_BYTES;
-use kube_envelope::kek::keyring::Keyring;
+use kube_envelope::key_stores::keyring::Keyring;
 
 use super::*;
 

@@ -2,8 +2,8 @@
 //! the requests are `client`'s, the tokens `session`'s, what a failure means `failure`'s.
 
 mod client;
-mod failure;
-mod login;
+mod credentials;
+mod error;
 mod request;
 mod session;
 mod settings;
@@ -20,9 +20,10 @@ pub use self::settings::TransitConfig;
 use self::client::Client;
 use self::session::Session;
 use self::settings::Auth;
-use super::clock::ServerClock;
-use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
+use super::KekSettings;
 use crate::crypto::secret::Dek;
+use crate::kek::clock::ServerClock;
+use crate::kek::{Kek, KekCause, KekError, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 
 #[async_trait]
 impl KekSettings for TransitConfig {

@@ -6,12 +6,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::Zeroizing;
 
+use super::credentials::{Credentials, Tokens};
 use super::error::{Question, map};
-use super::token::{Credentials, Tokens};
 use crate::crypto::secret::{DEK_BYTES, Dek};
 use crate::kek::clock::ServerClock;
-use crate::kek::http::{self, Client};
 use crate::kek::{KekCause, KekError};
+use crate::key_stores::shared::http::{self, Client};
 
 /// A key, as far as it is looked at.
 #[derive(Debug, Deserialize)]

@@ -21,9 +21,10 @@ use serde::Deserialize;
 use self::credentials::Credentials;
 use self::error::{Action, Call, aws_code, kek_error};
 use self::key::{KeyName, key_id_of, version_text};
-use super::clock::ServerClock;
-use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
+use super::KekSettings;
 use crate::crypto::secret::Dek;
+use crate::kek::clock::ServerClock;
+use crate::kek::{Kek, KekCause, KekError, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 
 /// Settings of an `awsKms` KEK. Credentials come from the SDK's usual places unless `profile` or
 /// `credentialsFile` names one.

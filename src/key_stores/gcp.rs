@@ -3,9 +3,9 @@
 //! Each wrap is made under a version pinned in the request, and the version's text is bound into the associated
 //! data: Decrypt does not say which version it used, but it opens nothing whose label is not the one at the wrap.
 
-mod api;
+mod client;
+mod credentials;
 mod error;
-mod token;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,14 +13,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Deserialize;
 
-use self::api::{Api, CryptoKeyVersion};
-use self::token::Credentials;
-use super::clock::ServerClock;
-use super::{
-    Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek, connect,
-    http,
-};
+use self::client::{Api, CryptoKeyVersion};
+use self::credentials::Credentials;
+use super::KekSettings;
+use super::shared::{http, tls};
 use crate::crypto::secret::Dek;
+use crate::kek::clock::ServerClock;
+use crate::kek::{Kek, KekCause, KekError, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 
 const DEFAULT_ENDPOINT: &str = "https://cloudkms.googleapis.com";
 
@@ -82,7 +81,7 @@ impl KekSettings for GcpConfig {
             problems.push(("endpoint", problem));
         }
         problems.extend(self.credentials().read().err().map(|error| ("credentialsFile", error.to_string())));
-        let ca = self.ca_file.as_deref().map(connect::certificates);
+        let ca = self.ca_file.as_deref().map(tls::certificates);
         problems.extend(ca.and_then(Result::err).map(|error| ("caFile", error.to_string())));
         problems
     }

@@ -4,10 +4,10 @@
 //! Where the mechanism takes no associated data, the DEK's id tells that it is the right one, as it commits to it and
 //! is checked after every unwrap (`set.rs`).
 
-mod failure;
+mod client;
+mod error;
 mod key;
 mod mechanism;
-mod token;
 mod wrap;
 
 use std::path::{Path, PathBuf};
@@ -19,13 +19,14 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use self::failure::{Trouble, no_verdict, short};
+use self::client::{Token, Wanted};
+use self::error::{Trouble, no_verdict, short};
 use self::key::{Key, KeyId, keys};
 pub use self::mechanism::Mechanism;
-use self::token::{Token, Wanted};
-use super::clock::ServerClock;
-use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
+use super::KekSettings;
 use crate::crypto::secret::{DEK_BYTES, Dek};
+use crate::kek::clock::ServerClock;
+use crate::kek::{Kek, KekCause, KekError, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 
 /// Calls into the module at once. One that hangs holds a thread until the module returns, and no more than these.
 const CALLS_AT_ONCE: usize = 4;

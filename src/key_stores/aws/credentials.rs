@@ -19,8 +19,8 @@ use aws_sdk_kms::error::ConnectorError;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
-use super::super::{KekCause, KekError};
 use super::{AssumeRole, AwsConfig};
+use crate::kek::{KekCause, KekError};
 
 /// Longest time for one load: IMDS may take three attempts of some seconds.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(20);

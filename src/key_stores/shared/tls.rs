@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, ClientBuilder};
 
-use super::KekError;
+use crate::kek::KekError;
 
 /// The time to have a connection.
 const CONNECT: Duration = Duration::from_millis(700);
@@ -14,7 +14,7 @@ const CONNECT: Duration = Duration::from_millis(700);
 const IDLE: Duration = Duration::from_secs(90);
 
 /// What all have in common. `ca_file` holds the only authorities to trust, instead of the system's.
-pub(super) fn builder(ca_file: Option<&Path>) -> Result<ClientBuilder, KekError> {
+pub(in crate::key_stores) fn builder(ca_file: Option<&Path>) -> Result<ClientBuilder, KekError> {
     let builder =
         ClientBuilder::new().connect_timeout(CONNECT).pool_idle_timeout(IDLE).redirect(Policy::none()).no_proxy();
     Ok(match ca_file {
@@ -24,7 +24,7 @@ pub(super) fn builder(ca_file: Option<&Path>) -> Result<ClientBuilder, KekError>
 }
 
 /// Makes the client.
-pub(super) fn build(builder: ClientBuilder) -> Result<Client, KekError> {
+pub(in crate::key_stores) fn build(builder: ClientBuilder) -> Result<Client, KekError> {
     builder.build().map_err(|error| {
         KekError::misconfigured("cannot set up TLS; install the system's CA certificates or set caFile")
             .with_source(error)
@@ -32,7 +32,7 @@ pub(super) fn build(builder: ClientBuilder) -> Result<Client, KekError> {
 }
 
 /// Reads the certificates of a caFile.
-pub(super) fn certificates(file: &Path) -> Result<Vec<Certificate>, KekError> {
+pub(in crate::key_stores) fn certificates(file: &Path) -> Result<Vec<Certificate>, KekError> {
     let name = file.display();
     let pem = std::fs::read(file)
         .map_err(|error| KekError::misconfigured(format!("cannot read caFile {name}")).with_source(error))?;

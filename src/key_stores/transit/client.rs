@@ -11,11 +11,12 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::SecretText;
-use super::failure::failure;
+use super::error::failure;
 use super::request::Request;
 use super::settings::{ClientCertificate, TransitConfig};
+use crate::kek::KekError;
 use crate::kek::clock::ServerClock;
-use crate::kek::{KekError, connect};
+use crate::key_stores::shared::tls;
 
 /// No answer that is of use here comes near it: a key with thousands of versions takes less.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -201,11 +202,11 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 fn connect(settings: &TransitConfig) -> Result<reqwest::Client, KekError> {
     let encrypted_only = settings.addresses.iter().all(|address| address.starts_with("https:"));
-    let mut builder = connect::builder(settings.ca_file.as_deref())?.https_only(encrypted_only);
+    let mut builder = tls::builder(settings.ca_file.as_deref())?.https_only(encrypted_only);
     if let Some(certificate) = &settings.client_certificate {
         builder = builder.identity(identity(certificate)?);
     }
-    connect::build(builder)
+    tls::build(builder)
 }
 
 fn identity(ClientCertificate { cert_file, key_file }: &ClientCertificate) -> Result<Identity, KekError> {

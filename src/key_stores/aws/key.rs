@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::super::{KekCause, KekError, Lineage};
+use crate::kek::{KekCause, KekError, Lineage};
 
 /// The setting `key`, taken apart: a key or an alias, as an ARN or bare.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 use zeroize::Zeroizing;
 
-use super::failure::{Trouble, failure};
+use super::error::{Trouble, failure};
 use super::mechanism::Mechanism;
 use crate::crypto::seal::digest;
 use crate::kek::{KekCause, KekError};

@@ -11,8 +11,9 @@ use reqwest::header::{DATE, HeaderMap};
 use reqwest::{Method, Request, RequestBuilder};
 use zeroize::Zeroizing;
 
-use super::clock::ServerClock;
-use super::{KekError, connect};
+use super::tls;
+use crate::kek::KekError;
+use crate::kek::clock::ServerClock;
 
 /// The time for one request, from connecting to the last byte: two of them fit into the guard's deadline.
 const ATTEMPT: Duration = Duration::from_secs(1);
@@ -22,48 +23,48 @@ const PATIENT: Duration = Duration::from_secs(30);
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 /// What came back: whatever its status, but whole and small.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Zeroizing<Vec<u8>>,
+pub(in crate::key_stores) struct Answer {
+    pub(in crate::key_stores) status: u16,
+    pub(in crate::key_stores) headers: HeaderMap,
+    pub(in crate::key_stores) body: Zeroizing<Vec<u8>>,
 }
 
 /// The client of one KEK, and what its answers told of the servers' clock.
 #[derive(Clone, Debug)]
-pub(super) struct Client {
+pub(in crate::key_stores) struct Client {
     client: reqwest::Client,
     clock: Arc<ServerClock>,
 }
 
 impl Client {
     /// Begins a request; [`send`] sends it.
-    pub(super) fn request(&self, method: Method, url: impl reqwest::IntoUrl) -> RequestBuilder {
+    pub(in crate::key_stores) fn request(&self, method: Method, url: impl reqwest::IntoUrl) -> RequestBuilder {
         self.client.request(method, url)
     }
 
-    pub(super) fn clock(&self) -> &ServerClock {
+    pub(in crate::key_stores) fn clock(&self) -> &ServerClock {
         &self.clock
     }
 }
 
 /// Whom to trust and where to connect.
 #[derive(Default)]
-pub(super) struct Reach<'a> {
+pub(in crate::key_stores) struct Reach<'a> {
     /// PEM file with the only authorities to trust, instead of the system's.
-    pub(super) ca_file: Option<&'a Path>,
+    pub(in crate::key_stores) ca_file: Option<&'a Path>,
     /// A host name that is not looked up, and its address.
-    pub(super) pinned: Option<(&'a str, SocketAddr)>,
+    pub(in crate::key_stores) pinned: Option<(&'a str, SocketAddr)>,
     /// For the `rotate-keys` command, which the guard's deadline does not bind.
-    pub(super) patient: bool,
+    pub(in crate::key_stores) patient: bool,
 }
 
 /// Makes the client. Follows no redirect and uses no proxy.
-pub(super) fn client(reach: &Reach) -> Result<Client, KekError> {
-    let mut builder = connect::builder(reach.ca_file)?.timeout(if reach.patient { PATIENT } else { ATTEMPT });
+pub(in crate::key_stores) fn client(reach: &Reach) -> Result<Client, KekError> {
+    let mut builder = tls::builder(reach.ca_file)?.timeout(if reach.patient { PATIENT } else { ATTEMPT });
     if let Some((host, address)) = reach.pinned {
         builder = builder.resolve(host, address);
     }
-    let client = connect::build(builder)?;
+    let client = tls::build(builder)?;
     Ok(Client { client, clock: Arc::default() })
 }
 
@@ -71,7 +72,7 @@ pub(super) fn client(reach: &Reach) -> Result<Client, KekError> {
 ///
 /// # Errors
 /// `Unavailable` when there is no whole answer of a bearable size.
-pub(super) async fn send(client: &Client, request: Request) -> Result<Answer, KekError> {
+pub(in crate::key_stores) async fn send(client: &Client, request: Request) -> Result<Answer, KekError> {
     let host = request.url().host_str().unwrap_or_default().to_owned();
     let mut response = client.client.execute(request).await.map_err(|error| no_answer(&host, error))?;
     let status = response.status().as_u16();

@@ -19,10 +19,10 @@ use azure_identity::{
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::transport;
+use super::client;
 use crate::crypto::seal::digest;
 use crate::kek::KekError;
-use crate::kek::http::Client;
+use crate::key_stores::shared::http::Client;
 
 /// The time a caller waits for a token; the fetch itself goes on and serves the next caller.
 const WAIT: Duration = Duration::from_millis(1500);
@@ -90,7 +90,7 @@ impl Credential {
         match self.file().as_deref().map(read).transpose() {
             Ok(text) => {
                 let text = text.as_deref().map_or("", String::as_str);
-                self.make(text, &transport::options(client)).err().map(|error| error.to_string())
+                self.make(text, &client::options(client)).err().map(|error| error.to_string())
             }
             Err(error) => Some(error.to_string()),
         }
@@ -149,7 +149,7 @@ struct Current {
 
 impl Identity {
     pub(super) fn new(credential: Credential, client: &Client, authority: Option<&str>) -> Self {
-        let mut options = transport::options(client);
+        let mut options = client::options(client);
         options.cloud = authority.map(|host| {
             let mut cloud = CustomConfiguration::default();
             cloud.authority_host = host.into();

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::crypto::seal::digest;
-use crate::kek::joined;
+use crate::error_chain::joined;
 use crate::kek::{KekCause, KekError};
 
 const SCOPES: &[&str] = &["https://www.googleapis.com/auth/cloudkms"];

@@ -9,8 +9,8 @@ use aws_sdk_kms::error::{ConnectorError, ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId;
 use jiff::SignedDuration;
 
-use super::super::clock::ahead_of;
-use super::super::{KekCause, KekError};
+use crate::kek::clock::ahead_of;
+use crate::kek::{KekCause, KekError};
 
 /// What KMS was asked, by the name that IAM policies know it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::SecretText;
 use super::client::{Answer, Client, Failure};
-use super::login::read_secret;
+use super::credentials::read_secret;
 use super::request::{Asked, Request};
 use super::settings::Auth;
 use crate::kek::clock::ServerClock;

@@ -5,9 +5,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::super::{KekCause, KekError, KekVersion, RotateKek};
 use super::AwsKek;
 use super::error::{Action, Call, aws_code};
+use crate::kek::{KekCause, KekError, KekVersion, RotateKek};
 
 /// Longest wait for new material to be current: AWS gives no bound, only that it takes a moment.
 const LONGEST_WAIT: Duration = Duration::from_mins(5);

@@ -3,9 +3,9 @@
 //! Each wrap is made under a version pinned in the request. RSA takes no associated data: that a DEK is the right
 //! one is told by its id, which commits to it and is checked after every unwrap (`set.rs`).
 
+mod client;
+mod credentials;
 mod error;
-mod identity;
-mod transport;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -21,14 +21,14 @@ use azure_security_keyvault_keys::{KeyClient, KeyClientOptions, ResourceExt};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use self::credentials::Identity;
+pub use self::credentials::{ClientSecret, Credential, ManagedIdentity, WorkloadIdentity};
 use self::error::{Question, map};
-use self::identity::Identity;
-pub use self::identity::{ClientSecret, Credential, ManagedIdentity, WorkloadIdentity};
-use super::clock::ServerClock;
-use super::{
-    Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek, http,
-};
+use super::KekSettings;
+use super::shared::http;
 use crate::crypto::secret::Dek;
+use crate::kek::clock::ServerClock;
+use crate::kek::{Kek, KekCause, KekError, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 
 /// Settings of an `azureKeyVault` KEK.
 #[derive(Clone, Debug, Deserialize)]
@@ -79,7 +79,7 @@ impl AzureConfig {
         let pinned = self.address.map(|address| (host.as_str(), SocketAddr::new(address, 0)));
         let http = http::client(&http::Reach { ca_file: self.ca_file.as_deref(), pinned, patient })?;
         let identity = Arc::new(Identity::new(self.credential.clone(), &http, self.authority_host.as_deref()));
-        let options = KeyClientOptions { client_options: transport::options(&http), ..KeyClientOptions::default() };
+        let options = KeyClientOptions { client_options: client::options(&http), ..KeyClientOptions::default() };
         let client = KeyClient::new(&self.vault, identity.clone(), Some(options)).map_err(|error| {
             KekError::misconfigured(format!("no client for {}", self.vault)).with_source(error.to_string())
         })?;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
-use crate::kek::http::Answer;
 use crate::kek::{KekCause, KekError};
+use crate::key_stores::shared::http::Answer;
 
 /// What was asked: some answers mean different things to different questions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

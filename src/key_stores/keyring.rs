@@ -8,10 +8,11 @@ use async_trait::async_trait;
 use serde::Deserialize;
 
 pub use self::file::{Keyring, Version, VersionState};
-use super::clock::ServerClock;
-use super::{Kek, KekCause, KekError, KekSettings, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
+use super::KekSettings;
 use crate::crypto::seal::{Purpose, open, seal};
 use crate::crypto::secret::Dek;
+use crate::kek::clock::ServerClock;
+use crate::kek::{Kek, KekCause, KekError, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
 
 /// Settings of a `keyring` KEK.
 #[derive(Clone, Debug, Deserialize)]

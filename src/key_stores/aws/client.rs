@@ -22,11 +22,11 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::super::KekError;
-use super::super::clock::ServerClock;
 use super::AwsConfig;
 use super::credentials::Credentials;
 use super::key::KeyName;
+use crate::kek::KekError;
+use crate::kek::clock::ServerClock;
 
 /// Time limits of one attempt; the guard's deadline spans them all.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);

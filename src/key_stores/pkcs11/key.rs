@@ -7,7 +7,7 @@ use cryptoki::mechanism::Mechanism as Call;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 
-use super::failure::Trouble;
+use super::error::Trouble;
 use super::mechanism::{MODULUS_BYTES, Mechanism};
 use crate::crypto::seal::digest;
 use crate::kek::KekError;
