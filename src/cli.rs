@@ -37,6 +37,12 @@ pub enum Command {
     /// Create and change a local keyring file.
     #[command(subcommand)]
     Keyring(KeyringCommand),
+    /// Run a key store's library in a process of its own. Started by the plugin, for itself.
+    #[command(hide = true)]
+    KeyStoreHost {
+        /// Which kind of key store.
+        kind: String,
+    },
 }
 
 /// Arguments of `serve`.

@@ -13,6 +13,7 @@ pub mod verify;
 
 use crate::cli::{Cli, Command};
 use crate::config::ConfigError;
+use crate::key_stores;
 
 /// How a command ended; the process's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,11 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status(args) => status::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Keyring(command) => keyring::run(command),
+        Command::KeyStoreHost { kind } => {
+            serve::hardening::apply();
+            key_stores::host(&kind)?;
+            Ok(Exit::Done)
+        }
     }
 }
 

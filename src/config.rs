@@ -2,6 +2,7 @@
 
 mod syntax;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use crate::key_stores::KekConfig;
+use crate::key_stores::{KekConfig, KekItem};
 
 /// Where the configuration is looked for unless `--config` names another place.
 pub const DEFAULT_PATH: &str = "/etc/kube-envelope/config.yaml";
@@ -113,9 +114,9 @@ struct File {
     allowed_uids: Vec<u32>,
     #[serde(default = "default_state_dir")]
     state_dir: Spanned<PathBuf>,
-    keks: Spanned<Vec<Spanned<KekConfig>>>,
+    keks: Spanned<Vec<Spanned<KekItem>>>,
     #[serde(default)]
-    retired: Vec<Spanned<KekConfig>>,
+    retired: Vec<Spanned<KekItem>>,
     #[serde(default = "default_max_offline_age")]
     max_offline_age: Spanned<String>,
     #[serde(default = "default_refresh_interval")]
@@ -176,12 +177,13 @@ impl Config {
         let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
         let parsed: File = serde_saphyr::from_str_with_options(text, options)
             .map_err(|error| ConfigError::Syntax { file: file.to_owned(), problem: syntax::describe(text, &error) })?;
-        Checker { file, problems: Vec::new() }.check(parsed)
+        Checker { file, text, problems: Vec::new() }.check(parsed)
     }
 }
 
 struct Checker<'a> {
     file: &'a Path,
+    text: &'a str,
     problems: Vec<Problem>,
 }
 
@@ -195,7 +197,12 @@ impl Checker<'_> {
         if !file.state_dir.value.is_absolute() {
             self.add(&file.state_dir, "stateDir", "must be an absolute path");
         }
-        self.keks(&file.keks, &file.retired);
+        if file.keks.value.is_empty() {
+            self.add(&file.keks, "keks", "lists no KEK; add at least one");
+        }
+        let mut names = HashSet::new();
+        let keks = self.keks("keks", file.keks.value, &mut names);
+        let retired = self.keks("retired", file.retired, &mut names);
         let max_offline_age = self.duration(&file.max_offline_age, "maxOfflineAge", "0s", "30days");
         let refresh_interval = self.duration(&file.refresh_interval, "refreshInterval", "1s", "1h");
         let prove_interval = self.duration(&file.prove_interval, "proveInterval", "1s", "1day");
@@ -217,8 +224,8 @@ impl Checker<'_> {
             socket: file.socket.value,
             allowed_uids: file.allowed_uids,
             state_dir: file.state_dir.value,
-            keks: file.keks.value.into_iter().map(|kek| kek.value).collect(),
-            retired: file.retired.into_iter().map(|kek| kek.value).collect(),
+            keks,
+            retired,
             max_offline_age,
             refresh_interval,
             prove_interval,
@@ -264,25 +271,27 @@ impl Checker<'_> {
         }
     }
 
-    fn keks(&mut self, keks: &Spanned<Vec<Spanned<KekConfig>>>, retired: &[Spanned<KekConfig>]) {
-        if keks.value.is_empty() {
-            self.add(keks, "keks", "lists no KEK; add at least one");
-        }
-        let mut names = std::collections::HashSet::new();
-        let listed = [("keks", keks.value.as_slice()), ("retired", retired)];
-        for (list, kek, index) in
-            listed.iter().flat_map(|(list, keks)| keks.iter().enumerate().map(move |(i, kek)| (list, kek, i)))
-        {
-            let item = format!("{list}[{index}]");
-            if kek.value.name.is_empty() || !names.insert(&kek.value.name) {
-                let problem = format!("{:?} is empty or used twice; give each KEK its own name", kek.value.name);
-                self.add(kek, &format!("{item}.name"), &problem);
+    fn keks(&mut self, list: &str, items: Vec<Spanned<KekItem>>, names: &mut HashSet<String>) -> Vec<KekConfig> {
+        let mut keks = Vec::new();
+        for (index, item) in items.into_iter().enumerate() {
+            let place = (item.referenced.line(), item.referenced.column());
+            let path = format!("{list}[{index}]");
+            let name = &item.value.name;
+            if name.is_empty() || !names.insert(name.clone()) {
+                let problem = format!("{name:?} is empty or used twice; give each KEK its own name");
+                self.add(&item, &format!("{path}.name"), &problem);
             }
-            for (field, problem) in kek.value.problems() {
-                let field = if field.is_empty() { item.clone() } else { format!("{item}.{field}") };
-                self.add(kek, &field, &problem);
+            match item.value.parse() {
+                Ok(kek) => keks.push(kek),
+                Err(mistakes) => self.problems.extend(mistakes.into_iter().map(|mistake| Problem {
+                    file: self.file.to_owned(),
+                    at: Some(syntax::place_of(self.text, place, &mistake.field)),
+                    field: if mistake.field.is_empty() { path.clone() } else { format!("{path}.{}", mistake.field) },
+                    problem: mistake.problem,
+                })),
             }
         }
+        keks
     }
 
     fn duration(&mut self, text: &Spanned<String>, field: &str, least: &str, most: &str) -> Duration {

@@ -49,6 +49,17 @@ pub trait Kek: Send + Sync + fmt::Debug {
 pub trait RotateKek: Send + Sync + fmt::Debug {
     /// Makes a new version active and returns it.
     async fn rotate(&self) -> Result<KekVersion, KekError>;
+
+    /// What the operator must do on the other nodes before [`RotateKek::rotate`], where nodes have copies of the KEK
+    /// and not a server in common. `None` when it is done.
+    async fn missing_preparation(&self) -> Result<Option<String>, KekError> {
+        Ok(None)
+    }
+
+    /// What the operator must do on the other nodes after it.
+    fn remaining_work(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Fingerprint of a KEK's home: kind and place (account and key id, address-free path, keyring id), 16 bytes.
@@ -107,6 +118,14 @@ pub struct Unwrapped {
     pub dek: Dek,
     /// The version that had wrapped it.
     pub version: KekVersion,
+}
+
+/// The DEK that a key store unwrapped.
+///
+/// # Errors
+/// [`KekCause::Rejected`] for anything but 32 bytes.
+pub fn unwrapped_dek(bytes: impl AsMut<[u8]>) -> Result<Dek, KekError> {
+    Dek::from_unwrapped(bytes).ok_or_else(|| KekError::new(KekCause::Rejected, "the unwrapped DEK is not 32 bytes"))
 }
 
 /// What a wrap is bound to, so that it opens nowhere else.

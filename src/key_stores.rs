@@ -10,164 +10,121 @@ pub mod azure;
 #[cfg(feature = "gcp")]
 pub mod gcp;
 pub mod keyring;
+mod opening;
 #[cfg(feature = "pkcs11")]
 pub mod pkcs11;
 mod shared;
 #[cfg(feature = "transit")]
 pub mod transit;
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::Deserialize;
 
+use self::opening::OpenedOnUse;
 use crate::kek::guard::GuardedKek;
 use crate::kek::set::KekSet;
-use crate::kek::{Kek, KekError, RotateKek};
+use crate::kek::{Kek, KekError, Lineage, RotateKek};
 use crate::telemetry::Metrics;
 
-/// Builds every KEK of a configuration: those that wrap, and those that only unwrap.
+/// Opens every KEK of a configuration: those that wrap, and those that only unwrap.
 ///
 /// # Errors
-/// The name of the first KEK that cannot be built, and why.
-pub async fn build_set(
+/// The name of a KEK that is the same key as an earlier one.
+pub fn open_set(
     active: &[KekConfig],
     retired: &[KekConfig],
     metrics: &Arc<Metrics>,
 ) -> Result<KekSet, (String, KekError)> {
-    KekSet::new(build_all(active, metrics).await?, build_all(retired, metrics).await?)
+    let open = |kek: &KekConfig| Arc::new(GuardedKek::new(kek.name.clone(), kek.open(), metrics.clone()));
+    KekSet::new(active.iter().map(open).collect(), retired.iter().map(open).collect())
 }
 
-async fn build_all(configs: &[KekConfig], metrics: &Arc<Metrics>) -> Result<Vec<Arc<GuardedKek>>, (String, KekError)> {
-    let mut built = Vec::new();
-    for config in configs {
-        let kek = config.build().await.map_err(|error| (config.name.clone(), error))?;
-        built.push(Arc::new(GuardedKek::new(config.name.clone(), kek, metrics.clone())));
-    }
-    Ok(built)
-}
-
-/// One item of the configuration's `keks:`: a name, and the settings under the name of its kind.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+/// One item of the configuration's `keks:`, read and checked.
+#[derive(Clone, Debug)]
 pub struct KekConfig {
     /// How logs, metrics and commands call it. Not stored anywhere; may change.
     pub name: String,
+    key_store: Arc<dyn KeyStore>,
+}
+
+impl KekConfig {
+    /// What works and could be better.
+    pub fn advice(&self) -> Vec<Advice> {
+        self.key_store.advice()
+    }
+
+    /// The KEK. Whatever it needs and cannot get now (a file, a module, a certificate) makes its calls fail with that
+    /// reason, until it can be had.
+    pub fn open(&self) -> Box<dyn Kek> {
+        Box::new(OpenedOnUse::new(self.key_store.clone()))
+    }
+
+    /// The part that may rotate.
+    ///
+    /// # Errors
+    /// Whatever keeps the KEK from being opened now.
+    pub async fn open_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
+        self.key_store.open_rotating().await
+    }
+}
+
+/// What works and could be better; `doctor` tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advice {
+    /// What was found.
+    pub finding: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+impl Advice {
+    #[cfg_attr(not(any(feature = "aws", feature = "azure", feature = "transit")), expect(dead_code))]
+    fn new(finding: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { finding: finding.into(), advice: advice.into() }
+    }
+}
+
+/// A value of the configuration that cannot work, found without looking beyond the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// The field, as a path below the item; empty where the item itself is meant.
+    pub field: String,
+    /// What is wrong, and the fix.
+    pub problem: String,
+}
+
+impl Mistake {
+    fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { field: field.into(), problem: problem.into() }
+    }
+}
+
+/// One item of the configuration's `keks:` as it is written: a name, and settings under the name of a kind.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct KekItem {
+    /// See [`KekConfig::name`].
+    pub name: String,
     #[serde(default)]
-    keyring: Option<keyring::KeyringConfig>,
+    keyring: Option<keyring::Settings>,
     #[cfg(feature = "aws")]
     #[serde(default)]
-    aws_kms: Option<aws::AwsConfig>,
+    aws_kms: Option<aws::Settings>,
     #[cfg(feature = "gcp")]
     #[serde(default)]
-    gcp_kms: Option<gcp::GcpConfig>,
+    gcp_kms: Option<gcp::Settings>,
     #[cfg(feature = "azure")]
     #[serde(default)]
-    azure_key_vault: Option<azure::AzureConfig>,
+    azure_key_vault: Option<azure::Settings>,
     #[cfg(feature = "transit")]
     #[serde(default)]
-    transit: Option<transit::TransitConfig>,
+    transit: Option<transit::Settings>,
     #[cfg(feature = "pkcs11")]
     #[serde(default)]
-    pkcs11: Option<pkcs11::Pkcs11Config>,
-}
-
-impl KekConfig {
-    /// The file of a local keyring: the one kind whose versions a person carries from node to node.
-    pub fn keyring_file(&self) -> Option<&std::path::Path> {
-        self.keyring.as_ref().map(|settings| settings.file.as_path())
-    }
-
-    /// The kinds that this item has settings for; a valid one has exactly one.
-    pub fn kinds(&self) -> Vec<&'static str> {
-        self.settings().map(KekSettings::kind).collect()
-    }
-
-    /// The kind of a valid item.
-    pub fn kind(&self) -> &'static str {
-        self.kinds().first().copied().unwrap_or("none")
-    }
-
-    /// Makes the KEK. Reads its files; asks no server unless the kind cannot be constructed without.
-    pub async fn build(&self) -> Result<Box<dyn Kek>, KekError> {
-        self.only()?.build().await
-    }
-
-    /// Makes the part that may rotate, or says how this kind is rotated.
-    pub async fn build_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
-        self.only()?.build_rotating().await
-    }
-
-    fn only(&self) -> Result<&dyn KekSettings, KekError> {
-        self.settings().next().ok_or_else(|| KekError::misconfigured(format!("KEK {} names no kind", self.name)))
-    }
-
-    fn settings(&self) -> impl Iterator<Item = &dyn KekSettings> {
-        let all: [Option<&dyn KekSettings>; KINDS.len()] = [
-            self.keyring.as_ref().map(|settings| settings as _),
-            #[cfg(feature = "aws")]
-            self.aws_kms.as_ref().map(|settings| settings as _),
-            #[cfg(feature = "gcp")]
-            self.gcp_kms.as_ref().map(|settings| settings as _),
-            #[cfg(feature = "azure")]
-            self.azure_key_vault.as_ref().map(|settings| settings as _),
-            #[cfg(feature = "transit")]
-            self.transit.as_ref().map(|settings| settings as _),
-            #[cfg(feature = "pkcs11")]
-            self.pkcs11.as_ref().map(|settings| settings as _),
-        ];
-        all.into_iter().flatten()
-    }
-}
-
-/// The settings of one kind: what each file under `kek/` gives to this one.
-#[async_trait]
-pub trait KekSettings: Send + Sync {
-    /// The name of the kind in the configuration.
-    fn kind(&self) -> &'static str;
-
-    /// Problems that can be seen without asking a server: (field, problem and fix).
-    fn problems(&self) -> Vec<(&'static str, String)>;
-
-    /// What works and could be better: (what is so, what to do). `doctor` tells it.
-    fn advice(&self) -> Vec<(String, String)> {
-        Vec::new()
-    }
-
-    /// Makes the KEK.
-    async fn build(&self) -> Result<Box<dyn Kek>, KekError>;
-
-    /// Makes the part that may rotate. [`KekCause::Misconfigured`] with instructions where rotation belongs
-    /// elsewhere.
-    async fn build_rotating(&self) -> Result<Box<dyn RotateKek>, KekError>;
-}
-
-impl KekConfig {
-    /// What works and could be better: (what is so, what to do).
-    pub fn advice(&self) -> Vec<(String, String)> {
-        self.settings().flat_map(KekSettings::advice).collect()
-    }
-
-    /// Problems of this item that can be seen without asking a server: (field, problem and fix); the field is empty
-    /// where the item itself is meant.
-    pub fn problems(&self) -> Vec<(String, String)> {
-        match self.kinds().as_slice() {
-            [] => vec![(String::new(), format!("KEK {:?} names no kind; add one of: {}", self.name, KINDS.join(", ")))],
-            [kind] => self
-                .settings()
-                .flat_map(KekSettings::problems)
-                .map(|(field, problem)| (format!("{kind}.{field}"), problem))
-                .collect(),
-            several => vec![(
-                String::new(),
-                format!(
-                    "KEK {:?} names several kinds ({}); give each its own item under keks",
-                    self.name,
-                    several.join(", ")
-                ),
-            )],
-        }
-    }
+    pkcs11: Option<pkcs11::Settings>,
 }
 
 /// The kinds that this build knows, as the configuration names them.
@@ -184,3 +141,89 @@ pub const KINDS: &[&str] = &[
     #[cfg(feature = "pkcs11")]
     "pkcs11",
 ];
+
+/// What settings become: the key store's values, or every mistake at once.
+type Parsed = Result<Arc<dyn KeyStore>, Vec<Mistake>>;
+
+impl KekItem {
+    /// Checks the settings and turns them into values. Looks at nothing but the settings: whether a file, a token or
+    /// a server is there is asked when it is needed, again and again.
+    ///
+    /// # Errors
+    /// Every mistake, with its field and the fix.
+    pub fn parse(self) -> Result<KekConfig, Vec<Mistake>> {
+        let name = self.name.clone();
+        let mut kinds = self.kinds();
+        match (kinds.pop(), kinds.is_empty()) {
+            (Some((kind, parsed)), true) => match parsed {
+                Ok(key_store) => Ok(KekConfig { name, key_store }),
+                Err(mistakes) => Err(mistakes
+                    .into_iter()
+                    .map(|Mistake { field, problem }| Mistake::new(format!("{kind}.{field}"), problem))
+                    .collect()),
+            },
+            (None, _) => {
+                Err(vec![Mistake::new("", format!("KEK {name:?} has no kind; add one of: {}", KINDS.join(", ")))])
+            }
+            (Some(last), false) => {
+                let names: Vec<_> = kinds.iter().chain([&last]).map(|(kind, _)| *kind).collect();
+                let names = names.join(", ");
+                let problem = format!("KEK {name:?} has several kinds ({names}); give each its own item under keks");
+                Err(vec![Mistake::new("", problem)])
+            }
+        }
+    }
+
+    /// The kinds that have settings here; a valid item has exactly one.
+    fn kinds(self) -> Vec<(&'static str, Parsed)> {
+        let all: [Option<Parsed>; KINDS.len()] = [
+            self.keyring.map(keyring::Settings::parse),
+            #[cfg(feature = "aws")]
+            self.aws_kms.map(aws::Settings::parse),
+            #[cfg(feature = "gcp")]
+            self.gcp_kms.map(gcp::Settings::parse),
+            #[cfg(feature = "azure")]
+            self.azure_key_vault.map(azure::Settings::parse),
+            #[cfg(feature = "transit")]
+            self.transit.map(transit::Settings::parse),
+            #[cfg(feature = "pkcs11")]
+            self.pkcs11.map(pkcs11::Settings::parse),
+        ];
+        KINDS.iter().copied().zip(all).filter_map(|(kind, parsed)| Some((kind, parsed?))).collect()
+    }
+}
+
+/// Hosts the library of a kind in this process, for the plugin that started it: see `kube-envelope key-store-host`.
+///
+/// # Errors
+/// A kind that needs no host, or a connection that broke.
+pub fn host(kind: &str) -> std::io::Result<()> {
+    match kind {
+        #[cfg(feature = "pkcs11")]
+        "pkcs11" => pkcs11::host::serve(),
+        other => Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, format!("{other} needs no host"))),
+    }
+}
+
+/// A key in a key store, as the configuration describes it: what each kind gives to the registry.
+#[async_trait]
+trait KeyStore: fmt::Debug + Send + Sync {
+    /// See [`Kek::lineage`].
+    fn lineage(&self) -> Lineage;
+
+    /// Whether it is a server that is asked, which has a clock of its own.
+    fn asks_a_server(&self) -> bool {
+        true
+    }
+
+    /// What works and could be better.
+    fn advice(&self) -> Vec<Advice> {
+        Vec::new()
+    }
+
+    /// Reads the files that the KEK is made of. Asks no server.
+    async fn open(&self) -> Result<Box<dyn Kek>, KekError>;
+
+    /// The same for the part that may rotate.
+    async fn open_rotating(&self) -> Result<Box<dyn RotateKek>, KekError>;
+}

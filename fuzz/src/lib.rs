@@ -10,7 +10,7 @@ use kube_envelope::crypto::secret::Dek;
 use kube_envelope::dek::store::DekStore;
 use kube_envelope::envelope::{Ciphertext, WrappedDekSet};
 use kube_envelope::etcd::Stored;
-use kube_envelope::kek::keyring::Keyring;
+use kube_envelope::key_stores::keyring::Keyring;
 use kube_envelope::rotation::metrics::parse;
 
 /// A ciphertext as etcd gives it back: nothing that was not sealed opens.

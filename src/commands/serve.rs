@@ -1,7 +1,7 @@
 //! `serve`: puts the plugin together, runs it until a signal comes, and takes it apart.
 
 mod dev;
-mod hardening;
+pub(super) mod hardening;
 mod reload;
 
 use std::future::Future;
@@ -50,7 +50,7 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
 
 async fn serve(path: std::path::PathBuf, config: Config, dev: bool) -> Result<()> {
     let metrics = Arc::new(Metrics::new());
-    let settings = settings(&path, &config, &metrics).await?;
+    let settings = settings(&path, &config, &metrics)?;
     let store = DekStore::open(&config.state_dir).with_context(|| {
         format!("cannot use stateDir {}; make it writable for the plugin", config.state_dir.display())
     })?;
@@ -137,8 +137,8 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
 }
 
 /// Builds the KEKs and gathers what may change while the plugin runs.
-async fn settings(path: &std::path::Path, config: &Config, metrics: &Arc<Metrics>) -> Result<Settings, ConfigError> {
-    let keks = key_stores::build_set(&config.keks, &config.retired, metrics).await.map_err(|(name, error)| {
+fn settings(path: &std::path::Path, config: &Config, metrics: &Arc<Metrics>) -> Result<Settings, ConfigError> {
+    let keks = key_stores::open_set(&config.keks, &config.retired, metrics).map_err(|(name, error)| {
         let problem = error.problem();
         ConfigError::Invalid(vec![Problem { file: path.to_owned(), at: None, field: format!("KEK {name}"), problem }])
     })?;

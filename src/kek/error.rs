@@ -4,11 +4,14 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error_chain::joined;
 use crate::telemetry::KekOutcome;
 
 /// What kind of failure it is. Whether to retry, coast or wipe is decided from this alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum KekCause {
     /// Not reached, or the backend's own fault: wait. Also every vendor error that no mapping knows.
     Unavailable,
@@ -71,6 +74,7 @@ impl fmt::Display for KekCause {
 pub struct KekError {
     cause: KekCause,
     message: String,
+    by_policy: bool,
     retry_after: Option<Duration>,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -78,7 +82,7 @@ pub struct KekError {
 impl KekError {
     /// An error of this cause. `message` says what failed and on what; it holds no secret.
     pub fn new(cause: KekCause, message: impl Into<String>) -> Self {
-        Self { cause, message: message.into(), retry_after: None, source: None }
+        Self { cause, message: message.into(), by_policy: false, retry_after: None, source: None }
     }
 
     /// Short for [`KekCause::Misconfigured`].
@@ -89,6 +93,11 @@ impl KekError {
     /// Short for [`KekCause::Unavailable`].
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(KekCause::Unavailable, message)
+    }
+
+    /// A denial by what the credentials may do, and not by the state of the key: other credentials may do more.
+    pub fn denied_by_policy(message: impl Into<String>) -> Self {
+        Self { by_policy: true, ..Self::new(KekCause::Denied, message) }
     }
 
     /// A vendor's error that no mapping knows: counts as transient, and says so.
@@ -113,6 +122,11 @@ impl KekError {
     /// What kind of failure it is.
     pub fn cause(&self) -> KekCause {
         self.cause
+    }
+
+    /// See [`KekError::denied_by_policy`].
+    pub fn is_by_policy(&self) -> bool {
+        self.by_policy
     }
 
     /// When the vendor wants to be asked again, where it said so.

@@ -6,8 +6,8 @@ mod credentials;
 mod error;
 mod key;
 mod rotate;
+mod settings;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -16,129 +16,15 @@ use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{KeyManagerType, KeyMetadata, KeySpec, KeyState, KeyUsageType};
-use serde::Deserialize;
 
-use self::credentials::Credentials;
+use self::credentials::Aws;
 use self::error::{Action, Call, aws_code, kek_error};
 use self::key::{KeyName, key_id_of, version_text};
-use super::KekSettings;
+pub use self::settings::Settings;
+use super::shared::renewing::Renewing;
 use crate::crypto::secret::Dek;
 use crate::kek::clock::ServerClock;
-use crate::kek::{Kek, KekCause, KekError, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
-
-/// Settings of an `awsKms` KEK. Credentials come from the SDK's usual places unless `profile` or
-/// `credentialsFile` names one.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct AwsConfig {
-    /// The key: best its ARN, which says account and Region; else a key id, an alias or an alias ARN.
-    pub key: String,
-    /// The Region, where `key` names none.
-    #[serde(default)]
-    pub region: Option<String>,
-    /// Another address than the Region's own: a VPC endpoint.
-    #[serde(default)]
-    pub endpoint: Option<String>,
-    /// Certificates (PEM) that the endpoint's own must come from, in place of the system's.
-    #[serde(default)]
-    pub ca_file: Option<PathBuf>,
-    /// The profile to take credentials from.
-    #[serde(default)]
-    pub profile: Option<String>,
-    /// A file in the format of `~/.aws/credentials` to take credentials from; read again when it changes.
-    #[serde(default)]
-    pub credentials_file: Option<PathBuf>,
-    /// A role to take on with those credentials.
-    #[serde(default)]
-    pub assume_role: Option<AssumeRole>,
-}
-
-/// A role to take on before KMS is asked.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct AssumeRole {
-    /// Which role.
-    pub role_arn: String,
-    /// What the role's owner asks for against confused deputies.
-    #[serde(default)]
-    pub external_id: Option<String>,
-    /// How the session is called in `CloudTrail`; `kube-envelope` unless said otherwise.
-    #[serde(default)]
-    pub session_name: Option<String>,
-}
-
-#[async_trait]
-impl KekSettings for AwsConfig {
-    fn kind(&self) -> &'static str {
-        "awsKms"
-    }
-
-    fn problems(&self) -> Vec<(&'static str, String)> {
-        let mut problems = Vec::new();
-        match KeyName::parse(&self.key) {
-            Err(problem) => problems.push(("key", problem)),
-            Ok(key) => match (key.region(), &self.region) {
-                (Some(of_key), Some(region)) if of_key != region => {
-                    problems
-                        .push(("region", format!("is {region}, and the key's ARN says {of_key}; leave region out")));
-                }
-                _ => {}
-            },
-        }
-        if let Some(problem) = self.endpoint.as_deref().and_then(endpoint_problem) {
-            problems.push(("endpoint", problem));
-        }
-        if let Some(role) = self.assume_role.as_ref().filter(|role| !is_role_arn(&role.role_arn)) {
-            let problem = format!("{:?} is not the ARN of a role (arn:aws:iam::111122223333:role/NAME)", role.role_arn);
-            problems.push(("assumeRole.roleArn", problem));
-        }
-        problems
-    }
-
-    fn advice(&self) -> Vec<(String, String)> {
-        let mut advice = Vec::new();
-        if KeyName::parse(&self.key).is_ok_and(|key| key.region().is_none()) {
-            let so = format!("{} tells no account: credentials and Region decide which key it is", self.key);
-            advice.push((so, "write the key's ARN, before anything is stored under this name".into()));
-        }
-        if credentials::come_from_an_api_server(self) {
-            let so = "the credentials come by a token of an API server: if it is the one that waits for this plugin, they \
-                      can be had only once it is up";
-            advice.push((so.into(), "use the instance's role on the control plane's machines".into()));
-        }
-        advice
-    }
-
-    async fn build(&self) -> Result<Box<dyn Kek>, KekError> {
-        Ok(Box::new(AwsKek::build(self).await?))
-    }
-
-    async fn build_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
-        Ok(Box::new(AwsKek::build(self).await?))
-    }
-}
-
-/// A DEK goes over this line: in clear only where nobody else can listen.
-fn endpoint_problem(endpoint: &str) -> Option<String> {
-    let plain = endpoint.strip_prefix("http://");
-    let authority = plain.or(endpoint.strip_prefix("https://")).map(|rest| rest.split('/').next().unwrap_or_default());
-    let is_address = |text: &&str| {
-        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':' | '[' | ']'))
-    };
-    let Some(authority) = authority.filter(is_address) else {
-        return Some(format!("{endpoint:?} is no URL; write for example https://kms.example.internal"));
-    };
-    let is_local = ["127.0.0.1", "localhost", "[::1]"]
-        .iter()
-        .any(|local| authority.strip_prefix(local).is_some_and(|port| port.is_empty() || port.starts_with(':')));
-    (plain.is_some() && !is_local)
-        .then(|| format!("{endpoint:?} would send DEKs in clear; http is allowed on this machine only: use https"))
-}
-
-fn is_role_arn(text: &str) -> bool {
-    let parts: Vec<_> = text.splitn(6, ':').collect();
-    matches!(parts[..], ["arn", _, "iam", "", _, role] if role.starts_with("role/"))
-}
+use crate::kek::{Kek, KekCause, KekError, KekVersion, Lineage, Unwrapped, WrapContext, WrappedDek, unwrapped_dek};
 
 /// A key in AWS KMS.
 #[derive(Debug)]
@@ -146,7 +32,7 @@ struct AwsKek {
     key: KeyName,
     lineage: Lineage,
     client: Client,
-    credentials: Credentials,
+    credentials: Renewing<Aws>,
     clock: Arc<ServerClock>,
 }
 
@@ -158,15 +44,6 @@ struct Usable {
 }
 
 impl AwsKek {
-    async fn build(config: &AwsConfig) -> Result<Self, KekError> {
-        let key = KeyName::parse(&config.key).map_err(KekError::misconfigured)?;
-        let region = client::region(config, &key).await?;
-        let clock = Arc::<ServerClock>::default();
-        let credentials = Credentials::start(config, region.clone());
-        let client = client::kms(config, region, &credentials, clock.clone()).await?;
-        Ok(Self { lineage: key.lineage(config.region.as_deref()), key, client, credentials, clock })
-    }
-
     async fn describe(&self) -> Result<Usable, KekError> {
         let name = self.key.to_string();
         let call = Call { action: Action::DescribeKey, key: &name, by_alias: self.key.is_alias() };
@@ -193,13 +70,8 @@ impl AwsKek {
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        let used = self.credentials.ready().await?;
-        match request().await.map_err(|error| kek_error(call, error)) {
-            Err(error) if error.cause() == KekCause::Unauthenticated && self.credentials.renew(&used).await => {
-                request().await.map_err(|error| kek_error(call, error))
-            }
-            result => result,
-        }
+        // The client takes the credentials from the same place.
+        self.credentials.with(|_| async { request().await.map_err(|error| kek_error(call, error)) }).await
     }
 }
 
@@ -272,8 +144,7 @@ impl Kek for AwsKek {
         let plain = answer
             .plaintext
             .ok_or_else(|| KekError::unmapped(format!("{} answered without a plaintext", call.action)))?;
-        let dek = Dek::from_unwrapped(plain.into_inner())
-            .ok_or_else(|| KekError::new(KekCause::Rejected, "unwrapped DEK is not 32 bytes"))?;
+        let dek = unwrapped_dek(plain.into_inner())?;
         let answered = answer.key_id.unwrap_or_default();
         if answered.rsplit('/').next() != Some(key_id) {
             return Err(KekError::new(KekCause::Rejected, format!("asked {key} to unwrap, and {answered:?} did")));
@@ -317,49 +188,5 @@ fn check_usable(metadata: &KeyMetadata) -> Result<(), KekError> {
         }
         Some(KeyState::Creating) => Err(KekError::unavailable(format!("{id} is still being made"))),
         state => Err(KekError::unmapped(format!("{id} is in the state {state:?}"))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEY: &str = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
-
-    fn problems(settings: &str) -> Vec<(&'static str, String)> {
-        let config: AwsConfig = serde_saphyr::from_str(settings).expect("settings");
-        config.problems()
-    }
-
-    #[test]
-    fn settings_that_can_work_have_no_problems() {
-        for more in [
-            "",
-            ", region: eu-central-1",
-            ", endpoint: 'https://vpce-1.kms.eu-central-1.vpce.amazonaws.com'",
-            ", endpoint: 'http://127.0.0.1:4566'",
-            ", endpoint: 'http://[::1]:4566/'",
-            ", endpoint: 'http://[::1]'",
-            ", assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/path/name', externalId: x}",
-        ] {
-            assert_eq!(problems(&format!("{{key: '{KEY}'{more}}}")), [], "{more}");
-        }
-    }
-
-    #[test]
-    fn settings_that_cannot_work_are_named_with_the_fix() {
-        for (more, field, fix) in [
-            (", region: eu-west-1", "region", "leave region out"),
-            (", endpoint: 'http://kms.example'", "endpoint", "use https"),
-            (", endpoint: 'http://127.0.0.1.example:80'", "endpoint", "use https"),
-            (", endpoint: 'http://localhost:80@evil.example'", "endpoint", "write for example"),
-            (", endpoint: kms.example", "endpoint", "write for example"),
-            (", assumeRole: {roleArn: name}", "assumeRole.roleArn", "not the ARN of a role"),
-        ] {
-            let found = problems(&format!("{{key: '{KEY}'{more}}}"));
-            assert!(matches!(&found[..], [(name, text)] if *name == field && text.contains(fix)), "{more}: {found:?}");
-        }
-        assert_eq!(problems("{key: 'no key'}")[0].0, "key");
-        assert!(serde_saphyr::from_str::<AwsConfig>(&format!("{{key: '{KEY}', accessKey: x}}")).is_err());
     }
 }

@@ -1,6 +1,15 @@
-//! What several key stores need: an HTTP client and its TLS.
+//! What several key stores need: addresses, files, an HTTP client and its TLS, and the engine that renews credentials.
 
+#[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
+pub(super) mod address;
+#[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
+pub(super) mod credential_file;
 #[cfg(any(feature = "azure", feature = "gcp"))]
 pub(super) mod http;
+pub(super) mod path;
+#[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
+pub(super) mod renewing;
+#[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
+pub(super) mod retry_after;
 #[cfg(any(feature = "azure", feature = "gcp", feature = "transit"))]
 pub(super) mod tls;

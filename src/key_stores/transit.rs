@@ -1,5 +1,5 @@
 //! `transit`: a key in the transit engine of Vault or OpenBao. Owns the settings, the key's versions and the wraps;
-//! the requests are `client`'s, the tokens `session`'s, what a failure means `failure`'s.
+//! the requests are `client`'s, the tokens `credentials`', what a failure means `error`'s.
 
 mod client;
 mod credentials;
@@ -15,41 +15,13 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-pub use self::settings::TransitConfig;
-
-use self::client::Client;
 use self::session::Session;
-use self::settings::Auth;
-use super::KekSettings;
+pub use self::settings::Settings;
 use crate::crypto::secret::Dek;
 use crate::kek::clock::ServerClock;
-use crate::kek::{Kek, KekCause, KekError, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
-
-#[async_trait]
-impl KekSettings for TransitConfig {
-    fn kind(&self) -> &'static str {
-        "transit"
-    }
-
-    fn problems(&self) -> Vec<(&'static str, String)> {
-        self.find_problems()
-    }
-
-    fn advice(&self) -> Vec<(String, String)> {
-        let Auth::Kubernetes(_) = self.auth else { return Vec::new() };
-        let so = "the Kubernetes login asks the API server that waits for this plugin: it works only once that is up";
-        let better = "use the jwt login with keys that the server holds itself, a client certificate, or AppRole";
-        vec![(so.into(), better.into())]
-    }
-
-    async fn build(&self) -> Result<Box<dyn Kek>, KekError> {
-        Ok(Box::new(TransitKek::new(self)?))
-    }
-
-    async fn build_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
-        Ok(Box::new(TransitKek::new(self)?))
-    }
-}
+use crate::kek::{
+    Kek, KekCause, KekError, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek, unwrapped_dek,
+};
 
 /// One transit key.
 #[derive(Debug)]
@@ -61,17 +33,6 @@ struct TransitKek {
 }
 
 impl TransitKek {
-    fn new(config: &TransitConfig) -> Result<Self, KekError> {
-        let (namespace, mount) = (config.namespace(), config.mount());
-        Ok(Self {
-            session: Session::new(Client::new(config)?, config.auth.clone()),
-            // The address is left out: the same key behind another name is the same key.
-            lineage: Lineage::derive("transit", &[namespace, mount, &config.key]),
-            mount: mount.into(),
-            key: config.key.clone(),
-        })
-    }
-
     async fn read_key(&self) -> Result<Key, KekError> {
         let path = format!("{}/keys/{}", self.mount, self.key);
         let key: Key = self.session.get(&path).await?;
@@ -168,9 +129,7 @@ impl Kek for TransitKek {
         };
         let plain = BASE64_STANDARD.decode(answer.plaintext.0.as_bytes());
         let plain = plain.map_err(|_| KekError::unmapped("the decrypted DEK is not base64"))?;
-        let dek = Dek::from_unwrapped(plain)
-            .ok_or_else(|| KekError::new(KekCause::Rejected, "the decrypted DEK is not 32 bytes"))?;
-        Ok(Unwrapped { dek, version: self.kek_version(version) })
+        Ok(Unwrapped { dek: unwrapped_dek(plain)?, version: self.kek_version(version) })
     }
 }
 
@@ -221,6 +180,12 @@ impl std::fmt::Display for Version {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}@{}", self.number, self.created)
     }
+}
+
+/// The servers' envelope around an answer.
+#[derive(Deserialize)]
+struct Data<T> {
+    data: T,
 }
 
 /// What reading a key tells.

@@ -239,17 +239,14 @@ impl<'a> Run<'a> {
         for config in self.settings.keks.clone() {
             let name = config.name.clone();
             let failed = |source| RotationError::Kek { name: name.clone(), source };
-            let active = config.build().await.map_err(failed)?.version().await.map_err(failed)?.version;
+            let active = config.open().version().await.map_err(failed)?.version;
             let before = self.journal.keks_before.entry(name.clone()).or_insert_with(|| active.clone()).clone();
             self.write()?;
-            let now = if active == before {
-                config.build_rotating().await.map_err(failed)?.rotate().await.map_err(failed)?.version
-            } else {
-                active
-            };
+            let rotating = config.open_rotating().await.map_err(failed)?;
+            let now = if active == before { rotating.rotate().await.map_err(failed)?.version } else { active };
             (self.report)(Event::Note(&format!("KEK {name}: version {now} is active; before it was {before}")));
-            if config.kind() == "keyring" {
-                (self.report)(Event::Note("copy the keyring file to every node now; this run waits for all of them"));
+            if let Some(work) = rotating.remaining_work() {
+                (self.report)(Event::Note(&work));
             }
             self.journal.keks_rotated.insert(name.clone(), now);
             self.write()?;

@@ -131,7 +131,7 @@ impl<M: Made> Bench for ServerBench<M> {
         self.server.policy("operator", &format!("{}{}", documented_policy(0), documented_policy(1))).await;
         let token = self.token_file(&self.server.token("operator", 600).await);
         let item = self.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", token.display()));
-        config(&item).build_rotating().await.expect("this kind rotates")
+        config(&item).open_rotating().await.expect("this kind rotates")
     }
 }
 

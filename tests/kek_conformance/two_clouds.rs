@@ -18,7 +18,7 @@ use crate::support::fakes::faults::Fault;
 async fn a_dek_wrapped_by_two_clouds_opens_by_either_and_only_with_its_id() {
     let (google, azure) = (GcpBench::start().await, AzureBench::start().await);
     let configs = [config(&google.item()), config(&azure.item())];
-    let set = key_stores::build_set(&configs, &[], &Arc::new(Metrics::new())).await.expect("both are built");
+    let set = key_stores::open_set(&configs, &[], &Arc::new(Metrics::new())).expect("both are built");
     let (dek, context) = dek();
     let wraps = set.wrap_and_prove(&dek, &context).await.expect("both wrap and prove");
     assert_eq!(wraps.len(), 2);
@@ -43,7 +43,7 @@ async fn a_dek_wrapped_by_two_clouds_opens_by_either_and_only_with_its_id() {
 async fn nothing_is_adopted_while_one_of_two_clouds_does_not_prove() {
     let (google, azure) = (GcpBench::start().await, AzureBench::start().await);
     let configs = [config(&google.item()), config(&azure.item())];
-    let set = key_stores::build_set(&configs, &[], &Arc::new(Metrics::new())).await.expect("both are built");
+    let set = key_stores::open_set(&configs, &[], &Arc::new(Metrics::new())).expect("both are built");
     azure.withdraw_permission().await;
     let (dek, context) = dek();
     let (name, error) = set.wrap_and_prove(&dek, &context).await.expect_err("one does not");

@@ -45,7 +45,7 @@ fn with(line: &str) -> String {
 fn an_unknown_field_is_refused_with_the_known_ones() {
     refused(
         &with("clutser: c"),
-        &["1:1: clutser: is no field; the fields here are cluster, epoch, socket, allowedUids, stateDir, keks, \
+        &["1:1: clutser: unknown field; expected one of cluster, epoch, socket, allowedUids, stateDir, keks, \
            retired, maxOfflineAge, refreshInterval, proveInterval, health"],
     );
 }
@@ -54,19 +54,19 @@ fn an_unknown_field_is_refused_with_the_known_ones() {
 fn an_unknown_field_of_a_kek_is_refused_with_its_path() {
     refused(
         &with("keks:\n  - name: a\n    keyring:\n      file: KEYRING\n      mode: 3"),
-        &["5:7: keks.keyring.mode: is no field; the fields here are file"],
+        &["5:7: keks.keyring.mode: unknown field; expected one of file"],
     );
 }
 
 #[test]
 fn an_unknown_kind_is_refused_with_the_known_ones() {
-    let kinds = format!("2:19: keks.cloudKms: is no field; the fields here are name, {}", KINDS.join(", "));
+    let kinds = format!("2:19: keks.cloudKms: unknown field; expected one of name, {}", KINDS.join(", "));
     refused(&with("keks:\n  - {name: a,     cloudKms: {}}"), &[&kinds]);
 }
 
 #[test]
 fn a_kek_of_no_kind_is_refused() {
-    let line = format!("2:5: keks[0]: KEK \"a\" names no kind; add one of: {}", KINDS.join(", "));
+    let line = format!("2:5: keks[0]: KEK \"a\" has no kind; add one of: {}", KINDS.join(", "));
     refused(&with("keks:\n  - name: a"), &[&line]);
 }
 
@@ -78,48 +78,18 @@ fn a_kek_of_two_kinds_is_refused() {
             "keks:\n  - name: a\n    keyring: {file: KEYRING}\n    transit: {addresses: [\"https://v\"], key: k, \
              auth: {tokenFile: /t}}",
         ),
-        &["2:5: keks[0]: KEK \"a\" names several kinds (keyring, transit); give each its own item under keks"],
+        &["2:5: keks[0]: KEK \"a\" has several kinds (keyring, transit); give each its own item under keks"],
     );
 }
 
 #[test]
-fn a_missing_keyring_file_is_refused_with_the_command_that_makes_it() {
+fn a_relative_path_of_a_key_store_is_refused_at_its_place() {
     refused(
-        &with("keks:\n  - name: a\n    keyring: {file: FOLDER/none}"),
-        &["2:5: keks[0].keyring.file: keyring file FOLDER/none does not exist; make it with: \
-           kube-envelope keyring create FOLDER/none"],
-    );
-}
-
-#[test]
-fn a_keyring_file_that_others_can_read_is_refused_with_the_fix() {
-    let keyring = KeyringFile::create();
-    let file = keyring.path();
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
-    let file = file.display();
-    refused(
-        &with(&format!("keks:\n  - name: a\n    keyring: {{file: {file}}}")),
-        &[&format!(
-            "2:5: keks[0].keyring.file: keyring file {file} has mode 0640: others can read it; fix with: chmod 0600 {file}"
-        )],
-    );
-}
-
-#[test]
-fn a_damaged_keyring_file_is_refused_and_not_quoted() {
-    let keyring = KeyringFile::create();
-    let mut json = keyring.json();
-    json["versions"][0]["key"] = "c2VjcmV0".into();
-    keyring.replace(&json);
-    let file = keyring.path();
-    let file = file.display();
-    let text = std::fs::read_to_string(keyring.path()).unwrap();
-    let column = text.find("c2VjcmV0\"").unwrap() + "c2VjcmV0\"".len();
-    refused(
-        &with(&format!("keks:\n  - name: a\n    keyring: {{file: {file}}}")),
-        &[&format!(
-            "2:5: keks[0].keyring.file: {file} is not a keyring file (line 1, column {column}); restore it from its backup"
-        )],
+        &with("keks:\n  - name: a\n    keyring:\n      file: ~/keyring.json"),
+        &[
+            "4:13: keks[0].keyring.file: \"~/keyring.json\" is relative to wherever the plugin is started; \"~\" is not \
+           expanded; write the whole path",
+        ],
     );
 }
 
@@ -242,19 +212,31 @@ fn a_listen_address_that_is_none_is_refused_with_an_example() {
 #[test]
 fn a_value_of_the_wrong_form_is_refused_with_the_right_one() {
     refused(&with("keks: {name: a}"), &["1:7: keks: must be a list (- item)"]);
-    refused(&with("cluster: [c]"), &["1:10: cluster: must be a text, in quotes where it has special characters"]);
+    refused(&with("cluster: [c]"), &["1:10: cluster: must be a string; quote it where it has special characters"]);
     refused(&with("health: on"), &["1:9: health: must be a table of fields (name: value)"]);
     refused("- cluster: c\n", &["1:1: must be a table of fields (name: value)"]);
 }
 
+#[cfg(feature = "azure")]
 #[test]
-fn a_field_without_a_value_is_refused() {
-    refused(&with("cluster:"), &["1:8: cluster: has no value; write one, in quotes where it is the word null"]);
+fn an_unknown_word_is_refused_with_its_field_and_the_known_ones() {
+    refused(
+        &with(
+            "keks:\n  - name: a\n    azureKeyVault:\n      vault: https://n.vault.azure.net\n      key: k\n      \
+             algorithm: RSA\n      credential: {managedIdentity: {}}",
+        ),
+        &["6:18: keks.azureKeyVault.algorithm: \"RSA\" is unknown; expected one of RSA-OAEP-256, A256KW"],
+    );
 }
 
 #[test]
-fn a_field_that_stands_there_twice_is_refused() {
-    refused(&(with("cluster: c") + "cluster: d\n"), &["5:1: cluster: stands there twice; remove one"]);
+fn a_field_without_a_value_is_refused() {
+    refused(&with("cluster:"), &["1:8: cluster: has no value; write one, quoted where it is the word null"]);
+}
+
+#[test]
+fn a_field_that_is_defined_twice_is_refused() {
+    refused(&(with("cluster: c") + "cluster: d\n"), &["5:1: cluster: is defined twice; remove one"]);
 }
 
 /// The Norway problem: a bare `NO` is a text here, and becomes no boolean.

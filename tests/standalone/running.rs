@@ -142,3 +142,37 @@ async fn status_without_a_plugin_is_exit_1_and_says_where_it_looked() {
         format!("error: no plugin answers at {address}/status; is it running?: Connection refused (os error 111)\n")
     );
 }
+
+/// Only syntax is fatal: what a KEK needs may come at any moment.
+#[tokio::test]
+async fn a_keyring_file_that_is_missing_at_the_start_is_waited_for_and_named() {
+    let keyring = KeyringFile::create();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("later.json");
+    let settings = format!("cluster: c\nkeks: [{{ name: late, keyring: {{ file: {} }} }}]", file.display());
+    let mut plugin = Plugin::spawn(&settings);
+    plugin.wait_socket().await;
+    wait_until("the reason", FOLLOWED_WITHIN, async || {
+        let status: Value = serde_json::from_str(&plugin.get("/status")).unwrap_or_default();
+        let reason = status["reason"].as_str().unwrap_or_default().to_owned();
+        reason.contains("KEK late") && reason.contains(path(&file))
+    })
+    .await;
+    std::fs::copy(keyring.path(), &file).unwrap();
+    plugin.wait_healthy().await;
+    assert!(plugin.process.is_running());
+}
+
+#[cfg(feature = "transit")]
+#[tokio::test]
+async fn a_token_file_that_is_missing_costs_its_own_kek_alone() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&keyring.settings("missing-token")).await;
+    let key_id = plugin.wait_healthy().await;
+    plugin.stop();
+    let good = std::fs::read_to_string(plugin.config_file()).unwrap();
+    let transit = "transit: {addresses: ['https://127.0.0.1:1'], key: k, auth: {tokenFile: /nonexistent/token}}";
+    std::fs::write(plugin.config_file(), format!("{good}\nretired: [{{name: away, {transit}}}]\n")).unwrap();
+    plugin.restart().await;
+    assert_eq!(plugin.wait_healthy().await, key_id);
+}

@@ -13,7 +13,7 @@ use crate::crypto::seal::dek_id;
 use crate::crypto::secret::Dek;
 use crate::kek::guard::GuardedKek;
 use crate::kek::{KekCause, KekError, Lineage, WrapContext};
-use crate::key_stores::KekConfig;
+use crate::key_stores::{Advice, KekConfig};
 use crate::telemetry::Metrics;
 
 /// AWS refuses what was signed more than five minutes before or after its own time, and tokens live little longer.
@@ -29,7 +29,7 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (kek, (lineage, found)) in config.keks.iter().chain(&config.retired).zip(active.into_iter().chain(retired)) {
         findings.extend(found);
-        let former = lineage.and_then(|lineage: Lineage| seen.insert(lineage, &kek.name));
+        let former = seen.insert(lineage, &kek.name);
         if let Some(former) = former {
             findings.push(Finding::failed(
                 format!("KEK {}", kek.name),
@@ -41,17 +41,14 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
     findings
 }
 
-async fn check_one(cluster: &str, config: &KekConfig, wraps: bool) -> (Option<Lineage>, Vec<Finding>) {
+async fn check_one(cluster: &str, config: &KekConfig, wraps: bool) -> (Lineage, Vec<Finding>) {
     let check = |what: &str| format!("KEK {}: {what}", config.name);
-    let mut findings: Vec<_> =
-        config.advice().into_iter().map(|(about, advice)| Finding::advice(check("settings"), about, advice)).collect();
-    let kek = match config.build().await {
-        Ok(kek) => GuardedKek::new(config.name.clone(), kek, Arc::new(Metrics::new())),
-        Err(error) => {
-            findings.push(failed(check("settings"), &error));
-            return (None, findings);
-        }
-    };
+    let mut findings: Vec<_> = config
+        .advice()
+        .into_iter()
+        .map(|Advice { finding, advice }| Finding::advice(check("settings"), finding, advice))
+        .collect();
+    let kek = GuardedKek::new(config.name.clone(), config.open(), Arc::new(Metrics::new()));
     let started = Instant::now();
     let version = kek.version().await;
     // Whatever else keeps a KEK from telling its version keeps it from wrapping; a permission is one of several.
@@ -73,14 +70,14 @@ async fn check_one(cluster: &str, config: &KekConfig, wraps: bool) -> (Option<Li
     }
     // After all questions: the last answer counts.
     findings.extend(clock(&kek, check("clock"), goes_on));
-    (Some(kek.lineage()), findings)
+    (kek.lineage(), findings)
 }
 
 /// Logins, tokens and certificates are good for a time by the service's clock. Nothing is said where a service that did
 /// not answer was reported already.
 fn clock(kek: &GuardedKek, check: String, answered: bool) -> Option<Finding> {
     let Some(clock) = kek.server_clock() else {
-        return Some(Finding::ok(check, "asked without a network: there is no clock to agree with"));
+        return Some(Finding::ok(check, "local KEK, no server clock to compare"));
     };
     let Some(ahead) = clock.ahead() else {
         let detail = "no answer told the service's time";
@@ -127,9 +124,11 @@ async fn prove(cluster: &str, kek: &GuardedKek, check: impl Fn(&str) -> String) 
 
 fn failed(check: String, error: &KekError) -> Finding {
     let fix = match error.cause() {
-        KekCause::Unavailable => "check the way from this machine to the service: address, DNS, firewall, certificate",
+        KekCause::Unavailable => {
+            "make available what is named; for a service: check address, DNS, firewall, certificate"
+        }
         KekCause::Throttled => "wait, or have the quota raised; refreshInterval may be lengthened",
-        KekCause::Unauthenticated => "renew the credentials, and check this machine's clock",
+        KekCause::Unauthenticated => "give it credentials that are accepted, and check this machine's clock",
         KekCause::Denied => "grant the permission that is named, or bring the key into a usable state",
         KekCause::UnknownVersion => "find out who changed the key's versions",
         KekCause::Rejected => "check that key and service are the ones that are meant",

@@ -33,13 +33,13 @@ pub async fn watch(path: PathBuf, running: Config, metrics: Arc<Metrics>, settin
             continue;
         }
         seen = content;
-        reload(&path, &running, &metrics, &settings).await;
+        reload(&path, &running, &metrics, &settings);
     }
 }
 
-async fn reload(path: &std::path::Path, running: &Config, metrics: &Arc<Metrics>, sender: &watch::Sender<Settings>) {
+fn reload(path: &std::path::Path, running: &Config, metrics: &Arc<Metrics>, sender: &watch::Sender<Settings>) {
     let loaded = match Config::load(path) {
-        Ok(config) => settings(path, &config, metrics).await.map(|settings| (config, settings)),
+        Ok(config) => settings(path, &config, metrics).map(|settings| (config, settings)),
         Err(error) => Err(error),
     };
     match loaded {

@@ -22,11 +22,11 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::AwsConfig;
-use super::credentials::Credentials;
-use super::key::KeyName;
+use super::credentials::{Aws, InUse};
+use super::settings::KmsKey;
 use crate::kek::KekError;
 use crate::kek::clock::ServerClock;
+use crate::key_stores::shared::renewing::Renewing;
 
 /// Time limits of one attempt; the guard's deadline spans them all.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
@@ -37,15 +37,15 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 /// The Region to ask in: as configured, of the ARN, of environment or profile. The instance metadata are not
 /// asked: a KEK is built without a network.
-pub(super) async fn region(config: &AwsConfig, key: &KeyName) -> Result<Region, KekError> {
-    if let Some(region) = config.region.as_deref().or(key.region()) {
+pub(super) async fn region(KmsKey { key, region, credentials, .. }: &KmsKey) -> Result<Region, KekError> {
+    if let Some(region) = region.as_deref().or(key.region()) {
         return Ok(Region::new(region.to_owned()));
     }
     if let Some(region) = EnvironmentVariableRegionProvider::new().region().await {
         return Ok(region);
     }
     let mut profile = ProfileFileRegionProvider::builder();
-    if let Some(name) = &config.profile {
+    if let Some(name) = &credentials.profile {
         profile = profile.profile_name(name);
     }
     profile.build().region().await.ok_or_else(|| {
@@ -55,9 +55,9 @@ pub(super) async fn region(config: &AwsConfig, key: &KeyName) -> Result<Region, 
 
 /// The client. It reads configuration files and asks nobody.
 pub(super) async fn kms(
-    config: &AwsConfig,
+    key: &KmsKey,
     region: Region,
-    credentials: &Credentials,
+    credentials: &Renewing<Aws>,
     clock: Arc<ServerClock>,
 ) -> Result<Client, KekError> {
     let time_limits = TimeoutConfig::builder()
@@ -67,7 +67,7 @@ pub(super) async fn kms(
         .build();
     let shared = aws_config::defaults(BehaviorVersion::latest())
         .region(region)
-        .credentials_provider(credentials.provider())
+        .credentials_provider(InUse(credentials.clone()))
         // They are cached, renewed and dropped where they are loaded.
         .identity_cache(IdentityCache::no_cache())
         .retry_config(RetryConfig::disabled())
@@ -77,10 +77,10 @@ pub(super) async fn kms(
         .load()
         .await;
     let mut builder = aws_sdk_kms::config::Builder::from(&shared).interceptor(BeforeReading { clock });
-    if let Some(endpoint) = &config.endpoint {
-        builder = builder.endpoint_url(endpoint);
+    if let Some(endpoint) = &key.endpoint {
+        builder = builder.endpoint_url(endpoint.as_str());
     }
-    if let Some(file) = &config.ca_file {
+    if let Some(file) = &key.ca_file {
         let context = TlsContext::builder().with_trust_store(trust_store(file)?).build();
         let context = context.map_err(|error| KekError::misconfigured("TLS cannot be set up").with_source(error))?;
         let http = aws_smithy_http_client::Builder::new()
@@ -95,17 +95,17 @@ pub(super) async fn kms(
 fn trust_store(file: &Path) -> Result<TrustStore, KekError> {
     let name = file.display();
     let pem = std::fs::read(file)
-        .map_err(|error| KekError::misconfigured(format!("cannot read caFile {name}")).with_source(error))?;
+        .map_err(|error| KekError::unavailable(format!("cannot read caFile {name}")).with_source(error))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate =
             certificate.map_err(|error| KekError::misconfigured(format!("{name} is not PEM")).with_source(error))?;
         roots.add(certificate).map_err(|error| {
-            KekError::misconfigured(format!("{name} holds what is no CA certificate")).with_source(error)
+            KekError::misconfigured(format!("{name} contains a certificate that is not a CA's")).with_source(error)
         })?;
     }
     if roots.is_empty() {
-        return Err(KekError::misconfigured(format!("{name} holds no certificate; it must be PEM")));
+        return Err(KekError::misconfigured(format!("{name} contains no certificate in PEM form")));
     }
     Ok(TrustStore::empty().with_pem_certificate(pem))
 }

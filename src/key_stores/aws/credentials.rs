@@ -1,11 +1,10 @@
-//! Credentials: loaded in the background before they are needed, renewed ahead of their end, loaded anew when
-//! their file changes. A call never waits for the instance metadata or STS once a first load has succeeded.
+//! Credentials for AWS, from the SDK's providers: instance metadata, container, web identity, profile, environment.
 
 use std::error::Error;
-use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
@@ -16,194 +15,85 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_kms::config::Credentials as Keys;
 use aws_sdk_kms::error::ConnectorError;
-use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
 
-use super::{AssumeRole, AwsConfig};
+use super::settings::AssumeRole;
 use crate::kek::{KekCause, KekError};
+use crate::key_stores::shared::credential_file::{self, Content};
+use crate::key_stores::shared::renewing::{Loaded, Renewing, Source};
 
-/// Longest time for one load: IMDS may take three attempts of some seconds.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often credentials without an end, which come from files and environment, are read again.
-const READ_AGAIN: Duration = Duration::from_mins(1);
-/// Pauses after a failed load.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Least time between two loads that refused calls ask for.
-const LEAST_PAUSE: Duration = Duration::from_millis(500);
-/// From here on before their end, credentials are not used any more.
-const LAST_MOMENT: Duration = Duration::from_secs(5);
-
-/// The credentials of one KEK and the task that keeps them fresh; the task ends with this value.
-#[derive(Debug)]
-pub(super) struct Credentials {
-    current: watch::Receiver<State>,
-    stale: Arc<Notify>,
-    task: AbortHandle,
-}
-
-#[derive(Clone, Debug)]
-enum State {
-    Loading,
-    Loaded(Keys),
-    Failed(Failure),
-}
-
-/// Why credentials could not be loaded.
-#[derive(Clone, Debug)]
-struct Failure {
-    cause: KekCause,
-    text: String,
-}
-
-impl Credentials {
-    /// Starts loading.
-    pub(super) fn start(config: &AwsConfig, region: Region) -> Self {
-        let (sender, current) = watch::channel(State::Loading);
-        let stale = Arc::new(Notify::new());
-        let source = Source { config: config.clone(), region };
-        let task = tokio::spawn(keep_fresh(source, sender, stale.clone())).abort_handle();
-        Self { current, stale, task }
-    }
-
-    /// Waits until there are credentials to use. The caller's deadline bounds the wait.
-    pub(super) async fn ready(&self) -> Result<Keys, KekError> {
-        let mut current = self.current.clone();
-        loop {
-            match &*current.borrow_and_update() {
-                State::Loaded(keys) if is_fresh(keys) => return Ok(keys.clone()),
-                State::Failed(Failure { cause, text }) => {
-                    return Err(KekError::new(*cause, "AWS credentials cannot be loaded").with_source(text.clone()));
-                }
-                // Expired ones are being loaded again at this moment.
-                State::Loaded(_) | State::Loading => {}
-            }
-            if current.changed().await.is_err() {
-                return Err(KekError::unavailable("the task that loads AWS credentials has ended; restart the plugin"));
-            }
-        }
-    }
-
-    /// AWS does not accept `refused`: loads now rather than when they were to be renewed. Says whether there are
-    /// others now.
-    pub(super) async fn renew(&self, refused: &Keys) -> bool {
-        let mut current = self.current.clone();
-        if others(&current.borrow_and_update(), refused) {
-            return true;
-        }
-        self.stale.notify_one();
-        current.changed().await.is_ok() && others(&current.borrow(), refused)
-    }
-
-    /// When those in use end; what lies in a file or the environment does not.
-    pub(super) fn expire(&self) -> Option<jiff::Timestamp> {
-        let State::Loaded(keys) = &*self.current.borrow() else { return None };
-        jiff::Timestamp::try_from(keys.expiry()?).ok()
-    }
-
-    /// For the client: hands over what is loaded, and never waits.
-    pub(super) fn provider(&self) -> impl ProvideCredentials + 'static {
-        Loaded(self.current.clone())
-    }
-}
-
-impl Drop for Credentials {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// Whether the environment says so, as the webhooks of EKS set it (IRSA, Pod Identity).
-pub(super) fn come_from_an_api_server(config: &AwsConfig) -> bool {
-    let by_token = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"];
-    config.profile.is_none()
-        && config.credentials_file.is_none()
-        && by_token.iter().any(|variable| std::env::var_os(variable).is_some())
-}
-
-#[derive(Debug)]
-struct Loaded(watch::Receiver<State>);
-
-impl ProvideCredentials for Loaded {
-    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
-    where
-        Self: 'a,
-    {
-        future::ProvideCredentials::ready(match &*self.0.borrow() {
-            State::Loaded(keys) => Ok(keys.clone()),
-            State::Loading => Err(CredentialsError::not_loaded("still being loaded")),
-            State::Failed(failure) => Err(CredentialsError::not_loaded(failure.text.clone())),
-        })
-    }
-}
-
-fn is_fresh(keys: &Keys) -> bool {
-    keys.expiry().is_none_or(|end| end > SystemTime::now() + LAST_MOMENT)
-}
-
-fn others(state: &State, refused: &Keys) -> bool {
-    matches!(state, State::Loaded(keys) if keys.access_key_id() != refused.access_key_id()
-        || keys.session_token() != refused.session_token()
-        || keys.secret_access_key() != refused.secret_access_key())
-}
-
-async fn keep_fresh(source: Source, current: watch::Sender<State>, stale: Arc<Notify>) {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let wait = match source.load().await {
-            Ok(keys) => {
-                pause = FIRST_PAUSE;
-                let wait = until_renewal(&keys);
-                current.send_replace(State::Loaded(keys));
-                wait
-            }
-            Err(failure) => {
-                tracing::warn!(cause = %failure.cause, error = failure.text, "AWS credentials cannot be loaded");
-                // What is still valid stays in use. Who waits for this load is told in both cases.
-                current.send_modify(|state| {
-                    if !matches!(state, State::Loaded(keys) if is_fresh(keys)) {
-                        *state = State::Failed(failure);
-                    }
-                });
-                let wait = pause;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-                wait
-            }
-        };
-        tokio::time::sleep(LEAST_PAUSE.min(wait)).await;
-        let _ = tokio::time::timeout(wait.saturating_sub(LEAST_PAUSE), stale.notified()).await;
-    }
-}
-
-/// After two thirds of what is left to them.
-fn until_renewal(keys: &Keys) -> Duration {
-    keys.expiry().map_or(READ_AGAIN, |end| {
-        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
-        (left * 2 / 3).max(LEAST_PAUSE)
-    })
-}
+/// Variables that lead to a token of an API server, as the webhooks of EKS set them (IRSA, Pod Identity).
+const WEB_IDENTITY_FILE: &str = "AWS_WEB_IDENTITY_TOKEN_FILE";
+const CONTAINER_TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
 
 /// Where the credentials come from.
 #[derive(Clone, Debug)]
-struct Source {
-    config: AwsConfig,
-    region: Region,
+pub(super) struct Origin {
+    pub(super) profile: Option<String>,
+    pub(super) file: Option<PathBuf>,
+    pub(super) role: Option<AssumeRole>,
 }
 
-impl Source {
-    async fn load(&self) -> Result<Keys, Failure> {
-        // A new chain each time: the providers read files once and keep them.
-        let load = async { self.chain().await.provide_credentials().await };
-        match tokio::time::timeout(LOAD_TIMEOUT, load).await {
-            Ok(Ok(keys)) => Ok(keys),
-            Ok(Err(error)) => Err(Failure::of(&error)),
-            Err(_) => Err(Failure { cause: KekCause::Unavailable, text: format!("no answer within {LOAD_TIMEOUT:?}") }),
+impl Origin {
+    fn is_default(&self) -> bool {
+        self.profile.is_none() && self.file.is_none()
+    }
+
+    /// Whether the environment says so.
+    pub(super) fn is_an_api_server(&self) -> bool {
+        self.is_default()
+            && [WEB_IDENTITY_FILE, CONTAINER_TOKEN_FILE].iter().any(|variable| std::env::var_os(variable).is_some())
+    }
+}
+
+/// Gets credentials by the SDK.
+#[derive(Debug)]
+pub(super) struct Aws {
+    pub(super) origin: Origin,
+    pub(super) region: Region,
+}
+
+#[async_trait]
+impl Source for Aws {
+    type Credential = Keys;
+
+    fn name(&self) -> &'static str {
+        "AWS credentials"
+    }
+
+    async fn content(&self) -> Result<Option<Content>, KekError> {
+        match &self.origin.file {
+            Some(file) => credential_file::read("AWS credentials", file).await.map(Some),
+            None => Ok(None),
         }
     }
 
+    /// By new providers each time: they read files once and keep them.
+    async fn load(&self, _: Option<Content>) -> Result<Loaded<Keys>, KekError> {
+        if self.origin.is_default() {
+            token_file_exists(WEB_IDENTITY_FILE, "web identity token").await?;
+            token_file_exists(CONTAINER_TOKEN_FILE, "container's authorization token").await?;
+        }
+        let keys = self.chain().await.provide_credentials().await.map_err(|error| self.refusal(&error))?;
+        let ends = keys.expiry();
+        Ok(Loaded::until(Arc::new(keys), ends))
+    }
+
+    fn same(&self, one: &Keys, other: &Keys) -> bool {
+        one.access_key_id() == other.access_key_id()
+            && one.secret_access_key() == other.secret_access_key()
+            && one.session_token() == other.session_token()
+    }
+}
+
+async fn token_file_exists(variable: &str, what: &str) -> Result<(), KekError> {
+    let Some(file) = std::env::var_os(variable).map(PathBuf::from) else { return Ok(()) };
+    credential_file::read(&format!("{what} that {variable} names"), &file).await.map(drop)
+}
+
+impl Aws {
     async fn chain(&self) -> SharedCredentialsProvider {
         let base = self.base().await;
-        let Some(AssumeRole { role_arn, external_id, session_name }) = &self.config.assume_role else { return base };
+        let Some(AssumeRole { role_arn, external_id, session_name }) = &self.origin.role else { return base };
         let shared = aws_config::defaults(BehaviorVersion::latest())
             .region(self.region.clone())
             .credentials_provider(base.clone())
@@ -220,51 +110,111 @@ impl Source {
     }
 
     async fn base(&self) -> SharedCredentialsProvider {
-        let AwsConfig { profile, credentials_file, .. } = &self.config;
         let surroundings = ProviderConfig::default()
             .with_behavior_version(Some(BehaviorVersion::latest()))
             .with_region(Some(self.region.clone()));
-        if profile.is_none() && credentials_file.is_none() {
+        if self.origin.is_default() {
             let chain = DefaultCredentialsChain::builder().region(self.region.clone()).configure(surroundings);
             return SharedCredentialsProvider::new(chain.build().await);
         }
         let mut named = ProfileFileCredentialsProvider::builder().configure(&surroundings);
-        if let Some(name) = profile {
+        if let Some(name) = &self.origin.profile {
             named = named.profile_name(name);
         }
-        if let Some(file) = credentials_file {
+        if let Some(file) = &self.origin.file {
             named =
                 named.profile_files(EnvConfigFiles::builder().with_file(EnvConfigFileKind::Credentials, file).build());
         }
         SharedCredentialsProvider::new(named.build())
     }
-}
 
-impl Failure {
-    fn of(error: &CredentialsError) -> Self {
-        let mut text = error.to_string();
-        let mut cause = match error {
-            CredentialsError::ProviderTimedOut(_) => KekCause::Unavailable,
-            CredentialsError::InvalidConfiguration(_) => KekCause::Misconfigured,
-            _ => KekCause::Unauthenticated,
+    /// Why there are none, in one line: the SDK's own chain of errors is printed nowhere.
+    fn refusal(&self, error: &CredentialsError) -> KekError {
+        let chain = chain_of(error);
+        let from = match (&self.origin.profile, &self.origin.file) {
+            (_, Some(file)) => format!("from {}", file.display()),
+            (Some(profile), None) => format!("of profile {profile}"),
+            (None, None) => "from environment, profile, web identity, container and instance metadata".into(),
         };
-        let mut next = error.source();
-        while let Some(source) = next {
-            if source.downcast_ref::<ConnectorError>().is_some() {
-                cause = KekCause::Unavailable;
-            }
-            let more = source.to_string();
-            if !text.contains(&more) {
-                text = format!("{text}: {more}");
-            }
-            next = source.source();
+        let failed = |cause, why: &str| KekError::new(cause, format!("no AWS credentials {from}: {why}"));
+        let found = |parts: &[&'static str]| parts.iter().copied().find(|part| chain.contains(part));
+        if let Some(code) = found(&STS_REFUSALS) {
+            return failed(KekCause::Unauthenticated, &format!("STS refuses them: {code}"));
         }
-        Self { cause, text }
+        for (word, why) in UNSUPPORTED {
+            if chain.contains(word) {
+                return failed(KekCause::Misconfigured, why);
+            }
+        }
+        match error {
+            CredentialsError::CredentialsNotLoaded(_) => failed(KekCause::Unauthenticated, NOTHING_FOUND),
+            CredentialsError::InvalidConfiguration(_) => {
+                failed(KekCause::Misconfigured, "the profile cannot be used; check its settings")
+            }
+            CredentialsError::ProviderTimedOut(_) => failed(KekCause::Unavailable, NO_METADATA),
+            _ if is_unreached(error) || found(&["IMDS", "imds", "timed out", "timeout"]).is_some() => {
+                failed(KekCause::Unavailable, NO_METADATA)
+            }
+            _ => failed(KekCause::Unavailable, "the place that gives them out failed"),
+        }
+        .with_source(chain.chars().filter(|c| !c.is_control()).take(300).collect::<String>())
     }
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+/// Codes with which STS refuses who asks (AWS STS API Reference: `AssumeRole`, `AssumeRoleWithWebIdentity`, common errors).
+const STS_REFUSALS: [&str; 9] = [
+    "AccessDenied",
+    "ExpiredToken",
+    "IDPRejectedClaim",
+    "InvalidIdentityToken",
+    "InvalidClientTokenId",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClient",
+    "MalformedPolicyDocument",
+    "RegionDisabled",
+];
+
+/// Words of a profile that this build does not follow, and what to do.
+const UNSUPPORTED: [(&str, &str); 3] = [
+    (
+        "credential_process",
+        "the profile has a credential_process, and the plugin starts no programs; have it write a credentialsFile",
+    ),
+    ("sso", "the profile signs in by IAM Identity Center, which needs a browser; use a role or a credentialsFile"),
+    ("login_session", "the profile is for a person; use a role or a credentialsFile"),
+];
+
+const NOTHING_FOUND: &str = "none are there; give the machine a role, or set profile or credentialsFile";
+const NO_METADATA: &str = "the service that gives them out did not answer; for instance metadata from within a \
+                           container, the instance needs HttpPutResponseHopLimit 2 or more";
+
+fn chain_of(error: &dyn Error) -> String {
+    crate::error_chain::joined(error.to_string(), error.source())
+}
+
+fn is_unreached(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<ConnectorError>().is_some() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Hands the credentials in use to the client.
+#[derive(Debug)]
+pub(super) struct InUse(pub(super) Renewing<Aws>);
+
+impl ProvideCredentials for InUse {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let loaded = self.0.get().await.map_err(|error| CredentialsError::not_loaded(error.chain()))?;
+            Ok(Keys::clone(&loaded.credential))
+        })
     }
 }

@@ -11,6 +11,7 @@ use jiff::SignedDuration;
 
 use crate::kek::clock::ahead_of;
 use crate::kek::{KekCause, KekError};
+use crate::key_stores::shared::retry_after;
 
 /// What KMS was asked, by the name that IAM policies know it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +105,9 @@ fn not_reached(call: Call<'_>, connector: &ConnectorError) -> KekError {
 
 fn answered(call: Call<'_>, answer: Answer) -> KekError {
     match cause(call, &answer) {
+        Some(KekCause::Denied) if is_permission(&answer) => {
+            KekError::denied_by_policy(describe(call, KekCause::Denied, &answer))
+        }
         Some(cause) => KekError::new(cause, describe(call, cause, &answer)),
         None => KekError::unmapped(format!("{} on {}", call.action, call.key)),
     }
@@ -139,7 +143,7 @@ impl Answer {
             code: String::new(),
             message: String::new(),
             request_id: None,
-            retry_after: header("retry-after").and_then(|value| value.parse().ok()).map(Duration::from_secs),
+            retry_after: header("retry-after").and_then(retry_after::parse),
             skew: header("date").and_then(ahead_of),
         }
     }
@@ -166,6 +170,8 @@ fn cause(call: Call<'_>, answer: &Answer) -> Option<KekCause> {
         | "RequestTimeout"
         | "RequestTimeoutException"
         | "ConflictException" => KekCause::Unavailable,
+        // Where the node asks from is not allowed: key and permission are as good as before.
+        "AccessDeniedException" | "AccessDenied" if is_endpoint_policy(&answer.message) => KekCause::Unavailable,
         "AccessDeniedException" | "AccessDenied" | "DisabledException" => KekCause::Denied,
         // Also said of a key store that is disconnected just now: only what stays is definite.
         "KMSInvalidStateException" if says_final_state(&answer.message) => KekCause::Denied,
@@ -200,12 +206,22 @@ fn cause(call: Call<'_>, answer: &Answer) -> Option<KekCause> {
         _ => match answer.status {
             429 => KekCause::Throttled,
             // The client follows no redirect: whoever answers here is not AWS KMS.
-            300..400 => KekCause::Misconfigured,
+            300..400 => KekCause::Unavailable,
             500.. => KekCause::Unavailable,
             _ => return None,
         },
     };
     Some(cause)
+}
+
+fn is_permission(answer: &Answer) -> bool {
+    matches!(answer.code.as_str(), "AccessDeniedException" | "AccessDenied")
+}
+
+/// IAM names the kind of policy that refuses ("no VPC endpoint policy allows …", "explicit deny in a VPC endpoint
+/// policy"): IAM User Guide, "Troubleshoot access denied error messages".
+fn is_endpoint_policy(message: &str) -> bool {
+    message.contains("VPC endpoint policy")
 }
 
 fn says_final_state(message: &str) -> bool {
@@ -240,7 +256,13 @@ fn describe(call: Call<'_>, cause: KekCause, answer: &Answer) -> String {
             format!("{key} does not open this data: they are damaged, or made by another key or for another context")
         }
         (KekCause::Unauthenticated, _) => not_accepted(answer),
-        (KekCause::Misconfigured, code) => wrong_setting(call, code, answer.status),
+        (KekCause::Misconfigured, code) => wrong_setting(call, code),
+        (KekCause::Unavailable, "") => {
+            format!("HTTP {} in place of AWS KMS's answer to {action}; check endpoint and proxies", answer.status)
+        }
+        (KekCause::Unavailable, _) if is_endpoint_policy(&answer.message) => {
+            format!("a VPC endpoint policy refuses {action} on {key} from this network; allow it there")
+        }
         (KekCause::Unavailable, _) => format!("AWS KMS could not do {action} on {key} just now"),
     }
 }
@@ -255,7 +277,7 @@ fn not_accepted(answer: &Answer) -> String {
     }
 }
 
-fn wrong_setting(Call { action, key, .. }: Call<'_>, code: &str, status: u16) -> String {
+fn wrong_setting(Call { action, key, .. }: Call<'_>, code: &str) -> String {
     match (action, code) {
         (Action::RotateKeyOnDemand, "LimitExceededException") => format!(
             "{key} has used up its on-demand rotations; enable automatic rotation, or make a new key and list it \
@@ -267,9 +289,6 @@ fn wrong_setting(Call { action, key, .. }: Call<'_>, code: &str, status: u16) ->
         ),
         (_, "NotFoundException") => format!("the alias {key} points to no key in this account and Region"),
         (_, "InvalidKeyUsageException") => format!("{key} is not a symmetric encryption key; make one"),
-        (_, "") => {
-            format!("HTTP {status} in place of an answer to {action}; check endpoint: redirects are not followed")
-        }
         _ => format!("AWS KMS refuses {action} on {key} as it was asked; check key, region and endpoint"),
     }
 }

@@ -28,6 +28,7 @@ enum Resource {
 /// Multi-Region keys have the same id in every Region, and only they begin so.
 const MULTI_REGION: &str = "mrk-";
 const LONGEST_KEY_ID: usize = 64;
+const ACCOUNT_DIGITS: usize = 12;
 
 impl KeyName {
     /// Takes the setting apart, or says what is wrong with it.
@@ -46,8 +47,8 @@ impl KeyName {
                 ));
             }
             (Some(alias), ..) if is_alias(alias) => Resource::Alias(alias.into()),
-            (None, true, Some(id)) if is_key_id(id) => Resource::Key(id.into()),
-            (None, false, None) if is_key_id(resource) => Resource::Key(resource.into()),
+            (None, true, Some(id)) if is_whole_key_id(id) => Resource::Key(id.into()),
+            (None, false, None) if is_whole_key_id(resource) => Resource::Key(resource.into()),
             _ => return Err(bad_name(text)),
         };
         Ok(Self { home, resource })
@@ -120,9 +121,19 @@ fn parse_arn(rest: &str) -> Option<(Home, &str)> {
     let (partition, service, region, account, resource) =
         (parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let word = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-    let fits = service == "kms" && word(partition) && word(region) && account.chars().all(|c| c.is_ascii_digit());
-    (fits && !account.is_empty())
+    let is_account = account.len() == ACCOUNT_DIGITS && account.chars().all(|c| c.is_ascii_digit());
+    (service == "kms" && word(partition) && word(region) && is_account)
         .then(|| (Home { partition: partition.into(), region: region.into(), account: account.into() }, resource))
+}
+
+/// A UUID, or the id of a multi-Region key: nothing cut off.
+fn is_whole_key_id(text: &str) -> bool {
+    let is_hex = |text: &str| text.chars().all(|c| c.is_ascii_hexdigit());
+    if let Some(id) = text.strip_prefix(MULTI_REGION) {
+        return id.len() == 32 && is_hex(id);
+    }
+    let groups: Vec<_> = text.split('-').collect();
+    groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12]) && groups.iter().all(|group| is_hex(group))
 }
 
 fn is_key_id(text: &str) -> bool {
@@ -193,9 +204,14 @@ mod tests {
 
     #[test]
     fn what_names_no_key_is_refused_with_an_example() {
-        for text in ["", "alias/", "arn:aws:s3:::bucket", "arn:aws:kms:eu-west-1::key/1", "a b", "key/1234abcd"] {
+        let cut = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890a";
+        let short_account = KEY.replace("111122223333", "11112222333");
+        for text in
+            ["", "alias/", "arn:aws:s3:::bucket", "arn:aws:kms:eu-west-1::key/1", "a b", "key/1234abcd", "mrk-1", cut]
+        {
             assert!(KeyName::parse(text).expect_err(text).contains("for example"), "{text}");
         }
+        assert!(KeyName::parse(&short_account).is_err());
         assert!(KeyName::parse("alias/aws/ebs").expect_err("AWS managed").contains("customer managed"));
     }
 
@@ -203,12 +219,14 @@ mod tests {
     fn replicas_of_a_multi_region_key_have_one_lineage_and_all_other_keys_their_own() {
         let at =
             |region: &str, account: &str, id: &str| name(&format!("arn:aws:kms:{region}:{account}:{id}")).lineage(None);
-        assert_eq!(at("eu-west-1", "111122223333", "key/mrk-1"), at("us-east-1", "111122223333", "key/mrk-1"));
+        let multi = "key/mrk-1234abcd12ab34cd56ef1234567890ab";
+        let single = "key/1234abcd-12ab-34cd-56ef-1234567890ab";
+        assert_eq!(at("eu-west-1", "111122223333", multi), at("us-east-1", "111122223333", multi));
         let different = [
-            at("eu-west-1", "111122223333", "key/mrk-1"),
-            at("eu-west-1", "444455556666", "key/mrk-1"),
-            at("eu-west-1", "111122223333", "key/1"),
-            at("us-east-1", "111122223333", "key/1"),
+            at("eu-west-1", "111122223333", multi),
+            at("eu-west-1", "444455556666", multi),
+            at("eu-west-1", "111122223333", single),
+            at("us-east-1", "111122223333", single),
             at("us-east-1", "111122223333", "alias/1"),
             name("alias/1").lineage(Some("us-east-1")),
             name("alias/1").lineage(Some("eu-west-1")),

@@ -10,6 +10,7 @@ use azure_core::http::headers::{HeaderName, Headers};
 use serde::Deserialize;
 
 use crate::kek::{KekCause, KekError};
+use crate::key_stores::shared::retry_after;
 
 /// What was asked: some answers mean different things to different questions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,51 +25,70 @@ pub(super) enum Question {
     Rotate,
 }
 
-/// Key Vault's error body.
-#[derive(Default, Deserialize)]
-#[serde(default)]
+/// Key Vault's error body (<https://learn.microsoft.com/azure/key-vault/general/authentication-requests-and-responses>).
+#[derive(Deserialize)]
 struct Body {
     error: Detail,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Deserialize)]
 struct Detail {
     code: String,
+    #[serde(default)]
     message: String,
-    #[serde(alias = "innerError")]
+    #[serde(default, alias = "innerError")]
     innererror: Option<Inner>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Deserialize)]
 struct Inner {
+    #[serde(default)]
     code: String,
+}
+
+/// The inner codes of `403 Forbidden` (<https://learn.microsoft.com/azure/key-vault/general/rest-error-codes>).
+const FORBIDDEN: [(&str, Forbidden); 9] = [
+    ("KeyDisabled", Forbidden::State),
+    ("KeyExpired", Forbidden::State),
+    ("KeyNotYetValid", Forbidden::State),
+    ("ForbiddenByPolicy", Forbidden::Permission),
+    ("ForbiddenByRbac", Forbidden::Permission),
+    ("AccessDenied", Forbidden::Permission),
+    // Where the node asks from is not allowed: the key is as good as before, and nothing is to be cleared.
+    ("ForbiddenByFirewall", Forbidden::Network),
+    ("ForbiddenByConnection", Forbidden::Network),
+    ("ForbiddenByPerimeter", Forbidden::Network),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Forbidden {
+    State,
+    Permission,
+    Network,
 }
 
 /// What an error of the SDK means.
 pub(super) fn map(question: Question, error: &Error) -> KekError {
-    if let Some((cause, message)) = transport(error) {
-        return KekError::new(cause, message);
+    if let Some(error) = our_own(error) {
+        return error;
     }
     match error.kind() {
         ErrorKind::HttpResponse { status, raw_response, .. } => {
             vault(question, u16::from(*status), raw_response.as_deref())
         }
-        ErrorKind::Credential => identity(error),
+        ErrorKind::Credential => login_refusal(error),
         // The SDK's own text may quote the answer, and the answer may hold a DEK.
         ErrorKind::DataConversion => KekError::unmapped("answer of Key Vault is not as expected"),
         _ => KekError::unmapped(error.to_string()),
     }
 }
 
-/// Our own client's error, wherever in the chain the SDK put it.
-fn transport(error: &Error) -> Option<(KekCause, String)> {
+/// An error that was made here, wherever in the chain the SDK put it.
+fn our_own(error: &Error) -> Option<KekError> {
     let mut next = error.source();
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<KekError>() {
-            let text = error.chain();
-            return Some((error.cause(), text.strip_prefix("unavailable: ").unwrap_or(&text).to_owned()));
+            return Some(KekError::new(error.cause(), error.problem()).with_retry_after(error.retry_after()));
         }
         next = error.source();
     }
@@ -76,141 +96,203 @@ fn transport(error: &Error) -> Option<(KekCause, String)> {
 }
 
 fn vault(question: Question, status: u16, response: Option<&RawResponse>) -> KekError {
-    let detail = response.and_then(|raw| serde_json::from_slice::<Body>(raw.body()).ok()).unwrap_or_default().error;
-    let inner = detail.innererror.unwrap_or_default().code;
+    let wait = response.and_then(|raw| wait(raw.headers()));
+    let parsed = response.and_then(|raw| serde_json::from_slice::<Body>(raw.body()).ok());
+    let Some(Body { error: detail }) = parsed.filter(|body| !body.error.code.is_empty()) else {
+        return foreign(status).with_retry_after(wait);
+    };
+    let inner = detail.innererror.map(|inner| inner.code).unwrap_or_default();
     // Key Vault's text names the key and the missing permission; it never holds data. Cut, since it is not ours.
     let text: String = detail.message.chars().filter(|c| !c.is_control()).take(400).collect();
     let message = format!("Key Vault answered {status} {} {inner}: {text}", detail.code);
-    let wait = response.and_then(|raw| retry_after(raw.headers()));
-    let cause = match status {
-        401 => KekCause::Unauthenticated,
-        // Where the node asks from is not allowed: the key is as good as before, so nothing is to be wiped.
-        403 if matches!(inner.as_str(), "ForbiddenByFirewall" | "ForbiddenByConnection") => KekCause::Misconfigured,
-        404 if question == Question::Unwrap => KekCause::UnknownVersion,
-        403 | 404 => KekCause::Denied,
+    let cause = match (status, detail.code.as_str()) {
+        (401, _) => KekCause::Unauthenticated,
+        (403, _) => return forbidden(&inner, &detail.message, message),
+        (404, "KeyNotFound") if question == Question::Unwrap => KekCause::UnknownVersion,
+        (404, "KeyNotFound") => KekCause::Denied,
         // A key that is being deleted or recovered.
-        409 if inner == "ObjectIsDeletedButRecoverable" => KekCause::Denied,
-        400 if question == Question::Unwrap => KekCause::Rejected,
-        400 => KekCause::Misconfigured,
-        429 => KekCause::Throttled,
-        500..=599 => KekCause::Unavailable,
+        (409, _) if inner == "ObjectIsDeletedButRecoverable" => KekCause::Denied,
+        (400, _) if question == Question::Unwrap => KekCause::Rejected,
+        (400, _) => KekCause::Misconfigured,
+        (429, _) => KekCause::Throttled,
+        (500..=599, _) => KekCause::Unavailable,
         _ => return KekError::unmapped(message),
     };
     KekError::new(cause, message).with_retry_after(wait)
 }
 
-/// Entra or the metadata service gave no token.
-fn identity(error: &Error) -> KekError {
-    let inner = error.source().and_then(|source| source.downcast_ref::<Error>()).map(Error::kind);
-    let (cause, wait) = match inner {
-        Some(ErrorKind::HttpResponse { status, raw_response, .. }) => {
-            let wait = raw_response.as_deref().and_then(|raw| retry_after(raw.headers()));
-            match u16::from(*status) {
-                429 => (KekCause::Throttled, wait),
-                500..=599 => (KekCause::Unavailable, wait),
-                _ => (KekCause::Unauthenticated, None),
-            }
+fn forbidden(inner: &str, said: &str, message: String) -> KekError {
+    let known = FORBIDDEN.iter().find(|(code, _)| *code == inner).map(|(_, kind)| *kind);
+    match known {
+        Some(Forbidden::State) => KekError::new(KekCause::Denied, message),
+        Some(Forbidden::Permission) => KekError::denied_by_policy(message),
+        Some(Forbidden::Network) => {
+            KekError::unavailable(format!("the vault's firewall refuses this network; allow it there; {message}"))
         }
-        Some(ErrorKind::Connection | ErrorKind::Io | ErrorKind::DataConversion) => (KekCause::Unavailable, None),
-        _ => (KekCause::Unauthenticated, None),
-    };
-    let detail = match inner {
-        Some(ErrorKind::DataConversion) => "the answer is no token".into(),
-        _ => error.to_string().lines().next().unwrap_or_default().chars().take(400).collect::<String>(),
-    };
-    KekError::new(cause, format!("no access token from Azure: {detail}")).with_retry_after(wait)
+        // Access policies name the permission, without an inner code.
+        None if inner.is_empty() && said.contains("does not have keys ") => KekError::denied_by_policy(message),
+        None => KekError::unmapped(message),
+    }
 }
 
-fn retry_after(headers: &Headers) -> Option<Duration> {
-    let seconds = headers.get_optional_str(&HeaderName::from_static("retry-after"))?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+fn foreign(status: u16) -> KekError {
+    let text = format!("whatever serves the vault's name answered {status}, and not in the form of Key Vault");
+    let cause = if status == 429 { KekCause::Throttled } else { KekCause::Unavailable };
+    KekError::new(cause, text + "; check vault, address and proxies")
+}
+
+/// OAuth 2.0's error answer (RFC 6749, 5.2), of Entra and of the metadata service.
+#[derive(Deserialize)]
+struct OauthError {
+    error: String,
+    #[serde(default)]
+    error_description: String,
+}
+
+/// The codes that refuse who asks (<https://learn.microsoft.com/entra/identity-platform/reference-error-codes>).
+const REFUSALS: [&str; 6] =
+    ["invalid_client", "invalid_grant", "unauthorized_client", "invalid_request", "invalid_scope", "invalid_resource"];
+
+/// Entra or the metadata service gave no token.
+pub(super) fn login_refusal(error: &Error) -> KekError {
+    if let Some(error) = our_own(error) {
+        return error;
+    }
+    let answer = answer_within(error).map(|(status, raw)| {
+        let refusal = raw.and_then(|raw| serde_json::from_slice::<OauthError>(raw.body()).ok());
+        (status, refusal, raw.and_then(|raw| wait(raw.headers())))
+    });
+    match answer {
+        Some((_, Some(OauthError { error, error_description }), _)) if REFUSALS.contains(&error.as_str()) => {
+            let said: String = error_description.chars().filter(|c| !c.is_control()).take(400).collect();
+            KekError::new(KekCause::Unauthenticated, format!("no access token from Azure: {error}: {said}"))
+        }
+        Some((429, _, wait)) => {
+            KekError::new(KekCause::Throttled, "Azure was asked too often for an access token").with_retry_after(wait)
+        }
+        Some((status, _, wait)) => {
+            KekError::unavailable(format!("no access token from Azure: it answered {status}")).with_retry_after(wait)
+        }
+        None => {
+            let said: String = error.to_string().lines().next().unwrap_or_default().chars().take(400).collect();
+            KekError::unavailable(format!("no access token from Azure: {said}"))
+        }
+    }
+}
+
+fn answer_within(error: &Error) -> Option<(u16, Option<&RawResponse>)> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let ErrorKind::HttpResponse { status, raw_response, .. } = error.kind() {
+            return Some((u16::from(*status), raw_response.as_deref()));
+        }
+        next = error.source().and_then(|source| source.downcast_ref::<Error>());
+    }
+    None
+}
+
+fn wait(headers: &Headers) -> Option<Duration> {
+    retry_after::parse(headers.get_optional_str(&HeaderName::from_static("retry-after"))?)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use azure_core::http::StatusCode;
     use serde_json::{Value, json};
 
-    fn answered(status: u16, body: &Value, headers: Headers) -> Error {
+    use super::*;
+
+    fn answered(status: u16, body: &str, headers: Headers) -> Error {
         let status = StatusCode::from(status);
-        let raw = RawResponse::from_bytes(status, headers, body.to_string());
+        let raw = RawResponse::from_bytes(status, headers, body.to_owned());
         Error::from(ErrorKind::HttpResponse { status, error_code: None, raw_response: Some(Box::new(raw)) })
     }
 
-    fn asked(question: Question, status: u16, code: &str, inner: &str) -> KekError {
-        let body = json!({"error": {"code": code, "message": "text of the service", "innererror": {"code": inner}}});
-        map(question, &answered(status, &body, Headers::new()))
+    fn asked(question: Question, status: u16, code: &str, inner: &str, text: &str) -> KekError {
+        let mut body = json!({"error": {"code": code, "message": text}});
+        if !inner.is_empty() {
+            body["error"]["innererror"] = json!({"code": inner});
+        }
+        map(question, &answered(status, &body.to_string(), Headers::new()))
     }
 
-    fn cause(question: Question, status: u16, code: &str, inner: &str) -> KekCause {
-        asked(question, status, code, inner).cause()
-    }
-
+    /// Row by row: what Key Vault answers, and what it means.
     #[test]
-    fn a_token_that_is_not_accepted_is_unauthenticated() {
-        assert_eq!(cause(Question::Key, 401, "Unauthorized", ""), KekCause::Unauthenticated);
-    }
-
-    #[test]
-    fn a_disabled_or_expired_key_and_a_missing_permission_are_denied_and_named() {
-        for inner in ["KeyDisabled", "KeyExpired", "ForbiddenByPolicy", "ForbiddenByRbac", "AccessDenied"] {
-            let error = asked(Question::Unwrap, 403, "Forbidden", inner);
-            assert_eq!(error.cause(), KekCause::Denied, "{inner}");
-            assert!(error.to_string().contains(inner), "{error}");
+    fn each_answer_of_key_vault_says_what_the_operator_must_do() {
+        use KekCause::{Denied, Misconfigured, Rejected, Throttled, Unauthenticated, Unavailable, UnknownVersion};
+        use Question::{Key, Rotate, Unwrap, Wrap};
+        let policy =
+            "The user, group or application 'appid=x' does not have keys unwrapKey permission on key vault 'v'.";
+        for (question, status, code, inner, text, cause) in [
+            (Key, 401, "Unauthorized", "", "AKV10032: Invalid issuer.", Unauthenticated),
+            (Unwrap, 403, "Forbidden", "KeyDisabled", "", Denied),
+            (Unwrap, 403, "Forbidden", "KeyExpired", "", Denied),
+            (Wrap, 403, "Forbidden", "KeyNotYetValid", "", Denied),
+            (Unwrap, 403, "Forbidden", "ForbiddenByPolicy", "", Denied),
+            (Unwrap, 403, "Forbidden", "ForbiddenByRbac", "", Denied),
+            (Unwrap, 403, "Forbidden", "AccessDenied", "", Denied),
+            (Unwrap, 403, "Forbidden", "", policy, Denied),
+            (Unwrap, 403, "Forbidden", "ForbiddenByFirewall", "", Unavailable),
+            (Unwrap, 403, "Forbidden", "ForbiddenByConnection", "", Unavailable),
+            (Unwrap, 403, "Forbidden", "SomethingNew", "", Unavailable),
+            (Unwrap, 403, "Forbidden", "", "something new", Unavailable),
+            (Unwrap, 404, "KeyNotFound", "", "", UnknownVersion),
+            (Key, 404, "KeyNotFound", "", "", Denied),
+            (Key, 404, "ResourceNotFound", "", "", Unavailable),
+            (Unwrap, 409, "Conflict", "ObjectIsDeletedButRecoverable", "", Denied),
+            (Rotate, 409, "Conflict", "", "", Unavailable),
+            (Unwrap, 400, "BadParameter", "", "", Rejected),
+            (Wrap, 400, "BadParameter", "", "", Misconfigured),
+            (Wrap, 429, "Throttled", "", "", Throttled),
+            (Key, 500, "InternalServerError", "", "", Unavailable),
+            (Key, 503, "ServiceUnavailable", "", "", Unavailable),
+        ] {
+            let error = asked(question, status, code, inner, text);
+            assert_eq!(error.cause(), cause, "{question:?} {status} {code} {inner} {text}: {error}");
+            assert!(error.to_string().contains(code), "{error}");
         }
     }
 
     #[test]
-    fn a_firewall_is_a_mistake_in_the_setup_and_no_reason_to_wipe() {
-        assert_eq!(cause(Question::Unwrap, 403, "Forbidden", "ForbiddenByFirewall"), KekCause::Misconfigured);
-    }
-
-    #[test]
-    fn a_deleted_key_is_denied_and_a_version_that_is_not_there_unknown() {
-        assert_eq!(cause(Question::Unwrap, 404, "KeyNotFound", ""), KekCause::UnknownVersion);
-        assert_eq!(cause(Question::Key, 404, "KeyNotFound", ""), KekCause::Denied);
-        assert_eq!(cause(Question::Unwrap, 409, "Conflict", "ObjectIsDeletedButRecoverable"), KekCause::Denied);
-    }
-
-    #[test]
-    fn data_that_do_not_unwrap_are_rejected_and_a_bad_request_is_a_mistake_in_the_setup() {
-        assert_eq!(cause(Question::Unwrap, 400, "BadParameter", ""), KekCause::Rejected);
-        assert_eq!(cause(Question::Wrap, 400, "BadParameter", ""), KekCause::Misconfigured);
+    fn an_answer_that_is_not_key_vaults_is_never_a_denial() {
+        for status in [302, 400, 401, 403, 404, 409, 418, 500, 503] {
+            for body in ["", "default backend - 404", "<html>403</html>", "{}", r#"{"error":"forbidden"}"#] {
+                for question in [Question::Key, Question::Unwrap] {
+                    let error = map(question, &answered(status, body, Headers::new()));
+                    assert_eq!(error.cause(), KekCause::Unavailable, "{status} {body}");
+                }
+            }
+        }
     }
 
     #[test]
     fn a_throttled_call_carries_the_time_to_wait() {
         let mut headers = Headers::new();
         headers.insert("retry-after", "9");
-        let error = map(Question::Wrap, &answered(429, &json!({"error": {"code": "Throttled"}}), headers));
+        let body = json!({"error": {"code": "Throttled"}}).to_string();
+        let error = map(Question::Wrap, &answered(429, &body, headers));
         assert_eq!((error.cause(), error.retry_after()), (KekCause::Throttled, Some(Duration::from_secs(9))));
     }
 
     #[test]
-    fn the_services_own_faults_are_unavailable_and_what_nobody_knows_is_unmapped() {
-        for status in [500, 502, 503] {
-            let error = map(Question::Key, &answered(status, &json!("bad gateway"), Headers::new()));
-            assert_eq!(error.cause(), KekCause::Unavailable);
-            assert!(!error.to_string().contains("unmapped"), "{error}");
+    fn only_entras_own_words_refuse_a_credential() {
+        let cause = |status, body: &Value| {
+            let inner = answered(status, &body.to_string(), Headers::new());
+            login_refusal(&Error::with_error(ErrorKind::Credential, inner, "authentication failed")).cause()
+        };
+        for code in REFUSALS {
+            assert_eq!(cause(401, &json!({"error": code})), KekCause::Unauthenticated, "{code}");
         }
-        for status in [302, 418] {
-            let error = map(Question::Key, &answered(status, &json!(""), Headers::new()));
-            assert_eq!(error.cause(), KekCause::Unavailable);
-            assert!(error.to_string().contains("unmapped"), "{error}");
-        }
+        assert_eq!(cause(400, &json!({"error": "temporarily_unavailable"})), KekCause::Unavailable);
+        assert_eq!(cause(401, &json!("")), KekCause::Unavailable);
+        assert_eq!(cause(503, &json!({})), KekCause::Unavailable);
+        assert_eq!(cause(429, &json!({})), KekCause::Throttled);
     }
 
     #[test]
-    fn a_client_secret_that_entra_refuses_is_unauthenticated_and_a_silent_entra_is_waited_for() {
-        let credential = |inner: Error| Error::with_error(ErrorKind::Credential, inner, "authentication failed");
-        let refused = credential(answered(401, &json!({"error": "invalid_client"}), Headers::new()));
-        assert_eq!(map(Question::Key, &refused).cause(), KekCause::Unauthenticated);
-        let down = credential(answered(503, &json!({}), Headers::new()));
-        assert_eq!(map(Question::Key, &down).cause(), KekCause::Unavailable);
-        let busy = credential(answered(429, &json!({}), Headers::new()));
-        assert_eq!(map(Question::Key, &busy).cause(), KekCause::Throttled);
-        let silent = credential(Error::new(ErrorKind::Io, KekError::unavailable("login: no answer in time")));
+    fn an_entra_that_does_not_answer_is_waited_for() {
+        let inner = Error::new(ErrorKind::Io, KekError::unavailable("login: no answer in time"));
+        let silent = Error::with_error(ErrorKind::Credential, inner, "authentication failed");
         let error = map(Question::Key, &silent);
         assert_eq!(error.cause(), KekCause::Unavailable);
         assert!(error.to_string().contains("no answer in time"), "{error}");

@@ -1,17 +1,20 @@
 //! The calls of Cloud KMS's REST interface, with checksums sent and checked both ways.
 
+use std::sync::Arc;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::{Method, Request};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::Zeroizing;
 
-use super::credentials::{Credentials, Tokens};
+use super::credentials::{Google, SecretText};
 use super::error::{Question, map};
 use crate::crypto::secret::{DEK_BYTES, Dek};
 use crate::kek::clock::ServerClock;
-use crate::kek::{KekCause, KekError};
-use crate::key_stores::shared::http::{self, Client};
+use crate::kek::{KekCause, KekError, unwrapped_dek};
+use crate::key_stores::shared::http;
+use crate::key_stores::shared::renewing::Renewing;
 
 /// A key, as far as it is looked at.
 #[derive(Debug, Deserialize)]
@@ -87,16 +90,6 @@ struct DecryptResponse {
     plaintext_crc32c: Option<Crc>,
 }
 
-/// Text that is cleared when dropped and does not print.
-#[derive(Default)]
-struct SecretText(Zeroizing<String>);
-
-impl<'de> Deserialize<'de> for SecretText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
-    }
-}
-
 /// A CRC32C: Google writes 64-bit numbers in JSON as strings.
 #[derive(PartialEq, Eq)]
 struct Crc(u32);
@@ -114,21 +107,22 @@ fn crc(bytes: &[u8]) -> String {
 
 /// One key in Cloud KMS.
 #[derive(Debug)]
-pub(super) struct Api {
-    client: Client,
+pub(super) struct Client {
+    http: http::Client,
     base: String,
     name: String,
-    tokens: Tokens,
+    tokens: Renewing<Google>,
 }
 
-impl Api {
-    pub(super) fn new(client: Client, endpoint: &str, name: &str, credentials: Credentials) -> Self {
-        Self { client, base: format!("{endpoint}/v1/"), name: name.into(), tokens: Tokens::new(credentials) }
+impl Client {
+    /// For the key `name` at `endpoint`, which ends with a slash.
+    pub(super) fn new(http: http::Client, endpoint: &str, name: &str, google: Google) -> Self {
+        Self { http, base: format!("{endpoint}v1/"), name: name.into(), tokens: Renewing::new(google) }
     }
 
     /// The clock of Google's servers.
     pub(super) fn clock(&self) -> &ServerClock {
-        self.client.clock()
+        self.http.clock()
     }
 
     /// When the access token in use ends.
@@ -208,16 +202,15 @@ impl Api {
         let answer: DecryptResponse = self.call(Question::Decrypt, Method::POST, &path, Some(&body)).await?;
         let mut plain = Zeroizing::new([0; DEK_BYTES + 4]);
         let length = BASE64_STANDARD
-            .decode_slice(answer.plaintext.0.as_bytes(), plain.as_mut_slice())
+            .decode_slice(answer.plaintext.expose().as_bytes(), plain.as_mut_slice())
             .map_err(|_| KekError::new(KekCause::Rejected, "Cloud KMS unwrapped something that is no DEK"))?;
         let plain = &mut plain[..length];
         if answer.plaintext_crc32c != Some(Crc(crc32c::crc32c(plain))) {
             return Err(damaged("the plaintext from Cloud KMS does not match its checksum"));
         }
-        Dek::from_unwrapped(plain).ok_or_else(|| KekError::new(KekCause::Rejected, "unwrapped DEK is not 32 bytes"))
+        unwrapped_dek(plain)
     }
 
-    /// One call. A token that is not accepted is replaced, and the call made once more.
     async fn call<T: DeserializeOwned>(
         &self,
         question: Question,
@@ -225,10 +218,18 @@ impl Api {
         path: &str,
         body: Option<&[u8]>,
     ) -> Result<T, KekError> {
-        let mut answer = self.attempt(&method, path, body).await?;
-        if answer.status == 401 {
-            answer = self.attempt(&method, path, body).await?;
-        }
+        self.tokens.with(|token| self.attempt(question, &method, path, body, token)).await
+    }
+
+    async fn attempt<T: DeserializeOwned>(
+        &self,
+        question: Question,
+        method: &Method,
+        path: &str,
+        body: Option<&[u8]>,
+        token: Arc<SecretText>,
+    ) -> Result<T, KekError> {
+        let answer = http::send(&self.http, self.request(method, path, body, token.expose())?).await?;
         if answer.status != 200 {
             return Err(map(question, &answer));
         }
@@ -239,17 +240,8 @@ impl Api {
         })
     }
 
-    async fn attempt(&self, method: &Method, path: &str, body: Option<&[u8]>) -> Result<http::Answer, KekError> {
-        let token = self.tokens.get().await?;
-        let answer = http::send(&self.client, self.request(method, path, body, token.as_str())?).await?;
-        if answer.status == 401 {
-            self.tokens.refused(&token);
-        }
-        Ok(answer)
-    }
-
     fn request(&self, method: &Method, path: &str, body: Option<&[u8]>, token: &str) -> Result<Request, KekError> {
-        let mut request = self.client.request(method.clone(), format!("{}{path}", self.base)).bearer_auth(token);
+        let mut request = self.http.request(method.clone(), format!("{}{path}", self.base)).bearer_auth(token);
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body.to_vec());
         }

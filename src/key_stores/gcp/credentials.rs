@@ -1,260 +1,289 @@
-//! Access tokens for Cloud KMS from `gcp_auth`: fetched once for all callers, renewed ahead, and the credentials
-//! file read again when its content changes.
+//! Access tokens for Cloud KMS: by a service account's key, a user's own credentials, or the metadata server.
+//!
+//! `gcp_auth` signs; the requests are made here, since its own keep the status of a refusal to themselves, retry, and
+//! log answers.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
-use gcp_auth::{ConfigDefaultCredentials, CustomServiceAccount, MetadataServiceAccount, Token, TokenProvider};
-use serde::Deserialize;
+use async_trait::async_trait;
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use gcp_auth::CustomServiceAccount;
+use reqwest::{Method, Request};
+use serde::{Deserialize, Deserializer};
+use serde_json::json;
+use url::Url;
 use zeroize::Zeroizing;
 
-use crate::crypto::seal::digest;
-use crate::error_chain::joined;
 use crate::kek::{KekCause, KekError};
+use crate::key_stores::shared::address::{PlainHttp, is_loopback};
+use crate::key_stores::shared::credential_file::{self, Content};
+use crate::key_stores::shared::http;
+use crate::key_stores::shared::renewing::{Loaded, Source};
 
-const SCOPES: &[&str] = &["https://www.googleapis.com/auth/cloudkms"];
-/// A token that ends sooner is replaced while it still serves.
-const RENEW_AHEAD: Duration = Duration::from_mins(5);
-/// A token that ends sooner than this may end on its way.
-const MARGIN: Duration = Duration::from_secs(5);
-/// The time a caller waits for a token; the fetch itself goes on and serves the next caller.
-const WAIT: Duration = Duration::from_millis(1500);
-/// The end of a fetch that nobody answers.
-const FETCH: Duration = Duration::from_secs(15);
-const MAX_FILE_BYTES: usize = 64 * 1024;
+const SCOPE: &str = "https://www.googleapis.com/auth/cloudkms";
+const USER_TOKEN_URI: &str = "https://oauth2.googleapis.com/token";
+/// By its address: its name needs a name server.
+const METADATA: &str = "http://169.254.169.254/computeMetadata/v1/instance/service-accounts/default/token";
+const USER_FILE: &str = ".config/gcloud/application_default_credentials.json";
+/// Google takes assertions of at most an hour.
+const ASSERTION_LIFE: u64 = 3600;
 
 /// Where the credentials are.
 #[derive(Clone, Debug)]
-pub(super) enum Credentials {
-    /// A service account's key in a JSON file.
-    File {
-        /// The file.
-        file: PathBuf,
-        /// Whether the token may be asked for over http.
-        insecure_http: bool,
-    },
-    /// `gcloud auth application-default login`'s file, else the metadata server.
-    Ambient,
+pub(super) enum CredentialSource {
+    /// In a JSON file that the settings or the environment name.
+    File { file: PathBuf, plain_http: PlainHttp },
+    /// `gcloud auth application-default login`'s file where there is one, else the metadata server.
+    Ambient { user_file: Option<PathBuf> },
 }
 
-impl Credentials {
+impl CredentialSource {
     /// The configured file, else the one of `GOOGLE_APPLICATION_CREDENTIALS`, else what the machine has.
-    pub(super) fn find(file: Option<&Path>, insecure_http: bool) -> Self {
+    pub(super) fn find(file: Option<PathBuf>, plain_http: PlainHttp) -> Self {
         let from_environment = || std::env::var_os("GOOGLE_APPLICATION_CREDENTIALS").map(PathBuf::from);
-        match file.map(Path::to_owned).or_else(from_environment) {
-            Some(file) => Self::File { file, insecure_http },
-            None => Self::Ambient,
+        match file.or_else(from_environment) {
+            Some(file) => Self::File { file, plain_http },
+            None => Self::Ambient { user_file: std::env::home_dir().map(|home| home.join(USER_FILE)) },
         }
     }
+}
 
-    /// The file's content if it is a service account's key that can be used.
-    pub(super) fn read(&self) -> Result<Option<Zeroizing<String>>, KekError> {
-        let Self::File { file, insecure_http } = self else { return Ok(None) };
-        let name = file.display();
-        let text = std::fs::read_to_string(file).map(Zeroizing::new).map_err(|error| {
-            KekError::misconfigured(format!("cannot read credentials file {name}")).with_source(error)
-        })?;
-        if text.len() > MAX_FILE_BYTES {
-            return Err(KekError::misconfigured(format!(
-                "credentials file {name} is larger than {MAX_FILE_BYTES} bytes"
-            )));
-        }
-        let shape: Shape = serde_json::from_str(&text).map_err(|error| {
+/// A token, a secret, a DEK in base64: cleared when dropped, never printed.
+#[derive(Default)]
+pub(super) struct SecretText(Zeroizing<String>);
+
+impl SecretText {
+    pub(super) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|token| Self(Zeroizing::new(token)))
+    }
+}
+
+#[derive(Deserialize)]
+struct Issued {
+    access_token: SecretText,
+    expires_in: u64,
+}
+
+/// What is looked at of a credentials file.
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum CredentialsFile {
+    ServiceAccount {
+        client_email: String,
+        private_key_id: Option<String>,
+        token_uri: String,
+    },
+    AuthorizedUser {
+        client_id: String,
+        client_secret: SecretText,
+        refresh_token: SecretText,
+    },
+    #[serde(other)]
+    Other,
+}
+
+/// Gets tokens from Google.
+pub(super) struct Google {
+    from: CredentialSource,
+    client: http::Client,
+}
+
+impl Google {
+    pub(super) fn new(from: CredentialSource) -> Result<Self, KekError> {
+        let reach = http::Reach { answer_within: http::LOGIN, ..http::Reach::default() };
+        Ok(Self { from, client: http::client(&reach)? })
+    }
+
+    async fn by_file(&self, content: &Content) -> Result<Loaded<SecretText>, KekError> {
+        let name = content.file().display();
+        let parsed: CredentialsFile = serde_json::from_str(&content.text).map_err(|error| {
             // Only the place: the library's own text may quote the content.
             let (line, column) = (error.line(), error.column());
-            KekError::misconfigured(format!("credentials file {name} is not JSON as expected, at {line}:{column}"))
+            KekError::misconfigured(format!("{name} is not a Google credentials file, at {line}:{column}"))
         })?;
-        if shape.kind != "service_account" {
-            return Err(KekError::misconfigured(format!(
-                "credentials file {name} is of type {:?}; only service_account is supported (no workload identity \
-                 federation: inside Google Cloud leave credentialsFile out and let the metadata server give tokens)",
-                shape.kind
-            )));
+        match parsed {
+            CredentialsFile::ServiceAccount { client_email, private_key_id, token_uri } => {
+                let token_uri = self.token_uri(&token_uri, content)?;
+                let assertion = assertion(content, &client_email, private_key_id.as_deref(), token_uri.as_str())?;
+                let form = [("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"), ("assertion", &assertion)];
+                self.exchange(token_uri, &form).await
+            }
+            CredentialsFile::AuthorizedUser { client_id, client_secret, refresh_token } => {
+                let form = [
+                    ("grant_type", "refresh_token"),
+                    ("client_id", client_id.as_str()),
+                    ("client_secret", client_secret.expose()),
+                    ("refresh_token", refresh_token.expose()),
+                ];
+                self.exchange(Url::parse(USER_TOKEN_URI).expect("a URL of this file"), &form).await
+            }
+            CredentialsFile::Other => Err(KekError::misconfigured(format!(
+                "{name} is neither of type service_account nor authorized_user; no other is supported (inside Google \
+                 Cloud leave credentialsFile out and let the metadata server give tokens)"
+            ))),
         }
-        if !shape.token_uri.starts_with("https://") && !insecure_http {
-            return Err(KekError::misconfigured(format!(
-                "token_uri of {name} is not https: whoever listens could use the credentials"
-            )));
+    }
+
+    fn token_uri(&self, text: &str, content: &Content) -> Result<Url, KekError> {
+        let anywhere = matches!(self.from, CredentialSource::File { plain_http: PlainHttp::Anywhere, .. });
+        match Url::parse(text) {
+            Ok(url) if url.scheme() == "https" || (url.scheme() == "http" && (anywhere || is_loopback(&url))) => {
+                Ok(url)
+            }
+            _ => Err(KekError::misconfigured(format!(
+                "token_uri of {} is not https: whoever listens could use the credentials",
+                content.file().display()
+            ))),
         }
-        Ok(Some(text))
+    }
+
+    async fn exchange(&self, uri: Url, form: &[(&str, &str)]) -> Result<Loaded<SecretText>, KekError> {
+        let body = Zeroizing::new(url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish());
+        let request = self.client.request(Method::POST, uri);
+        let request = request.header("content-type", "application/x-www-form-urlencoded").body(body.to_string());
+        self.issue(request.build(), "Google's token endpoint").await
+    }
+
+    async fn by_metadata(&self, looked_for: &str) -> Result<Loaded<SecretText>, KekError> {
+        let request = self.client.request(Method::GET, METADATA).header("metadata-flavor", "Google").build();
+        self.issue(request, "the metadata server").await.map_err(|error| {
+            let text = format!(
+                "no Google credentials found: credentialsFile and GOOGLE_APPLICATION_CREDENTIALS are not set, \
+                 {looked_for} does not exist, and the metadata server gave none"
+            );
+            KekError::new(error.cause(), text).with_source(error)
+        })
+    }
+
+    async fn issue(&self, request: reqwest::Result<Request>, what: &str) -> Result<Loaded<SecretText>, KekError> {
+        let request = request.map_err(|error| {
+            KekError::misconfigured("the request for a token cannot be made").with_source(error.without_url())
+        })?;
+        let answer = http::send(&self.client, request).await?;
+        if answer.status != 200 {
+            return Err(refusal(what, &answer));
+        }
+        let issued: Issued = serde_json::from_slice(&answer.body)
+            .map_err(|_| KekError::unavailable(format!("{what} answered with something else than a token")))?;
+        Ok(Loaded::for_time(Arc::new(issued.access_token), Some(Duration::from_secs(issued.expires_in))))
     }
 }
 
-/// What is looked at of a credentials file beside what `gcp_auth` reads.
+/// OAuth 2.0's error answer (RFC 6749, 5.2).
 #[derive(Deserialize)]
-struct Shape {
-    #[serde(rename = "type")]
-    kind: String,
+struct OauthError {
+    error: String,
     #[serde(default)]
-    token_uri: String,
+    error_description: String,
 }
 
-type Fetch = Shared<BoxFuture<'static, Result<Arc<Token>, Failure>>>;
+/// The codes that refuse the credentials; any other answer is one of a server in trouble, or of somebody in between.
+const REFUSALS: [&str; 4] = ["invalid_grant", "invalid_client", "unauthorized_client", "invalid_scope"];
 
-/// A `KekError` that several callers can have.
-#[derive(Clone, Debug)]
-struct Failure {
-    cause: KekCause,
-    message: String,
+fn refusal(what: &str, answer: &http::Answer) -> KekError {
+    match serde_json::from_slice::<OauthError>(&answer.body) {
+        Ok(OauthError { error, error_description }) if REFUSALS.contains(&error.as_str()) => {
+            let said: String = error_description.chars().filter(|c| !c.is_control()).take(300).collect();
+            KekError::new(KekCause::Unauthenticated, format!("{what} refuses the credentials: {error} ({said})"))
+        }
+        _ if answer.status == 429 => KekError::new(KekCause::Throttled, format!("{what} was asked too often"))
+            .with_retry_after(crate::key_stores::shared::retry_after::of(&answer.headers)),
+        _ => KekError::unavailable(format!("{what} answered {}", answer.status)),
+    }
 }
 
-/// The tokens of one KEK.
-pub(super) struct Tokens {
-    credentials: Credentials,
-    state: Mutex<State>,
+/// A signed statement of who asks (RFC 7523).
+fn assertion(
+    content: &Content,
+    email: &str,
+    key_id: Option<&str>,
+    audience: &str,
+) -> Result<Zeroizing<String>, KekError> {
+    let unusable = || KekError::misconfigured(format!("{} holds no usable private key", content.file().display()));
+    let account = CustomServiceAccount::from_json(&content.text).map_err(|_| unusable())?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let header = json!({"alg": "RS256", "typ": "JWT", "kid": key_id});
+    let claims = json!({"iss": email, "scope": SCOPE, "aud": audience, "iat": now, "exp": now + ASSERTION_LIFE});
+    let encode = |part: &serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(part.to_string());
+    let signed = format!("{}.{}", encode(&header), encode(&claims));
+    let signature = account.signer().sign(signed.as_bytes()).map_err(|_| unusable())?;
+    Ok(Zeroizing::new(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))))
 }
 
-#[derive(Default)]
-struct State {
-    credentials: Option<[u8; 32]>,
-    token: Option<Arc<Token>>,
-    fetch: Option<Fetch>,
-}
+#[async_trait]
+impl Source for Google {
+    type Credential = SecretText;
 
-impl Tokens {
-    pub(super) fn new(credentials: Credentials) -> Self {
-        Self { credentials, state: Mutex::default() }
+    fn name(&self) -> &'static str {
+        "Google access tokens"
     }
 
-    /// A token that is valid now.
-    ///
-    /// # Errors
-    /// `Unauthenticated` when the token endpoint refuses the credentials, `Unavailable` when it does not answer.
-    pub(super) async fn get(&self) -> Result<Arc<Token>, KekError> {
-        let fetch = {
-            let content = self.credentials.read();
-            let mut state = self.state();
-            let content = match (content, &state.token) {
-                (Ok(content), _) => content,
-                // A file that is away for a moment ends nothing that still holds.
-                (Err(_), Some(token)) if lasts(token, MARGIN) => return Ok(token.clone()),
-                (Err(error), _) => return Err(error),
-            };
-            state.note_credentials(content.as_deref().map(|text| digest(&[text.as_bytes()])));
-            state.take_fetched();
-            let fresh = state.token.as_ref().is_some_and(|token| lasts(token, RENEW_AHEAD));
-            if !fresh && state.fetch.is_none() {
-                state.fetch = Some(start(content));
+    async fn content(&self) -> Result<Option<Content>, KekError> {
+        match &self.from {
+            CredentialSource::File { file, .. } => credential_file::read("Google credentials", file).await.map(Some),
+            CredentialSource::Ambient { user_file: Some(file) }
+                if tokio::fs::try_exists(file).await.unwrap_or(false) =>
+            {
+                credential_file::read("Google user credentials", file).await.map(Some)
             }
-            match (&state.token, &state.fetch) {
-                (Some(token), _) if lasts(token, MARGIN) => return Ok(token.clone()),
-                (_, Some(fetch)) => fetch.clone(),
-                (_, None) => unreachable!("a token that does not last has a fetch"),
-            }
-        };
-        match tokio::time::timeout(WAIT, fetch).await {
-            Ok(Ok(token)) => Ok(token),
-            Ok(Err(failure)) => Err(KekError::new(failure.cause, failure.message)),
-            Err(_) => Err(KekError::unavailable(format!("no access token from Google within {WAIT:?}"))),
+            CredentialSource::Ambient { .. } => Ok(None),
         }
     }
 
-    /// When the token in use ends.
-    pub(super) fn expire(&self) -> Option<jiff::Timestamp> {
-        let mut state = self.state();
-        state.take_fetched();
-        let end = state.token.as_ref()?.expires_at();
-        jiff::Timestamp::try_from(SystemTime::from(end)).ok()
-    }
-
-    /// Forgets a token that Cloud KMS did not accept.
-    pub(super) fn refused(&self, token: &Arc<Token>) {
-        let mut state = self.state();
-        if state.token.as_ref().is_some_and(|held| Arc::ptr_eq(held, token)) {
-            state.token = None;
+    async fn load(&self, content: Option<Content>) -> Result<Loaded<SecretText>, KekError> {
+        match (content, &self.from) {
+            (Some(content), _) => self.by_file(&content).await,
+            (None, CredentialSource::Ambient { user_file: Some(file) }) => {
+                self.by_metadata(&file.display().to_string()).await
+            }
+            (None, _) => self.by_metadata(USER_FILE).await,
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn same(&self, one: &SecretText, other: &SecretText) -> bool {
+        one.0 == other.0
     }
 }
 
-impl fmt::Debug for Tokens {
+impl fmt::Debug for Google {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tokens").field("credentials", &self.credentials).finish_non_exhaustive()
+        f.debug_struct("Google").field("from", &self.from).finish_non_exhaustive()
     }
 }
 
-impl State {
-    /// Tokens of former credentials serve no more.
-    fn note_credentials(&mut self, credentials: Option<[u8; 32]>) {
-        if self.credentials != credentials {
-            *self = Self { credentials, ..Self::default() };
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderMap;
+
+    use super::*;
+
+    #[test]
+    fn only_a_refusal_in_the_words_of_oauth_is_one() {
+        let cause = |status, body: &str| {
+            let body = Zeroizing::new(body.as_bytes().to_vec());
+            refusal("it", &http::Answer { status, headers: HeaderMap::new(), body }).cause()
+        };
+        for code in REFUSALS {
+            assert_eq!(cause(400, &format!(r#"{{"error":"{code}"}}"#)), KekCause::Unauthenticated, "{code}");
+        }
+        assert_eq!(cause(429, ""), KekCause::Throttled);
+        for (status, body) in [
+            (400, r#"{"error":"temporarily_unavailable"}"#),
+            (401, ""),
+            (403, "<html>Forbidden</html>"),
+            (404, "default backend - 404"),
+            (503, r#"{"error":"internal_failure"}"#),
+        ] {
+            assert_eq!(cause(status, body), KekCause::Unavailable, "{status} {body}");
         }
     }
-
-    /// Nobody waits for a renewal: its result is looked for whenever somebody comes by.
-    fn take_fetched(&mut self) {
-        if let Some(result) = self.fetch.clone().and_then(FutureExt::now_or_never) {
-            self.fetch = None;
-            match result {
-                Ok(token) => self.token = Some(token),
-                Err(failure) => tracing::warn!(cause = %failure.cause, "no new Google token: {}", failure.message),
-            }
-        }
-    }
-}
-
-fn lasts(token: &Token, time: Duration) -> bool {
-    SystemTime::from(token.expires_at()).duration_since(SystemTime::now()).is_ok_and(|left| left > time)
-}
-
-/// Fetches in a task of its own: a caller that gives up does not end it.
-fn start(content: Option<Zeroizing<String>>) -> Fetch {
-    let task = tokio::spawn(async move {
-        tokio::time::timeout(FETCH, fetch(content)).await.unwrap_or_else(|_| {
-            Err(Failure { cause: KekCause::Unavailable, message: format!("no access token from Google in {FETCH:?}") })
-        })
-    });
-    async move {
-        task.await.unwrap_or_else(|error| {
-            Err(Failure { cause: KekCause::Unavailable, message: format!("the token fetch ended early: {error}") })
-        })
-    }
-    .boxed()
-    .shared()
-}
-
-/// Always by a new provider: those of `gcp_auth` keep a token to its last seconds, and cannot be told to renew.
-async fn fetch(content: Option<Zeroizing<String>>) -> Result<Arc<Token>, Failure> {
-    let fetched = match content {
-        Some(text) => {
-            let Ok(account) = CustomServiceAccount::from_json(&text) else {
-                let message = "the credentials file holds no usable private key".into();
-                return Err(Failure { cause: KekCause::Misconfigured, message });
-            };
-            account.token(SCOPES).await
-        }
-        None => ambient().await,
-    };
-    fetched.map_err(|error| map(&error))
-}
-
-/// The user's own file where there is one, as the Google tools do it; else the metadata server. Starts no program.
-async fn ambient() -> Result<Arc<Token>, gcp_auth::Error> {
-    match ConfigDefaultCredentials::new().await {
-        Ok(user) => user.token(SCOPES).await,
-        Err(_) => MetadataServiceAccount::new().await?.token(SCOPES).await,
-    }
-}
-
-/// `gcp_auth` keeps the status to itself (its log has it): an answer that is no token counts as a refusal.
-fn map(error: &gcp_auth::Error) -> Failure {
-    use gcp_auth::Error;
-    use std::error::Error as _;
-    let (cause, what) = match error {
-        Error::Str("token request failed") => (KekCause::Unauthenticated, "refuses the credentials or failed"),
-        Error::Http(..) | Error::Other(..) => (KekCause::Unavailable, "does not answer"),
-        Error::Json(..) => (KekCause::Unavailable, "answered with something that is no token"),
-        _ => (KekCause::Unauthenticated, "gives no token"),
-    };
-    // The text of a JSON error may quote the token.
-    let detail =
-        if matches!(error, Error::Json(..)) { String::new() } else { joined(format!(": {error}"), error.source()) };
-    Failure { cause, message: format!("Google's token endpoint {what}{detail}") }
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::http::Answer;
+use crate::key_stores::shared::retry_after;
 
 /// What was asked: some answers mean different things to different questions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,23 +23,25 @@ pub(super) enum Question {
     Rotate,
 }
 
-/// Google's error body, `google.rpc.Status` in JSON.
-#[derive(Default, Deserialize)]
+/// Google's error body: `google.rpc.Status` in JSON (<https://cloud.google.com/apis/design/errors#http_mapping>).
+#[derive(Deserialize)]
 struct Body {
-    #[serde(default)]
     error: Status,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Deserialize)]
 struct Status {
+    #[serde(rename = "code")]
+    http: u16,
     #[serde(rename = "status")]
     code: String,
+    #[serde(default)]
     message: String,
+    #[serde(default)]
     details: Vec<Detail>,
 }
 
-/// What is looked at of `PreconditionFailure`, `RetryInfo` and `ErrorInfo`.
+/// What is looked at of `PreconditionFailure`, `RetryInfo` and `ErrorInfo` (`google/rpc/error_details.proto`).
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Detail {
@@ -54,32 +56,86 @@ struct Violation {
     r#type: String,
 }
 
-/// What an answer that is not 200 means.
+/// `CryptoKeyVersionState` of Cloud KMS, and what it means for a call that the state forbids.
+const KEY_STATES: [(&str, KekCause); 5] = [
+    ("DISABLED", KekCause::Denied),
+    ("DESTROY_SCHEDULED", KekCause::Denied),
+    ("DESTROYED", KekCause::Denied),
+    ("PENDING_GENERATION", KekCause::Unavailable),
+    ("PENDING_IMPORT", KekCause::Unavailable),
+];
+
+/// The reasons of `PERMISSION_DENIED` that concern neither key nor permission (`google/api/error_reason.proto`): the key
+/// is as good as before, and nothing is to be cleared.
+const ABOUT_THE_PROJECT: [(&str, &str); 12] = [
+    ("BILLING_DISABLED", "billing of the project is disabled; enable it"),
+    ("SERVICE_DISABLED", "the Cloud KMS API is disabled in the project; enable cloudkms.googleapis.com"),
+    ("CONSUMER_SUSPENDED", "the project is suspended"),
+    ("CONSUMER_INVALID", "the project is not valid for quota and billing"),
+    ("USER_PROJECT_DENIED", "the project that is billed may not be used by this account"),
+    ("SECURITY_POLICY_VIOLATED", "a VPC Service Controls perimeter refuses this network"),
+    ("ORG_RESTRICTION_VIOLATION", "an organization restriction refuses this network"),
+    ("ORG_RESTRICTION_HEADER_INVALID", "an organization restriction refuses this network"),
+    ("LOCATION_ORG_POLICY_VIOLATED", "an organization policy refuses this location"),
+    ("LOCATION_POLICY_VIOLATED", "a location policy refuses this network"),
+    ("RESOURCE_USAGE_RESTRICTION_VIOLATED", "an organization policy restricts the use of Cloud KMS"),
+    ("SYSTEM_PARAMETER_UNSUPPORTED", "a proxy adds a parameter that Cloud KMS does not take"),
+];
+
+/// What an answer that is not 200 means. One that is not in Google's own form is of somebody in between.
 pub(super) fn map(question: Question, answer: &Answer) -> KekError {
-    let status = serde_json::from_slice::<Body>(&answer.body).unwrap_or_default().error;
+    let status = match serde_json::from_slice::<Body>(&answer.body) {
+        Ok(Body { error }) if error.http == answer.status => error,
+        _ => return foreign(answer),
+    };
     let message = describe(answer.status, &status);
-    let cause = match (answer.status, status.code.as_str()) {
-        (401, _) => KekCause::Unauthenticated,
-        (403, _) if status.reason("ACCESS_TOKEN_SCOPE_INSUFFICIENT") => KekCause::Unauthenticated,
+    let cause = match status.code.as_str() {
+        "UNAUTHENTICATED" => KekCause::Unauthenticated,
+        "PERMISSION_DENIED" => return permission(&status, message),
         // Where a version was asked for, it is the version that is not there.
-        (404, _) if matches!(question, Question::Encrypt | Question::Version) => KekCause::UnknownVersion,
-        (403 | 404, _) => KekCause::Denied,
-        (400, "FAILED_PRECONDITION") if status.violates("KEY_PENDING_GENERATION") => KekCause::Unavailable,
-        (400, "FAILED_PRECONDITION") if status.is_key_state() => KekCause::Denied,
+        "NOT_FOUND" if matches!(question, Question::Encrypt | Question::Version) => KekCause::UnknownVersion,
+        "NOT_FOUND" => KekCause::Denied,
+        "FAILED_PRECONDITION" => match status.key_state() {
+            Some(cause) => cause,
+            None => return KekError::unmapped(message),
+        },
         // What we sent was damaged on its way: the same again may arrive whole.
-        (400, "INVALID_ARGUMENT") if status.is_checksum() => KekCause::Unavailable,
-        (400, "INVALID_ARGUMENT") if question == Question::Decrypt => KekCause::Rejected,
-        (400, "INVALID_ARGUMENT") => KekCause::Misconfigured,
-        (429, _) => {
-            let wait = status.retry_delay().or_else(|| retry_after(&answer.headers));
+        "INVALID_ARGUMENT" if status.is_checksum() => KekCause::Unavailable,
+        "INVALID_ARGUMENT" if question == Question::Decrypt => KekCause::Rejected,
+        "INVALID_ARGUMENT" => KekCause::Misconfigured,
+        "RESOURCE_EXHAUSTED" => {
+            let wait = status.retry_delay().or_else(|| retry_after::of(&answer.headers));
             return KekError::new(KekCause::Throttled, message).with_retry_after(wait);
         }
-        (500..=599, _) => {
-            return KekError::unavailable(message).with_retry_after(retry_after(&answer.headers));
+        "INTERNAL" | "UNAVAILABLE" | "DEADLINE_EXCEEDED" | "UNKNOWN" | "ABORTED" | "CANCELLED" => {
+            return KekError::unavailable(message).with_retry_after(retry_after::of(&answer.headers));
         }
         _ => return KekError::unmapped(message),
     };
     KekError::new(cause, message)
+}
+
+/// Only what Google says of a permission is a denial.
+fn permission(status: &Status, message: String) -> KekError {
+    match status.reason() {
+        Some("ACCESS_TOKEN_SCOPE_INSUFFICIENT") => KekError::new(KekCause::Unauthenticated, message),
+        Some("IAM_PERMISSION_DENIED") => KekError::denied_by_policy(message),
+        Some(reason) => match ABOUT_THE_PROJECT.iter().find(|(known, _)| *known == reason) {
+            Some((_, what)) => KekError::unavailable(format!("{what}; {message}")),
+            None => KekError::unmapped(message),
+        },
+        None if status.message.starts_with("Permission '") && status.message.contains("' denied") => {
+            KekError::denied_by_policy(message)
+        }
+        None => KekError::unmapped(message),
+    }
+}
+
+fn foreign(answer: &Answer) -> KekError {
+    let text = format!("answered {}, and not in the form of Cloud KMS", answer.status);
+    let cause = if answer.status == 429 { KekCause::Throttled } else { KekCause::Unavailable };
+    KekError::new(cause, format!("whatever serves the endpoint {text}; check endpoint and proxies"))
+        .with_retry_after(retry_after::of(&answer.headers))
 }
 
 fn describe(code: u16, status: &Status) -> String {
@@ -92,17 +148,21 @@ fn describe(code: u16, status: &Status) -> String {
 }
 
 impl Status {
-    fn reason(&self, reason: &str) -> bool {
-        self.details.iter().any(|detail| detail.reason.as_deref() == Some(reason))
+    fn reason(&self) -> Option<&str> {
+        self.details.iter().find_map(|detail| detail.reason.as_deref())
     }
 
     fn violates(&self, kind: &str) -> bool {
         self.details.iter().flat_map(|detail| &detail.violations).any(|violation| violation.r#type == kind)
     }
 
-    fn is_key_state(&self) -> bool {
-        ["KEY_DISABLED", "KEY_DESTROYED", "KEY_DESTROY_SCHEDULED"].iter().any(|kind| self.violates(kind))
-            || self.message.contains("is not enabled, current state is:")
+    /// The state that forbids what was asked: of the violation, or of the text that came before there were any.
+    fn key_state(&self) -> Option<KekCause> {
+        KEY_STATES.iter().find_map(|(state, cause)| {
+            let said = self.violates(&format!("KEY_{state}"))
+                || self.message.contains(&format!("is not enabled, current state is: {state}"));
+            said.then_some(*cause)
+        })
     }
 
     fn is_checksum(&self) -> bool {
@@ -117,17 +177,13 @@ impl Status {
     }
 }
 
-/// The pause that a `Retry-After` header in seconds asks for.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use reqwest::header::HeaderMap;
     use serde_json::{Value, json};
     use zeroize::Zeroizing;
+
+    use super::*;
 
     fn asked(question: Question, code: u16, status: &str, message: &str, details: &Value) -> KekError {
         let body = json!({"error": {"code": code, "message": message, "status": status, "details": details}});
@@ -138,66 +194,103 @@ mod tests {
         Answer { status, headers: HeaderMap::new(), body: Zeroizing::new(body.into_bytes()) }
     }
 
-    fn cause(question: Question, code: u16, status: &str, message: &str) -> KekCause {
-        asked(question, code, status, message, &json!([])).cause()
+    fn reason(reason: &str) -> Value {
+        json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "googleapis.com"}])
+    }
+
+    fn violation(kind: &str) -> Value {
+        json!([{"@type": "type.googleapis.com/google.rpc.PreconditionFailure",
+            "violations": [{"type": kind, "subject": "projects/p/…/cryptoKeyVersions/1"}]}])
+    }
+
+    /// Row by row: what Google answers, and what it means.
+    #[test]
+    fn each_answer_of_cloud_kms_says_what_the_operator_must_do() {
+        use KekCause::{Denied, Misconfigured, Rejected, Throttled, Unauthenticated, Unavailable, UnknownVersion};
+        use Question::{Decrypt, Encrypt, Key, Rotate, Version};
+        let none = || json!([]);
+        let permission = "Permission 'cloudkms.cryptoKeyVersions.useToDecrypt' denied on resource 'projects/p'";
+        let disabled = "projects/p/…/cryptoKeyVersions/1 is not enabled, current state is: DISABLED.";
+        let pending = "projects/p/…/cryptoKeyVersions/1 is not enabled, current state is: PENDING_GENERATION.";
+        let checksum = "The checksum in field ciphertext_crc32c did not match the data in field ciphertext.";
+        let rows: Vec<(Question, u16, &str, &str, Value, KekCause)> = vec![
+            (Key, 401, "UNAUTHENTICATED", "Request had invalid credentials.", none(), Unauthenticated),
+            (Key, 403, "PERMISSION_DENIED", "scopes", reason("ACCESS_TOKEN_SCOPE_INSUFFICIENT"), Unauthenticated),
+            (Decrypt, 403, "PERMISSION_DENIED", permission, none(), Denied),
+            (Decrypt, 403, "PERMISSION_DENIED", permission, reason("IAM_PERMISSION_DENIED"), Denied),
+            (
+                Decrypt,
+                403,
+                "PERMISSION_DENIED",
+                "This API method requires billing",
+                reason("BILLING_DISABLED"),
+                Unavailable,
+            ),
+            (Decrypt, 403, "PERMISSION_DENIED", "API has not been used", reason("SERVICE_DISABLED"), Unavailable),
+            (
+                Decrypt,
+                403,
+                "PERMISSION_DENIED",
+                "prohibited by policy",
+                reason("SECURITY_POLICY_VIOLATED"),
+                Unavailable,
+            ),
+            (Decrypt, 403, "PERMISSION_DENIED", "something new", reason("SOMETHING_NEW"), Unavailable),
+            (Decrypt, 403, "PERMISSION_DENIED", "something new", none(), Unavailable),
+            (Key, 404, "NOT_FOUND", "CryptoKey not found.", none(), Denied),
+            (Decrypt, 404, "NOT_FOUND", "CryptoKey not found.", none(), Denied),
+            (Encrypt, 404, "NOT_FOUND", "CryptoKeyVersion not found.", none(), UnknownVersion),
+            (Version, 404, "NOT_FOUND", "CryptoKeyVersion not found.", none(), UnknownVersion),
+            (Decrypt, 400, "FAILED_PRECONDITION", "state", violation("KEY_DISABLED"), Denied),
+            (Decrypt, 400, "FAILED_PRECONDITION", "state", violation("KEY_DESTROYED"), Denied),
+            (Decrypt, 400, "FAILED_PRECONDITION", "state", violation("KEY_DESTROY_SCHEDULED"), Denied),
+            (Decrypt, 400, "FAILED_PRECONDITION", "state", violation("KEY_PENDING_GENERATION"), Unavailable),
+            (Decrypt, 400, "FAILED_PRECONDITION", disabled, none(), Denied),
+            (Decrypt, 400, "FAILED_PRECONDITION", pending, none(), Unavailable),
+            (Decrypt, 400, "FAILED_PRECONDITION", "external key manager", none(), Unavailable),
+            (Decrypt, 400, "INVALID_ARGUMENT", "Decryption failed: the ciphertext is invalid.", none(), Rejected),
+            (Decrypt, 400, "INVALID_ARGUMENT", checksum, none(), Unavailable),
+            (Encrypt, 400, "INVALID_ARGUMENT", "bad purpose", none(), Misconfigured),
+            (Encrypt, 429, "RESOURCE_EXHAUSTED", "Quota exceeded", none(), Throttled),
+            (Rotate, 409, "ABORTED", "try again", none(), Unavailable),
+            (Key, 500, "INTERNAL", "", none(), Unavailable),
+            (Key, 503, "UNAVAILABLE", "", none(), Unavailable),
+            (Key, 501, "UNIMPLEMENTED", "", none(), Unavailable),
+        ];
+        for (question, http, code, message, details, cause) in rows {
+            let error = asked(question, http, code, message, &details);
+            assert_eq!(error.cause(), cause, "{question:?} {http} {code} {message}: {error}");
+            assert!(error.to_string().contains(code), "{error}");
+        }
     }
 
     #[test]
-    fn a_token_that_is_not_accepted_is_unauthenticated() {
-        let error = asked(Question::Key, 401, "UNAUTHENTICATED", "invalid credentials", &json!([]));
-        assert_eq!(error.cause(), KekCause::Unauthenticated);
-        let scope =
-            json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "ACCESS_TOKEN_SCOPE_INSUFFICIENT"}]);
-        let error = asked(Question::Key, 403, "PERMISSION_DENIED", "scopes", &scope);
-        assert_eq!(error.cause(), KekCause::Unauthenticated);
+    fn an_answer_that_is_not_googles_is_never_a_denial() {
+        for status in [302, 400, 401, 403, 404, 409, 418, 500, 503] {
+            for body in [
+                "",
+                "default backend - 404",
+                "<html>403 Forbidden</html>",
+                "{}",
+                r#"{"error": "forbidden"}"#,
+                r#"{"error": {"message": "no status"}}"#,
+                r#"{"error": {"code": 499, "status": "PERMISSION_DENIED", "message": "Permission 'x' denied"}}"#,
+            ] {
+                for question in [Question::Key, Question::Decrypt] {
+                    let error = map(question, &answer(status, body.into()));
+                    assert_eq!(error.cause(), KekCause::Unavailable, "{status} {body}");
+                }
+            }
+        }
     }
 
     #[test]
-    fn a_missing_permission_is_denied_and_named() {
+    fn a_missing_permission_is_named_and_may_be_one_that_newer_credentials_have() {
         let text = "Permission 'cloudkms.cryptoKeyVersions.useToDecrypt' denied on resource 'projects/p'";
         let error = asked(Question::Decrypt, 403, "PERMISSION_DENIED", text, &json!([]));
-        assert_eq!(error.cause(), KekCause::Denied);
-        assert!(error.to_string().contains("useToDecrypt"), "{error}");
-    }
-
-    #[test]
-    fn a_key_that_is_gone_is_denied_and_a_version_that_is_gone_unknown() {
-        assert_eq!(cause(Question::Key, 404, "NOT_FOUND", "CryptoKey not found."), KekCause::Denied);
-        assert_eq!(cause(Question::Decrypt, 404, "NOT_FOUND", "CryptoKey not found."), KekCause::Denied);
-        assert_eq!(cause(Question::Encrypt, 404, "NOT_FOUND", "version not found."), KekCause::UnknownVersion);
-    }
-
-    #[test]
-    fn a_disabled_or_destroyed_version_is_denied_and_one_being_made_is_waited_for() {
-        for (kind, expected) in [
-            ("KEY_DISABLED", KekCause::Denied),
-            ("KEY_DESTROYED", KekCause::Denied),
-            ("KEY_DESTROY_SCHEDULED", KekCause::Denied),
-            ("KEY_PENDING_GENERATION", KekCause::Unavailable),
-        ] {
-            let details = json!([{"@type": "type.googleapis.com/google.rpc.PreconditionFailure",
-                "violations": [{"type": kind, "subject": "projects/p/…/cryptoKeyVersions/1"}]}]);
-            let error = asked(Question::Decrypt, 400, "FAILED_PRECONDITION", "state", &details);
-            assert_eq!(error.cause(), expected, "{kind}");
-        }
-        let text = "projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1 is not enabled, current state is: DISABLED.";
-        assert_eq!(cause(Question::Decrypt, 400, "FAILED_PRECONDITION", text), KekCause::Denied);
-    }
-
-    #[test]
-    fn another_failed_precondition_is_not_taken_for_a_denial() {
-        let error = asked(Question::Decrypt, 400, "FAILED_PRECONDITION", "external key manager", &json!([]));
-        assert_eq!(error.cause(), KekCause::Unavailable);
-        assert!(error.to_string().contains("unmapped"), "{error}");
-    }
-
-    #[test]
-    fn data_that_do_not_decrypt_are_rejected_and_damaged_ones_sent_again() {
-        let text = "Decryption failed: the ciphertext is invalid.";
-        assert_eq!(cause(Question::Decrypt, 400, "INVALID_ARGUMENT", text), KekCause::Rejected);
-        let text = "The checksum in field ciphertext_crc32c did not match the data in field ciphertext.";
-        assert_eq!(cause(Question::Decrypt, 400, "INVALID_ARGUMENT", text), KekCause::Unavailable);
-        assert_eq!(cause(Question::Encrypt, 400, "INVALID_ARGUMENT", "bad purpose"), KekCause::Misconfigured);
+        assert!(error.is_by_policy() && error.to_string().contains("useToDecrypt"), "{error}");
+        let state = asked(Question::Decrypt, 400, "FAILED_PRECONDITION", "", &violation("KEY_DISABLED"));
+        assert!(!state.is_by_policy());
     }
 
     #[test]
@@ -208,19 +301,5 @@ mod tests {
         let mut answer = answer(429, String::new());
         answer.headers.insert("retry-after", "7".parse().expect("a header"));
         assert_eq!(map(Question::Key, &answer).retry_after(), Some(Duration::from_secs(7)));
-    }
-
-    #[test]
-    fn the_backends_own_faults_are_unavailable_and_what_nobody_knows_is_unmapped() {
-        for code in [500, 503, 504] {
-            let error = map(Question::Key, &answer(code, "<html>bad gateway</html>".into()));
-            assert_eq!(error.cause(), KekCause::Unavailable);
-            assert!(!error.to_string().contains("unmapped"), "{error}");
-        }
-        for code in [302, 418] {
-            let error = map(Question::Key, &answer(code, String::new()));
-            assert_eq!(error.cause(), KekCause::Unavailable);
-            assert!(error.to_string().contains("unmapped"), "{error}");
-        }
     }
 }

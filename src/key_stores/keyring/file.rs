@@ -77,13 +77,14 @@ impl Keyring {
     /// Reads and checks a keyring file.
     ///
     /// # Errors
-    /// [`KekCause::Misconfigured`], naming the file and the fix, when it is absent, readable by others, or not a
-    /// keyring; [`KekCause::Unavailable`] when it cannot be read just now.
+    /// [`KekCause::Misconfigured`], naming the file and the fix, when others can read it or it is not a keyring;
+    /// [`KekCause::Unavailable`] when it is absent or cannot be read now.
     pub fn read(file: &Path) -> Result<Self, KekError> {
         let name = file.display();
         let mut handle = fs::File::open(file).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => KekError::misconfigured(format!(
-                "keyring file {name} does not exist; make it with: kube-envelope keyring create {name}"
+            // Never the advice to create one: another keyring opens nothing that this one has wrapped.
+            std::io::ErrorKind::NotFound => KekError::unavailable(format!(
+                "keyring file {name} does not exist; copy it here from another node or from its backup"
             )),
             _ => KekError::unavailable(format!("cannot open keyring file {name}")).with_source(error),
         })?;
@@ -241,7 +242,7 @@ impl Keyring {
                 return bad(format!("version {} does not match its key; restore the file from its backup", version.id));
             }
             if self.versions[..index].iter().any(|earlier| earlier.id == version.id) {
-                return bad(format!("version {} stands there twice", version.id));
+                return bad(format!("version {} is listed twice", version.id));
             }
         }
         Ok(())

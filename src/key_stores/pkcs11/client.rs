@@ -1,175 +1,302 @@
-//! A token behind a module: found by its label, its sessions kept, its user logged in again once a session is lost.
+//! The plugin's side: starts the module's process, asks it, and replaces it when it hangs, crashes, fails or grows old.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as Connection;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
-use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
-use cryptoki::error::{Error, RvError};
-use cryptoki::session::{Session, SessionState, UserType};
-use cryptoki::slot::Slot;
-use cryptoki::types::AuthPin;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, Command};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
-use super::error::{Trouble, failure};
-use super::mechanism::Mechanism;
-use crate::crypto::seal::digest;
+use super::protocol::{Call, Done, Failed, Opening, Request, Response, frame, lengths, parse};
+use super::settings::TokenKey;
 use crate::kek::{KekCause, KekError};
+use crate::key_stores::shared::credential_file::{self, Content, Fingerprint};
 
-/// One token. All of its methods block.
+/// Calls into the module at once; most tokens serve few sessions well.
+const CALLS_AT_ONCE: usize = 4;
+/// A call that takes longer hangs: the process is ended. Longer than the guard's deadline, since a module may be slow
+/// once and quick afterwards.
+const HANGS_AFTER: Duration = Duration::from_secs(10);
+/// A token takes its time to make a key.
+const ROTATION_HANGS_AFTER: Duration = Duration::from_mins(2);
+/// Some modules read their store only when they are initialised: a process this old is replaced, in the background.
+const GROWS_OLD_AFTER: Duration = Duration::from_mins(2);
+/// The variable that names the program that hosts modules, where it is not this one: for tests.
+const PROGRAM: &str = "KUBE_ENVELOPE_HOST_PROGRAM";
+
+/// What is known of the key's token from one call to the next.
 #[derive(Debug)]
-pub(super) struct Token {
-    module: Pkcs11,
-    label: String,
-    pin_file: PathBuf,
-    /// Logged in, not in use.
-    sessions: Mutex<Vec<Session>>,
-    /// Fingerprint of the PIN that the token refused last: tokens lock after a few wrong ones, so it is not shown twice.
-    refused_pin: Mutex<Option<[u8; 32]>>,
+pub(super) struct Client {
+    key: TokenKey,
+    permits: Arc<Semaphore>,
+    host: tokio::sync::Mutex<Option<Arc<Host>>>,
+    /// The PIN that the token refused: tokens lock after a few wrong ones.
+    refused: Mutex<Option<Fingerprint>>,
+    replacing: Mutex<Option<Instant>>,
 }
 
-/// Which session is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
-    /// One that was used before will do.
-    Any,
-    /// One in which nothing has gone wrong yet.
-    New,
-    /// One that may change the token.
-    Writable,
-}
+pub(super) type Secret = Zeroizing<Vec<u8>>;
 
-impl Token {
-    /// Loads the module. Whether the token is there shows when it is used.
-    pub fn open(file: &Path, label: String, pin_file: PathBuf) -> Result<Self, KekError> {
-        let named = |error: Error| {
-            let error = failure(&error);
-            KekError::new(error.cause(), format!("PKCS#11 module {}", file.display())).with_source(error)
-        };
-        let module = Pkcs11::new(file).map_err(named)?;
-        match module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
-            // Another KEK of this process has initialised the same module; it is never finalised.
-            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
-            Err(error) => return Err(named(error)),
+impl Client {
+    pub(super) fn new(key: TokenKey) -> Self {
+        Self {
+            key,
+            permits: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+            host: tokio::sync::Mutex::default(),
+            refused: Mutex::default(),
+            replacing: Mutex::default(),
         }
-        Ok(Self { module, label, pin_file, sessions: Mutex::default(), refused_pin: Mutex::default() })
     }
 
-    /// The mechanism to wrap with, by what the token offers.
-    pub fn choose_mechanism(&self, wanted: Option<Mechanism>) -> Result<Mechanism, KekError> {
-        let offered = self.module.get_mechanism_list(self.slot()?).map_err(|error| failure(&error))?;
-        Mechanism::choose(wanted, &offered)
-            .map_err(|problem| KekError::misconfigured(format!("token {:?} {problem}", self.label)))
+    /// Asks the module's process, which is started if there is none.
+    ///
+    /// # Errors
+    /// The module's own, or `Unavailable` when its process cannot be started, hangs or crashes.
+    pub(super) async fn call(&self, call: Call, secret: &[u8]) -> Result<(Done, Secret), KekError> {
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let pin = credential_file::read("PIN", &self.key.pin_file).await?;
+        let host = self.host(&pin).await?;
+        match host.ask(call, secret, Some(permit)).await {
+            Ok(done) => Ok(done),
+            Err(failed) => Err(self.fail(&host, failed).await),
+        }
     }
 
-    /// Runs `work` in a session with the user logged in, and once more in a new one if the first was lost.
-    pub fn with_session<T>(
-        &self,
-        wanted: Wanted,
-        work: impl Fn(&Session) -> Result<T, Trouble>,
-    ) -> Result<T, KekError> {
-        match self.attempt(wanted, &work) {
-            Err(trouble) if trouble.is_lost_session() => {
-                self.sessions().clear();
-                self.attempt(wanted, &work).map_err(KekError::from)
+    /// Replaces a process that is old, while it goes on serving.
+    pub(super) fn renew(self: &Arc<Self>) {
+        {
+            let mut replacing = lock(&self.replacing);
+            let now = Instant::now();
+            if replacing.is_some_and(|since| now < since + GROWS_OLD_AFTER) {
+                return;
             }
-            other => other.map_err(KekError::from),
+            if replacing.replace(now).is_none() {
+                return;
+            }
         }
+        let this = self.clone();
+        tokio::spawn(async move {
+            let Ok(pin) = credential_file::read("PIN", &this.key.pin_file).await else { return };
+            let Ok(permit) = this.permits.clone().acquire_owned().await else { return };
+            let Ok(host) = this.start(&pin) else { return };
+            if host.ask(Call::Version, &[], Some(permit)).await.is_ok() {
+                *this.host.lock().await = Some(host);
+            }
+        });
     }
 
-    fn attempt<T>(&self, wanted: Wanted, work: impl Fn(&Session) -> Result<T, Trouble>) -> Result<T, Trouble> {
-        // In a statement of its own: the lock must not be held while the token works.
-        let kept = if wanted == Wanted::Any { self.sessions().pop() } else { None };
-        let session = match kept {
-            Some(session) => session,
-            None => self.open_session(wanted)?,
-        };
-        self.log_in(&session)?;
-        let mut result = work(&session);
-        if matches!(result, Err(Trouble::Found(_))) && !is_logged_in(&session)? {
-            // Logged out meanwhile, and so the keys were invisible: no verdict on them.
-            result = Err(Error::Pkcs11(RvError::UserNotLoggedIn, Function::FindObjects).into());
-        }
-        // A session in which the module failed is closed: an operation may still be active in it.
-        if !matches!(result, Err(Trouble::Module(_))) && wanted != Wanted::Writable {
-            self.sessions().push(session);
-        }
-        result
-    }
-
-    fn open_session(&self, wanted: Wanted) -> Result<Session, Trouble> {
-        let slot = self.slot()?;
-        Ok(match wanted {
-            Wanted::Writable => self.module.open_rw_session(slot)?,
-            Wanted::Any | Wanted::New => self.module.open_ro_session(slot)?,
-        })
-    }
-
-    fn log_in(&self, session: &Session) -> Result<(), Trouble> {
-        // Without a login private keys are not refused but invisible, which would look like a destroyed key.
-        if is_logged_in(session)? {
-            return Ok(());
-        }
-        let pin = self.read_pin()?;
-        let fingerprint = digest(&[b"pkcs11 pin", pin.as_bytes()]);
-        let mut refused = self.refused_pin.lock().unwrap_or_else(PoisonError::into_inner);
-        if *refused == Some(fingerprint) {
+    async fn host(&self, pin: &Content) -> Result<Arc<Host>, KekError> {
+        if *lock(&self.refused) == Some(pin.fingerprint()) {
             let text = "the token has refused the PIN in pinFile; not shown again until the file changes";
-            return Err(KekError::new(KekCause::Unauthenticated, text).into());
+            return Err(KekError::new(KekCause::Unauthenticated, text));
         }
-        match session.login(UserType::User, Some(&AuthPin::new(pin.as_str().into()))) {
-            Ok(()) => {
-                *refused = None;
-                tracing::info!(token = self.label, "logged in to the token");
-                Ok(())
-            }
-            // Another session of this process was faster: the login is the token's, not the session's.
-            Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
-            Err(error) => {
-                if matches!(error, Error::Pkcs11(RvError::PinIncorrect | RvError::PinLocked | RvError::PinInvalid, _)) {
-                    *refused = Some(fingerprint);
-                }
-                Err(error.into())
-            }
+        let mut current = self.host.lock().await;
+        match current.as_ref().filter(|host| host.is_alive() && host.pin == pin.fingerprint()) {
+            Some(host) => Ok(host.clone()),
+            None => Ok(current.insert(self.start(pin)?).clone()),
         }
     }
 
-    fn read_pin(&self) -> Result<Zeroizing<String>, KekError> {
-        let unread =
-            || KekError::new(KekCause::Unauthenticated, format!("cannot read the PIN in {}", self.pin_file.display()));
-        let text = std::fs::read_to_string(&self.pin_file).map(Zeroizing::new);
-        let text = text.map_err(|error| unread().with_source(error))?;
-        let pin = text.trim_end_matches(['\r', '\n']);
-        if pin.is_empty() { Err(unread().with_source("the file is empty")) } else { Ok(Zeroizing::new(pin.into())) }
+    /// The module may take longer to be initialised than a caller waits: its process is there for the next one.
+    fn start(&self, pin: &Content) -> Result<Arc<Host>, KekError> {
+        let TokenKey { module, token_label, key_label, mechanism, .. } = self.key.clone();
+        let host = Host::start(pin.fingerprint())?;
+        let opening = Call::Open(Opening { module, token_label, key_label, mechanism });
+        let (opened, pin) = (host.clone(), pin.text.clone());
+        // What comes of it is told to the calls that wait for it.
+        tokio::spawn(async move { drop(opened.ask(opening, pin.as_bytes(), None).await) });
+        Ok(host)
     }
 
-    fn slot(&self) -> Result<Slot, KekError> {
-        let mut labels = Vec::new();
-        let mut found = Vec::new();
-        for slot in self.module.get_slots_with_initialized_token().map_err(|error| failure(&error))? {
-            // A token pulled out between the two calls is simply not among them.
-            let Ok(token) = self.module.get_token_info(slot) else { continue };
-            let label = token.label().trim_end();
-            labels.push(format!("{label:?}"));
-            if label == self.label {
-                found.push(slot);
+    /// A process that failed is replaced by the next call: a module that lost its token is initialised again.
+    async fn fail(&self, host: &Arc<Host>, failed: Failed) -> KekError {
+        let Failed { cause, text, pin_refused } = failed;
+        if pin_refused {
+            *lock(&self.refused) = Some(host.pin);
+        }
+        if pin_refused || cause == KekCause::Unavailable || cause == KekCause::UnknownVersion {
+            let mut current = self.host.lock().await;
+            if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, host)) {
+                *current = None;
             }
         }
-        match found.as_slice() {
-            [slot] => Ok(*slot),
-            [] => Err(KekError::unavailable(format!(
-                "no token is labelled {:?}; there: {}",
-                self.label,
-                if labels.is_empty() { "none".into() } else { labels.join(", ") }
-            ))),
-            _ => Err(KekError::misconfigured(format!("several tokens are labelled {:?}; relabel one", self.label))),
-        }
-    }
-
-    fn sessions(&self) -> MutexGuard<'_, Vec<Session>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+        KekError::new(cause, text)
     }
 }
 
-fn is_logged_in(session: &Session) -> Result<bool, Trouble> {
-    Ok(matches!(session.get_session_info()?.session_state(), SessionState::RoUser | SessionState::RwUser))
+/// A call that waits for its answer.
+struct Waiting {
+    answer: oneshot::Sender<Result<(Done, Secret), Failed>>,
+    hangs_at: Instant,
+    /// Kept until the module returns, whether or not the caller still waits.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// A process with the module in it. Ended when the last call and the client let go of it.
+#[derive(Debug)]
+struct Host {
+    pin: Fingerprint,
+    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: HashMap<u64, Waiting>,
+    last: u64,
+    /// Why it ended.
+    ended: Option<String>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("ended", &self.ended).finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    fn start(pin: Fingerprint) -> Result<Arc<Self>, KekError> {
+        let failed = |error| KekError::unavailable("cannot start the PKCS#11 module's process").with_source(error);
+        let (child, connection) = spawn().map_err(failed)?;
+        let (reader, writer) = connection.into_split();
+        let host = Arc::new(Self { pin, writer: writer.into(), state: Mutex::default() });
+        tokio::spawn(watch(child, reader, Arc::downgrade(&host)));
+        Ok(host)
+    }
+
+    fn is_alive(&self) -> bool {
+        lock(&self.state).ended.is_none()
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        call: Call,
+        secret: &[u8],
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(Done, Secret), Failed> {
+        let hangs_after = if matches!(call, Call::Rotate) { ROTATION_HANGS_AFTER } else { HANGS_AFTER };
+        let (answer, answered) = oneshot::channel();
+        let number = {
+            let mut state = lock(&self.state);
+            if let Some(why) = &state.ended {
+                return Err(ended(why));
+            }
+            state.last += 1;
+            let waiting = Waiting { answer, hangs_at: Instant::now() + hangs_after, _permit: permit };
+            let number = state.last;
+            state.waiting.insert(number, waiting);
+            number
+        };
+        let bytes = frame(&Request { number, call }, secret);
+        // A write that fails is told by the reader, which sees the same end.
+        let _ = self.writer.lock().await.write_all(&bytes).await;
+        let this = self.clone();
+        answered.await.unwrap_or_else(|_| Err(ended(lock(&this.state).ended.as_deref().unwrap_or("it ended"))))
+    }
+
+    fn take(&self, response: Response, secret: Secret) {
+        let waiting = lock(&self.state).waiting.remove(&response.number);
+        if let Some(waiting) = waiting {
+            let _ = waiting.answer.send(response.result.map(|done| (done, secret)));
+        }
+    }
+
+    fn hangs(&self) -> bool {
+        let now = Instant::now();
+        lock(&self.state).waiting.values().any(|waiting| waiting.hangs_at <= now)
+    }
+
+    /// All calls that wait fail: their senders are dropped.
+    fn end(&self, why: String) {
+        let mut state = lock(&self.state);
+        tracing::warn!(why, "the PKCS#11 module's process ended");
+        state.ended = Some(why);
+        state.waiting.clear();
+    }
+}
+
+fn ended(why: &str) -> Failed {
+    Failed { cause: KekCause::Unavailable, text: format!("the PKCS#11 module failed: {why}"), pin_refused: false }
+}
+
+/// How often it is looked whether a call hangs.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Hands out answers until the process ends, or nobody needs it any more.
+async fn watch(mut child: Child, mut reader: OwnedReadHalf, host: Weak<Host>) {
+    let mut head = [0; 8];
+    let mut filled = 0;
+    loop {
+        let Some(alive) = host.upgrade() else { break };
+        if alive.hangs() {
+            let _ = child.start_kill();
+            alive.end(format!("a call did not return within {HANGS_AFTER:?}"));
+            break;
+        }
+        drop(alive);
+        match timeout(LOOK, reader.read(&mut head[filled..])).await {
+            Err(_) => continue,
+            Ok(Ok(0) | Err(_)) => {
+                let why = timeout(LOOK, child.wait()).await;
+                if let Some(host) = host.upgrade() {
+                    host.end(why.map_or("it closed the connection".into(), |status| {
+                        status.map_or_else(|error| error.to_string(), |status| status.to_string())
+                    }));
+                }
+                break;
+            }
+            Ok(Ok(length)) => filled += length,
+        }
+        if filled < head.len() {
+            continue;
+        }
+        filled = 0;
+        let Some((response, secret)) = body(&mut reader, head).await else {
+            let _ = child.start_kill();
+            continue;
+        };
+        if let Some(host) = host.upgrade() {
+            host.take(response, secret);
+        }
+    }
+    // The module may hang at its end, too.
+    if timeout(HANGS_AFTER, child.wait()).await.is_err() {
+        let _ = child.kill().await;
+    }
+}
+
+async fn body(reader: &mut OwnedReadHalf, head: [u8; 8]) -> Option<(Response, Secret)> {
+    let (json, secret) = lengths(head).ok()?;
+    let mut body = Zeroizing::new(vec![0; json + secret]);
+    reader.read_exact(&mut body).await.ok()?;
+    parse(&body, json).ok()
+}
+
+/// The process, and a connection that is its standard input. What the module prints goes to the plugin's own error
+/// output.
+fn spawn() -> std::io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = Connection::pair()?;
+    ours.set_nonblocking(true)?;
+    let program = std::env::var_os(PROGRAM).map_or_else(|| PathBuf::from("/proc/self/exe"), PathBuf::from);
+    let errors = std::os::fd::AsFd::as_fd(&std::io::stderr()).try_clone_to_owned()?;
+    let child = Command::new(program)
+        .args(["key-store-host", "pkcs11"])
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::from(errors))
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok((child, UnixStream::from_std(ours)?))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

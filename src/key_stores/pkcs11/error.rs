@@ -90,7 +90,7 @@ fn cause(error: &Error) -> Option<(KekCause, &'static str)> {
             return Some((KekCause::Misconfigured, text));
         }
         Error::Pkcs11(rv, _) => rv,
-        Error::LibraryLoading(_) => return Some((KekCause::Misconfigured, "the PKCS#11 module cannot be loaded")),
+        Error::LibraryLoading(_) => return Some((KekCause::Unavailable, "the PKCS#11 module cannot be loaded")),
         Error::MissingSymbol(_) | Error::NullFunctionPointer | Error::NotSupported => {
             return Some((KekCause::Misconfigured, "the PKCS#11 module lacks a function that is needed"));
         }

@@ -16,6 +16,8 @@ use crate::kek::KekError;
 const CHECK_BYTES: usize = 3;
 /// Bytes of the hash of an RSA key's modulus, which stands for the check value that pairs do not have.
 const MODULUS_HASH_BYTES: usize = 8;
+/// Bytes of the hash of `CKA_UNIQUE_ID`, for a secret key that has no check value, and whose token computes none.
+const UNIQUE_ID_HASH_BYTES: usize = 16;
 /// Ids are small numbers or hashes; longer ones would not fit a version's text.
 const MAX_ID_BYTES: usize = 64;
 
@@ -32,7 +34,7 @@ impl KeyId {
         let (id, check) = text.split_once('-')?;
         let id = hex::decode(id).ok().filter(|id| (1..=MAX_ID_BYTES).contains(&id.len()))?;
         let check = hex::decode(check).ok()?;
-        if ![CHECK_BYTES, MODULUS_HASH_BYTES].contains(&check.len()) {
+        if ![CHECK_BYTES, MODULUS_HASH_BYTES, UNIQUE_ID_HASH_BYTES].contains(&check.len()) {
             return None;
         }
         let parsed = Self { id, check };
@@ -102,6 +104,15 @@ pub(super) fn keys(session: &Session, label: &str, by: Mechanism) -> Result<Vec<
     session.find_objects(&wanted)?.into_iter().map(|handle| describe(session, label, by, handle)).collect()
 }
 
+/// Whether a key of this label is there, of the kind that `by` is not for.
+pub(super) fn is_there_as_other_kind(session: &Session, label: &str, by: Mechanism) -> Result<bool, Trouble> {
+    let (class, key_type) =
+        if by.is_rsa() { (ObjectClass::SECRET_KEY, KeyType::AES) } else { (ObjectClass::PRIVATE_KEY, KeyType::RSA) };
+    let other =
+        [Attribute::Class(class), Attribute::KeyType(key_type), Attribute::Token(true), Attribute::Label(label.into())];
+    Ok(!session.find_objects(&other)?.is_empty())
+}
+
 /// The attributes that matter, of any kind of key.
 #[derive(Default)]
 struct Described {
@@ -140,15 +151,38 @@ impl Described {
 fn describe_secret(session: &Session, label: &str, by: Mechanism, handle: ObjectHandle) -> Result<Key, Trouble> {
     use AttributeType::{CheckValue, Decrypt, Encrypt, Id, Unwrap, Wrap};
     let described = Described::read(session, handle, &[Id, CheckValue, Encrypt, Decrypt, Wrap, Unwrap])?;
-    if described.check.len() != CHECK_BYTES {
-        return Err(unfit(label, "has no CKA_CHECK_VALUE; versions are told apart by it"));
-    }
+    let check = match described.check.len() {
+        CHECK_BYTES => described.check.clone(),
+        _ => check_value(session, handle).or_else(|| unique_id(session, handle)).ok_or_else(|| {
+            unfit(
+                label,
+                "has neither CKA_CHECK_VALUE nor CKA_UNIQUE_ID, and may not encrypt by CKM_AES_ECB to find one",
+            )
+        })?,
+    };
     let (wraps, unwraps) = match by {
         Mechanism::AesGcm => (described.may(Encrypt), described.may(Decrypt)),
         _ => (described.may(Wrap), described.may(Unwrap)),
     };
-    let id = KeyId { id: checked_id(label, described.id)?, check: described.check };
+    let id = KeyId { id: checked_id(label, described.id)?, check };
     Ok(Key { id, wraps_with: handle, unwraps_with: handle, wraps, unwraps, modulus_bytes: 0 })
+}
+
+/// The check value as the standard defines it, so that it is the same whether the token tells it or not: the first
+/// bytes of an encrypted block of zeros (v3.1, 4.10.2). Nothing else is ever encrypted so.
+fn check_value(session: &Session, key: ObjectHandle) -> Option<Vec<u8>> {
+    let encrypted = session.encrypt(&Call::AesEcb, key, &[0; 16]).ok()?;
+    encrypted.get(..CHECK_BYTES).map(<[u8]>::to_vec)
+}
+
+fn unique_id(session: &Session, key: ObjectHandle) -> Option<Vec<u8>> {
+    let attributes = session.get_attributes(key, &[AttributeType::UniqueId]).ok()?;
+    attributes.into_iter().find_map(|attribute| match attribute {
+        Attribute::UniqueId(id) if !id.is_empty() => {
+            Some(digest(&[b"pkcs11 unique id", &id])[..UNIQUE_ID_HASH_BYTES].to_vec())
+        }
+        _ => None,
+    })
 }
 
 fn describe_pair(session: &Session, label: &str, _by: Mechanism, handle: ObjectHandle) -> Result<Key, Trouble> {

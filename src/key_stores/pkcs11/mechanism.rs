@@ -1,12 +1,12 @@
 //! The ways in which a token wraps a DEK: which of them one offers, and how each marks what it made.
 
 use cryptoki::mechanism::MechanismType;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::crypto::secret::DEK_BYTES;
 
 /// How a token wraps a DEK.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Mechanism {
     /// `CKM_AES_GCM`, with the context as associated data.

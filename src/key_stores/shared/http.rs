@@ -16,9 +16,11 @@ use crate::kek::KekError;
 use crate::kek::clock::ServerClock;
 
 /// The time for one request, from connecting to the last byte: two of them fit into the guard's deadline.
-const ATTEMPT: Duration = Duration::from_secs(1);
+pub(in crate::key_stores) const ATTEMPT: Duration = Duration::from_secs(1);
+/// The same for a login, which goes on when its caller gives up.
+pub(in crate::key_stores) const LOGIN: Duration = Duration::from_secs(15);
 /// The same where a person waits and nothing may be done twice: an HSM takes its time to make a key.
-const PATIENT: Duration = Duration::from_secs(30);
+pub(in crate::key_stores) const UNHURRIED: Duration = Duration::from_secs(30);
 /// The most that is read of an answer; a key's description and a wrapped DEK are far below.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -47,20 +49,25 @@ impl Client {
     }
 }
 
-/// Whom to trust and where to connect.
-#[derive(Default)]
+/// Whom to trust, where to connect, how long to wait.
 pub(in crate::key_stores) struct Reach<'a> {
     /// PEM file with the only authorities to trust, instead of the system's.
     pub(in crate::key_stores) ca_file: Option<&'a Path>,
     /// A host name that is not looked up, and its address.
     pub(in crate::key_stores) pinned: Option<(&'a str, SocketAddr)>,
-    /// For the `rotate-keys` command, which the guard's deadline does not bind.
-    pub(in crate::key_stores) patient: bool,
+    /// The time for one request.
+    pub(in crate::key_stores) answer_within: Duration,
+}
+
+impl Default for Reach<'_> {
+    fn default() -> Self {
+        Self { ca_file: None, pinned: None, answer_within: ATTEMPT }
+    }
 }
 
 /// Makes the client. Follows no redirect and uses no proxy.
 pub(in crate::key_stores) fn client(reach: &Reach) -> Result<Client, KekError> {
-    let mut builder = tls::builder(reach.ca_file)?.timeout(if reach.patient { PATIENT } else { ATTEMPT });
+    let mut builder = tls::builder(reach.ca_file)?.timeout(reach.answer_within);
     if let Some((host, address)) = reach.pinned {
         builder = builder.resolve(host, address);
     }

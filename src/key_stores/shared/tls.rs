@@ -35,12 +35,11 @@ pub(in crate::key_stores) fn build(builder: ClientBuilder) -> Result<Client, Kek
 pub(in crate::key_stores) fn certificates(file: &Path) -> Result<Vec<Certificate>, KekError> {
     let name = file.display();
     let pem = std::fs::read(file)
-        .map_err(|error| KekError::misconfigured(format!("cannot read caFile {name}")).with_source(error))?;
-    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| {
-        KekError::misconfigured(format!("caFile {name} does not hold PEM certificates")).with_source(error)
-    })?;
+        .map_err(|error| KekError::unavailable(format!("cannot read caFile {name}")).with_source(error))?;
+    let certificates = Certificate::from_pem_bundle(&pem)
+        .map_err(|error| KekError::misconfigured(format!("caFile {name} is not PEM")).with_source(error))?;
     if certificates.is_empty() {
-        return Err(KekError::misconfigured(format!("caFile {name} holds no certificate")));
+        return Err(KekError::misconfigured(format!("caFile {name} contains no certificate")));
     }
     Ok(certificates)
 }

@@ -5,29 +5,32 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{DATE, HeaderMap, HeaderValue};
 use reqwest::{Identity, Response};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::SecretText;
-use super::error::failure;
-use super::request::Request;
-use super::settings::{ClientCertificate, TransitConfig};
-use crate::kek::KekError;
+use super::error::{failure, is_about_the_token};
+use super::request::{Asked, Request};
+use super::settings::{ClientCertificate, Servers};
 use crate::kek::clock::ServerClock;
-use crate::key_stores::shared::tls;
+use crate::kek::{KekCause, KekError};
+use crate::key_stores::shared::{retry_after, tls};
 
 /// No answer that is of use here comes near it: a key with thousands of versions takes less.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// For one address of several, so that the next one is asked within the deadline of a call.
 const TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(1);
 const TIMEOUT_OF_ONE: Duration = Duration::from_secs(2);
+/// A login goes on when its caller gives up, and some take their time (an LDAP, a review of a token).
+const LOGIN_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(5);
+const LOGIN_TIMEOUT_OF_ONE: Duration = Duration::from_secs(15);
 
 /// The servers of one cluster.
 #[derive(Debug)]
 pub(super) struct Client {
-    settings: TransitConfig,
+    servers: Servers,
     http: ArcSwap<reqwest::Client>,
     /// The address that answered last.
     preferred: AtomicUsize,
@@ -40,6 +43,8 @@ pub(super) struct Failure {
     pub error: KekError,
     /// The answer was 403, which may mean the token or the policy.
     pub forbidden: bool,
+    /// The server said that it does not know the token; older ones do not tell it from a policy.
+    invalid_token: bool,
     connected: bool,
 }
 
@@ -50,12 +55,9 @@ impl From<Failure> for KekError {
 }
 
 impl Client {
-    pub fn new(settings: &TransitConfig) -> Result<Self, KekError> {
-        if settings.insecure_http {
-            tracing::warn!("insecureHttp is set: tokens and DEKs may cross the network in clear");
-        }
-        let http = ArcSwap::from_pointee(connect(settings)?);
-        Ok(Self { settings: settings.clone(), http, preferred: AtomicUsize::new(0), clock: ServerClock::default() })
+    pub fn new(servers: Servers) -> Result<Self, KekError> {
+        let http = ArcSwap::from_pointee(connect(&servers)?);
+        Ok(Self { servers, http, preferred: AtomicUsize::new(0), clock: ServerClock::default() })
     }
 
     /// The clock of the server that answered last.
@@ -65,7 +67,7 @@ impl Client {
 
     /// Takes changed certificate files in. What cannot be read leaves the former ones in use.
     pub fn reload(&self) {
-        match connect(&self.settings) {
+        match connect(&self.servers) {
             Ok(http) => self.http.store(http.into()),
             Err(error) => tracing::warn!(error = error.chain(), "certificate files not reloaded"),
         }
@@ -73,11 +75,11 @@ impl Client {
 
     /// Asks one address after the other until one answers; the one that did is asked first the next time.
     pub async fn send(&self, request: &Request, token: Option<&SecretText>) -> Result<Answer, Failure> {
-        let count = self.settings.addresses.len();
+        let count = self.servers.addresses.len();
         let first = self.preferred.load(Relaxed);
         let mut last = None;
         for index in (0..count).map(|step| (first + step) % count) {
-            match self.send_to(&self.settings.addresses[index], request, token).await {
+            match self.send_to(self.servers.addresses[index].as_str(), request, token).await {
                 Ok(answer) => {
                     self.preferred.store(index, Relaxed);
                     return Ok(answer);
@@ -87,7 +89,7 @@ impl Client {
             }
         }
         let failure = last.unwrap_or_else(|| Failure::of(KekError::misconfigured("addresses lists no server")));
-        if !failure.connected && (self.settings.ca_file.is_some() || self.settings.client_certificate.is_some()) {
+        if !failure.connected && (self.servers.ca_file.is_some() || self.servers.client_certificate.is_some()) {
             // Perhaps the server has a certificate of a new issuer by now.
             self.reload();
         }
@@ -96,7 +98,12 @@ impl Client {
 
     async fn send_to(&self, address: &str, request: &Request, token: Option<&SecretText>) -> Result<Answer, Failure> {
         let url = format!("{}/v1/{}", address.trim_end_matches('/'), request.path);
-        let timeout = if self.settings.addresses.len() > 1 { TIMEOUT_OF_SEVERAL } else { TIMEOUT_OF_ONE };
+        let timeout = match (request.asked, self.servers.addresses.len()) {
+            (Asked::Login, 1) => LOGIN_TIMEOUT_OF_ONE,
+            (Asked::Login, _) => LOGIN_TIMEOUT_OF_SEVERAL,
+            (_, 1) => TIMEOUT_OF_ONE,
+            _ => TIMEOUT_OF_SEVERAL,
+        };
         let mut builder = self.http.load().request(request.method.clone(), &url).timeout(timeout);
         builder = builder.headers(self.headers(token)?);
         if let Some(body) = &request.body {
@@ -105,10 +112,11 @@ impl Client {
         let response = builder.send().await.map_err(|error| Failure {
             connected: !error.is_connect(),
             forbidden: false,
-            error: KekError::unavailable(format!("no answer from {address}")).with_source(error),
+            invalid_token: false,
+            error: KekError::unavailable(format!("no answer from {address}")).with_source(error.without_url()),
         })?;
         let status = response.status().as_u16();
-        let wait = retry_after(response.headers());
+        let wait = retry_after::of(response.headers());
         if let Some(date) = response.headers().get(DATE).and_then(|date| date.to_str().ok()) {
             self.clock.note(date);
         }
@@ -116,23 +124,26 @@ impl Client {
         if (200..300).contains(&status) {
             return Ok(Answer { body, path: request.path.clone() });
         }
-        let messages = serde_json::from_slice(&body).map_or_else(|_| Vec::new(), |Messages { errors }| errors);
-        let error = failure(request, status, &messages, wait);
-        Err(Failure { error, forbidden: status == 403, connected: true })
+        let messages = serde_json::from_slice(&body).ok().map(|Messages { errors }| errors);
+        let invalid_token = status == 403 && messages.iter().flatten().any(|said| is_about_the_token(said));
+        let forbidden = status == 403 && messages.is_some();
+        let error = failure(request, status, messages.as_deref(), wait);
+        Err(Failure { error, forbidden, invalid_token, connected: true })
     }
 
     fn headers(&self, token: Option<&SecretText>) -> Result<HeaderMap, Failure> {
         let mut headers = HeaderMap::new();
         headers.insert("x-vault-request", HeaderValue::from_static("true"));
-        let namespace = self.settings.namespace();
+        let namespace = &self.servers.namespace;
         if !namespace.is_empty() {
             let value = HeaderValue::from_str(namespace)
-                .map_err(|_| Failure::of(KekError::misconfigured("namespace holds characters that no header may")))?;
+                .map_err(|_| Failure::of(KekError::misconfigured("namespace cannot be sent in a header")))?;
             headers.insert("x-vault-namespace", value);
         }
         if let Some(token) = token {
-            let mut value = HeaderValue::from_str(&token.0)
-                .map_err(|_| Failure::of(KekError::misconfigured("the token holds characters that no header may")))?;
+            let mut value = HeaderValue::from_str(&token.0).map_err(|_| {
+                Failure::of(KekError::misconfigured("the token has characters that cannot be sent in a header"))
+            })?;
             value.set_sensitive(true);
             headers.insert("x-vault-token", value);
         }
@@ -142,11 +153,16 @@ impl Client {
 
 impl Failure {
     fn of(error: KekError) -> Self {
-        Self { error, forbidden: false, connected: true }
+        Self { error, forbidden: false, invalid_token: false, connected: true }
+    }
+
+    /// Whether it is the token and nothing else.
+    pub fn is_invalid_token(&self) -> bool {
+        self.invalid_token
     }
 
     fn another_may_answer(&self, request: &Request) -> bool {
-        !self.connected || (request.repeatable && self.error.cause() == crate::kek::KekCause::Unavailable)
+        !self.connected || (request.idempotent && self.error.cause() == KekCause::Unavailable)
     }
 }
 
@@ -195,15 +211,10 @@ async fn read(mut response: Response, address: &str) -> Result<Zeroizing<Vec<u8>
     }
 }
 
-/// The header's form in seconds; the form as a date is not used by these servers.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
-}
-
-fn connect(settings: &TransitConfig) -> Result<reqwest::Client, KekError> {
-    let encrypted_only = settings.addresses.iter().all(|address| address.starts_with("https:"));
-    let mut builder = tls::builder(settings.ca_file.as_deref())?.https_only(encrypted_only);
-    if let Some(certificate) = &settings.client_certificate {
+fn connect(servers: &Servers) -> Result<reqwest::Client, KekError> {
+    let encrypted_only = servers.addresses.iter().all(|address| address.scheme() == "https");
+    let mut builder = tls::builder(servers.ca_file.as_deref())?.https_only(encrypted_only);
+    if let Some(certificate) = &servers.client_certificate {
         builder = builder.identity(identity(certificate)?);
     }
     tls::build(builder)
@@ -217,7 +228,7 @@ fn identity(ClientCertificate { cert_file, key_file }: &ClientCertificate) -> Re
     pem.extend_from_slice(&key);
     Identity::from_pem(&pem).map_err(|_| {
         KekError::misconfigured(format!(
-            "clientCertificate: {} and {} hold no PEM certificate with its key",
+            "clientCertificate: {} and {} are not a PEM certificate and its key",
             cert_file.display(),
             key_file.display()
         ))
@@ -227,5 +238,5 @@ fn identity(ClientCertificate { cert_file, key_file }: &ClientCertificate) -> Re
 fn read_file(field: &str, file: &std::path::Path) -> Result<Zeroizing<Vec<u8>>, KekError> {
     std::fs::read(file)
         .map(Zeroizing::new)
-        .map_err(|error| KekError::misconfigured(format!("cannot read {field} {}", file.display())).with_source(error))
+        .map_err(|error| KekError::unavailable(format!("cannot read {field} {}", file.display())).with_source(error))
 }

@@ -1,4 +1,7 @@
 //! What an answer of the server that is not 2xx means. The only place that reads status codes and messages.
+//!
+//! Vault's and OpenBao's own answers are JSON with a list `errors`
+//! (<https://developer.hashicorp.com/vault/api-docs#error-response>); anything else is of somebody in between.
 
 use std::time::Duration;
 
@@ -7,10 +10,12 @@ use reqwest::Method;
 use super::request::{Asked, Request};
 use crate::kek::{KekCause, KekError};
 
-/// The error for an answer with this status and these messages. A 403 to [`Asked::Engine`] is taken for a denial
-/// here: whether it is the token's fault is found out beforehand, since the server does not tell.
-pub(super) fn failure(request: &Request, status: u16, messages: &[String], wait: Option<Duration>) -> KekError {
+/// The error for an answer with this status and these messages; `None` where the answer is not the servers' own. A 403
+/// to [`Asked::Engine`] is taken for a denial here: whether it is the token's fault is found out beforehand, since the
+/// server does not tell.
+pub(super) fn failure(request: &Request, status: u16, messages: Option<&[String]>, wait: Option<Duration>) -> KekError {
     let Request { asked, method, path, .. } = request;
+    let Some(messages) = messages else { return foreign(path, status).with_retry_after(wait) };
     let said = messages.join("; ");
     let cause = cause(*asked, status, &said);
     let hint = match (cause, status) {
@@ -20,27 +25,71 @@ pub(super) fn failure(request: &Request, status: u16, messages: &[String], wait:
         (Some(KekCause::Denied), 403) => ": the token's policy lacks the capability update there",
         (Some(KekCause::Denied), 404) => ": the key does not exist: deleted, or named wrongly",
         (Some(KekCause::Misconfigured), 404) => ": nothing is mounted there; check mount and namespace",
-        (_, 300..=399) => ": a redirect, which is not followed; list the active server in addresses",
         (_, 503) => ": sealed, or not ready",
         _ => "",
     };
     let text = format!("{path} answered {status}{hint} ({})", shorten(&said));
     match cause {
+        Some(KekCause::Denied) if status == 403 => KekError::denied_by_policy(text),
         Some(cause) => KekError::new(cause, text).with_retry_after(wait),
         None => KekError::unmapped(text),
     }
 }
+
+fn foreign(path: &str, status: u16) -> KekError {
+    let (cause, hint) = match status {
+        429 => (KekCause::Throttled, "check what limits the rate"),
+        300..=399 => (KekCause::Unavailable, "redirects are not followed; list the active server in addresses"),
+        _ => (KekCause::Unavailable, "check addresses, and what is in between"),
+    };
+    KekError::new(cause, format!("{path}: answered {status}, and not in the form of Vault or OpenBao; {hint}"))
+}
+
+/// What the servers say of a token that they do not know, where they tell it from a policy.
+pub(super) fn is_about_the_token(said: &str) -> bool {
+    ["invalid token", "bad token"].iter().any(|words| said.contains(words))
+}
+
+/// Words with which a login refuses who asks, by method: AppRole, JWT, Kubernetes, certificate, and any of them.
+const REFUSALS: [&str; 17] = [
+    "invalid role or secret ID",
+    "invalid secret id",
+    "invalid secret_id",
+    "invalid role id",
+    "invalid role_id",
+    "error validating token",
+    "error validating claims",
+    "error verifying token signature",
+    "could not be found",
+    "invalid role name",
+    "name not authorized",
+    "namespace not authorized",
+    "no client certificate supplied",
+    "no chain matching all constraints",
+    "failed to match all constraints",
+    "certificate has expired",
+    "permission denied",
+];
+
+/// A login that failed since the server could not ask somebody else is no refusal, whatever else it says.
+const LOGIN_TROUBLE: [&str; 6] = [
+    "fetching keys",
+    "error checking oidc discovery",
+    "connection refused",
+    "no such host",
+    "timeout",
+    "context deadline",
+];
 
 fn cause(asked: Asked, status: u16, said: &str) -> Option<KekCause> {
     let says = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
     Some(match (asked, status) {
         (_, 429) => KekCause::Throttled,
         (_, 404) if says(&["no handler for route", "unsupported path"]) => KekCause::Misconfigured,
+        (Asked::Login, _) if says(&LOGIN_TROUBLE) => KekCause::Unavailable,
         // Vault 1.14 answers 500 where OpenBao answers 400.
-        (Asked::Login, 500) if says(&["invalid secret id", "invalid role id", "invalid role or secret ID"]) => {
-            KekCause::Unauthenticated
-        }
-        (Asked::Login, 400 | 401 | 403) | (Asked::Token, 403) | (Asked::Engine, 401) => KekCause::Unauthenticated,
+        (Asked::Login, 400 | 401 | 403 | 500) if says(&REFUSALS) => KekCause::Unauthenticated,
+        (Asked::Token, 403) => KekCause::Unauthenticated,
         (Asked::Engine, 403 | 404) => KekCause::Denied,
         (Asked::Engine, 400)
             if says(&["version is too new", "higher than the latest key version", "no such key version"]) =>
@@ -54,7 +103,7 @@ fn cause(asked: Asked, status: u16, said: &str) -> Option<KekCause> {
             KekCause::Rejected
         }
         // 412: behind the state that the token was made in. 472, 473: a standby of a replica.
-        (_, 300..=399 | 412 | 472 | 473 | 500..=599) => KekCause::Unavailable,
+        (_, 412 | 472 | 473 | 500..=599) => KekCause::Unavailable,
         _ => return None,
     })
 }
@@ -71,45 +120,64 @@ fn shorten(said: &str) -> String {
 mod tests {
     use super::*;
 
-    fn cause_of(asked: Asked, status: u16, said: &str) -> KekCause {
-        failure(&request(asked), status, &[said.into()], None).cause()
+    fn answered(asked: Asked, status: u16, said: &str) -> KekError {
+        failure(&request(asked), status, Some(&[said.into()]), None)
     }
 
     fn request(asked: Asked) -> Request {
-        Request { asked, method: Method::POST, path: "path".into(), body: None, repeatable: true }
+        Request { asked, method: Method::POST, path: "path".into(), body: None, idempotent: true }
     }
 
+    /// Row by row: what Vault 1.14 and OpenBao answer, and what it means.
     #[test]
-    fn data_that_do_not_match_are_rejected() {
-        for said in [
-            "cipher: message authentication failed",
-            "invalid ciphertext: no prefix",
-            "invalid ciphertext: could not decode base64",
-            "invalid ciphertext: unable to decrypt, length is less than expected",
+    fn each_answer_of_the_servers_says_what_the_operator_must_do() {
+        use Asked::{Engine, Login, Token};
+        use KekCause::{Denied, Misconfigured, Rejected, Throttled, Unauthenticated, Unavailable, UnknownVersion};
+        for (asked, status, said, cause) in [
+            (Engine, 400, "cipher: message authentication failed", Rejected),
+            (Engine, 400, "invalid ciphertext: no prefix", Rejected),
+            (Engine, 400, "invalid ciphertext: could not decode base64", Rejected),
+            (Engine, 400, "invalid ciphertext: unable to decrypt, length is less than expected", Rejected),
+            (Engine, 400, "invalid ciphertext: version is too new", UnknownVersion),
+            (Engine, 400, "requested version for encryption is higher than the latest key version", UnknownVersion),
+            (Engine, 403, "1 error occurred:\n\t* permission denied\n\n", Denied),
+            (Engine, 400, "encryption key not found", Denied),
+            (Engine, 400, "ciphertext or signature version is disallowed by policy (too old)", Denied),
+            (Engine, 404, "", Denied),
+            (Engine, 404, "no handler for route \"nope/keys/nope\". route entry not found.", Misconfigured),
+            (Engine, 400, "something new", Unavailable),
+            (Engine, 401, "", Unavailable),
+            (Engine, 412, "required index state not present", Unavailable),
+            (Engine, 429, "", Throttled),
+            (Engine, 472, "", Unavailable),
+            (Engine, 473, "", Unavailable),
+            (Engine, 500, "internal error", Unavailable),
+            (Engine, 503, "Vault is sealed", Unavailable),
+            (Token, 403, "permission denied", Unauthenticated),
+            (Login, 500, "invalid secret id", Unauthenticated),
+            (Login, 400, "invalid role or secret ID", Unauthenticated),
+            (Login, 400, "error validating token: invalid audience (aud) claim", Unauthenticated),
+            (Login, 400, "error validating token: error fetching keys: connection refused", Unavailable),
+            (Login, 400, "role \"x\" could not be found", Unauthenticated),
+            (Login, 400, "invalid certificate or no client certificate supplied", Unauthenticated),
+            (Login, 403, "permission denied", Unauthenticated),
+            (Login, 404, "no handler for route \"auth/nope/login\"", Misconfigured),
+            (Login, 400, "something new", Unavailable),
+            (Login, 500, "internal error", Unavailable),
         ] {
-            assert_eq!(cause_of(Asked::Engine, 400, said), KekCause::Rejected, "{said}");
+            let error = answered(asked, status, said);
+            assert_eq!(error.cause(), cause, "{asked:?} {status} {said}: {error}");
         }
     }
 
     #[test]
-    fn a_version_that_the_key_does_not_have_is_unknown() {
-        for said in [
-            "invalid ciphertext: version is too new",
-            "requested version for encryption is higher than the latest key version",
-        ] {
-            assert_eq!(cause_of(Asked::Engine, 400, said), KekCause::UnknownVersion, "{said}");
+    fn an_answer_that_is_not_the_servers_is_never_a_denial() {
+        for asked in [Asked::Engine, Asked::Login, Asked::Token] {
+            for status in [301, 400, 401, 403, 404, 405, 418, 500, 502, 503] {
+                assert_eq!(failure(&request(asked), status, None, None).cause(), KekCause::Unavailable, "{status}");
+            }
+            assert_eq!(failure(&request(asked), 429, None, None).cause(), KekCause::Throttled);
         }
-    }
-
-    #[test]
-    fn policy_and_key_state_are_denials() {
-        assert_eq!(cause_of(Asked::Engine, 403, "permission denied"), KekCause::Denied);
-        assert_eq!(cause_of(Asked::Engine, 400, "encryption key not found"), KekCause::Denied);
-        assert_eq!(
-            cause_of(Asked::Engine, 400, "ciphertext or signature version is disallowed by policy (too old)"),
-            KekCause::Denied
-        );
-        assert_eq!(cause_of(Asked::Engine, 404, ""), KekCause::Denied);
     }
 
     #[test]
@@ -117,46 +185,22 @@ mod tests {
         let update = request(Asked::Engine);
         let read = Request { method: Method::GET, ..update.clone() };
         for (request, capability) in [(read, "read"), (update, "update")] {
-            let text = failure(&request, 403, &["permission denied".into()], None).to_string();
+            let error = failure(&request, 403, Some(&["permission denied".into()]), None);
+            let text = error.to_string();
             assert!(text.contains("path") && text.contains(&format!("lacks the capability {capability}")), "{text}");
+            assert!(error.is_by_policy(), "a newer token may have another policy");
         }
-    }
-
-    #[test]
-    fn credentials_that_are_not_accepted_are_unauthenticated() {
-        assert_eq!(cause_of(Asked::Login, 500, "invalid secret id"), KekCause::Unauthenticated);
-        assert_eq!(cause_of(Asked::Login, 400, "invalid role or secret ID"), KekCause::Unauthenticated);
-        assert_eq!(cause_of(Asked::Login, 403, "permission denied"), KekCause::Unauthenticated);
-        assert_eq!(cause_of(Asked::Token, 403, "permission denied"), KekCause::Unauthenticated);
-    }
-
-    #[test]
-    fn a_server_that_cannot_answer_now_is_unavailable() {
-        for status in [307, 412, 472, 473, 500, 502, 503, 504] {
-            assert_eq!(cause_of(Asked::Engine, status, "Vault is sealed"), KekCause::Unavailable, "{status}");
-        }
-        assert_eq!(cause_of(Asked::Login, 500, "internal error"), KekCause::Unavailable);
     }
 
     #[test]
     fn too_many_requests_are_throttled_and_keep_the_wish_when_to_come_back() {
-        let error = failure(&request(Asked::Engine), 429, &[], Some(Duration::from_secs(7)));
+        let error = failure(&request(Asked::Engine), 429, Some(&[]), Some(Duration::from_secs(7)));
         assert_eq!((error.cause(), error.retry_after()), (KekCause::Throttled, Some(Duration::from_secs(7))));
     }
 
     #[test]
-    fn a_mount_that_is_not_there_is_misconfigured() {
-        let said = "no handler for route \"nope/keys/nope\". route entry not found.";
-        assert_eq!(cause_of(Asked::Engine, 404, said), KekCause::Misconfigured);
-        assert_eq!(cause_of(Asked::Login, 404, said), KekCause::Misconfigured);
-    }
-
-    #[test]
     fn an_answer_that_nobody_mapped_is_transient_and_says_so() {
-        for (status, said) in [(400, "something new"), (418, "")] {
-            let error = failure(&request(Asked::Engine), status, &[said.into()], None);
-            assert_eq!(error.cause(), KekCause::Unavailable);
-            assert!(error.to_string().contains("unmapped"), "{error}");
-        }
+        let error = answered(Asked::Engine, 400, "something new");
+        assert!(error.to_string().contains("unmapped"), "{error}");
     }
 }

@@ -2,6 +2,8 @@
 
 use prost::bytes::Bytes;
 use reqwest::Method;
+use serde::Serialize;
+use zeroize::Zeroizing;
 
 /// One request. The path is without `/v1/`.
 #[derive(Clone, Debug)]
@@ -12,7 +14,7 @@ pub(super) struct Request {
     /// JSON, cleared when the last copy is dropped.
     pub body: Option<Bytes>,
     /// Whether another server may be asked when it is not known if the first one has done it.
-    pub repeatable: bool,
+    pub idempotent: bool,
 }
 
 /// What was asked; the same status means different things.
@@ -24,4 +26,12 @@ pub(super) enum Asked {
     Login,
     /// About the token itself.
     Token,
+}
+
+/// JSON in memory that is cleared once the last copy is dropped.
+pub(super) fn json(body: &impl Serialize) -> Bytes {
+    // Room for all that is sent here at once: a growing vector leaves copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(16 << 10));
+    serde_json::to_writer(&mut *bytes, body).expect("these bodies have only string keys");
+    Bytes::from_owner(bytes)
 }

@@ -1,35 +1,45 @@
-//! The settings of a `transit` KEK, and what can be seen to be wrong with them without asking the server.
+//! The settings of a `transit` KEK.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use reqwest::Url;
+use async_trait::async_trait;
+use reqwest::header::HeaderValue;
 use serde::Deserialize;
+use url::Url;
 
-/// Settings of a `transit` KEK.
+use super::TransitKek;
+use super::client::Client;
+use super::credentials::Login;
+use super::session::Session;
+use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::key_stores::shared::{address, path};
+use crate::key_stores::{Advice, KeyStore, Mistake, Parsed};
+
+const EXAMPLE: &str = "https://vault.example:8200";
+
+/// Settings as they are written.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct TransitConfig {
+pub struct Settings {
     /// The servers of one cluster, `https://HOST:PORT`; the next one is asked when one does not answer.
-    pub addresses: Vec<String>,
+    addresses: Vec<String>,
     /// The namespace that the mount lies in; none by default.
-    #[serde(default)]
-    pub namespace: Option<String>,
+    namespace: Option<String>,
     /// Where the transit engine is mounted.
     #[serde(default = "default_mount")]
-    pub mount: String,
+    mount: String,
     /// The name of the key. It is never created.
-    pub key: String,
+    key: String,
     /// How the plugin logs in.
-    pub auth: Auth,
+    auth: AuthSettings,
     /// Certificates of the issuers to trust, PEM, in place of the system's.
-    #[serde(default)]
-    pub ca_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
     /// A client certificate, for the `cert` login and for servers that demand one of every client.
-    #[serde(default)]
-    pub client_certificate: Option<ClientCertificate>,
+    client_certificate: Option<ClientCertificate>,
     /// Allows plain http to other machines. Everyone on the way then sees tokens and DEKs.
     #[serde(default)]
-    pub insecure_http: bool,
+    insecure_http: bool,
 }
 
 fn default_mount() -> String {
@@ -39,176 +49,256 @@ fn default_mount() -> String {
 /// A client certificate and its key, PEM. Read again at each login.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct ClientCertificate {
+pub(super) struct ClientCertificate {
     /// The certificate, its issuers after it.
-    pub cert_file: PathBuf,
+    pub(super) cert_file: PathBuf,
     /// Its private key.
-    pub key_file: PathBuf,
+    pub(super) key_file: PathBuf,
 }
 
-/// How the plugin gets its token. Files are read again at each login.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Auth {
-    /// A file with a token in it, kept fresh by somebody else (Vault Agent) or renewed here.
-    TokenFile(PathBuf),
-    /// AppRole.
-    #[serde(rename = "approle")]
-    AppRole(AppRole),
-    /// JWT, with keys that the server knows by itself: works before the API server is up.
-    Jwt(Role),
-    /// Kubernetes: the server asks the very API server that waits for the plugin; for use after boot only.
-    Kubernetes(Role),
-    /// The client certificate.
-    Cert(CertRole),
-}
-
-/// Settings of the AppRole login.
+/// How the plugin gets its token: exactly one of these. Files are read again at each login.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct AppRole {
-    /// The role's id.
-    pub role_id: String,
-    /// A file with the secret id.
-    pub secret_id_file: PathBuf,
-    /// Where the login is mounted; `approle` by default.
-    #[serde(default)]
-    pub mount: Option<String>,
+struct AuthSettings {
+    /// A file with a token in it, kept fresh by somebody else (Vault Agent) or renewed here.
+    token_file: Option<PathBuf>,
+    /// AppRole.
+    approle: Option<AppRole>,
+    /// JWT, with keys that the server knows by itself: works before the API server is up.
+    jwt: Option<Role>,
+    /// Kubernetes: the server asks the very API server that waits for the plugin; for use after boot only.
+    kubernetes: Option<Role>,
+    /// The client certificate.
+    cert: Option<CertRole>,
 }
 
-/// Settings of the JWT and the Kubernetes login.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct AppRole {
+    /// The role's id.
+    role_id: String,
+    /// A file with the secret id.
+    secret_id_file: PathBuf,
+    /// Where the login is mounted; `approle` by default.
+    mount: Option<String>,
+}
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[allow(clippy::struct_field_names, reason = "the servers call it a role, and so does the configuration")]
-pub struct Role {
+struct Role {
     /// The role's name.
-    pub role: String,
+    role: String,
     /// A file with the JWT, such as a projected service account token.
-    pub jwt_file: PathBuf,
+    jwt_file: PathBuf,
     /// Where the login is mounted; `jwt` or `kubernetes` by default.
-    #[serde(default)]
-    pub mount: Option<String>,
+    mount: Option<String>,
 }
 
-/// Settings of the login by client certificate.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct CertRole {
+struct CertRole {
     /// The role's name; without it the server tries all.
-    #[serde(default)]
-    pub role: Option<String>,
+    role: Option<String>,
     /// Where the login is mounted; `cert` by default.
-    #[serde(default)]
-    pub mount: Option<String>,
+    mount: Option<String>,
 }
 
-impl TransitConfig {
-    /// The namespace without slashes around it; empty for the root namespace.
-    pub(super) fn namespace(&self) -> &str {
-        self.namespace.as_deref().unwrap_or_default().trim_matches('/')
-    }
-
-    /// The mount without slashes around it.
-    pub(super) fn mount(&self) -> &str {
-        self.mount.trim_matches('/')
-    }
-
-    pub(super) fn find_problems(&self) -> Vec<(&'static str, String)> {
-        let mut problems = Vec::new();
-        if self.addresses.is_empty() {
-            problems.push(("addresses", "lists no server; write for example https://vault.example:8200".into()));
-        }
-        problems
-            .extend(self.addresses.iter().filter_map(|address| Some(("addresses", self.address_problem(address)?))));
-        for (field, name) in [("key", self.key.as_str()), ("mount", self.mount())] {
+impl Settings {
+    pub(in crate::key_stores) fn parse(self) -> Parsed {
+        let mut mistakes = Vec::new();
+        let addresses = self.parse_addresses(&mut mistakes);
+        let mount = self.mount.trim_matches('/').to_owned();
+        for (field, name) in [("key", &self.key), ("mount", &mount)] {
             let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c) || (field == "mount" && c == '/');
             if name.is_empty() || !name.chars().all(plain) {
-                problems.push((field, format!("{name:?} is not a name of letters, digits, '-', '_' and '.'")));
+                let problem = format!("{name:?} is not a name of letters, digits, '-', '_' and '.'");
+                mistakes.push(Mistake::new(field, problem));
             }
         }
-        if let (Auth::Cert(_), None) = (&self.auth, &self.client_certificate) {
-            problems.push(("auth", "cert needs clientCertificate; add certFile and keyFile there".into()));
+        let namespace = self.namespace.unwrap_or_default().trim_matches('/').to_owned();
+        if HeaderValue::from_str(&namespace).is_err() {
+            mistakes.push(Mistake::new("namespace", "has characters that cannot be sent in a header"));
         }
-        problems.extend(self.files().into_iter().filter_map(|(field, file)| {
-            let error = std::fs::File::open(file).err()?;
-            Some((field, format!("cannot open {}: {error}", file.display())))
-        }));
-        problems
-    }
-
-    fn address_problem(&self, address: &str) -> Option<String> {
-        let Ok(url) = Url::parse(address) else {
-            return Some(format!("{address:?} is not a URL; write for example https://vault.example:8200"));
-        };
-        if !matches!(url.path(), "" | "/") || url.query().is_some() || !url.username().is_empty() {
-            return Some(format!("{address:?} has more than host and port; leave the rest out"));
-        }
-        match url.scheme() {
-            "https" => None,
-            "http" if self.insecure_http || is_loopback(&url) => None,
-            "http" => Some(format!("{address:?} is not encrypted; use https (or set insecureHttp: true)")),
-            other => Some(format!("{address:?} has the scheme {other}; use https")),
-        }
-    }
-
-    fn files(&self) -> Vec<(&'static str, &Path)> {
-        let mut files = Vec::new();
-        files.extend(self.ca_file.as_deref().map(|file| ("caFile", file)));
+        path::check_optional(&mut mistakes, "caFile", self.ca_file.as_deref());
         if let Some(certificate) = &self.client_certificate {
-            files.push(("clientCertificate.certFile", certificate.cert_file.as_path()));
-            files.push(("clientCertificate.keyFile", certificate.key_file.as_path()));
+            path::check(&mut mistakes, "clientCertificate.certFile", &certificate.cert_file);
+            path::check(&mut mistakes, "clientCertificate.keyFile", &certificate.key_file);
         }
-        match &self.auth {
-            Auth::TokenFile(file) => files.push(("auth.tokenFile", file)),
-            Auth::AppRole(login) => files.push(("auth.approle.secretIdFile", &login.secret_id_file)),
-            Auth::Jwt(login) => files.push(("auth.jwt.jwtFile", &login.jwt_file)),
-            Auth::Kubernetes(login) => files.push(("auth.kubernetes.jwtFile", &login.jwt_file)),
-            Auth::Cert(_) => {}
+        let login = self.auth.parse(&mut mistakes);
+        if let (Some(Login::Cert { .. }), None) = (&login, &self.client_certificate) {
+            mistakes.push(Mistake::new("auth.cert", "needs clientCertificate; add certFile and keyFile there"));
         }
-        files
+        match login {
+            Some(login) if mistakes.is_empty() => Ok(Arc::new(TransitKey {
+                servers: Servers {
+                    addresses,
+                    namespace,
+                    ca_file: self.ca_file,
+                    client_certificate: self.client_certificate,
+                },
+                mount,
+                key: self.key,
+                login,
+                insecure_http: self.insecure_http,
+            })),
+            _ => Err(mistakes),
+        }
+    }
+
+    fn parse_addresses(&self, mistakes: &mut Vec<Mistake>) -> Vec<Url> {
+        if self.addresses.is_empty() {
+            mistakes.push(Mistake::new("addresses", format!("lists no server; write for example {EXAMPLE}")));
+        }
+        let mut addresses = Vec::new();
+        for text in &self.addresses {
+            match address::parse(text, self.insecure_http.into(), EXAMPLE) {
+                Ok(url) => addresses.push(url),
+                Err(problem) => mistakes.push(Mistake::new("addresses", problem)),
+            }
+        }
+        addresses
     }
 }
 
-/// Whether nothing sent there leaves the machine.
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+impl AuthSettings {
+    fn parse(self, mistakes: &mut Vec<Mistake>) -> Option<Login> {
+        let path_of = |mount: Option<String>, default: &str| {
+            format!("auth/{}/login", mount.as_deref().unwrap_or(default).trim_matches('/'))
+        };
+        let logins = [
+            self.token_file.map(|file| ("tokenFile", Login::TokenFile { file })),
+            self.approle.map(|AppRole { role_id, secret_id_file, mount }| {
+                ("approle.secretIdFile", Login::AppRole { path: path_of(mount, "approle"), role_id, secret_id_file })
+            }),
+            self.jwt.map(|Role { role, jwt_file, mount }| {
+                ("jwt.jwtFile", Login::Jwt { path: path_of(mount, "jwt"), role, jwt_file })
+            }),
+            self.kubernetes.map(|Role { role, jwt_file, mount }| {
+                ("kubernetes.jwtFile", Login::Kubernetes { path: path_of(mount, "kubernetes"), role, jwt_file })
+            }),
+            self.cert.map(|CertRole { role, mount }| ("cert", Login::Cert { path: path_of(mount, "cert"), role })),
+        ];
+        let mut logins = logins.into_iter().flatten();
+        match (logins.next(), logins.next()) {
+            (Some((field, login)), None) => {
+                if let Some(file) = login.file() {
+                    path::check(mistakes, &format!("auth.{field}"), file);
+                }
+                Some(login)
+            }
+            (None, _) => {
+                let problem = "names no login; write one of tokenFile, approle, jwt, kubernetes, or cert: {}";
+                mistakes.push(Mistake::new("auth", problem));
+                None
+            }
+            (Some(_), Some(_)) => {
+                mistakes.push(Mistake::new("auth", "names several logins; keep one"));
+                None
+            }
+        }
+    }
+}
+
+/// The servers of one cluster, and how they are reached.
+#[derive(Clone, Debug)]
+pub(super) struct Servers {
+    pub(super) addresses: Vec<Url>,
+    /// Without slashes around it; empty for the root namespace.
+    pub(super) namespace: String,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) client_certificate: Option<ClientCertificate>,
+}
+
+/// A transit key, and the way to it.
+#[derive(Debug)]
+struct TransitKey {
+    servers: Servers,
+    mount: String,
+    key: String,
+    login: Login,
+    insecure_http: bool,
+}
+
+impl TransitKey {
+    fn kek(&self) -> Result<TransitKek, KekError> {
+        if self.insecure_http {
+            tracing::warn!(key = self.key, "insecureHttp is set: tokens and DEKs may cross the network unencrypted");
+        }
+        let session = Session::new(Client::new(self.servers.clone())?, self.login.clone());
+        Ok(TransitKek { session, mount: self.mount.clone(), key: self.key.clone(), lineage: self.lineage() })
+    }
+}
+
+#[async_trait]
+impl KeyStore for TransitKey {
+    /// Without the address: the same key behind another name is the same key.
+    fn lineage(&self) -> Lineage {
+        Lineage::derive("transit", &[&self.servers.namespace, &self.mount, &self.key])
+    }
+
+    fn advice(&self) -> Vec<Advice> {
+        let Login::Kubernetes { .. } = self.login else { return Vec::new() };
+        let finding =
+            "the Kubernetes login asks the API server that waits for this plugin: it works only once that is up";
+        let advice = "use the jwt login with keys that the server holds itself, a client certificate, or AppRole";
+        vec![Advice::new(finding, advice)]
+    }
+
+    async fn open(&self) -> Result<Box<dyn Kek>, KekError> {
+        Ok(Box::new(self.kek()?))
+    }
+
+    async fn open_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
+        Ok(Box::new(self.kek()?))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn problems(yaml: &str) -> Vec<String> {
-        let config: TransitConfig = serde_saphyr::from_str(yaml).unwrap_or_else(|error| panic!("{error}"));
-        config.find_problems().into_iter().map(|(field, problem)| format!("{field}: {problem}")).collect()
+    fn mistakes(yaml: &str) -> Vec<String> {
+        let settings: Settings = serde_saphyr::from_str(yaml).unwrap_or_else(|error| panic!("{error}"));
+        let mistakes = settings.parse().err().unwrap_or_default();
+        mistakes.into_iter().map(|Mistake { field, problem }| format!("{field}: {problem}")).collect()
     }
 
     #[test]
     fn plain_http_is_refused_unless_it_stays_on_the_machine_or_is_allowed_by_name() {
         let with = |address: &str, more: &str| {
-            problems(&format!("{{addresses: ['{address}'], key: k, auth: {{tokenFile: /dev/null}}{more}}}"))
+            mistakes(&format!("{{addresses: ['{address}'], key: k, auth: {{tokenFile: /no/such}}{more}}}"))
         };
-        assert_eq!(with("https://vault.example:8200", ""), Vec::<String>::new());
-        assert_eq!(with("http://127.0.0.1:8200", ""), Vec::<String>::new());
-        assert_eq!(with("http://[::1]:8200", ""), Vec::<String>::new());
+        for good in ["https://vault.example:8200", "http://127.0.0.1:8200", "http://[::1]:8200"] {
+            assert_eq!(with(good, ""), Vec::<String>::new(), "{good}");
+        }
         assert_eq!(with("http://vault.example:8200", ", insecureHttp: true"), Vec::<String>::new());
         for bad in ["http://vault.example:8200", "http://127.0.0.1.example", "ftp://127.0.0.1", "vault", "https://a/v1"]
         {
             assert_eq!(with(bad, "").len(), 1, "{bad}");
         }
+        assert!(with("vault.example:8200", "")[0].contains("lacks its scheme"));
     }
 
     #[test]
-    fn every_problem_is_named_at_once_with_its_field() {
-        let found = problems("{addresses: [], key: 'a/b', mount: '/', auth: {cert: {}}, caFile: /no/such/file}");
-        let fields: Vec<_> = found.iter().map(|problem| problem.split(':').next().unwrap_or_default()).collect();
-        assert_eq!(fields, ["addresses", "key", "mount", "auth", "caFile"], "{found:#?}");
+    fn every_mistake_is_named_at_once_with_its_field() {
+        let found = mistakes("{addresses: [], key: 'a/b', mount: '/', auth: {cert: {}}, caFile: ca.pem}");
+        let fields: Vec<_> = found.iter().map(|mistake| mistake.split(':').next().unwrap_or_default()).collect();
+        assert_eq!(fields, ["addresses", "key", "mount", "caFile", "auth.cert"], "{found:#?}");
+    }
+
+    #[test]
+    fn a_login_is_exactly_one() {
+        let auth = |auth: &str| mistakes(&format!("{{addresses: ['https://v'], key: k, auth: {auth}}}"));
+        assert!(auth("{}")[0].contains("names no login"));
+        assert!(auth("{cert: }")[0].contains("cert: {}"));
+        assert!(auth("{tokenFile: /t, approle: {roleId: r, secretIdFile: /s}}")[0].contains("several"));
+        assert!(auth("{tokenFile: '~/t'}")[0].starts_with("auth.tokenFile"));
     }
 
     #[test]
     fn an_unknown_field_is_refused() {
-        let refused = |yaml: &str| serde_saphyr::from_str::<TransitConfig>(yaml).is_err();
+        let refused = |yaml: &str| serde_saphyr::from_str::<Settings>(yaml).is_err();
         assert!(refused("{addresses: [], key: k, auth: {tokenFile: /t}, adress: x}"));
         assert!(refused("{addresses: [], key: k, auth: {approle: {roleId: r, secretId: s}}}"));
         assert!(refused("{addresses: [], key: k, auth: {password: p}}"));

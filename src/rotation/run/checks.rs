@@ -1,7 +1,6 @@
 //! The preflight: what can be known to stand in the way, and a snapshot to go back to, before anything is rewritten.
 
 use super::{Event, Run};
-use crate::key_stores::keyring::{Keyring, VersionState};
 use crate::rotation::RotationError;
 use crate::rotation::former::{closed, specimens_in_etcd, specimens_in_lists};
 use crate::rotation::preflight::missing_rights;
@@ -10,7 +9,7 @@ use crate::rotation::webhooks::mutating_webhooks;
 impl Run<'_> {
     pub(super) async fn preflight(&mut self) -> Result<(), RotationError> {
         self.look_ahead().await?;
-        self.keyrings_are_prepared().await?;
+        self.keks_are_prepared().await?;
         if self.settings.shards.is_some() {
             self.take_shards().await?;
         }
@@ -94,22 +93,17 @@ impl Run<'_> {
         (self.report)(Event::Note(text));
     }
 
-    /// A new keyring version must open on every node before one node writes with it: else the other API servers
-    /// cannot read what that one stores.
-    async fn keyrings_are_prepared(&self) -> Result<(), RotationError> {
+    /// A new version must open on every node before one node writes with it: else the other API servers cannot read
+    /// what that one stores.
+    async fn keks_are_prepared(&self) -> Result<(), RotationError> {
         if self.cluster.servers().await?.len() < 2 {
             return Ok(());
         }
         for config in &self.settings.keks {
-            let Some(file) = config.keyring_file() else { continue };
             let failed = |source| RotationError::Kek { name: config.name.clone(), source };
-            let keyring = Keyring::read(file).map_err(failed)?;
-            if keyring.versions().iter().all(|version| version.state != VersionState::Pending) {
-                let file = file.display();
-                return Err(RotationError::Blocked(vec![format!(
-                    "keyring {file} has no pending version: run `kube-envelope keyring add {file}`, copy the file to \
-                     every node, and begin again; else the other API servers could not read what this one writes"
-                )]));
+            let rotating = config.open_rotating().await.map_err(failed)?;
+            if let Some(missing) = rotating.missing_preparation().await.map_err(failed)? {
+                return Err(RotationError::Blocked(vec![missing]));
             }
         }
         Ok(())

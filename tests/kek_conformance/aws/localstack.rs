@@ -87,8 +87,8 @@ async fn a_replica_in_another_region_opens_the_wrap_and_gives_the_same_key_id() 
     let made = bench.admin.create_key().multi_region(true).send().await.expect("a primary key");
     let primary = made.key_metadata.and_then(|metadata| metadata.arn).expect("an ARN");
     bench.admin.replicate_key().key_id(&primary).replica_region("us-east-1").send().await.expect("replicated");
-    let here = config(&bench.item_of(&primary)).build().await.expect("a KEK");
-    let there = config(&bench.item_of(&primary.replace(REGION, "us-east-1"))).build().await.expect("a KEK");
+    let here = config(&bench.item_of(&primary)).open();
+    let there = config(&bench.item_of(&primary.replace(REGION, "us-east-1"))).open();
     let (left, right) = (here.version().await.expect("version"), there.version().await.expect("version"));
     assert_eq!(KeyId::derive(1, [&left]), KeyId::derive(1, [&right]));
     let (dek, context) = dek();

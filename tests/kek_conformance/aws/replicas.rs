@@ -81,7 +81,7 @@ async fn a_blob_that_names_no_key_is_rejected_and_not_taken_for_a_deleted_key() 
     let bench = FakeBench::start().await;
     let id = bench.kms.state().aliases["it"].clone();
     let key = config(&bench.item_of(&format!("arn:aws:kms:{REGION}:{ACCOUNT}:key/{id}")));
-    let kek = key.build().await.expect("a KEK");
+    let kek = key.open();
     let (dek, context) = dek();
     let wrapped = kek.wrap(&dek, &context).await.expect("wrap");
     bench.kms.state().decrypt_finds_no_key = true;
@@ -97,9 +97,9 @@ async fn replicas_of_a_multi_region_key_give_one_key_id_and_open_each_others_wra
     let bench = FakeBench::start().await;
     let id = bench.kms.state().add_key(Key::in_regions(&["eu-west-1", "us-east-1"]), "replicated", true);
     let at = |region: &str| config(&bench.item_of(&format!("arn:aws:kms:{region}:{ACCOUNT}:key/{id}")));
-    let here = at("eu-west-1").build().await.expect("a KEK");
-    let there = at("us-east-1").build().await.expect("a KEK");
-    let nowhere = at("ap-south-1").build().await.expect("a KEK");
+    let here = at("eu-west-1").open();
+    let there = at("us-east-1").open();
+    let nowhere = at("ap-south-1").open();
     let name = |version: &KekVersion| KeyId::derive(1, [version]);
     let (left, right) = (here.version().await.expect("version"), there.version().await.expect("version"));
     assert_eq!(name(&left), name(&right));

@@ -54,10 +54,20 @@ async fn a_wrong_pin_is_shown_once_and_a_new_one_is_read_from_the_file() {
 async fn a_token_that_is_not_there_is_unavailable_and_the_others_are_named() {
     in_its_own_process!("a_token_that_is_not_there_is_unavailable_and_the_others_are_named");
     let bench = Pkcs11Bench::start().await;
-    let kek = config(&bench.item_with("another", "kube-envelope")).build().await.expect("it may come later");
+    let kek = config(&bench.item_with("another", "kube-envelope")).open();
     let error = refusal(&*kek).await;
     assert_eq!(error.cause(), KekCause::Unavailable);
     assert!(error.to_string().contains("\"another\"; there: \"kek\""), "{error}");
+}
+
+#[tokio::test]
+async fn a_key_of_the_other_kind_is_named_with_the_setting_for_it() {
+    in_its_own_process!("a_key_of_the_other_kind_is_named_with_the_setting_for_it");
+    let bench = Pkcs11Bench::start().await;
+    bench.tool(&["--keypairgen", "--key-type", "rsa:2048", "--label", "pair", "--id", "01"]);
+    let error = refusal(&*config(&bench.item_with("kek", "pair")).open()).await;
+    assert_eq!(error.cause(), KekCause::Misconfigured);
+    assert!(error.to_string().contains("is an RSA key pair: set mechanism to rsaOaep"), "{error}");
 }
 
 #[tokio::test]
@@ -65,18 +75,18 @@ async fn two_tokens_of_one_label_are_misconfigured() {
     in_its_own_process!("two_tokens_of_one_label_are_misconfigured");
     let bench = Pkcs11Bench::start().await;
     init_token("kek");
-    let error = config(&bench.item()).build().await.expect_err("which one?");
+    let error = config(&bench.item()).open().version().await.expect_err("which one?");
     assert_eq!(error.cause(), KekCause::Misconfigured);
 }
 
 #[tokio::test]
-async fn a_key_that_does_not_exist_is_denied_and_never_created() {
-    in_its_own_process!("a_key_that_does_not_exist_is_denied_and_never_created");
+async fn a_key_that_is_not_visible_is_no_denial_and_is_never_created() {
+    in_its_own_process!("a_key_that_is_not_visible_is_no_denial_and_is_never_created");
     let bench = Pkcs11Bench::start().await;
-    let kek = config(&bench.item_with("kek", "missing")).build().await.expect("constructed");
-    assert_eq!(refusal(&*kek).await.cause(), KekCause::Denied);
+    let kek = config(&bench.item_with("kek", "missing")).open();
+    assert_eq!(refusal(&*kek).await.cause(), KekCause::Unavailable);
     let (dek, context) = dek();
-    assert_eq!(kek.wrap(&dek, &context).await.expect_err("no key").cause(), KekCause::Denied);
+    assert_eq!(kek.wrap(&dek, &context).await.expect_err("no key").cause(), KekCause::Unavailable);
     let made = bench.in_session(|session| session.find_objects(&[Attribute::Label("missing".into())]));
     assert_eq!(made.expect("a search").len(), 0);
 }
@@ -90,7 +100,7 @@ async fn keys_that_cannot_be_told_apart_are_misconfigured() {
     bench.make_key("kube-envelope", "01");
     assert_eq!(refusal(&*kek).await.cause(), KekCause::Misconfigured, "the same id twice");
     bench.tool(&["--keygen", "--key-type", "AES:32", "--label", "no-id", "--sensitive"]);
-    let kek = config(&bench.item_with("kek", "no-id")).build().await.expect("constructed");
+    let kek = config(&bench.item_with("kek", "no-id")).open();
     assert_eq!(refusal(&*kek).await.cause(), KekCause::Misconfigured, "no id");
 }
 
@@ -121,13 +131,13 @@ async fn a_key_made_by_rotation_never_leaves_the_token() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_module_is_misconfigured() {
-    in_its_own_process!("a_file_that_is_no_module_is_misconfigured");
+async fn a_file_that_is_not_a_module_is_unavailable_and_named() {
+    in_its_own_process!("a_file_that_is_not_a_module_is_unavailable_and_named");
     let bench = Pkcs11Bench::start().await;
     let item =
         bench.item().replace(&bench.module.display().to_string(), &bench.folder.join("pin").display().to_string());
-    let error = config(&item).build().await.expect_err("no module");
-    assert_eq!(error.cause(), KekCause::Misconfigured);
+    let error = config(&item).open().version().await.expect_err("no module");
+    assert_eq!(error.cause(), KekCause::Unavailable);
     assert!(error.to_string().contains("pin"), "{error}");
 }
 

@@ -62,9 +62,7 @@ async fn wraps_made_by_another_mechanism_open_after_a_change() {
     }
     let bench = TokenBench::<KeyWrap>::start().await;
     bench.tool(&["--keypairgen", "--key-type", "rsa:2048", "--label", "kube-envelope", "--id", "02"]);
-    let by = async |setting: &str| {
-        config(&bench.item_by(setting, "kek", "kube-envelope")).build().await.expect("constructed")
-    };
+    let by = async |setting: &str| config(&bench.item_by(setting, "kek", "kube-envelope")).open();
     let mut keks = vec![by("").await];
     for mechanism in ["aesKeyWrap", "aesKeyWrapPad", "rsaOaepSha1"] {
         keks.push(by(&format!("mechanism: {mechanism},")).await);
@@ -110,7 +108,8 @@ async fn a_token_that_offers_no_mechanism_is_refused_at_the_start_with_the_names
     }
     let bench = TokenBench::<KeyWrap>::start().await;
     for setting in ["", "mechanism: aesGcm,"] {
-        let error = config(&bench.item_by(setting, "kek", "kube-envelope")).build().await.expect_err("none fits");
+        let error =
+            config(&bench.item_by(setting, "kek", "kube-envelope")).open().version().await.expect_err("none fits");
         assert_eq!(error.cause(), KekCause::Misconfigured);
         let text = error.to_string();
         assert!(text.contains("CKM_AES_GCM") && text.contains("it offers CKM_"), "{text}");

@@ -12,7 +12,7 @@ use crate::bench::dek;
 use crate::support::fakes::faults::{Fault, TestIssuer};
 
 async fn build(item: &str) -> Box<dyn Kek> {
-    config(item).build().await.expect("the KEK is constructed")
+    config(item).open()
 }
 
 async fn round_trip(kek: &dyn Kek) {
@@ -32,6 +32,10 @@ async fn logs_in_with_a_token_from_a_file_and_takes_a_new_one_from_it() {
     let kek = build(&bench.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", file.display()))).await;
     round_trip(&*kek).await;
     bench.token_file("no-such-token");
+    for _ in 0..5 {
+        kek.version().await.expect("the token that works is kept beside one that does not");
+    }
+    let kek = build(&bench.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", file.display()))).await;
     assert_eq!(cause_of_version(&*kek).await, KekCause::Unauthenticated);
     bench.token_file(&bench.server.token("plugin", 600).await);
     round_trip(&*kek).await;
@@ -175,6 +179,68 @@ async fn a_new_secret_id_is_read_from_its_file() {
     assert_eq!(cause_of_version(&*kek).await, KekCause::Unauthenticated);
     let made = bench.server.write("auth/approle/role/plugin/secret-id", json!({})).await;
     std::fs::write(bench.secret_id_file(), made["data"]["secret_id"].as_str().expect("text")).expect("written");
+    round_trip(&*kek).await;
+}
+
+/// A role whose secret id is good for one login: it is shown once, and never again after it was refused.
+#[tokio::test]
+async fn a_refused_secret_id_is_not_shown_again_and_a_new_one_works_at_once() {
+    let bench = TransitBench::start().await;
+    let role =
+        json!({ "token_policies": ["plugin"], "token_ttl": "2s", "token_max_ttl": "3s", "secret_id_num_uses": 1 });
+    bench.server.write("auth/approle/role/plugin", role).await;
+    let new_secret_id = async || {
+        let made = bench.server.write("auth/approle/role/plugin/secret-id", json!({})).await;
+        std::fs::write(bench.secret_id_file(), made["data"]["secret_id"].as_str().expect("text")).expect("written");
+    };
+    new_secret_id().await;
+    let kek = bench.kek().await;
+    kek.version().await.expect("the first login");
+    let refused = async || {
+        let end = Instant::now() + Duration::from_secs(15);
+        loop {
+            match kek.version().await {
+                Err(error) if error.to_string().contains("not shown again") => return,
+                _ => assert!(Instant::now() < end, "the secret id was never refused"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    refused().await;
+    let before = bench.requests();
+    for _ in 0..20 {
+        assert_eq!(cause_of_version(&*kek).await, KekCause::Unauthenticated);
+    }
+    assert_eq!(bench.requests(), before, "a refused secret id was shown again");
+    new_secret_id().await;
+    kek.version().await.expect("the new secret id works at once");
+}
+
+/// A login gives the policies of its time to a token: those that were granted later take a new token.
+#[tokio::test]
+async fn a_denial_counts_only_once_a_new_token_is_denied_too() {
+    let bench = TransitBench::start().await;
+    bench.server.policy("nothing", "path \"nothing\" { capabilities = [\"read\"] }").await;
+    let role = |policy: &str| json!({ "token_policies": [policy], "token_no_default_policy": true, "token_ttl": "1h" });
+    bench.server.write("auth/approle/role/plugin", role("nothing")).await;
+    let kek = bench.kek().await;
+    assert_eq!(cause_of_version(&*kek).await, KekCause::Denied);
+    bench.server.write("auth/approle/role/plugin", role("plugin")).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    kek.version().await.expect("a new token has the policy");
+}
+
+/// An ingress that has lost its backend, a proxy with an opinion.
+#[tokio::test]
+async fn an_answer_of_somebody_in_between_is_never_a_denial() {
+    let bench = TransitBench::start().await;
+    let kek = bench.kek().await;
+    round_trip(&*kek).await;
+    for (status, body) in [(404, "default backend - 404"), (403, "<html>Forbidden</html>"), (401, ""), (403, "")] {
+        bench.faults.set(Fault::Answer(Answer { status, headers: Vec::new(), body: body.into() }));
+        assert_eq!(cause_of_version(&*kek).await, KekCause::Unavailable, "{status} {body}");
+    }
+    bench.faults.clear();
     round_trip(&*kek).await;
 }
 

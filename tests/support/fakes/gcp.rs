@@ -13,7 +13,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use base64::Engine;
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
 use super::form::url_form;
@@ -197,12 +197,12 @@ impl Service {
         }
         let assertion = form.get("assertion").map_or("", String::as_str);
         let Some((signed, signature)) = assertion.rsplit_once('.') else { return refuse("no JWT") };
-        let signature = BASE64_URL_SAFE.decode(signature).unwrap_or_default();
+        let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).unwrap_or_default();
         let key = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, &self.public_key);
         if self.refuses_tokens || key.verify(signed.as_bytes(), &signature).is_err() {
             return refuse("Invalid JWT Signature.");
         }
-        let claims = signed.split_once('.').and_then(|(_, claims)| BASE64_URL_SAFE.decode(claims).ok());
+        let claims = signed.split_once('.').and_then(|(_, claims)| BASE64_URL_SAFE_NO_PAD.decode(claims).ok());
         let claims: Value = serde_json::from_slice(&claims.unwrap_or_default()).unwrap_or_default();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
         let (issued, ends) = (claims["iat"].as_u64().unwrap_or(0), claims["exp"].as_u64().unwrap_or(0));

@@ -1,0 +1,54 @@
+//! The settings of a `keyring` KEK.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::Deserialize;
+
+use super::{Keyring, KeyringKek};
+use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::key_stores::shared::path;
+use crate::key_stores::{KeyStore, Parsed};
+
+/// Settings as they are written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Settings {
+    /// The keyring file, made with `kube-envelope keyring create`; readable by its owner alone.
+    file: PathBuf,
+}
+
+impl Settings {
+    pub(in crate::key_stores) fn parse(self) -> Parsed {
+        let mut mistakes = Vec::new();
+        path::check(&mut mistakes, "file", &self.file);
+        if mistakes.is_empty() { Ok(Arc::new(KeyringFile { file: self.file })) } else { Err(mistakes) }
+    }
+}
+
+#[derive(Debug)]
+struct KeyringFile {
+    file: PathBuf,
+}
+
+#[async_trait]
+impl KeyStore for KeyringFile {
+    /// Of the keyring's own id. While the file cannot be read, one that no wrap has.
+    fn lineage(&self) -> Lineage {
+        let unread = || Lineage::derive("keyring file", &[&self.file.to_string_lossy()]);
+        Keyring::read(&self.file).map_or_else(|_| unread(), |keyring| keyring.lineage())
+    }
+
+    fn asks_a_server(&self) -> bool {
+        false
+    }
+
+    async fn open(&self) -> Result<Box<dyn Kek>, KekError> {
+        Ok(Box::new(KeyringKek::open(&self.file)?))
+    }
+
+    async fn open_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
+        Ok(Box::new(KeyringKek::open(&self.file)?))
+    }
+}

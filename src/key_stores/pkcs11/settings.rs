@@ -1,0 +1,85 @@
+//! The settings of a `pkcs11` KEK.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::Deserialize;
+
+use super::Pkcs11Kek;
+use super::client::Client;
+use super::mechanism::Mechanism;
+use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::key_stores::shared::path;
+use crate::key_stores::{KeyStore, Mistake, Parsed};
+
+/// Settings as they are written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Settings {
+    /// The PKCS#11 module, a shared library of the token's vendor.
+    module: PathBuf,
+    /// The token's label. Slot numbers change; they are not used.
+    token_label: String,
+    /// The label that all versions of the key bear. The one with the highest `CKA_ID` is active.
+    key_label: String,
+    /// A file with the user's PIN.
+    pin_file: PathBuf,
+    /// How DEKs are wrapped from now on; by default the best that the token offers.
+    mechanism: Option<Mechanism>,
+}
+
+impl Settings {
+    pub(in crate::key_stores) fn parse(self) -> Parsed {
+        let mut mistakes = Vec::new();
+        path::check(&mut mistakes, "module", &self.module);
+        path::check(&mut mistakes, "pinFile", &self.pin_file);
+        let token_label = self.token_label.trim_end().to_owned();
+        for (field, label) in [("tokenLabel", token_label.as_str()), ("keyLabel", self.key_label.trim())] {
+            if label.is_empty() {
+                mistakes.push(Mistake::new(field, "is empty; write the label"));
+            }
+        }
+        let Self { module, key_label, pin_file, mechanism, .. } = self;
+        if mistakes.is_empty() {
+            Ok(Arc::new(TokenKey { module, token_label, key_label, pin_file, mechanism }))
+        } else {
+            Err(mistakes)
+        }
+    }
+}
+
+/// A key in a token, and the way to it.
+#[derive(Clone, Debug)]
+pub(super) struct TokenKey {
+    pub(super) module: PathBuf,
+    pub(super) token_label: String,
+    pub(super) key_label: String,
+    pub(super) pin_file: PathBuf,
+    pub(super) mechanism: Option<Mechanism>,
+}
+
+impl TokenKey {
+    fn kek(&self) -> Pkcs11Kek {
+        Pkcs11Kek { lineage: self.lineage(), client: Arc::new(Client::new(self.clone())) }
+    }
+}
+
+#[async_trait]
+impl KeyStore for TokenKey {
+    fn lineage(&self) -> Lineage {
+        Lineage::derive("pkcs11", &[&self.token_label, &self.key_label])
+    }
+
+    fn asks_a_server(&self) -> bool {
+        false
+    }
+
+    async fn open(&self) -> Result<Box<dyn Kek>, KekError> {
+        Ok(Box::new(self.kek()))
+    }
+
+    async fn open_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
+        Ok(Box::new(self.kek()))
+    }
+}
