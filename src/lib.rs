@@ -19,6 +19,8 @@
 //! * [`kek`]: the contract of a KEK, and deadline, retries and breaker around all of them.
 //! * [`crypto`]: secret types, and the only file that names a cipher.
 //! * [`telemetry`]: metrics and logs.
+//! * [`encryption_config`]: the API server's file, read as the API server reads it.
+//! * [`files`]: files that are written whole or not at all.
 //!
 //! # Invariants
 //!
@@ -49,10 +51,12 @@ pub mod commands;
 pub mod config;
 pub mod crypto;
 pub mod dek;
+pub mod encryption_config;
 pub mod envelope;
 mod error_chain;
 #[cfg(feature = "rotate")]
 pub mod etcd;
+pub mod files;
 pub mod generation;
 pub mod kek;
 pub mod key_id;

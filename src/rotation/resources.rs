@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::RotationError;
 use super::api::{Api, escaped, null_as_empty};
 use super::metrics::{Direction, Scrape};
+use crate::encryption_config::{EncryptionConfigError, EncryptionConfiguration, Entry, KmsVersion, Provider};
 
 const DISCOVERY: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 /// What an API server puts before a value that a KMS v2 provider encrypted; the provider's name and `:` follow.
@@ -78,49 +79,14 @@ pub enum Coverage {
     Inferred(BTreeMap<String, String>),
 }
 
-/// The part of an `EncryptionConfiguration` that says what is written by whom.
-#[derive(Debug, Deserialize)]
-pub struct EncryptionConfiguration {
-    resources: Vec<Entry>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Entry {
-    resources: Vec<String>,
-    providers: Vec<Provider>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Provider {
-    kms: Option<Kms>,
-    identity: Option<serde::de::IgnoredAny>,
-    aescbc: Option<serde::de::IgnoredAny>,
-    aesgcm: Option<serde::de::IgnoredAny>,
-    secretbox: Option<serde::de::IgnoredAny>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Kms {
-    name: String,
-    #[serde(default)]
-    api_version: String,
-}
-
 impl Coverage {
     /// Reads the file that the API servers are started with.
     pub fn read(file: &Path) -> Result<Self, RotationError> {
-        let text = std::fs::read_to_string(file).map_err(|source| RotationError::File {
-            what: "read the EncryptionConfiguration",
-            file: file.into(),
-            source,
-        })?;
-        let configuration: EncryptionConfiguration = serde_saphyr::from_str(&text).map_err(|error| {
-            RotationError::Unusable(format!(
-                "{} is no EncryptionConfiguration: {}",
-                file.display(),
-                error.without_snippet()
-            ))
+        let configuration = EncryptionConfiguration::read(file).map_err(|error| match error {
+            EncryptionConfigError::Read { file, source } => {
+                RotationError::File { what: "read the EncryptionConfiguration", file, source }
+            }
+            error => RotationError::Unusable(format!("{}: {error}", file.display())),
         })?;
         let coverage = Self::Configured(configuration);
         if coverage.providers().is_empty() {
@@ -158,12 +124,7 @@ impl Coverage {
     /// The KMS v2 provider that writes this resource.
     pub fn provider(&self, resource: &Resource) -> Option<&str> {
         match self {
-            Self::Configured(configuration) => {
-                let entry = configuration.resources.iter().find(|entry| {
-                    entry.resources.iter().any(|pattern| matches(pattern, &resource.plural, &resource.group))
-                })?;
-                entry.writer()
-            }
+            Self::Configured(configuration) => kms_v2_writer(configuration.entry(&resource.plural, &resource.group)?),
             Self::Inferred(found) => found.get(&resource.to_string()).map(String::as_str),
         }
     }
@@ -172,7 +133,7 @@ impl Coverage {
     pub fn providers(&self) -> BTreeSet<String> {
         match self {
             Self::Configured(configuration) => {
-                configuration.resources.iter().filter_map(Entry::writer).map(Into::into).collect()
+                configuration.entries.iter().filter_map(kms_v2_writer).map(Into::into).collect()
             }
             Self::Inferred(found) => found.values().cloned().collect(),
         }
@@ -181,7 +142,7 @@ impl Coverage {
     /// How prefixes of values begin that are written by no KMS v2 provider, by configuration; empty for values in clear.
     pub fn other_prefixes(&self) -> BTreeSet<String> {
         match self {
-            Self::Configured(configuration) => configuration.resources.iter().filter_map(Entry::other_prefix).collect(),
+            Self::Configured(configuration) => configuration.entries.iter().filter_map(other_prefix).collect(),
             Self::Inferred(_) => BTreeSet::new(),
         }
     }
@@ -192,36 +153,18 @@ impl Coverage {
     }
 }
 
-impl Entry {
-    fn other_prefix(&self) -> Option<String> {
-        let first = self.providers.first()?;
-        let prefix = match first {
-            Provider { kms: Some(kms), .. } if kms.api_version == "v2" => return None,
-            Provider { kms: Some(_), .. } => "k8s:enc:kms:v1:",
-            Provider { aescbc: Some(_), .. } => "k8s:enc:aescbc:",
-            Provider { aesgcm: Some(_), .. } => "k8s:enc:aesgcm:",
-            Provider { secretbox: Some(_), .. } => "k8s:enc:secretbox:",
-            Provider { identity: Some(_), .. } => "",
-            Provider { .. } => return None,
-        };
-        Some(prefix.into())
-    }
-
-    fn writer(&self) -> Option<&str> {
-        let kms = self.providers.first()?.kms.as_ref()?;
-        (kms.api_version == "v2").then_some(kms.name.as_str())
-    }
+/// The name of the provider that writes, where it is a KMS v2 plugin.
+fn kms_v2_writer(entry: &Entry) -> Option<&str> {
+    let kms = entry.writer()?.kms()?;
+    (kms.version == KmsVersion::V2).then_some(kms.name.as_str())
 }
 
-/// Whether an entry such as `secrets`, `deployments.apps`, `*.apps`, `*.` or `*.*` names this resource.
-fn matches(pattern: &str, plural: &str, group: &str) -> bool {
-    match pattern {
-        "*.*" => true,
-        "*." => group.is_empty(),
-        _ => {
-            let (wanted, of) = pattern.split_once('.').unwrap_or((pattern, ""));
-            of == group && (wanted == "*" || wanted == plural)
-        }
+/// How the values of a provider begin that is not a KMS v2 plugin.
+fn other_prefix(entry: &Entry) -> Option<String> {
+    match entry.writer()? {
+        Provider::Kms(kms) => (kms.version == KmsVersion::V1).then(|| "k8s:enc:kms:v1:".into()),
+        Provider::LocalKeys(kind) => Some(format!("k8s:enc:{kind}:")),
+        Provider::Identity => Some(String::new()),
     }
 }
 
@@ -333,24 +276,18 @@ mod tests {
 
     #[test]
     fn the_first_entry_that_names_a_resource_says_who_writes_it() {
-        let text = "resources:\n- resources: [secrets, widgets.example.com]\n  providers: [{kms: {apiVersion: v2, name: \
-                    a, endpoint: x}}, {identity: {}}]\n- resources: ['*.apps']\n  providers: [{identity: {}}, {kms: \
-                    {apiVersion: v2, name: a, endpoint: x}}]\n- resources: ['*.*']\n  providers: [{kms: {apiVersion: \
-                    v2, name: b, endpoint: y}}]\n";
-        let coverage = Coverage::Configured(serde_saphyr::from_str(text).unwrap());
+        let text = "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
+                    - resources: [secrets, widgets.example.com]\n  providers: [{kms: {apiVersion: v2, name: a, endpoint: \
+                    'unix:/x'}}, {identity: {}}]\n\
+                    - resources: ['*.apps']\n  providers: [{identity: {}}, {kms: {apiVersion: v2, name: c, endpoint: \
+                    'unix:/x'}}]\n\
+                    - resources: ['*.*']\n  providers: [{kms: {apiVersion: v2, name: b, endpoint: 'unix:/y'}}]\n";
+        let coverage = Coverage::Configured(EncryptionConfiguration::parse(text).unwrap());
         assert_eq!(coverage.provider(&resource("secrets", "")), Some("a"));
         assert_eq!(coverage.provider(&resource("widgets", "example.com")), Some("a"));
         assert_eq!(coverage.provider(&resource("deployments", "apps")), None, "identity is first");
         assert_eq!(coverage.provider(&resource("configmaps", "")), Some("b"));
         assert_eq!(coverage.provider(&resource("secrets", "example.com")), Some("b"));
         assert_eq!(coverage.providers().into_iter().collect::<Vec<_>>(), ["a", "b"]);
-    }
-
-    #[test]
-    fn wildcards_name_a_group_or_everything() {
-        assert!(matches("*.*", "x", "g"));
-        assert!(matches("*.", "x", "") && !matches("*.", "x", "g"));
-        assert!(matches("*.g.io", "x", "g.io") && !matches("*.g.io", "x", "h.io"));
-        assert!(matches("secrets", "secrets", "") && !matches("secrets", "secrets", "g"));
     }
 }

@@ -7,9 +7,14 @@ use serde_json::Value;
 
 use super::Finding;
 use crate::config::Config;
+use crate::encryption_config::{
+    EncryptionConfigError, EncryptionConfiguration, Endpoint, Entry, Kms, KmsVersion, Provider,
+};
 use crate::kek::guard::DEADLINE;
 
 const FLAG: &str = "--encryption-provider-config";
+const ENCRYPTION: &str = "API server: EncryptionConfiguration";
+const READABLE: &str = "run as a user who may read it, on the node";
 
 /// Checks what was named; without a file of its own, the `EncryptionConfiguration` that the pod is given.
 pub(super) fn check(config: &Config, encryption: Option<&Path>, manifest: Option<&Path>) -> Vec<Finding> {
@@ -27,98 +32,98 @@ pub(super) fn check(config: &Config, encryption: Option<&Path>, manifest: Option
         file
     });
     if let Some(file) = encryption.map(Path::to_owned).or(of_pod) {
-        match read(&file) {
-            Ok(encryption) => findings.extend(check_encryption(config, &encryption, pod.as_ref())),
-            Err(finding) => findings.push(finding),
-        }
+        findings.extend(match EncryptionConfiguration::read(&file) {
+            Ok(encryption) => check_encryption(config, &encryption, pod.as_ref()),
+            Err(error) => vec![refused(&file, &error)],
+        });
     }
     findings
 }
 
 fn read(file: &Path) -> Result<Value, Finding> {
     let check = "API server: files";
-    let text = std::fs::read_to_string(file).map_err(|error| {
-        Finding::failed(check, format!("cannot read {}: {error}", file.display()), "run as a user who may, on the node")
-    })?;
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| Finding::failed(check, format!("cannot read {}: {error}", file.display()), READABLE))?;
     serde_saphyr::from_str(&text).map_err(|error| {
         let detail = format!("{} is not YAML: {}", file.display(), error.without_snippet());
         Finding::failed(check, detail, "correct the file")
     })
 }
 
-fn check_encryption(config: &Config, encryption: &Value, pod: Option<&Pod>) -> Vec<Finding> {
-    let check = "API server: EncryptionConfiguration";
-    let empty = Vec::new();
-    let items = encryption["resources"].as_array().unwrap_or(&empty);
+fn refused(file: &Path, error: &EncryptionConfigError) -> Finding {
+    match error {
+        EncryptionConfigError::Read { source, .. } => {
+            Finding::failed("API server: files", format!("cannot read {}: {source}", file.display()), READABLE)
+        }
+        error => Finding::failed(
+            ENCRYPTION,
+            format!("{}: {error}", file.display()),
+            "correct the file: the API server does not start with it",
+        ),
+    }
+}
+
+fn check_encryption(config: &Config, encryption: &EncryptionConfiguration, pod: Option<&Pod>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut encrypts_secrets = false;
     let mut is_listed = false;
-    for item in items {
-        let providers = item["providers"].as_array().unwrap_or(&empty);
-        let ours = |provider: &Value| is_ours(&provider["kms"], config, pod);
-        let Some(at) = providers.iter().position(ours) else { continue };
+    for entry in &encryption.entries {
+        let ours = |kms: &Kms| is_ours(&kms.endpoint, config, pod);
+        let Some(at) = entry.providers.iter().position(|provider| provider.kms().is_some_and(ours)) else { continue };
         is_listed = true;
-        let writes = at == 0;
-        encrypts_secrets |= writes && names_secrets(item);
-        findings.extend(provider_problems(check, &providers[at]["kms"]));
-        if !writes {
-            let so = "another provider stands before the plugin's: it writes, and the plugin only reads";
+        findings.extend(entry.providers[at].kms().into_iter().flat_map(provider_problems));
+        if at > 0 {
             findings.push(Finding::advice(
-                check,
-                so,
-                "move the plugin's provider to the first place, then rotate-keys",
+                ENCRYPTION,
+                format!(
+                    "another provider is listed before the plugin's for {}: it writes, and the plugin only reads",
+                    entry.resources.join(", ")
+                ),
+                "move the plugin's provider to the first place, then run rotate-keys",
             ));
         }
     }
+    let secrets = encryption.entry("secrets", "").and_then(Entry::writer).and_then(Provider::kms);
     if !is_listed {
         let detail = format!("no KMS provider has the endpoint unix://{}", config.socket.display());
         findings.push(Finding::failed(
-            check,
+            ENCRYPTION,
             detail,
             "see manifests/encryption-configuration.yaml; give both the same path",
         ));
-    } else if !encrypts_secrets {
-        let so = "Secrets are not written through the plugin";
-        findings.push(Finding::advice(check, so, "list secrets under resources, with the plugin's provider first"));
+    } else if !secrets.is_some_and(|kms| is_ours(&kms.endpoint, config, pod)) {
+        let detail = "Secrets are not written through the plugin";
+        let fix = "list secrets under resources, with the plugin's provider first";
+        findings.push(Finding::advice(ENCRYPTION, detail, fix));
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(check, "Secrets are written through the plugin"));
+        findings.push(Finding::ok(ENCRYPTION, "Secrets are written through the plugin"));
     }
     findings
 }
 
 /// Whether the endpoint leads to the plugin's socket; a path of the API server's container is looked up on the host.
-fn is_ours(kms: &Value, config: &Config, pod: Option<&Pod>) -> bool {
-    let Some(path) = kms["endpoint"].as_str().and_then(|endpoint| endpoint.strip_prefix("unix://")) else {
-        return false;
-    };
-    let path = Path::new(path);
-    pod.map_or(Some(path.to_owned()), |pod| pod.on_host(path)).is_some_and(|path| path == config.socket)
+fn is_ours(endpoint: &Endpoint, config: &Config, pod: Option<&Pod>) -> bool {
+    match (endpoint, pod) {
+        (Endpoint::Path(path), Some(pod)) => {
+            pod.on_host(path).is_some_and(|path| Endpoint::Path(path).leads_to(&config.socket))
+        }
+        (endpoint, _) => endpoint.leads_to(&config.socket),
+    }
 }
 
-fn names_secrets(item: &Value) -> bool {
-    let named = item["resources"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    named.into_iter().any(|name| matches!(name, "secrets" | "*." | "*.*"))
-}
-
-fn provider_problems(check: &str, kms: &Value) -> Vec<Finding> {
+fn provider_problems(kms: &Kms) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if kms["apiVersion"].as_str() != Some("v2") {
-        findings.push(Finding::failed(
-            check,
-            "the provider speaks KMS v1, which the plugin does not",
-            "set apiVersion: v2",
-        ));
+    if kms.version == KmsVersion::V1 {
+        let detail = format!("provider {} speaks KMS v1, which the plugin does not", kms.name);
+        findings.push(Finding::failed(ENCRYPTION, detail, "set apiVersion: v2"));
     }
-    if !kms["cachesize"].is_null() {
-        findings.push(Finding::failed(check, "the API server refuses cachesize for KMS v2", "remove cachesize"));
-    }
-    let timeout = kms["timeout"].as_str().map(humantime::parse_duration);
-    let least = DEADLINE + Duration::from_millis(500);
-    if timeout.is_some_and(|timeout| timeout.is_ok_and(|timeout| timeout < least)) {
-        let detail =
-            format!("the timeout is short: the plugin gives a KEK {DEADLINE:?} before it says why it has no answer");
-        findings.push(Finding::advice(check, detail, "set timeout: 3s"));
+    if kms.timeout < DEADLINE + Duration::from_millis(500) {
+        let detail = format!(
+            "the timeout of provider {} is short: the plugin gives a KEK {DEADLINE:?} before it says why it has no \
+             answer",
+            kms.name
+        );
+        findings.push(Finding::advice(ENCRYPTION, detail, "set timeout: 3s"));
     }
     findings
 }
