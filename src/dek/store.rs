@@ -4,10 +4,9 @@
 //! A damaged file is set aside under the ending `.damaged`.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use prost::Message;
 use tracing::warn;
@@ -15,6 +14,7 @@ use tracing::warn;
 use crate::crypto::seal::digest;
 use crate::crypto::secret::DekId;
 use crate::envelope::{WrappedDekSet, record::AdoptedRecord};
+use crate::files;
 use crate::key_id::KeyId;
 
 const MAGIC: &[u8; 4] = b"KES1";
@@ -25,7 +25,6 @@ const ENDING: &str = "dek";
 #[derive(Debug)]
 pub struct DekStore {
     folder: PathBuf,
-    writes: AtomicU64,
 }
 
 /// What this node adopted so far.
@@ -41,14 +40,13 @@ impl DekStore {
     /// Opens the folder, made with mode 0700 where it does not exist.
     pub fn open(folder: &Path) -> io::Result<Self> {
         if !folder.exists() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+            files::create_private_folder(folder)?;
         }
         if !fs::metadata(folder)?.is_dir() {
             return Err(io::Error::new(io::ErrorKind::NotADirectory, "not a folder"));
         }
-        let store = Self { folder: folder.to_owned(), writes: AtomicU64::new(0) };
-        store.remove_unfinished();
-        Ok(store)
+        files::remove_unfinished(folder);
+        Ok(Self { folder: folder.to_owned() })
     }
 
     /// Keeps a wrapped DEK; one that is kept already is left alone.
@@ -108,27 +106,7 @@ impl DekStore {
     }
 
     fn write(&self, file: &Path, record: &[u8]) -> io::Result<()> {
-        let number = self.writes.fetch_add(1, Ordering::Relaxed);
-        let unfinished = self.folder.join(format!(".unfinished-{}-{number}", std::process::id()));
-        let written =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).and_then(|mut handle| {
-                handle.write_all(MAGIC)?;
-                handle.write_all(&digest(&[record]))?;
-                handle.write_all(record)?;
-                handle.sync_all()
-            });
-        written.and_then(|()| fs::rename(&unfinished, file)).inspect_err(|_| {
-            let _ = fs::remove_file(&unfinished);
-        })?;
-        fs::File::open(&self.folder)?.sync_all()
-    }
-
-    fn remove_unfinished(&self) {
-        for file in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            if file.file_name().to_string_lossy().starts_with(".unfinished-") {
-                let _ = fs::remove_file(file.path());
-            }
-        }
+        files::replace(file, &[MAGIC, digest(&[record]).as_slice(), record].concat())
     }
 }
 

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +12,7 @@ use super::resources::Resource;
 use super::rewrite::Tally;
 use super::verdict::Verdict;
 use super::verify::Scan;
+use crate::files;
 
 const FORMAT: u32 = 1;
 
@@ -225,22 +224,11 @@ impl Journal {
     }
 }
 
-/// Writes a file of mode 0600 beside its place and renames it there.
+/// Writes a file of mode 0600, whole or not at all; creates its folder where there is none.
 pub fn write_whole(file: &Path, text: &str) -> Result<(), RotationError> {
-    let temporary = PathBuf::from(format!("{}.new", file.display()));
-    let written = || -> std::io::Result<()> {
-        if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder)?;
-        }
-        let mut handle = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        handle.write_all(text.as_bytes())?;
-        handle.write_all(b"\n")?;
-        handle.sync_all()?;
-        fs::rename(&temporary, file)?;
-        if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::File::open(folder)?.sync_all()?;
-        }
-        Ok(())
-    };
-    written().map_err(|source| RotationError::File { what: "write", file: file.into(), source })
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder
+        .map_or(Ok(()), files::create_private_folder)
+        .and_then(|()| files::replace(file, format!("{text}\n").as_bytes()))
+        .map_err(|source| RotationError::File { what: "write", file: file.into(), source })
 }

@@ -4,9 +4,8 @@
 //! It is replaced by rename, never overwritten in place.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rand::CryptoRng;
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::crypto::seal::key_fingerprint;
+use crate::files;
 use crate::kek::{KekCause, KekError, KekVersion, Lineage};
 
 /// The content of a keyring file.
@@ -108,35 +108,29 @@ impl Keyring {
     }
 
     /// Writes a new file; an existing one is never touched.
+    ///
+    /// # Errors
+    /// [`KekCause::Misconfigured`] when the file exists or cannot be written.
     pub fn write_new(&self, file: &Path) -> Result<(), KekError> {
-        if fs::symlink_metadata(file).is_ok() {
-            return Err(KekError::misconfigured(format!(
-                "{} exists already; choose another name, or add a version with: kube-envelope keyring add {}",
-                file.display(),
-                file.display()
-            )));
-        }
-        let temporary = self.write_beside(file)?;
-        // link, unlike rename, fails when another process has made the file meanwhile.
-        let linked = fs::hard_link(&temporary, file);
-        let _ = fs::remove_file(&temporary);
-        linked
-            .map_err(|error| KekError::misconfigured(format!("cannot create {}", file.display())).with_source(error))?;
-        sync_folder(file);
-        Ok(())
+        let name = file.display();
+        files::create(file, self.text().as_bytes()).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => KekError::misconfigured(format!(
+                "{name} exists already; choose another name, or add a version with: kube-envelope keyring add {name}"
+            )),
+            _ => KekError::misconfigured(format!("cannot create {name}")).with_source(error),
+        })
     }
 
     /// Replaces the file in one step: a reader sees the old or the new content, whole.
+    ///
+    /// # Errors
+    /// [`KekCause::Misconfigured`] when the file is not there or cannot be written.
     pub fn replace(&self, file: &Path) -> Result<(), KekError> {
-        let target = fs::canonicalize(file)
-            .map_err(|error| KekError::misconfigured(format!("cannot find {}", file.display())).with_source(error))?;
-        let temporary = self.write_beside(&target)?;
-        fs::rename(&temporary, &target).map_err(|error| {
-            let _ = fs::remove_file(&temporary);
-            KekError::misconfigured(format!("cannot replace {}", target.display())).with_source(error)
-        })?;
-        sync_folder(&target);
-        Ok(())
+        let failed = |problem: &str, file: &Path, error: std::io::Error| {
+            KekError::misconfigured(format!("cannot {problem} {}", file.display())).with_source(error)
+        };
+        let target = fs::canonicalize(file).map_err(|error| failed("find", file, error))?;
+        files::replace(&target, self.text().as_bytes()).map_err(|error| failed("replace", &target, error))
     }
 
     /// Adds a pending version and returns its id.
@@ -248,25 +242,10 @@ impl Keyring {
         Ok(())
     }
 
-    fn write_beside(&self, file: &Path) -> Result<PathBuf, KekError> {
-        let mut random = [0; 8];
-        rand::Rng::fill_bytes(&mut rand::rng(), &mut random);
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let temporary = folder.join(format!(".keyring-{}", hex::encode(random)));
-        let text = Zeroizing::new(serde_json::to_string_pretty(self).expect("a keyring has only string keys"));
-        let written =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut handle| {
-                handle.write_all(text.as_bytes())?;
-                handle.write_all(b"\n")?;
-                handle.sync_all()
-            });
-        match written {
-            Ok(()) => Ok(temporary),
-            Err(error) => {
-                let _ = fs::remove_file(&temporary);
-                Err(KekError::misconfigured(format!("cannot write into {}", folder.display())).with_source(error))
-            }
-        }
+    fn text(&self) -> Zeroizing<String> {
+        let mut text = serde_json::to_string_pretty(self).expect("a keyring has only string keys");
+        text.push('\n');
+        Zeroizing::new(text)
     }
 }
 
@@ -331,11 +310,4 @@ fn check_private(file: &Path, metadata: &fs::Metadata) -> Result<(), KekError> {
         )));
     }
     Ok(())
-}
-
-/// Makes a rename or link durable; where the file system cannot, the data themselves are safe all the same.
-fn sync_folder(file: &Path) {
-    if let Some(folder) = file.parent() {
-        let _ = fs::File::open(folder).and_then(|handle| handle.sync_all());
-    }
 }

@@ -1,0 +1,116 @@
+//! Files that are written whole or not at all: beside their place, synced, then moved there in one step.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rand::RngExt;
+
+/// Begins the name of a file that is not in its place yet; what a crash leaves behind has it.
+const UNFINISHED: &str = ".unfinished-";
+
+/// Puts `content` into `file` with mode 0600, in place of what is there. A reader sees the former content or the new
+/// one, whole, also after a power cut.
+///
+/// # Errors
+/// Of the file system; `file` is then unchanged.
+pub fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
+    let unfinished = write_beside(file, content)?;
+    fs::rename(&unfinished, file).inspect_err(|_| remove(&unfinished))?;
+    sync_folder(file)
+}
+
+/// Creates `file` with `content` and mode 0600.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`] when something is there, which is left alone; others of the file system.
+pub fn create(file: &Path, content: &[u8]) -> io::Result<()> {
+    let unfinished = write_beside(file, content)?;
+    // link, unlike rename, fails when another process has created the file in the meantime.
+    let linked = fs::hard_link(&unfinished, file);
+    remove(&unfinished);
+    linked?;
+    sync_folder(file)
+}
+
+/// Creates a folder with mode 0700, and those above it; one that exists keeps its mode.
+///
+/// # Errors
+/// Of the file system.
+pub fn create_private_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Removes what a crash during [`replace`] or [`create`] left in `folder`. Only for the one process that writes there.
+pub fn remove_unfinished(folder: &Path) {
+    for file in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if file.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            remove(&file.path());
+        }
+    }
+}
+
+fn write_beside(file: &Path, content: &[u8]) -> io::Result<PathBuf> {
+    let unfinished = folder_of(file).join(format!("{UNFINISHED}{:016x}", rand::rng().random::<u64>()));
+    let written =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).and_then(|mut handle| {
+            handle.write_all(content)?;
+            handle.sync_all()
+        });
+    written.map(|()| unfinished.clone()).inspect_err(|_| remove(&unfinished))
+}
+
+/// The rename itself must survive a power cut, too.
+fn sync_folder(file: &Path) -> io::Result<()> {
+    File::open(folder_of(file))?.sync_all()
+}
+
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn remove(file: &Path) {
+    let _ = fs::remove_file(file);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_replaced_file_is_private_and_nothing_is_left_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "former").unwrap();
+        replace(&file, b"new").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(names(folder.path()), ["file"]);
+    }
+
+    #[test]
+    fn an_existing_file_is_not_created_again_and_keeps_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        create(&file, b"first").unwrap();
+        assert_eq!(create(&file, b"second").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&file).unwrap(), b"first");
+        assert_eq!(names(folder.path()), ["file"]);
+    }
+
+    #[test]
+    fn what_cannot_be_moved_to_its_place_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let in_the_way = folder.path().join("file");
+        fs::create_dir_all(in_the_way.join("full")).unwrap();
+        assert!(replace(&in_the_way, b"new").is_err());
+        assert_eq!(names(folder.path()), ["file"]);
+    }
+}
