@@ -5,6 +5,7 @@ pub mod rotation;
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::DEFAULT_PATH;
@@ -139,4 +140,17 @@ pub enum KeyringCommand {
         #[arg(long, short, value_enum, default_value_t)]
         output: OutputFormat,
     },
+}
+
+impl ValueEnum for LogFormat {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Text, Self::Json]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Text => PossibleValue::new("text").help("For people"),
+            Self::Json => PossibleValue::new("json").help("One JSON object a line"),
+        })
+    }
 }

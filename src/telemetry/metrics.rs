@@ -1,0 +1,266 @@
+//! Names of metrics and the enums that label them. Labels are enums and configured names, never text from outside.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram};
+use prometheus_client::registry::Registry;
+
+/// Which of the three RPCs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rpc {
+    /// Status.
+    Status,
+    /// Encrypt.
+    Encrypt,
+    /// Decrypt.
+    Decrypt,
+}
+
+/// What a KEK was asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KekOperation {
+    /// Name the active version.
+    Version,
+    /// Wrap a DEK.
+    Wrap,
+    /// Unwrap a DEK.
+    Unwrap,
+}
+
+/// How an operation of a KEK ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KekOutcome {
+    /// Done.
+    Ok,
+    /// Not reached, or the key store's own fault.
+    Unavailable,
+    /// Asked too often.
+    Throttled,
+    /// Credentials are missing, expired or refused.
+    Unauthenticated,
+    /// Refused by policy or key state.
+    Denied,
+    /// There is no such version.
+    UnknownVersion,
+    /// The data do not match.
+    Rejected,
+    /// The configuration cannot work.
+    Misconfigured,
+}
+
+/// How an RPC ended: `ok`, or the cause of the failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Outcome(pub Option<&'static str>);
+
+impl EncodeLabelValue for Rpc {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Status => "Status",
+            Self::Encrypt => "Encrypt",
+            Self::Decrypt => "Decrypt",
+        };
+        name.encode(encoder)
+    }
+}
+
+impl EncodeLabelValue for KekOperation {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Version => "version",
+            Self::Wrap => "wrap",
+            Self::Unwrap => "unwrap",
+        };
+        name.encode(encoder)
+    }
+}
+
+impl EncodeLabelValue for KekOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Ok => "ok",
+            Self::Unavailable => "unavailable",
+            Self::Throttled => "throttled",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Denied => "denied",
+            Self::UnknownVersion => "unknown version",
+            Self::Rejected => "rejected",
+            Self::Misconfigured => "misconfigured",
+        };
+        name.encode(encoder)
+    }
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.unwrap_or("ok").encode(encoder)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RpcLabels {
+    method: Rpc,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RpcMethod {
+    method: Rpc,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KekLabels {
+    kek: String,
+    operation: KekOperation,
+    outcome: KekOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KekMethod {
+    kek: String,
+    operation: KekOperation,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KekName {
+    kek: String,
+}
+
+/// Every metric of the plugin. Labels are enums and configured names, never a text from outside.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    rpcs: Family<RpcLabels, Counter>,
+    rpc_seconds: Family<RpcMethod, Histogram, fn() -> Histogram>,
+    kek_calls: Family<KekLabels, Counter>,
+    kek_requests: Family<KekMethod, Counter>,
+    kek_seconds: Family<KekMethod, Histogram, fn() -> Histogram>,
+    kek_last_contact: Family<KekName, Gauge<f64, AtomicU64>>,
+    credentials_expire: Family<KekName, Gauge<f64, AtomicU64>>,
+    adoptions: Counter,
+    serving: Gauge,
+    coasting: Gauge,
+    cached_deks: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All metrics at zero, registered under the prefix `kube_envelope_`.
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("kube_envelope"),
+            rpcs: Family::default(),
+            rpc_seconds: Family::new_with_constructor(fast_histogram),
+            kek_calls: Family::default(),
+            kek_requests: Family::default(),
+            kek_seconds: Family::new_with_constructor(remote_histogram),
+            kek_last_contact: Family::default(),
+            credentials_expire: Family::default(),
+            adoptions: Counter::default(),
+            serving: Gauge::default(),
+            coasting: Gauge::default(),
+            cached_deks: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("rpcs", "RPCs answered, by method and outcome", self.rpcs.clone());
+        registry.register("rpc_duration_seconds", "Time to answer an RPC", self.rpc_seconds.clone());
+        registry.register(
+            "kek_calls",
+            "Operations asked of a KEK, by outcome, retries counted once",
+            self.kek_calls.clone(),
+        );
+        registry.register("kek_requests", "Requests sent to a KEK, each retry counted", self.kek_requests.clone());
+        registry.register(
+            "kek_duration_seconds",
+            "Time of an operation of a KEK, retries included",
+            self.kek_seconds.clone(),
+        );
+        registry.register(
+            "kek_last_contact_timestamp_seconds",
+            "When a KEK last answered well",
+            self.kek_last_contact.clone(),
+        );
+        registry.register(
+            "kek_credentials_expire_timestamp_seconds",
+            "When the credentials for a KEK expire, where they do",
+            self.credentials_expire.clone(),
+        );
+        registry.register("adoptions", "Generations adopted since the start", self.adoptions.clone());
+        registry.register("serving", "1 while Status answers ok", self.serving.clone());
+        registry.register("coasting", "1 while no KEK can be reached and the cache serves", self.coasting.clone());
+        registry.register("cached_deks", "Unwrapped DEKs in memory", self.cached_deks.clone());
+    }
+
+    /// Counts an RPC that was answered.
+    pub fn rpc(&self, method: Rpc, outcome: Outcome, took: Duration) {
+        self.rpcs.get_or_create(&RpcLabels { method, outcome }).inc();
+        self.rpc_seconds.get_or_create(&RpcMethod { method }).observe(took.as_secs_f64());
+    }
+
+    /// Counts an operation of a KEK.
+    pub fn kek_call(&self, kek: &str, operation: KekOperation, outcome: KekOutcome, took: Duration) {
+        self.kek_calls.get_or_create(&KekLabels { kek: kek.into(), operation, outcome }).inc();
+        self.kek_seconds.get_or_create(&KekMethod { kek: kek.into(), operation }).observe(took.as_secs_f64());
+        if outcome == KekOutcome::Ok {
+            self.kek_last_contact.get_or_create(&KekName { kek: kek.into() }).set(unix_seconds());
+        }
+    }
+
+    /// Counts one request to a KEK.
+    pub fn kek_request(&self, kek: &str, operation: KekOperation) {
+        self.kek_requests.get_or_create(&KekMethod { kek: kek.into(), operation }).inc();
+    }
+
+    /// Notes when the credentials for a KEK expire.
+    pub fn credentials_expire(&self, kek: &str, at: jiff::Timestamp) {
+        #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit a double's 53 bits")]
+        self.credentials_expire.get_or_create(&KekName { kek: kek.into() }).set(at.as_second() as f64);
+    }
+
+    /// Counts an adoption.
+    pub fn adopted(&self) {
+        self.adoptions.inc();
+    }
+
+    /// Notes whether Status answers ok, and whether from the cache alone.
+    pub fn serving(&self, serving: bool, coasting: bool) {
+        self.serving.set(i64::from(serving));
+        self.coasting.set(i64::from(coasting));
+    }
+
+    /// Notes how many DEKs are in memory.
+    pub fn cached_deks(&self, count: usize) {
+        self.cached_deks.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// The metrics as `OpenMetrics` text, version 1.0.0.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)
+            .expect("writing to a string does not fail");
+        text
+    }
+}
+
+fn fast_histogram() -> Histogram {
+    Histogram::new([0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1, 0.5, 3.0])
+}
+
+fn remote_histogram() -> Histogram {
+    Histogram::new([0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5])
+}
+
+fn unix_seconds() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
