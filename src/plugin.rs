@@ -6,3 +6,4 @@ pub mod health;
 pub mod refresh;
 pub mod service;
 pub mod socket;
+pub mod state;

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::refresh::KekHealth;
 use super::service::Service;
-use crate::generation::{Serving, Trouble};
+use super::state::{Serving, Trouble};
+
 use crate::telemetry::Metrics;
 
 /// What the endpoints tell of.

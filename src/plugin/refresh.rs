@@ -16,11 +16,12 @@ use tracing::{error, info, warn};
 
 use self::decision::{Step, decide};
 use super::service::{Service, ServiceError};
+use super::state::{Serving, Trouble};
 use crate::crypto::seal::dek_id;
 use crate::crypto::secret::{Dek, DekId};
 use crate::dek::store::Adopted;
 use crate::envelope::WrappedDekSet;
-use crate::generation::{Generation, Serving, Trouble};
+use crate::generation::Generation;
 use crate::kek::set::{Answer, KekSet};
 use crate::kek::{KekCause, KekError, KekVersion, Lineage, WrapContext};
 use crate::key_id::KeyId;

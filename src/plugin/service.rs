@@ -5,12 +5,13 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tracing::{info, warn};
 
+use super::state::Serving;
 use crate::crypto::seal::digest;
 use crate::crypto::secret::{Dek, DekId, Seed};
 use crate::dek::cache::DekCache;
 use crate::dek::store::DekStore;
 use crate::envelope::{Ciphertext, EnvelopeError, WrappedDekSet};
-use crate::generation::{Generation, Serving};
+use crate::generation::Generation;
 use crate::kek::guard::DEADLINE;
 use crate::kek::set::{KekSet, UnwrapError};
 use crate::kek::{KekCause, WrapContext};
