@@ -10,7 +10,7 @@ use rand::CryptoRng;
 use crate::crypto::seal::{OVERHEAD, open_seed, seal_seed};
 use crate::crypto::secret::{Dek, DekId, Seed};
 use crate::kek::{KekVersion, Lineage, MAX_VERSION_BYTES, WrapContext, WrappedDek};
-use crate::key_id::{KeyId, MAX_KEY_ID_BYTES};
+use crate::key_id::KeyId;
 
 #[allow(missing_docs, clippy::pedantic, reason = "generated from proto/envelope.proto, which documents it")]
 pub(crate) mod record {
@@ -29,6 +29,10 @@ pub const MAX_ANNOTATION_BYTES: usize = 32 * 1024;
 /// The longest seed in bytes whose ciphertext still fits.
 pub const MAX_SEED_BYTES: usize = MAX_CIPHERTEXT_BYTES - HEADER_BYTES - OVERHEAD;
 
+/// The most KEKs that may wrap one DEK: a Decrypt asks no more of them.
+pub const MAX_WRAPS: usize = 16;
+
+const MAX_SHOWN_CHARACTERS: usize = 80;
 const MAGIC: [u8; 2] = *b"KE";
 const FORMAT: u8 = 1;
 const HEADER_BYTES: usize = MAGIC.len() + 1 + 16;
@@ -77,6 +81,9 @@ pub enum EnvelopeError {
     /// The wrapped DEKs are larger than the API server stores.
     #[error("annotation has {0} bytes, and the API server stores {MAX_ANNOTATION_BYTES}; configure fewer KEKs")]
     AnnotationTooLong(usize),
+    /// More KEKs than a Decrypt would ask.
+    #[error("{0} KEKs are configured to wrap, and at most {MAX_WRAPS} can; remove some under keks")]
+    TooManyKeks(usize),
 }
 
 /// A ciphertext whose form is right.
@@ -180,8 +187,11 @@ impl WrappedDekSet {
     /// The annotation's value.
     ///
     /// # Errors
-    /// When key and value together are more than the API server stores.
+    /// When key and value together are more than the API server stores, or more KEKs wrapped than are ever asked.
     pub fn encode(&self) -> Result<Vec<u8>, EnvelopeError> {
+        if self.wraps.len() > MAX_WRAPS {
+            return Err(EnvelopeError::TooManyKeks(self.wraps.len()));
+        }
         let wraps = self.wraps.iter().map(|wrap| record::Wrap {
             lineage: wrap.version.lineage.0.to_vec(),
             version: wrap.version.version.clone(),
@@ -205,20 +215,33 @@ impl WrappedDekSet {
         if set.wraps.is_empty() {
             return Err(EnvelopeError::BadAnnotation("no KEK wrapped it"));
         }
-        let wraps = set.wraps.into_iter().map(decode_wrap).collect::<Result<_, _>>()?;
+        if set.wraps.len() > MAX_WRAPS {
+            return Err(EnvelopeError::BadAnnotation("more KEKs wrapped it than can be configured"));
+        }
+        let wraps = set.wraps.into_iter().map(decode_wrap).collect::<Result<Vec<_>, _>>()?;
+        let mut lineages: Vec<_> = wraps.iter().map(|wrap| wrap.version.lineage).collect();
+        lineages.sort_unstable();
+        if lineages.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(EnvelopeError::BadAnnotation("one KEK wrapped it twice"));
+        }
         Ok(Self { cluster: set.cluster, epoch: set.epoch, wraps })
     }
 
     /// Whether this DEK was made for `cluster` and `key_id` names its generation.
     pub fn check(&self, cluster: &str, key_id: &str) -> Result<(), EnvelopeError> {
         if self.cluster != cluster {
-            return Err(EnvelopeError::OtherCluster { theirs: self.cluster.clone(), ours: cluster.into() });
+            return Err(EnvelopeError::OtherCluster { theirs: shown(&self.cluster), ours: cluster.into() });
         }
         if key_id != self.key_id().as_str() {
-            return Err(EnvelopeError::OtherKeyId(key_id.chars().take(MAX_KEY_ID_BYTES.min(80)).collect()));
+            return Err(EnvelopeError::OtherKeyId(shown(key_id)));
         }
         Ok(())
     }
+}
+
+/// As much of a text from outside as an error shows.
+fn shown(text: &str) -> String {
+    text.chars().take(MAX_SHOWN_CHARACTERS).collect()
 }
 
 fn decode_wrap(wrap: record::Wrap) -> Result<WrappedDek, EnvelopeError> {
@@ -261,5 +284,30 @@ mod tests {
         assert_eq!(seal(MAX_SEED_BYTES).unwrap().len(), MAX_CIPHERTEXT_BYTES);
         assert_eq!(seal(MAX_SEED_BYTES + 1).unwrap_err(), EnvelopeError::SeedSize(MAX_SEED_BYTES + 1));
         assert_eq!(seal(0).unwrap_err(), EnvelopeError::SeedSize(0));
+    }
+
+    #[test]
+    fn an_annotation_that_would_ask_one_kek_twice_or_too_many_is_refused() {
+        let wrap = |home: usize| WrappedDek {
+            version: KekVersion { lineage: Lineage::derive("test", &[&home.to_string()]), version: "1".into() },
+            blob: vec![1],
+        };
+        let set = |homes: &[usize]| WrappedDekSet {
+            cluster: "c".into(),
+            epoch: 1,
+            wraps: homes.iter().copied().map(wrap).collect(),
+        };
+        let twice = WrappedDekSet::decode(&set(&[1, 2, 1]).encode().unwrap());
+        assert_eq!(twice.unwrap_err(), EnvelopeError::BadAnnotation("one KEK wrapped it twice"));
+        let most: Vec<_> = (0..MAX_WRAPS).collect();
+        assert!(WrappedDekSet::decode(&set(&most).encode().unwrap()).is_ok());
+        let too_many: Vec<_> = (0..=MAX_WRAPS).collect();
+        assert_eq!(set(&too_many).encode().unwrap_err(), EnvelopeError::TooManyKeks(MAX_WRAPS + 1));
+    }
+
+    #[test]
+    fn an_error_shows_little_of_a_text_from_outside() {
+        let set = WrappedDekSet { cluster: "x".repeat(20_000), epoch: 1, wraps: vec![] };
+        assert!(set.check("c", "k").unwrap_err().to_string().len() < 200);
     }
 }

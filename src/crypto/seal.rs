@@ -8,6 +8,8 @@
 use aes_gcm::{AeadInOut, Aes256Gcm, KeyInit};
 use hkdf::Hkdf;
 use rand::CryptoRng;
+use rand::rand_core::UnwrapErr;
+use rand::rngs::SysRng;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -36,6 +38,12 @@ impl Purpose {
             Self::Wrap => b"kube-envelope wrap\x01",
         }
     }
+}
+
+/// The operating system's random numbers, asked for at each use: a generator in the process would go on with the same
+/// numbers in every copy of a virtual machine that is resumed from one snapshot.
+pub fn os_random() -> impl CryptoRng {
+    UnwrapErr(SysRng)
 }
 
 /// The data do not belong together: another key, other associated data, or changed bytes. Which of these
