@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::crypto::seal::dek_id;
+use crate::crypto::seal::{dek_id, os_random};
 use crate::crypto::secret::{Dek, DekId, Seed};
 use crate::envelope::{EnvelopeError, WrappedDekSet, seal};
 use crate::key_id::KeyId;
@@ -60,6 +60,6 @@ impl Generation {
 
     /// Seals a seed.
     pub fn seal(&self, seed: &Seed) -> Result<Vec<u8>, EnvelopeError> {
-        seal(&self.dek, self.dek_id, &self.wrapped.cluster, &self.key_id, seed, &mut rand::rng())
+        seal(&self.dek, self.dek_id, &self.wrapped.cluster, &self.key_id, seed, &mut os_random())
     }
 }

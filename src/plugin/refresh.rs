@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use self::decision::{Step, decide};
 use super::service::{Service, ServiceError};
 use super::state::{Serving, Trouble};
-use crate::crypto::seal::dek_id;
+use crate::crypto::seal::{dek_id, os_random};
 use crate::crypto::secret::{Dek, DekId};
 use crate::dek::store::Adopted;
 use crate::envelope::WrappedDekSet;
@@ -199,7 +199,7 @@ impl Refresh {
     }
 
     async fn make_generation(&mut self) -> Result<Generation, String> {
-        let dek = Dek::generate(&mut rand::rng());
+        let dek = Dek::generate(&mut os_random());
         let id = dek_id(&dek);
         let context = WrapContext { cluster: self.service.cluster().to_owned(), dek_id: id };
         let wraps = self.settings.keks.wrap_and_prove(&dek, &context).await;
