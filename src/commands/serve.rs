@@ -30,6 +30,10 @@ use crate::telemetry::{Metrics, start_logs};
 /// How long requests under way may take once the plugin is told to stop, and idle connections stay open.
 const GRACE: Duration = Duration::from_millis(1500);
 
+/// Requests at once on one connection. An API server has one connection: with a lower limit its Status would wait until
+/// its Decrypts have had their answers.
+const STREAMS: u32 = 4096;
+
 /// Worker threads: the API server sends little; two keep a slow request from holding up Status.
 const THREADS: usize = 2;
 
@@ -49,6 +53,8 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
 }
 
 async fn serve(path: std::path::PathBuf, config: Config, dev: bool) -> Result<()> {
+    // Before anything that takes time: a SIGHUP that nobody handles ends the process.
+    let hangup = signal(SignalKind::hangup())?;
     let metrics = Arc::new(Metrics::new());
     let settings = settings(&path, &config, &metrics)?;
     let store = DekStore::open(&config.state_dir).with_context(|| {
@@ -75,7 +81,7 @@ async fn serve(path: std::path::PathBuf, config: Config, dev: bool) -> Result<()
     let (new_settings, settings) = watch::channel(settings);
     let background = [
         tokio::spawn(refresh.run(settings)),
-        tokio::spawn(reload::watch(path, config.clone(), metrics.clone(), new_settings)),
+        tokio::spawn(reload::watch(path, config.clone(), metrics.clone(), hangup, new_settings)),
         tokio::spawn(async move {
             if let Err(error) = axum::serve(health_listener, router(health)).await {
                 warn!(%error, "the health endpoint ended");
@@ -104,7 +110,7 @@ async fn run_grpc(
 ) -> Result<()> {
     let (stopping, stopped) = watch::channel(false);
     let server = tonic::transport::Server::builder()
-        .max_concurrent_streams(256)
+        .max_concurrent_streams(STREAMS)
         .http2_max_header_list_size(16 * 1024)
         .add_service(grpc::server(service, metrics))
         .serve_with_incoming_shutdown(socket.connections(config.allowed_uids.clone()), stop_requested(stopped));

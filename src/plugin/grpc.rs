@@ -16,6 +16,7 @@ use super::service::{Service, ServiceError};
 use crate::crypto::secret::Seed;
 use crate::envelope::ANNOTATION;
 use crate::kek::KekCause;
+use crate::kek::guard::DEADLINE;
 use crate::telemetry::{Metrics, Outcome, Rpc};
 
 /// The generated KMS v2 API.
@@ -31,7 +32,8 @@ const HEALTHY: &str = "ok";
 /// The largest message taken from a client: far above what an API server sends, far below what hurts.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
-/// Requests worked on at once, over all connections; more are refused and the API server asks again.
+/// Decrypts worked on at once, over all connections; more wait for as long as a KEK may take. Status and Encrypt ask
+/// nobody, and never wait for Decrypts.
 const CONCURRENCY: usize = 256;
 
 /// The three RPCs over a [`Service`].
@@ -94,9 +96,15 @@ impl Grpc {
         answer: impl Future<Output = Result<T, ServiceError>>,
     ) -> Result<Response<T>, Status> {
         let started = Instant::now();
-        let Ok(_permit) = self.permits.try_acquire() else {
-            self.metrics.rpc(rpc, Outcome(Some("shed")), started.elapsed());
-            return Err(Status::resource_exhausted("too many requests at once; ask again"));
+        let _permit = match rpc {
+            Rpc::Status | Rpc::Encrypt => None,
+            Rpc::Decrypt => {
+                let Ok(permit) = tokio::time::timeout(DEADLINE, self.permits.acquire()).await else {
+                    self.metrics.rpc(rpc, Outcome(Some("shed")), started.elapsed());
+                    return Err(Status::resource_exhausted("too many requests at once; ask again"));
+                };
+                Some(permit)
+            }
         };
         let (outcome, result) = match AssertUnwindSafe(answer).catch_unwind().await {
             Ok(Ok(answer)) => (None, Ok(Response::new(answer))),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
@@ -18,10 +18,13 @@ use crate::telemetry::Metrics;
 const POLL: Duration = Duration::from_secs(10);
 
 /// Watches the file until the plugin ends. A bad configuration is reported, and the one in use stays.
-pub async fn watch(path: PathBuf, running: Config, metrics: Arc<Metrics>, settings: watch::Sender<Settings>) {
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
-        return error!("SIGHUP cannot be received; the configuration is not reloaded");
-    };
+pub async fn watch(
+    path: PathBuf,
+    running: Config,
+    metrics: Arc<Metrics>,
+    mut hangup: Signal,
+    settings: watch::Sender<Settings>,
+) {
     let mut seen = std::fs::read(&path).ok();
     loop {
         let asked = tokio::select! {
