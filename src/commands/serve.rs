@@ -5,15 +5,18 @@ pub(super) mod hardening;
 mod reload;
 
 use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
 
 use super::Exit;
 use crate::cli::ServeArgs;
@@ -33,6 +36,9 @@ const GRACE: Duration = Duration::from_millis(1500);
 /// Requests at once on one connection. An API server has one connection: with a lower limit its Status would wait until
 /// its Decrypts have had their answers.
 const STREAMS: u32 = 4096;
+
+/// How long a health port that is taken waits for the next attempt.
+const HEALTH_AGAIN: Duration = Duration::from_secs(10);
 
 /// Worker threads: the API server sends little; two keep a slow request from holding up Status.
 const THREADS: usize = 2;
@@ -64,9 +70,7 @@ async fn serve(path: std::path::PathBuf, config: Config, dev: bool) -> Result<()
         warn!(folder = %config.state_dir.display(), "others can read stateDir; nothing in it is secret, yet chmod 0700 it");
     }
     let socket = Socket::listen(&config.socket)?;
-    let health_listener = TcpListener::bind(config.health_listen)
-        .await
-        .with_context(|| format!("cannot listen on health.listen {}; choose another port", config.health_listen))?;
+    let health_listener = TcpListener::bind(config.health_listen).await;
     let keks = settings.keks.clone();
     let service = Arc::new(Service::new(config.cluster.clone(), keks, Arc::new(DekCache::new()), store));
     let kek_health = Arc::new(ArcSwap::default());
@@ -79,25 +83,41 @@ async fn serve(path: std::path::PathBuf, config: Config, dev: bool) -> Result<()
     let mut refresh = Refresh::new(service.clone(), settings.clone(), metrics.clone(), kek_health);
     refresh.turn().await;
     let (new_settings, settings) = watch::channel(settings);
-    let background = [
-        tokio::spawn(refresh.run(settings)),
-        tokio::spawn(reload::watch(path, config.clone(), metrics.clone(), hangup, new_settings)),
-        tokio::spawn(async move {
-            if let Err(error) = axum::serve(health_listener, router(health)).await {
-                warn!(%error, "the health endpoint ended");
-            }
-        }),
-    ];
+    let mut background = JoinSet::new();
+    background.spawn(refresh.run(settings));
+    background.spawn(reload::watch(path, config.clone(), metrics.clone(), hangup, new_settings));
+    background.spawn(serve_health(config.health_listen, health_listener, health));
     info!(socket = %config.socket.display(), health = %config.health_listen, "listening");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     if dev {
         tokio::spawn(dev::self_check(config.socket.clone()));
     }
-    let served = run_grpc(&socket, &config, service, metrics, stop_signal()?).await;
-    for task in background {
-        task.abort();
+    let stop = stop_signal()?;
+    tokio::select! {
+        served = run_grpc(&socket, &config, service, metrics, stop) => served,
+        // No task ends by itself: without one of them the plugin would go on, and follow nothing.
+        Some(ended) = background.join_next() => match ended {
+            Ok(()) => bail!("a background task ended; the plugin has to be started again"),
+            Err(error) => bail!("a background task failed ({error}); the plugin has to be started again"),
+        },
     }
-    served
+}
+
+/// Serves the health endpoints until it is dropped. A port that is taken costs them, not the plugin.
+async fn serve_health(address: SocketAddr, mut listener: io::Result<TcpListener>, health: Health) {
+    let mut is_reported = false;
+    loop {
+        let ended = match listener {
+            Ok(listener) => axum::serve(listener, router(health.clone())).await.err(),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = ended.filter(|_| !is_reported) {
+            error!(%address, %error, "cannot serve health.listen; tried again every 10 s, the RPCs are served");
+            is_reported = true;
+        }
+        tokio::time::sleep(HEALTH_AGAIN).await;
+        listener = TcpListener::bind(address).await;
+    }
 }
 
 /// Serves until `stop`; then until all requests are answered, or [`GRACE`] is over.
