@@ -1,7 +1,5 @@
 //! `serve` with a configuration that cannot work: exit code 2, each mistake with its line, and nothing touched.
 
-use std::os::unix::fs::PermissionsExt;
-
 use kube_envelope::key_stores::KINDS;
 
 use crate::support::KeyringFile;
