@@ -33,6 +33,12 @@ pub enum Exit {
     NotConverged = 5,
     /// Something is stored under an older key.
     Leftovers = 6,
+    /// Nothing is left in live data, and something that is named still needs the former key.
+    NotYet = 7,
+    /// It could not be shown that nothing is left.
+    NotProven = 8,
+    /// No key was replaced, so there is none that may be disabled.
+    NothingRotated = 9,
 }
 
 /// Runs the command that was asked for.

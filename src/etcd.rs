@@ -1,11 +1,15 @@
 //! A reader of etcd that needs no key: which values are stored, and under which `key_id` each.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use prost::Message;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
+
+use crate::envelope::{ANNOTATION, WrappedDekSet};
+use crate::kek::KekVersion;
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 mod proto {
@@ -74,6 +78,9 @@ pub enum Stored {
         provider: String,
         /// The `key_id` that its plugin gave.
         key_id: String,
+        /// The KEK versions of which any one opens it, as kube-envelope stores them beside each value; empty for the
+        /// values of other plugins.
+        keks: Vec<KekVersion>,
     },
     /// By another provider: the words of its prefix.
     Otherwise(String),
@@ -86,6 +93,17 @@ pub enum Stored {
 struct EncryptedObject {
     #[prost(string, tag = "2")]
     key_id: String,
+    #[prost(map = "string, bytes", tag = "4")]
+    annotations: HashMap<String, Vec<u8>>,
+}
+
+impl EncryptedObject {
+    /// The KEK versions that wrapped the DEK, where kube-envelope made the value.
+    fn keks(&self) -> Vec<KekVersion> {
+        let annotation = self.annotations.get(ANNOTATION);
+        let wrapped = annotation.and_then(|annotation| WrappedDekSet::decode(annotation).ok());
+        wrapped.map(|set| set.versions().cloned().collect()).unwrap_or_default()
+    }
 }
 
 impl EtcdReader {
@@ -205,7 +223,8 @@ impl Stored {
         {
             let body = rest.splitn(4, |byte| *byte == b':').nth(3).unwrap_or_default();
             if let Ok(object) = EncryptedObject::decode(body) {
-                return Self::KmsV2 { provider: provider.clone(), key_id: object.key_id };
+                let keks = object.keks();
+                return Self::KmsV2 { provider: provider.clone(), key_id: object.key_id, keks };
             }
         }
         Self::Otherwise(words.join(" "))
@@ -215,15 +234,29 @@ impl Stored {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kek::{Lineage, WrappedDek};
 
     #[test]
     fn how_a_value_is_stored_can_be_read_without_a_key() {
-        let object = EncryptedObject { key_id: "k1".into() }.encode_to_vec();
+        let object = EncryptedObject { key_id: "k1".into(), annotations: HashMap::new() }.encode_to_vec();
         let value = [b"k8s:enc:kms:v2:p:".as_slice(), &object].concat();
-        assert_eq!(Stored::of(&value), Stored::KmsV2 { provider: "p".into(), key_id: "k1".into() });
+        assert_eq!(Stored::of(&value), Stored::KmsV2 { provider: "p".into(), key_id: "k1".into(), keks: Vec::new() });
         assert_eq!(Stored::of(b"k8s:enc:aescbc:v1:key1:\x01\x02:"), Stored::Otherwise("aescbc v1 key1".into()));
         assert_eq!(Stored::of(b"k8s:enc:kms:v2:p:\xff\xff"), Stored::Otherwise("kms v2 p".into()));
         assert_eq!(Stored::of(b"k8s\0\n\x0c"), Stored::Plain);
+    }
+
+    #[test]
+    fn the_kek_versions_that_open_a_value_can_be_read_from_its_annotation() {
+        let version = |home: &str| KekVersion { lineage: Lineage::derive("test", &[home]), version: "3".into() };
+        let wraps = ["a", "b"].map(|home| WrappedDek { version: version(home), blob: vec![1] });
+        let set = WrappedDekSet { cluster: "c".into(), epoch: 1, wraps: wraps.into() };
+        let annotations = HashMap::from([(ANNOTATION.to_owned(), set.encode().unwrap())]);
+        let object = EncryptedObject { key_id: set.key_id().to_string(), annotations }.encode_to_vec();
+        let Stored::KmsV2 { keks, .. } = Stored::of(&[b"k8s:enc:kms:v2:p:".as_slice(), &object].concat()) else {
+            panic!("a KMS v2 provider stored it")
+        };
+        assert_eq!(keks, [version("a"), version("b")]);
     }
 
     #[test]

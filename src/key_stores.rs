@@ -26,7 +26,7 @@ use serde::Deserialize;
 use self::opening::OpenedOnUse;
 use crate::kek::guard::GuardedKek;
 use crate::kek::set::KekSet;
-use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::kek::{Kek, KekError, KekVersion, Lineage, RotateKek};
 use crate::telemetry::Metrics;
 
 /// Opens every KEK of a configuration: those that wrap, and those that only unwrap.
@@ -60,6 +60,11 @@ impl KekConfig {
     /// reason, until it can be had.
     pub fn open(&self) -> Box<dyn Kek> {
         Box::new(OpenedOnUse::new(self.key_store.clone()))
+    }
+
+    /// The versions that can be listed without asking a server.
+    pub async fn versions_on_file(&self) -> Vec<KekVersion> {
+        self.key_store.versions_on_file().await
     }
 
     /// The part that may rotate.
@@ -218,6 +223,11 @@ trait KeyStore: fmt::Debug + Send + Sync {
 
     /// What works and could be better.
     fn advice(&self) -> Vec<Advice> {
+        Vec::new()
+    }
+
+    /// The versions that can be listed without asking a server.
+    async fn versions_on_file(&self) -> Vec<KekVersion> {
         Vec::new()
     }
 

@@ -3,14 +3,21 @@
 //! Asks API servers and etcd; never the plugin's insides, so it serves every KMS v2 plugin. It reads no Secret data:
 //! lists and answers are metadata only, and the rewrite is an empty patch. It disables and deletes no key.
 
+pub mod active;
 pub mod adoption;
+pub mod announcement;
 pub mod api;
 pub mod canary;
+pub mod claim;
 pub mod cluster;
 mod error;
 pub mod evidence;
 pub mod former;
+pub mod group;
+pub mod intent;
 pub mod journal;
+pub mod key_name;
+pub mod lease;
 pub mod ledger;
 pub mod listing;
 pub mod metrics;
@@ -27,6 +34,7 @@ pub mod shards;
 pub mod verdict;
 pub mod verify;
 pub mod webhooks;
+pub mod wording;
 
 pub use self::error::RotationError;
 pub use self::run::{Event, Run, Settings};

@@ -6,7 +6,6 @@ use std::time::Duration;
 use clap::Args;
 
 use super::OutputFormat;
-use crate::config::DEFAULT_PATH;
 
 /// Where an unfinished rotation is remembered.
 pub const DEFAULT_JOURNAL: &str = "/var/lib/kube-envelope/rotation/journal.json";
@@ -41,15 +40,19 @@ pub struct ClusterArgs {
     /// Key of the client certificate for etcd.
     #[arg(long, value_name = "FILE", requires = "etcd_cert")]
     pub etcd_key: Option<PathBuf>,
-    /// The API servers' --etcd-prefix.
-    #[arg(long, value_name = "PATH", default_value = "/registry")]
-    pub etcd_prefix: String,
+    /// The API servers' --etcd-prefix [default: /registry].
+    #[arg(long, value_name = "PATH")]
+    pub etcd_prefix: Option<String>,
+    /// The configuration of kube-envelope on a control-plane node: its KEKs are asked which version is active
+    /// [default: /etc/kube-envelope/config.yaml, if it is there].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// The target `key_id`, where it is known; else the one that the plugins report.
     #[arg(long, value_name = "ID")]
     pub key_id: Option<String>,
-    /// Requests under way at once, at most.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
-    pub max_concurrency: u16,
+    /// Most requests at once [default: 64].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_concurrency: Option<u16>,
     /// Requests a second, at most.
     #[arg(long, value_name = "N", value_parser = rate)]
     pub qps: Option<f64>,
@@ -77,24 +80,25 @@ pub struct RotateKeysArgs {
     /// Make a new version of each KEK active first. Needs the plugin's configuration.
     #[arg(long)]
     pub rotate_kek: bool,
-    /// The plugin's configuration file, for --rotate-kek.
-    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
-    pub config: PathBuf,
+    /// A key to be shown unused besides those that are found: KEK, KEK:VERSION, or a `key_id`; may be given several
+    /// times.
+    #[arg(long, value_name = "KEY")]
+    pub former: Vec<String>,
     /// Where the rotation is remembered, and its evidence is put beside.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_JOURNAL)]
     pub journal: PathBuf,
     /// Rewrite Events, too; it lengthens their life.
     #[arg(long)]
     pub include_events: bool,
-    /// How long the API servers may take to adopt the key.
-    #[arg(long, value_name = "TIME", default_value = "20m", value_parser = humantime::parse_duration)]
-    pub adoption_timeout: Duration,
-    /// How often their agreement is looked at meanwhile.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
-    pub agreement_interval: Duration,
-    /// The API servers' --request-timeout: how long a write may be under way.
-    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = humantime::parse_duration)]
-    pub request_timeout: Duration,
+    /// The longest that the API servers may take to adopt the key [default: 20m].
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub adoption_timeout: Option<Duration>,
+    /// How often to check again that all API servers use the target key [default: 30s].
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub agreement_interval: Option<Duration>,
+    /// The API servers' --request-timeout: how long a write may be under way [default: 1m].
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub request_timeout: Option<Duration>,
     /// How long to wait after the last rewrite: twice the API servers' --etcd-compaction-interval [default: 10m].
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub settle: Option<Duration>,
@@ -104,7 +108,7 @@ pub struct RotateKeysArgs {
     /// A shell command that takes a snapshot of etcd; run before anything is rewritten, and after the settle time.
     #[arg(long, value_name = "COMMAND", conflicts_with = "snapshot_taken")]
     pub snapshot_command: Option<String>,
-    /// Let so many pods of manifests/rotate-keys-job.yaml rewrite; for clusters of a million objects. --qps and
+    /// Split the rewrite over N pods of manifests/rotate-keys-job.yaml, for clusters of a million objects. --qps and
     /// --max-concurrency are for all of them together.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub shards: Option<u32>,
@@ -123,7 +127,7 @@ pub struct RotateKeysArgs {
     /// Only print the least rights that are needed.
     #[arg(long, group = "mode")]
     pub print_rbac: bool,
-    /// Go on with the rotation in the journal.
+    /// Go on with the rotation in the journal, with the settings that it began with.
     #[arg(long, group = "mode")]
     pub resume: bool,
     /// Only print where the rotation in the journal stands.

@@ -1,40 +1,40 @@
 //! `rotate-keys`: from the arguments to a rotation, and from its verdict to an exit code.
 
+pub mod intent;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
 
+use self::intent::{begin, given, settings};
 use super::rotation_display::{Display, print_plan, print_rotation};
 use super::{Exit, block_on};
 use crate::cli::OutputFormat;
-use crate::cli::rotation::{ClusterArgs, RotateKeysArgs};
-use crate::config::Config;
+use crate::cli::rotation::{ClusterArgs, DEFAULT_JOURNAL, RotateKeysArgs};
 use crate::etcd::EtcdAccess;
+use crate::files::create_private_folder;
 use crate::rotation::cluster::Access;
 use crate::rotation::journal::{Journal, State, write_whole};
 use crate::rotation::rbac::rbac;
 use crate::rotation::shards::worker::work;
 use crate::rotation::verdict::Conclusion;
-use crate::rotation::{RotationError, Run, Settings};
+use crate::rotation::{RotationError, Run};
 use crate::telemetry::{LogFormat, start_logs};
-
-/// Twice the interval at which API servers compact etcd unless told otherwise.
-const SETTLE: Duration = Duration::from_mins(10);
 
 /// Runs the command.
 pub fn run(args: RotateKeysArgs) -> Result<Exit> {
     if std::env::var_os("RUST_LOG").is_some() {
         start_logs(LogFormat::Text);
     }
-    let ended = block_on(async move { rotate(args).await });
+    let ended = block_on(async move { Box::pin(rotate(args)).await });
     ended.or_else(|error| match error.downcast_ref::<RotationError>() {
         Some(RotationError::Paused(_)) => explain(&error, "paused", Exit::Paused),
         Some(RotationError::NotConverged(_)) => {
             explain(&error, "API servers have not adopted the key", Exit::NotConverged)
         }
-        Some(RotationError::Unusable(_)) => explain(&error, "cannot be done so", Exit::Usage),
+        Some(RotationError::Unusable(_)) => explain(&error, "error", Exit::Usage),
         _ => Err(error),
     })
 }
@@ -59,16 +59,24 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     if args.abort {
         return abort(&args);
     }
-    let settings = settings(&args)?;
     let journal = if args.resume { resumed(&args)? } else { begun(&args)? };
+    let settings = settings(&journal.intent, &args)?;
     let output = args.cluster.output;
     let display = Display::new(output == OutputFormat::Json);
     let report = |event: crate::rotation::Event<'_>| display.show(&event);
     let mut run = Run::take_up(settings, journal, &report).await?;
-    let ended = run.to_end().await;
+    let ended = tokio::select! {
+        ended = run.to_end() => Some(ended),
+        () = interrupted() => None,
+    };
     display.finish();
     let journal = run.journal();
-    let verdict = ended.inspect_err(|_| eprintln!("state: {}; go on with: rotate-keys --resume", journal.state))?;
+    let hint = || eprintln!("state: {}; go on with: {}", journal.state, command_line(&args, "--resume"));
+    let Some(ended) = ended else {
+        hint();
+        return Ok(Exit::Paused);
+    };
+    let verdict = ended.inspect_err(|_| hint())?;
     let evidence = evidence_file(&args.journal, journal);
     let text = serde_json::to_string_pretty(journal)?;
     write_whole(&evidence, &text)?;
@@ -76,11 +84,33 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
         OutputFormat::Json => println!("{text}"),
         OutputFormat::Table => print_rotation(journal, Some(&evidence)),
     }
-    Ok(match verdict.conclusion {
-        Conclusion::MayBeDisabled | Conclusion::NothingLeftWait | Conclusion::Unproven => Exit::Done,
+    Ok(exit_of(verdict.conclusion))
+}
+
+/// Ends when the process is told to: by Ctrl-C, or by whoever runs it.
+async fn interrupted() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => terminate.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated => {}
+    }
+}
+
+/// Only a *Yes* is success: what follows `rotate-keys &&` may be the command that disables a key.
+fn exit_of(conclusion: Conclusion) -> Exit {
+    match conclusion {
+        Conclusion::MayBeDisabled => Exit::Done,
+        Conclusion::NothingLeftWait => Exit::NotYet,
+        Conclusion::Unproven => Exit::NotProven,
         Conclusion::Refused => Exit::Quarantined,
         Conclusion::Leftovers => Exit::Leftovers,
-    })
+        Conclusion::NothingRotated => Exit::NothingRotated,
+    }
 }
 
 /// `--shard`: rewrites what is assigned, until the rotation is over.
@@ -93,12 +123,13 @@ async fn shard(args: &RotateKeysArgs, index: u32) -> Result<Exit> {
 
 /// `--plan`, `--dry-run` and `--print-rbac`: nothing is stored anywhere.
 async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
-    let settings = settings(args)?;
+    let intent = begin(args)?;
+    let settings = settings(&intent, args)?;
     let with_etcd = settings.etcd.is_some();
     let json = args.cluster.output == OutputFormat::Json;
     let display = Display::new(json);
     let report = |event: crate::rotation::Event<'_>| display.show(&event);
-    let mut run = Run::take_up(settings, Journal::new(SETTLE.as_secs()), &report).await?;
+    let mut run = Run::take_up(settings, Journal::new(intent), &report).await?;
     run.plan(false).await?;
     if args.print_rbac {
         print!("{}", rbac(run.journal(), with_etcd, args.shards.is_some()));
@@ -122,7 +153,11 @@ fn status(args: &RotateKeysArgs) -> Result<Exit> {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&journal)?),
         OutputFormat::Table => print_rotation(&journal, None),
     }
-    Ok(if journal.paused.is_some() { Exit::Paused } else { Exit::Done })
+    Ok(match &journal.verdict {
+        _ if journal.paused.is_some() => Exit::Paused,
+        Some(verdict) if journal.state == State::Done => exit_of(verdict.conclusion),
+        _ => Exit::NotYet,
+    })
 }
 
 fn abort(args: &RotateKeysArgs) -> Result<Exit> {
@@ -145,32 +180,56 @@ fn resumed(args: &RotateKeysArgs) -> Result<Journal> {
     if journal.state == State::Aborted {
         return Err(RotationError::Unusable("the rotation in the journal was given up; begin a new one".into()).into());
     }
-    if let Some(settle) = args.settle {
-        journal.settle_seconds = settle.as_secs();
+    let (intent, changes) = journal.intent.resume(&given(args)?)?;
+    for change in changes {
+        eprintln!("note: {change}");
     }
+    journal.intent = intent;
     Ok(journal)
 }
 
+/// A new journal. One that is finished is kept beside it; one that has changed nothing yet is replaced.
 fn begun(args: &RotateKeysArgs) -> Result<Journal> {
+    let mut new = Journal::new(begin(args)?);
     if let Some(journal) = Journal::read(&args.journal)? {
-        if !journal.is_finished() {
+        if !journal.is_finished() && journal.state > State::Preflight {
             return Err(RotationError::Unusable(format!(
-                "the rotation that began at {} is unfinished (state: {}); go on with --resume, or give it up with --abort",
-                journal.started, journal.state
+                "the rotation that began at {} is unfinished (state: {}); go on with: {}; or give it up with: {}",
+                journal.started,
+                journal.state,
+                command_line(args, "--resume"),
+                command_line(args, "--abort")
             ))
             .into());
         }
         let former = args.journal.with_extension(format!("{}.json", journal.started.as_second()));
         fs::rename(&args.journal, &former).with_context(|| format!("cannot move {} away", args.journal.display()))?;
+        new.inherit(journal);
     }
-    Ok(Journal::new(args.settle.unwrap_or(SETTLE).as_secs()))
+    Ok(new)
+}
+
+/// A complete command line for the rotation in the journal, to be pasted into a shell.
+fn command_line(args: &RotateKeysArgs, mode: &str) -> String {
+    if args.journal == Path::new(DEFAULT_JOURNAL) {
+        return format!("kube-envelope rotate-keys {mode}");
+    }
+    format!("kube-envelope rotate-keys {mode} --journal {}", quoted(&args.journal.display().to_string()))
+}
+
+/// A word for the shell; in quotes where it holds more than the letters of a plain path.
+fn quoted(text: &str) -> String {
+    if text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:".contains(c)) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// One process at a time works on a journal.
 fn lock(journal: &Path) -> Result<fs::File> {
     let file = journal.with_extension("lock");
     if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder).with_context(|| {
+        create_private_folder(folder).with_context(|| {
             format!("cannot make the folder {}; name another place with --journal", folder.display())
         })?;
     }
@@ -184,29 +243,6 @@ fn evidence_file(journal_file: &Path, journal: &Journal) -> PathBuf {
     journal_file.with_file_name(format!("evidence-{started}.json"))
 }
 
-fn settings(args: &RotateKeysArgs) -> Result<Settings> {
-    let keks = if args.rotate_kek { Config::load(&args.config)?.keks } else { Vec::new() };
-    Ok(Settings {
-        access: access(&args.cluster),
-        encryption_config: args.cluster.encryption_config.clone(),
-        etcd: etcd_access(&args.cluster)?,
-        etcd_prefix: args.cluster.etcd_prefix.clone(),
-        keks,
-        key_id: args.cluster.key_id.clone(),
-        journal: args.journal.clone(),
-        include_events: args.include_events,
-        accept_unproven: args.accept_unproven,
-        rate: args.cluster.qps,
-        concurrency: args.cluster.max_concurrency.into(),
-        shards: args.shards.map(|shards| shards as usize),
-        adoption_timeout: args.adoption_timeout,
-        agreement_interval: args.agreement_interval,
-        request_timeout: args.request_timeout,
-        snapshot_taken: args.snapshot_taken,
-        snapshot_command: args.snapshot_command.clone(),
-    })
-}
-
 /// How the cluster is reached, from the arguments.
 pub fn access(args: &ClusterArgs) -> Access {
     Access {
@@ -217,20 +253,24 @@ pub fn access(args: &ClusterArgs) -> Access {
     }
 }
 
-/// How etcd is reached, from the arguments.
-pub fn etcd_access(args: &ClusterArgs) -> Result<Option<EtcdAccess>, RotationError> {
-    if args.etcd.is_empty() {
+/// How etcd is reached, if it is.
+///
+/// # Errors
+/// [`RotationError::Unusable`] when an endpoint over TLS could not be verified.
+pub fn etcd_access(
+    endpoints: &[String],
+    ca: Option<&Path>,
+    certificate: Option<&Path>,
+    key: Option<&Path>,
+) -> Result<Option<EtcdAccess>, RotationError> {
+    if endpoints.is_empty() {
         return Ok(None);
     }
-    if let Some(url) = args.etcd.iter().find(|url| url.starts_with("https:") && args.etcd_ca.is_none()) {
+    if let Some(url) = endpoints.iter().find(|url| url.starts_with("https:") && ca.is_none()) {
         return Err(RotationError::Unusable(format!(
             "{url} cannot be verified; name the authority that signed etcd's certificate with --etcd-ca"
         )));
     }
-    Ok(Some(EtcdAccess {
-        endpoints: args.etcd.clone(),
-        ca: args.etcd_ca.clone(),
-        certificate: args.etcd_cert.clone(),
-        key: args.etcd_key.clone(),
-    }))
+    let path = |path: Option<&Path>| path.map(Path::to_owned);
+    Ok(Some(EtcdAccess { endpoints: endpoints.to_vec(), ca: path(ca), certificate: path(certificate), key: path(key) }))
 }

@@ -9,11 +9,12 @@ use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::rotation::Event;
-use crate::rotation::adoption::short;
-use crate::rotation::evidence::describe;
+use crate::rotation::group::Groups;
 use crate::rotation::journal::Journal;
+use crate::rotation::key_name::KeyNames;
 use crate::rotation::rewrite::Tally;
 use crate::rotation::verify::Scan;
+use crate::rotation::wording::describe;
 
 /// Where there is no terminal, a line about progress this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -100,8 +101,9 @@ impl Display {
 /// What would be done, or what a dry run found.
 pub fn print_plan(journal: &Journal, tried: bool) {
     for (provider, hash) in &journal.former {
-        println!("provider {provider} reports key {}", short(hash));
+        println!("the plugins report {}", journal.target_name(provider, hash));
     }
+    journal.kek_answers.iter().for_each(|said| println!("{said}"));
     if journal.inferred {
         println!("the encrypted resources are guessed from metrics; --encryption-config names them for certain");
     }
@@ -140,7 +142,7 @@ pub fn print_rotation(journal: &Journal, evidence: Option<&Path>) {
         println!("stands still: {paused}");
     }
     for (provider, hash) in &journal.targets {
-        println!("target key of provider {provider}: {}", short(hash));
+        println!("target: {}", journal.target_name(provider, hash));
     }
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
@@ -164,8 +166,12 @@ pub fn print_rotation(journal: &Journal, evidence: Option<&Path>) {
         print_named("leftover", &scan.named);
     }
     if let Some(verdict) = &journal.verdict {
-        println!("\nMay the former version be disabled?\n{}", verdict.sentence);
+        println!("\nWhich keys may be disabled?\n{}", verdict.sentence);
+        verdict.may_be_disabled.iter().for_each(|key| println!("  may be disabled: {key}"));
+        verdict.must_stay.iter().for_each(|key| println!("  must stay: {key}"));
+        verdict.holds.iter().for_each(|line| println!("  holds: {line}"));
         verdict.evidence.iter().for_each(|line| println!("  evidence: {line}"));
+        verdict.not_looked_at.iter().for_each(|line| println!("  not looked at: {line}"));
         verdict.missing.iter().for_each(|line| println!("  missing: {line}"));
     }
     if let Some(file) = evidence {
@@ -184,6 +190,16 @@ pub fn print_scan(scan: &Scan) {
     }
     println!("{}\n{}", table.trim_fmt(), describe(scan));
     print_named("leftover", &scan.named);
+}
+
+/// Each key, and how many values need it.
+pub fn print_keys(names: &KeyNames, groups: &Groups) {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(["KEY", "VALUES"]);
+    for key in groups.keys() {
+        table.add_row([names.show(&key), groups.needing(&key).to_string()]);
+    }
+    println!("{}", table.trim_fmt());
 }
 
 fn print_named<'a>(what: &str, named: impl IntoIterator<Item = (&'a String, &'a String)>) {

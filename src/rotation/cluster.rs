@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use http::{HeaderValue, Uri, header};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::RotationError;
 use super::api::{Api, Renew, null_as_empty};
@@ -132,6 +133,19 @@ impl Cluster {
     /// The same over connections of its own: a balancer may lead each to another API server.
     pub fn entry_anew(&self) -> Result<Api, RotationError> {
         client(self.config.clone(), &self.access)
+    }
+
+    /// Which cluster this is: the uid of the namespace `kube-system`, which lives as long as the cluster.
+    ///
+    /// # Errors
+    /// When the namespace cannot be read.
+    pub async fn uid(&self) -> Result<String, RotationError> {
+        let namespace: Value = self
+            .entry
+            .get_json("/api/v1/namespaces/kube-system")
+            .await
+            .map_err(RotationError::api("find out which cluster this is (uid of the namespace kube-system)"))?;
+        Ok(namespace["metadata"]["uid"].as_str().unwrap_or_default().to_owned())
     }
 
     /// Each API server by itself.

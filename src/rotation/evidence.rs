@@ -1,48 +1,129 @@
-//! Weighs what a rotation did and found: may the former key be disabled? Words, never deeds.
+//! Weighs what a rotation did and found: which keys may be disabled? A pure function of the journal.
+
+use std::collections::BTreeSet;
 
 use super::adoption::Evidence;
+use super::claim::{Claim, Finding, Subject};
 use super::journal::Journal;
+use super::key_name::KeyName;
 use super::verdict::{Conclusion, Verdict};
-use super::verify::{Method, Scan};
+use super::verify::Method;
+use super::wording::{describe, holds, may_be_disabled, must_stay, not_looked_at, nothing_rotated, or, yes};
 
 /// Concludes from everything that a rotation did and found.
 pub fn weigh(journal: &Journal) -> Verdict {
+    let former = journal.former_keys();
     let (mut evidence, mut unproven) = (Vec::new(), Vec::new());
     adoption(journal, &mut evidence, &mut unproven);
     search(journal, &mut evidence, &mut unproven);
-    let bad = objects(journal);
-    let (refused, undecryptable) = (journal.refused().len(), bad.len());
-    let left = journal.verified.as_ref().map_or(0, |scan| scan.leftovers - scan.expiring);
+    named(journal, &former, &mut unproven);
     let mut waits = waits(journal);
-    let (conclusion, sentence) = if refused > 0 {
-        let text = format!("No: {refused} object(s) were refused and are still stored under an older key.");
-        (Conclusion::Refused, text)
-    } else if left > 0 || undecryptable > 0 {
-        let text = format!(
-            "No: {} is still stored under an older key. Disabling that key makes the next restart of an API \
-             server fail.",
-            if left > 0 { format!("{left} value(s)") } else { format!("{undecryptable} unreadable object(s)") }
-        );
-        (Conclusion::Leftovers, text)
-    } else if !unproven.is_empty() {
-        let text = "Not proven: everything was rewritten, and it could not be shown that nothing is left. Keep \
-                    the former version.";
-        (Conclusion::Unproven, text.to_owned())
-    } else if !waits.is_empty() {
-        let text = "Not yet: nothing is stored under an older key in live data. Keep the former version for what \
-                    is listed.";
-        (Conclusion::NothingLeftWait, text.to_owned())
-    } else {
-        let text = "Yes: nothing is stored under an older key. The former version may be disabled; keep it (not \
-                    destroyed) as long as a snapshot from before must stay restorable.";
-        (Conclusion::MayBeDisabled, text.to_owned())
-    };
+    claims(journal, &mut evidence, &mut unproven, &mut waits);
+    let bad = objects(journal);
+    let (conclusion, sentence) = conclude(journal, &former, bad.len(), &unproven, &waits);
     let mut missing: Vec<String> =
         journal.refused().iter().map(|path| format!("rewrite {path}: it was refused")).collect();
     missing.extend(bad);
     missing.extend(unproven);
-    missing.append(&mut waits);
-    Verdict { conclusion, sentence, evidence, missing }
+    if conclusion != Conclusion::NothingRotated {
+        missing.append(&mut waits);
+    }
+    let yes = conclusion == Conclusion::MayBeDisabled;
+    Verdict {
+        conclusion,
+        sentence,
+        may_be_disabled: if yes { may_be_disabled(journal, &former) } else { Vec::new() },
+        must_stay: must_stay(journal, &former, yes),
+        holds: holds(journal),
+        evidence,
+        not_looked_at: not_looked_at(journal),
+        missing,
+    }
+}
+
+fn conclude(
+    journal: &Journal,
+    former: &BTreeSet<KeyName>,
+    unreadable: usize,
+    unproven: &[String],
+    waits: &[String],
+) -> (Conclusion, String) {
+    let refused = journal.refused().len();
+    let left = journal.verified.as_ref().map_or(0, |scan| scan.leftovers - scan.expiring);
+    let names = journal.names.show_all(former);
+    if refused > 0 {
+        let text = format!("No: {refused} object(s) were refused and are still stored under a former key.");
+        (Conclusion::Refused, text)
+    } else if left > 0 || unreadable > 0 {
+        let text = format!(
+            "No: {} still stored under a former key. Disabling that key makes the next restart of an API server fail.",
+            if left > 0 { format!("{left} value(s) are") } else { format!("{unreadable} unreadable object(s) are") }
+        );
+        (Conclusion::Leftovers, text)
+    } else if former.is_empty() && !is_expiring(journal) {
+        (Conclusion::NothingRotated, nothing_rotated(journal))
+    } else if !unproven.is_empty() {
+        let text = format!(
+            "Not proven: everything was rewritten, and it could not be shown that nothing is left. Keep {}.",
+            or(&names, "every former key")
+        );
+        (Conclusion::Unproven, text)
+    } else if !waits.is_empty() {
+        let text = format!(
+            "Not yet: nothing else in live data is stored under {}. Keep it for what is listed.",
+            or(&names, "a former key")
+        );
+        (Conclusion::NothingLeftWait, text)
+    } else {
+        (Conclusion::MayBeDisabled, yes(journal, former))
+    }
+}
+
+/// Events under a former key keep it in use until they expire.
+fn is_expiring(journal: &Journal) -> bool {
+    journal.verified.as_ref().is_some_and(|scan| scan.expiring > 0)
+}
+
+/// A *Yes* names what an operator can disable; a hash of a `key_id` of kube-envelope is not that.
+fn named(journal: &Journal, former: &BTreeSet<KeyName>, unproven: &mut Vec<String>) {
+    for key in former {
+        match key {
+            KeyName::KeyIdHash { provider, hash } if journal.own_provider.as_ref() == Some(provider) => {
+                unproven.push(format!(
+                    "which KEK versions the key_id with hash {hash} stands for is not known: give --etcd, where each \
+                     value names them, or name the version with --former KEK:VERSION"
+                ));
+            }
+            KeyName::Kek { lineage, .. } | KeyName::AnyVersion { lineage } if is_silent(journal, lineage) => {
+                unproven.push(format!(
+                    "{} belongs to a KEK that could not be asked which version is active: make it reachable, and run again",
+                    journal.names.show(key)
+                ));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether this KEK is one that could not be asked. One that is away may not even tell its lineage.
+fn is_silent(journal: &Journal, lineage: &String) -> bool {
+    let unknown = !journal.names.knows(lineage) && !journal.silent_keks.is_empty();
+    journal.silent_keks.contains(lineage) || unknown
+}
+
+/// What was shown, and what not, beside the steps of the run itself.
+fn claims(journal: &Journal, evidence: &mut Vec<String>, unproven: &mut Vec<String>, waits: &mut Vec<String>) {
+    for subject in Subject::ALL {
+        match journal.claims.get(&subject) {
+            Some(Claim { finding: Finding::Shown, what, at, .. }) => evidence.push(format!("{what} ({at})")),
+            Some(Claim { finding: Finding::NotYet { remedy }, what, .. }) => waits.push(format!("{what}: {remedy}")),
+            Some(Claim { finding: Finding::NotShown { remedy }, what, .. }) => {
+                unproven.push(format!("{what}: {remedy}"));
+            }
+            None if subject.is_required() => unproven.push(format!("{}: run again", subject.describe())),
+            None => {}
+        }
+    }
 }
 
 fn adoption(journal: &Journal, evidence: &mut Vec<String>, unproven: &mut Vec<String>) {
@@ -88,8 +169,9 @@ fn search(journal: &Journal, evidence: &mut Vec<String>, unproven: &mut Vec<Stri
     ));
     let altered: u64 = journal.resources.iter().map(|progress| progress.tally.altered).sum();
     if altered > 0 {
-        evidence
-            .push(format!("{altered} object(s) were changed by a mutating webhook, to which a rewrite is an update"));
+        evidence.push(format!(
+            "{altered} object(s) were changed by a mutating webhook, which sees every rewrite as an update"
+        ));
     }
     if let Some(taken) = journal.snapshot_before {
         evidence.push(format!("a snapshot of etcd from {taken} is there to go back to; it needs the former key"));
@@ -102,22 +184,6 @@ fn search(journal: &Journal, evidence: &mut Vec<String>, unproven: &mut Vec<Stri
         unproven.push(
             "the encrypted resources were guessed from metrics: give --encryption-config, or scan etcd (--etcd)".into(),
         );
-    }
-}
-
-/// One sentence about a search.
-pub fn describe(scan: &Scan) -> String {
-    match scan.method {
-        Method::Etcd => format!(
-            "{} value(s) in etcd at revision {} were looked at by key_id: {} leftover(s)",
-            scan.looked_at,
-            scan.revision.unwrap_or(0),
-            scan.leftovers
-        ),
-        Method::Reads => format!(
-            "{} object(s) were read from etcd through one API server, whose metrics count {} under another key",
-            scan.looked_at, scan.leftovers
-        ),
     }
 }
 
@@ -145,8 +211,8 @@ fn waits(journal: &Journal) -> Vec<String> {
     let mut waits = Vec::new();
     if journal.settled.is_none() {
         waits.push(format!(
-            "{} s must pass after the last rewrite: old revisions and continue tokens still need the former key",
-            journal.settle_seconds
+            "{} must pass after the last rewrite: old revisions and continue tokens still need the former key",
+            journal.intent.settle
         ));
     }
     let expiring = journal.verified.as_ref().map_or(0, |scan| scan.expiring);
@@ -168,10 +234,11 @@ fn waits(journal: &Journal) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::rotation::adoption::Adoption;
+    use crate::rotation::intent::Intent;
     use crate::rotation::resources::Resource;
 
     fn finished() -> Journal {
-        let mut journal = Journal::new(600);
+        let mut journal = Journal::new(Intent::default());
         let now = jiff::Timestamp::now();
         journal.adoption = Some(Adoption {
             evidence: Evidence::WriteProof,
@@ -191,7 +258,13 @@ mod tests {
         .unwrap();
         (journal.verified_at, journal.clean_since) = (Some(now), Some(now));
         (journal.settled, journal.snapshot) = (Some(now), Some(now));
+        journal.keys_seen = [kek("1"), kek("2")].into();
+        journal.target_keys = [kek("2")].into();
         journal
+    }
+
+    fn kek(version: &str) -> KeyName {
+        KeyName::Kek { lineage: "aa".into(), version: version.into() }
     }
 
     type Change = fn(&mut Journal);
@@ -199,7 +272,7 @@ mod tests {
     #[test]
     fn yes_needs_every_piece_of_evidence() {
         assert_eq!(weigh(&finished()).conclusion, Conclusion::MayBeDisabled);
-        let weaker: [(Change, Conclusion); 8] = [
+        let weaker: [(Change, Conclusion); 13] = [
             (|journal| journal.settled = None, Conclusion::NothingLeftWait),
             (|journal| journal.snapshot = None, Conclusion::NothingLeftWait),
             (|journal| journal.snapshot = Some(jiff::Timestamp::UNIX_EPOCH), Conclusion::NothingLeftWait),
@@ -208,6 +281,11 @@ mod tests {
             (|journal| journal.verified = None, Conclusion::Unproven),
             (|journal| journal.verified.as_mut().unwrap().leftovers = 1, Conclusion::Leftovers),
             (|journal| refuse(journal), Conclusion::Refused),
+            (|journal| journal.keys_seen = [kek("2")].into(), Conclusion::NothingRotated),
+            (|journal| journal.silent_keks = ["aa".into()].into(), Conclusion::Unproven),
+            (|journal| hashed(journal), Conclusion::Unproven),
+            (|journal| claim(journal, Claim::not_shown("x", "y")), Conclusion::Unproven),
+            (|journal| claim(journal, Claim::not_yet("x", "y")), Conclusion::NothingLeftWait),
         ];
         for (change, expected) in weaker {
             let mut journal = finished();
@@ -223,6 +301,35 @@ mod tests {
         assert_eq!(weigh(&journal).conclusion, Conclusion::MayBeDisabled, "etcd shows all of them");
         journal.verified.as_mut().unwrap().method = Method::Reads;
         assert_eq!(weigh(&journal).conclusion, Conclusion::Unproven);
+    }
+
+    /// A former key of which nothing but the hash of the `key_id` is known.
+    fn hashed(journal: &mut Journal) {
+        journal.own_provider = Some("p".into());
+        journal.keys_seen = [KeyName::KeyIdHash { provider: "p".into(), hash: "sha256:0".into() }].into();
+    }
+
+    fn claim(journal: &mut Journal, claim: Claim) {
+        journal.claims.insert(Subject::Ledger, claim);
+    }
+
+    #[test]
+    fn a_yes_names_what_may_be_disabled_and_what_must_stay() {
+        let verdict = weigh(&finished());
+        assert_eq!(verdict.may_be_disabled, ["KEK aa (in no configuration that was given) version 1"]);
+        assert_eq!(verdict.must_stay, ["KEK aa (in no configuration that was given) version 2: in use"]);
+        assert_eq!(verdict.holds.len(), 1);
+    }
+
+    #[test]
+    fn a_first_encryption_names_no_key_to_disable_and_warns_of_snapshots_in_clear() {
+        let mut journal = finished();
+        journal.keys_seen = [KeyName::Clear, kek("2")].into();
+        let verdict = weigh(&journal);
+        assert_eq!(verdict.conclusion, Conclusion::MayBeDisabled);
+        assert!(verdict.sentence.contains("no former key to disable"), "{}", verdict.sentence);
+        assert!(verdict.sentence.contains("hold data in clear"), "{}", verdict.sentence);
+        assert_eq!(verdict.may_be_disabled, Vec::<String>::new());
     }
 
     fn refuse(journal: &mut Journal) {

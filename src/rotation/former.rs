@@ -38,7 +38,7 @@ pub async fn specimens_in_etcd(
     let mut reader = EtcdReader::connect(access).await?;
     reader
         .scan(&prefix, |key, value| {
-            let Stored::KmsV2 { provider, key_id } = Stored::of(value) else { return };
+            let Stored::KmsV2 { provider, key_id, .. } = Stored::of(value) else { return };
             let paths = found.entry((provider, key_id)).or_default();
             if paths.len() < OF_EACH_KEY {
                 paths.extend(path(key.strip_prefix(&prefix).unwrap_or(key), &folders));

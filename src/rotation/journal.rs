@@ -8,13 +8,17 @@ use serde::{Deserialize, Serialize};
 
 use super::RotationError;
 use super::adoption::Adoption;
+use super::claim::{Claim, Subject};
+use super::intent::Intent;
+use super::key_name::{KeyName, KeyNames};
+use super::metrics::key_id_hash;
 use super::resources::Resource;
 use super::rewrite::Tally;
-use super::verdict::Verdict;
+use super::verdict::{Conclusion, Verdict};
 use super::verify::Scan;
 use crate::files;
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Where a rotation stands. Each step may be begun again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -106,8 +110,11 @@ pub struct Journal {
     /// snapshot of etcd from after it holds nothing under a former key.
     #[serde(default)]
     pub clean_since: Option<jiff::Timestamp>,
-    /// How long is to be waited after the last rewrite, in seconds.
-    pub settle_seconds: u64,
+    /// What it was begun with; resuming takes it from here.
+    pub intent: Intent,
+    /// Uid of the namespace `kube-system`: which cluster this is about.
+    #[serde(default)]
+    pub cluster: Option<String>,
     /// When the time had passed.
     pub settled: Option<jiff::Timestamp>,
     /// When the snapshot of etcd was taken that one can go back to.
@@ -115,6 +122,36 @@ pub struct Journal {
     pub snapshot_before: Option<jiff::Timestamp>,
     /// When a snapshot of etcd was taken.
     pub snapshot: Option<jiff::Timestamp>,
+    /// The provider whose plugin's configuration is known.
+    #[serde(default)]
+    pub own_provider: Option<String>,
+    /// What that configuration calls its KEKs.
+    #[serde(default)]
+    pub names: KeyNames,
+    /// What each KEK said about its active version, one sentence each.
+    #[serde(default)]
+    pub kek_answers: Vec<String>,
+    /// Lineages of the KEKs that could not be asked.
+    #[serde(default)]
+    pub silent_keks: BTreeSet<String>,
+    /// Every key that was in use when the rotation began or since, that it replaced, or that `--former` names.
+    #[serde(default)]
+    pub keys_seen: BTreeSet<KeyName>,
+    /// The keys that an earlier rotation of the cluster `earlier_cluster` saw and did not bring to a *Yes*.
+    #[serde(default)]
+    pub earlier_keys: BTreeSet<KeyName>,
+    /// The cluster of that rotation.
+    #[serde(default)]
+    pub earlier_cluster: Option<String>,
+    /// The KEK versions of the target, where they are known.
+    #[serde(default)]
+    pub target_keys: BTreeSet<KeyName>,
+    /// What the data were stored under before anything was done.
+    #[serde(default)]
+    pub first_survey: Option<Scan>,
+    /// What was shown so far, and what could not be shown.
+    #[serde(default)]
+    pub claims: BTreeMap<Subject, Claim>,
     /// What is concluded.
     pub verdict: Option<Verdict>,
 }
@@ -139,7 +176,7 @@ pub struct Progress {
 
 impl Journal {
     /// A rotation that begins now.
-    pub fn new(settle_seconds: u64) -> Self {
+    pub fn new(intent: Intent) -> Self {
         Self {
             format: FORMAT,
             tool: concat!("kube-envelope ", env!("CARGO_PKG_VERSION")).into(),
@@ -159,11 +196,32 @@ impl Journal {
             verified: None,
             verified_at: None,
             clean_since: None,
-            settle_seconds,
+            intent,
+            cluster: None,
             settled: None,
             snapshot_before: None,
             snapshot: None,
+            own_provider: None,
+            names: KeyNames::default(),
+            kek_answers: Vec::new(),
+            silent_keks: BTreeSet::new(),
+            keys_seen: BTreeSet::new(),
+            earlier_keys: BTreeSet::new(),
+            earlier_cluster: None,
+            target_keys: BTreeSet::new(),
+            first_survey: None,
+            claims: BTreeMap::new(),
             verdict: None,
+        }
+    }
+
+    /// Takes over what an earlier rotation left unproven: its former keys are still to be named.
+    pub fn inherit(&mut self, earlier: Self) {
+        let concluded = earlier.verdict.map(|verdict| verdict.conclusion);
+        if !matches!(concluded, Some(Conclusion::MayBeDisabled | Conclusion::NothingRotated)) {
+            (self.earlier_keys, self.earlier_cluster) = (earlier.keys_seen, earlier.cluster);
+            self.earlier_keys.extend(earlier.earlier_keys);
+            self.names = earlier.names;
         }
     }
 
@@ -218,6 +276,36 @@ impl Journal {
         &mut self.resources[at]
     }
 
+    /// The keys that were in use, and that nothing needs any more: what a verdict is about.
+    pub fn former_keys(&self) -> BTreeSet<KeyName> {
+        let needed = |key: &KeyName| self.verified.as_ref().is_some_and(|scan| scan.groups.needing(key) > 0);
+        self.keys_seen.iter().filter(|key| !needed(key) && !self.is_target(key)).cloned().collect()
+    }
+
+    /// The name of the key of a provider whose `key_id` has this hash.
+    pub fn target_name(&self, provider: &str, hash: &str) -> String {
+        let key_id = KeyName::KeyIdHash { provider: provider.to_owned(), hash: hash.to_owned() };
+        let key_id = self.names.show(&key_id);
+        let is_target = self.targets.get(provider).is_some_and(|target| target == hash);
+        if is_target && self.own_provider.as_deref() == Some(provider) && !self.target_keys.is_empty() {
+            return format!("{} ({key_id})", self.names.show_all(&self.target_keys));
+        }
+        key_id
+    }
+
+    /// Whether values under this key are where they should be.
+    pub fn is_target(&self, key: &KeyName) -> bool {
+        match key {
+            KeyName::KeyId { provider, key_id } => self.targets.get(provider) == Some(&key_id_hash(key_id)),
+            KeyName::KeyIdHash { provider, hash } => self.targets.get(provider) == Some(hash),
+            KeyName::AnyVersion { lineage } => {
+                let of = |key: &KeyName| matches!(key, KeyName::Kek { lineage: own, .. } if own == lineage);
+                self.target_keys.iter().any(of)
+            }
+            KeyName::Kek { .. } | KeyName::Prefix(_) | KeyName::Clear => self.target_keys.contains(key),
+        }
+    }
+
     /// Objects that the API servers refused to store again, by path.
     pub fn refused(&self) -> BTreeSet<String> {
         self.resources.iter().flat_map(|progress| progress.tally.refused.keys().cloned()).collect()
@@ -231,4 +319,22 @@ pub fn write_whole(file: &Path, text: &str) -> Result<(), RotationError> {
         .map_or(Ok(()), files::create_private_folder)
         .and_then(|()| files::replace(file, format!("{text}\n").as_bytes()))
         .map_err(|source| RotationError::File { what: "write", file: file.into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_folder_of_a_new_journal_is_private() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kube-envelope/rotation/journal.json");
+        Journal::new(Intent::default()).write(&file).unwrap();
+        for made in ["kube-envelope", "kube-envelope/rotation"] {
+            assert_eq!(folder.path().join(made).metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        }
+        assert_eq!(Journal::read(&file).unwrap().unwrap().state, State::Plan);
+    }
 }

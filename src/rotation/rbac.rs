@@ -22,11 +22,17 @@ pub fn rbac(journal: &Journal, with_etcd: bool, with_shards: bool) -> String {
         rule("", "namespaces", namespaces),
         rule("", "nodes", "list"),
     ]);
+    let in_kube_system = [rule("coordination.k8s.io", "leases", "list"), rule("", "namespaces", "get")];
+    let in_own_namespace = [
+        rule("", "secrets, configmaps", "create, get, patch"),
+        rule("coordination.k8s.io", "leases", "create, get, patch"),
+        rule("", "events", "create"),
+    ];
     let mut objects = vec![
         role("ClusterRole", NAME, None, &rules),
-        role("Role", NAME, Some("kube-system"), &[rule("coordination.k8s.io", "leases", "list")]),
+        role("Role", NAME, Some("kube-system"), &in_kube_system),
         role("Role", NAME, Some("default"), &[rule("discovery.k8s.io", "endpointslices", "list")]),
-        role("Role", NAME, Some(canary::NAMESPACE), &[rule("", "secrets, configmaps", "create, get, patch")]),
+        role("Role", NAME, Some(canary::NAMESPACE), &in_own_namespace),
     ];
     if with_shards {
         let mut rules = encrypted(journal, "list, patch");

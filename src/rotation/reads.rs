@@ -10,6 +10,7 @@ use futures::stream::{self, StreamExt};
 
 use super::RotationError;
 use super::api::{Answer, Api, ApiError};
+use super::key_name::KeyName;
 use super::ledger::ServerProcess;
 use super::listing::{Folder, Page, page_after};
 use super::metrics::{Direction, Scrape, growth, scrape};
@@ -35,11 +36,11 @@ pub async fn scan_reads(
 ) -> Result<Scan, RotationError> {
     let mut scan = Scan::new(Method::Reads);
     for (resource, provider) in &expected.resources {
-        let expected = Of { expected, resource, provider };
-        let (tally, mut found) = read_all(api, &expected, pace, seen).await?;
+        let of = Of { expected, resource };
+        let (tally, mut found) = read_all(api, &of, pace, seen).await?;
         // Counters of a server: not our numbers, so their sum may be more than fits.
         let counted = found.values().fold(0_u64, |sum, count| sum.saturating_add(*count));
-        let left = if counted == 0 { 0 } else { name_leftovers(api, &expected, counted, &mut scan).await? };
+        let left = if counted == 0 { 0 } else { name_leftovers(api, &of, counted, &mut scan).await? };
         if left == 0 {
             // Another client read something else.
             found.clear();
@@ -48,8 +49,17 @@ pub async fn scan_reads(
         scan.looked_at += tally.fresh;
         scan.leftovers = scan.leftovers.saturating_add(left);
         scan.expiring = scan.expiring.saturating_add(if resource.is_event() { left } else { 0 });
-        found.insert("target key".into(), tally.fresh.saturating_sub(left));
-        scan.stored.insert(resource.to_string(), found);
+        let current = tally.fresh.saturating_sub(left);
+        if let Some(hash) = expected.targets.get(provider).filter(|_| current > 0) {
+            let key = KeyName::KeyIdHash { provider: provider.clone(), hash: hash.clone() };
+            scan.groups.add_key(key, current, 0);
+        }
+        let mut stored = BTreeMap::from([("target key".to_owned(), current)]);
+        for (key, count) in found {
+            stored.insert(how(&key), count);
+            scan.groups.add_key(key, count, count);
+        }
+        scan.stored.insert(resource.to_string(), stored);
     }
     Ok(scan)
 }
@@ -58,7 +68,6 @@ pub async fn scan_reads(
 struct Of<'a> {
     expected: &'a Expected,
     resource: &'a Resource,
-    provider: &'a str,
 }
 
 /// Reads every object of a resource; what the server counted otherwise than under the target key meanwhile. A server
@@ -68,7 +77,7 @@ async fn read_all(
     of: &Of<'_>,
     pace: &mut Pace,
     seen: &mut (dyn FnMut(&Resource, &Tally, usize) + Send),
-) -> Result<(Tally, BTreeMap<String, u64>), RotationError> {
+) -> Result<(Tally, BTreeMap<KeyName, u64>), RotationError> {
     for _ in 0..RESTARTS {
         let before = metrics(api).await?;
         let mut tally = Tally::default();
@@ -91,27 +100,34 @@ async fn metrics(api: &Api) -> Result<Scrape, RotationError> {
     scrape(&api.patient()).await.map_err(RotationError::api("read the metrics of the API server that reads"))
 }
 
-/// What was read between two scrapes otherwise than under the target key: how → count.
-fn otherwise(before: &Scrape, after: &Scrape, of: &Of<'_>) -> BTreeMap<String, u64> {
-    let mut found: BTreeMap<String, u64> = BTreeMap::new();
-    for ((by, hash), count) in growth(&before.read, &after.read) {
-        if of.expected.targets.get(&by) != Some(&hash) {
-            let sum = found.entry(format!("{by} {hash}")).or_default();
+/// What was read between two scrapes otherwise than under the target key, by key.
+fn otherwise(before: &Scrape, after: &Scrape, of: &Of<'_>) -> BTreeMap<KeyName, u64> {
+    let mut found: BTreeMap<KeyName, u64> = BTreeMap::new();
+    for ((provider, hash), count) in growth(&before.read, &after.read) {
+        if of.expected.targets.get(&provider) != Some(&hash) {
+            let sum = found.entry(KeyName::KeyIdHash { provider, hash }).or_default();
             *sum = sum.saturating_add(count);
         }
     }
     let name = of.resource.to_string();
-    let ours = format!("{KMS_V2_PREFIX}{}:", of.provider);
     for ((resource, prefix, direction), count) in growth(&before.operations, &after.operations) {
         // What a KMS v2 provider read was counted above, by key.
-        let by_kms = prefix == ours || prefix.starts_with(KMS_V2_PREFIX);
-        if resource == name && direction == Direction::Read && !by_kms {
-            let how = if prefix.starts_with("k8s:enc:") { prefix } else { "in clear".into() };
-            let sum = found.entry(how).or_default();
+        if resource == name && direction == Direction::Read && !prefix.starts_with(KMS_V2_PREFIX) {
+            let words = prefix.strip_prefix("k8s:enc:").map(|words| words.trim_end_matches(':').replace(':', " "));
+            let sum = found.entry(words.map_or(KeyName::Clear, KeyName::Prefix)).or_default();
             *sum = sum.saturating_add(count);
         }
     }
     found
+}
+
+/// A key as metrics tell it.
+fn how(key: &KeyName) -> String {
+    match key {
+        KeyName::KeyIdHash { provider, hash } => format!("{provider} {hash}"),
+        KeyName::Prefix(words) => words.clone(),
+        _ => "in clear".into(),
+    }
 }
 
 fn unreadable(tally: &Tally, resource: &Resource, scan: &mut Scan) {
@@ -168,7 +184,7 @@ async fn read_again(api: &Api, of: &Of<'_>, group: &[String]) -> Result<Option<S
         let after = metrics(api).await?;
         if all_done && ServerProcess::of(&before) == ServerProcess::of(&after) {
             let found = otherwise(&before, &after, of);
-            return Ok(found.into_iter().find(|(_, count)| *count >= times as u64).map(|(how, _)| how));
+            return Ok(found.into_iter().find(|(_, count)| *count >= times as u64).map(|(key, _)| how(&key)));
         }
     }
     Err(RotationError::Paused(format!("API server {} does not answer, or is started again each time", api.address())))

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::RotationError;
 use super::api::{Api, escaped, null_as_empty};
 use super::metrics::{Direction, Scrape};
-use crate::encryption_config::{EncryptionConfigError, EncryptionConfiguration, Entry, KmsVersion, Provider};
+use crate::encryption_config::{EncryptionConfigError, EncryptionConfiguration, Entry, Kms, KmsVersion, Provider};
 
 const DISCOVERY: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 /// What an API server puts before a value that a KMS v2 provider encrypted; the provider's name and `:` follow.
@@ -145,6 +145,14 @@ impl Coverage {
             Self::Configured(configuration) => configuration.entries.iter().filter_map(other_prefix).collect(),
             Self::Inferred(_) => BTreeSet::new(),
         }
+    }
+
+    /// The KMS v2 provider whose plugin serves this socket, where the configuration tells.
+    pub fn provider_at(&self, socket: &Path) -> Option<String> {
+        let Self::Configured(configuration) = self else { return None };
+        let here = |kms: &&Kms| kms.version == KmsVersion::V2 && kms.endpoint.leads_to(socket);
+        let all = configuration.entries.iter().flat_map(|entry| &entry.providers);
+        all.filter_map(Provider::kms).find(here).map(|kms| kms.name.clone())
     }
 
     /// Whether it is only a guess.

@@ -1,7 +1,9 @@
 //! A rotation from state to state. The journal is written after each; any state may be begun again.
 
 mod checks;
+mod keys;
 mod passes;
+mod rotate;
 mod sharded;
 
 use std::collections::BTreeMap;
@@ -10,10 +12,12 @@ use std::time::{Duration, Instant};
 
 use super::RotationError;
 use super::adoption::{Adoption, Obstacle, Wanted, attempt, joined, look, look_fresh};
+use super::announcement::announce;
 use super::api::{Api, ApiError};
 use super::canary::canaries;
 use super::cluster::{Access, Cluster};
 use super::journal::{Journal, State};
+use super::lease::{Holder, Lease};
 use super::metrics::key_id_hash;
 use super::pace::Pace;
 use super::plan::{encrypted, fill, reported_now};
@@ -21,14 +25,15 @@ use super::preflight::dry_run;
 use super::resources::{Coverage, Resource};
 use super::rewrite::Tally;
 use super::verdict::Verdict;
+use crate::config::Config;
 use crate::etcd::EtcdAccess;
-use crate::key_stores::KekConfig;
 
 /// How often a server is asked whether it has adopted the target key.
 const LOOKS_EVERY: Duration = Duration::from_secs(2);
 
 /// What a rotation is run with.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct Settings {
     /// How the cluster is reached.
     pub access: Access,
@@ -38,8 +43,14 @@ pub struct Settings {
     pub etcd: Option<EtcdAccess>,
     /// The API servers' prefix in etcd.
     pub etcd_prefix: String,
-    /// KEKs to rotate first.
-    pub keks: Vec<KekConfig>,
+    /// The configuration of kube-envelope, where it is the plugin and the configuration is at hand.
+    pub plugin: Option<Config>,
+    /// Whether that configuration was named, and not merely found in its usual place.
+    pub plugin_named: bool,
+    /// Whether to rotate its KEKs first.
+    pub rotate_kek: bool,
+    /// Keys that are to be shown to be unused besides those that are found: `KEK`, `KEK:VERSION`, or a `key_id`.
+    pub former: Vec<String>,
     /// The target, where it is known beforehand.
     pub key_id: Option<String>,
     /// Where the journal is.
@@ -54,6 +65,8 @@ pub struct Settings {
     pub concurrency: usize,
     /// How many processes rewrite, where it is not this one.
     pub shards: Option<usize>,
+    /// How long to wait after the last rewrite.
+    pub settle: Duration,
     /// How long adoption may take.
     pub adoption_timeout: Duration,
     /// How often adoption is looked at again.
@@ -115,6 +128,8 @@ impl<'a> Run<'a> {
     /// Takes up a journal: a new one, or one that was left.
     pub async fn take_up(settings: Settings, journal: Journal, report: Reporter<'a>) -> Result<Self, RotationError> {
         let cluster = Cluster::connect(&settings.access).await?;
+        let mut journal = journal;
+        same_cluster(&cluster, &mut journal).await?;
         let coverage = coverage(&cluster, &settings).await?;
         Ok(Self { settings, cluster, coverage, journal, report, seen_adopted: false })
     }
@@ -136,8 +151,12 @@ impl<'a> Run<'a> {
         };
         let seen = seen.map_err(RotationError::from)?;
         self.journal.former = reported_now(&seen, &self.coverage)
-            .or_else(|error| if self.settings.keks.is_empty() { Ok(BTreeMap::new()) } else { Err(error) })?;
+            .or_else(|error| if self.settings.rotate_kek { Err(error) } else { Ok(BTreeMap::new()) })?;
         self.journal.inferred = self.coverage.is_inferred();
+        if !fresh {
+            self.recognise_plugin()?;
+            self.aim().await?;
+        }
         if let Some(key_id) = &self.settings.key_id {
             let hash = key_id_hash(key_id);
             self.journal.targets =
@@ -165,6 +184,23 @@ impl<'a> Run<'a> {
     /// # Errors
     /// The journal then says where it stands; the same call with the journal read again goes on.
     pub async fn to_end(&mut self) -> Result<Verdict, RotationError> {
+        let report = self.report;
+        let waiting = move |why: &str| report(Event::Waiting(why));
+        let lease = Lease::take(self.cluster.entry().clone(), Holder::this_process(), &waiting).await?;
+        let ended = tokio::select! {
+            ended = self.drive() => ended,
+            other = lease.keep() => Err(RotationError::Paused(format!("another rotate-keys took this one's place: {other}"))),
+        };
+        lease.release().await;
+        if let Ok(verdict) = &ended
+            && let Err(error) = announce(self.cluster.entry(), verdict).await
+        {
+            (self.report)(Event::Note(&format!("the verdict was not posted as an Event: {error}")));
+        }
+        ended
+    }
+
+    async fn drive(&mut self) -> Result<Verdict, RotationError> {
         self.journal.paused = None;
         loop {
             self.write()?;
@@ -201,7 +237,7 @@ impl<'a> Run<'a> {
             }
             State::Preflight => {
                 self.preflight().await?;
-                if self.settings.keks.is_empty() { State::AwaitAdoption } else { State::RotateKek }
+                if self.settings.rotate_kek { State::RotateKek } else { State::AwaitAdoption }
             }
             State::RotateKek => {
                 self.rotate_keks().await?;
@@ -232,26 +268,6 @@ impl<'a> Run<'a> {
 
     fn pace(&self) -> Pace {
         Pace::new(self.settings.concurrency, self.settings.rate, Instant::now())
-    }
-
-    /// Rotates each KEK once, also when the process ended between the rotation and the journal.
-    async fn rotate_keks(&mut self) -> Result<(), RotationError> {
-        for config in self.settings.keks.clone() {
-            let name = config.name.clone();
-            let failed = |source| RotationError::Kek { name: name.clone(), source };
-            let active = config.open().version().await.map_err(failed)?.version;
-            let before = self.journal.keks_before.entry(name.clone()).or_insert_with(|| active.clone()).clone();
-            self.write()?;
-            let rotating = config.open_rotating().await.map_err(failed)?;
-            let now = if active == before { rotating.rotate().await.map_err(failed)?.version } else { active };
-            (self.report)(Event::Note(&format!("KEK {name}: version {now} is active; before it was {before}")));
-            if let Some(work) = rotating.remaining_work() {
-                (self.report)(Event::Note(&work));
-            }
-            self.journal.keks_rotated.insert(name.clone(), now);
-            self.write()?;
-        }
-        Ok(())
     }
 
     fn wanted(&self) -> Wanted {
@@ -300,7 +316,8 @@ impl<'a> Run<'a> {
                 Err(Obstacle::Failed(error)) => return Err(error),
             };
             if began.elapsed() >= self.settings.adoption_timeout {
-                return Err(RotationError::NotConverged(why));
+                let said = [&[why], self.journal.kek_answers.as_slice()].concat().join("; ");
+                return Err(RotationError::NotConverged(said));
             }
             if said != why {
                 (self.report)(Event::Waiting(&why));
@@ -342,6 +359,20 @@ impl<'a> Run<'a> {
         let same = servers.into_iter().find(|api| adopted.is_some_and(|server| server.address == api.address()));
         Ok(same.unwrap_or_else(|| self.cluster.entry().clone()))
     }
+}
+
+/// A journal is about one cluster, whatever the kubeconfig says now.
+async fn same_cluster(cluster: &Cluster, journal: &mut Journal) -> Result<(), RotationError> {
+    let uid = cluster.uid().await?;
+    let begun = journal.cluster.get_or_insert_with(|| uid.clone());
+    if *begun == uid {
+        return Ok(());
+    }
+    Err(RotationError::Unusable(format!(
+        "the rotation in the journal is about another cluster: the namespace kube-system has uid {uid} at {}, and had \
+         {begun} when the rotation began",
+        cluster.entry().address()
+    )))
 }
 
 /// What is encrypted: as configured, or as the metrics let one guess.

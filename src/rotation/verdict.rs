@@ -1,4 +1,4 @@
-//! What is concluded about the former key, on what evidence, and what is still missing: the words of it.
+//! What is concluded about the former keys, on what evidence, and what is still missing.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,16 +6,18 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Conclusion {
-    /// Nothing is left, and nothing needs the former key any more.
+    /// Nothing needs the former keys any more.
     MayBeDisabled,
-    /// Nothing is left in live data; something that is listed still needs the former key.
+    /// Nothing is left in live data; something that is listed still needs a former key.
     NothingLeftWait,
     /// Everything was rewritten, and it could not be proven.
     Unproven,
-    /// Some objects were refused and are still stored under an older key.
+    /// Some objects were refused and are still stored under a former key.
     Refused,
-    /// Something is still stored under an older key.
+    /// Something is still stored under a former key.
     Leftovers,
+    /// No key was replaced: there is none that may be disabled.
+    NothingRotated,
 }
 
 /// What is concluded, why, and what is missing.
@@ -26,8 +28,20 @@ pub struct Verdict {
     pub conclusion: Conclusion,
     /// In one sentence.
     pub sentence: String,
+    /// The keys that may be disabled; empty unless the conclusion is *Yes*.
+    #[serde(default)]
+    pub may_be_disabled: Vec<String>,
+    /// The keys that must stay, each with the reason.
+    #[serde(default)]
+    pub must_stay: Vec<String>,
+    /// Up to which revision and time it holds.
+    #[serde(default)]
+    pub holds: Vec<String>,
     /// On what evidence.
     pub evidence: Vec<String>,
-    /// What is missing for the former key to be disabled.
+    /// What no part of the evidence covers.
+    #[serde(default)]
+    pub not_looked_at: Vec<String>,
+    /// What is missing for the former keys to be disabled, each with its remedy.
     pub missing: Vec<String>,
 }

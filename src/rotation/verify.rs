@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::RotationError;
+use super::group::Groups;
 use super::metrics::key_id_hash;
 use super::resources::Resource;
 use crate::etcd::{EtcdAccess, EtcdReader, Stored};
@@ -43,6 +44,9 @@ pub struct Scan {
     pub looked_at: u64,
     /// Resource → how stored → how many.
     pub stored: BTreeMap<String, BTreeMap<String, u64>>,
+    /// The same by the keys that the values need.
+    #[serde(default)]
+    pub groups: Groups,
     /// How many leftovers.
     pub leftovers: u64,
     /// How many of them are Events, which expire by themselves.
@@ -59,6 +63,7 @@ impl Scan {
             revision: None,
             looked_at: 0,
             stored: BTreeMap::new(),
+            groups: Groups::default(),
             leftovers: 0,
             expiring: 0,
             named: BTreeMap::new(),
@@ -82,7 +87,9 @@ pub async fn scan_etcd(access: &EtcdAccess, prefix: &str, expected: &Expected) -
     let scanned = reader
         .scan(&prefix, |key, value| {
             let label = judge.label(key.strip_prefix(&prefix).unwrap_or(key));
-            let (stored, left) = judge.judge(&label, &Stored::of(value));
+            let how = Stored::of(value);
+            let (stored, left) = judge.judge(&label, &how);
+            scan.groups.count(&how, left);
             if left {
                 scan.leftovers += 1;
                 scan.expiring += u64::from(label.starts_with("events"));
@@ -136,7 +143,7 @@ impl<'a> Judge<'a> {
         match stored {
             Stored::Plain => ("in clear".into(), provider.is_some()),
             Stored::Otherwise(words) => (words.clone(), provider.is_some()),
-            Stored::KmsV2 { provider: by, key_id } => {
+            Stored::KmsV2 { provider: by, key_id, .. } => {
                 let hash = self.hashes.entry(key_id.clone()).or_insert_with(|| key_id_hash(key_id));
                 let current = match provider {
                     Some(provider) => provider == by && self.expected.targets.get(provider) == Some(hash),
@@ -203,7 +210,11 @@ mod tests {
             targets: [("p".to_owned(), key_id_hash("new"))].into(),
         };
         let mut judge = Judge::new(&expected);
-        let kms = |provider: &str, key_id: &str| Stored::KmsV2 { provider: provider.into(), key_id: key_id.into() };
+        let kms = |provider: &str, key_id: &str| Stored::KmsV2 {
+            provider: provider.into(),
+            key_id: key_id.into(),
+            keks: Vec::new(),
+        };
         let secrets = judge.label("secrets/default/a");
         let widgets = judge.label("example.com/widgets/default/a");
         let maps = judge.label("configmaps/default/a");

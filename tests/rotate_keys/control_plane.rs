@@ -29,6 +29,8 @@ pub struct Shape {
     pub audit_policy: Option<String>,
     /// Let etcd serve TLS with client certificates, too.
     pub etcd_tls: bool,
+    /// The plugins' `refreshInterval`; short unless a test is about what happens before a plugin looks.
+    pub refresh_interval: &'static str,
 }
 
 impl Shape {
@@ -40,6 +42,7 @@ impl Shape {
             arguments: Vec::new(),
             audit_policy: None,
             etcd_tls: false,
+            refresh_interval: "1s",
         }
     }
 }
@@ -52,6 +55,7 @@ pub struct ControlPlane {
     pub etcd: Etcd,
     pub folder: tempfile::TempDir,
     resources: Vec<&'static str>,
+    refresh_interval: &'static str,
 }
 
 impl ControlPlane {
@@ -60,7 +64,7 @@ impl ControlPlane {
         let (mut servers, mut plugins, mut keyrings) = (Vec::new(), Vec::new(), Vec::new());
         for number in 1..=shape.servers {
             let keyring = keyrings.first().map_or_else(KeyringFile::create, KeyringFile::copied);
-            let plugin = Plugin::start(&settings(&keyring)).await;
+            let plugin = Plugin::start(&settings(&keyring, shape.refresh_interval)).await;
             plugin.wait_healthy().await;
             let providers = if shape.in_clear {
                 ["{identity: {}}".to_owned(), plugin.provider()]
@@ -83,7 +87,8 @@ impl ControlPlane {
             server.wait_ready().await;
         }
         let folder = tempfile::tempdir().unwrap();
-        let plane = Self { servers, plugins, keyrings, etcd, folder, resources: shape.resources };
+        let (resources, refresh_interval) = (shape.resources, shape.refresh_interval);
+        let plane = Self { servers, plugins, keyrings, etcd, folder, resources, refresh_interval };
         plane.wait_endpoints(shape.servers.into()).await;
         plane
     }
@@ -160,7 +165,7 @@ impl ControlPlane {
     /// Adds an API server with a plugin that has this keyring.
     pub async fn join(&mut self, keyring: KeyringFile) {
         let number = u8::try_from(self.servers.len() + 1).unwrap();
-        let plugin = Plugin::start(&settings(&keyring)).await;
+        let plugin = Plugin::start(&settings(&keyring, self.refresh_interval)).await;
         plugin.wait_healthy().await;
         let text = encryption_configuration(&self.resources, &[&plugin.provider(), "{identity: {}}"]);
         let options = ApiServerOptions { number, encryption: Encryption::Text(text), ..ApiServerOptions::default() };
@@ -169,31 +174,42 @@ impl ControlPlane {
         self.keyrings.push(keyring);
     }
 
-    /// Arguments that every command gets here: it scans etcd, and does not wait for old revisions to go.
+    /// Arguments that every command gets here: it scans etcd, and does not wait for old revisions to go. A rotation
+    /// that is resumed gets nothing but its journal.
     pub fn arguments(&self, command: &str, more: &[&str]) -> Vec<String> {
-        let mut arguments =
-            vec![command.to_owned(), format!("--encryption-config={}", self.servers[0].encryption_file().display())];
-        if !more.iter().any(|argument| argument.starts_with("--kubeconfig")) {
-            arguments.push(format!("--kubeconfig={}", self.servers[0].kubeconfig(ADMIN).display()));
-        }
-        if !more.contains(&"no-etcd") {
-            arguments.push(format!("--etcd={}", self.etcd.url()));
-        }
+        let mut arguments = vec![command.to_owned()];
         if command == "rotate-keys" {
             arguments.push(format!("--journal={}", self.journal_file().display()));
-            arguments.push("--request-timeout=1s".into());
-            if !more.iter().any(|argument| argument.starts_with("--agreement-interval")) {
-                arguments.push("--agreement-interval=1s".into());
+        }
+        let has = |flag: &str| more.iter().any(|argument| argument.starts_with(flag));
+        if !has("--resume") {
+            arguments.push(format!("--encryption-config={}", self.servers[0].encryption_file().display()));
+            if !has("--kubeconfig") {
+                arguments.push(format!("--kubeconfig={}", self.servers[0].kubeconfig(ADMIN).display()));
             }
-            if !more.iter().any(|argument| argument.starts_with("--snapshot") || *argument == "no-snapshot") {
-                arguments.push("--snapshot-command=true".into());
+            if !has("no-etcd") {
+                arguments.push(format!("--etcd={}", self.etcd.url()));
             }
-            if !more.iter().any(|argument| argument.starts_with("--resume") || argument.starts_with("--settle")) {
-                arguments.push("--settle=0s".into());
+            if command == "rotate-keys" {
+                arguments.extend(Self::quick(&has));
             }
         }
         arguments.extend(more.iter().filter(|more| !more.starts_with("no-")).map(|more| (*more).to_owned()));
         arguments
+    }
+
+    fn quick(has: &dyn Fn(&str) -> bool) -> Vec<String> {
+        let mut quick = vec!["--request-timeout=1s".into()];
+        if !has("--agreement-interval") {
+            quick.push("--agreement-interval=1s".into());
+        }
+        if !has("--snapshot") && !has("no-snapshot") {
+            quick.push("--snapshot-command=true".into());
+        }
+        if !has("--settle") {
+            quick.push("--settle=0s".into());
+        }
+        quick
     }
 
     /// Runs a command to its end.
@@ -255,8 +271,8 @@ impl ControlPlane {
     }
 }
 
-fn settings(keyring: &KeyringFile) -> String {
-    format!("{}\nrefreshInterval: 1s", keyring.settings("test"))
+fn settings(keyring: &KeyringFile, refresh_interval: &str) -> String {
+    format!("{}\nrefreshInterval: {refresh_interval}", keyring.settings("test"))
 }
 
 /// How a command ended.

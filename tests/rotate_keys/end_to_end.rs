@@ -13,13 +13,13 @@ async fn after_the_first_encryption_nothing_is_left_in_clear() {
     plane.run("verify", &["no-etcd"]).exits(6);
 
     let writers = Writers::start(&plane, 4).await;
-    plane.run("rotate-keys", &[]).exits(0).says("Yes: nothing is stored under an older key.");
+    plane.run("rotate-keys", &[]).exits(0).says("Yes: nothing that should be encrypted is stored in clear.");
     writers.stop_and_check(&plane).await;
 
     let key_id = plane.key_id(0).await;
     plane.check_all_under(&key_id).await;
     plane.check_secrets(1, "s", 300).await;
-    plane.run("verify", &[]).exits(0).says("Nothing is stored under an older key.");
+    plane.run("verify", &[]).exits(0).says("Nothing is stored under a former key.");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -70,7 +70,7 @@ async fn ten_thousand_secrets_are_rotated_under_writers_and_every_value_is_there
     plane.rotate_keyrings(0..2);
     let new = plane.wait_key_id(0..2, &old).await;
     let writers = Writers::start(&plane, 4).await;
-    plane.run("rotate-keys", &[]).exits(0).says("Yes: nothing is stored under an older key.");
+    plane.run("rotate-keys", &[]).exits(0).says("Yes: nothing that should be encrypted is stored in clear.");
     writers.stop_and_check(&plane).await;
     plane.check_all_under(&new).await;
     plane.check_secrets(1, "s", 10_000).await;

@@ -17,11 +17,14 @@ mod flip_flop;
 mod leftovers;
 #[cfg(feature = "transit")]
 mod migration;
+mod named;
 mod objects;
 mod options;
+mod other_plugin;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
 mod preflight;
+mod resume;
 mod roster;
 mod shards;
 #[cfg(feature = "transit")]

@@ -31,7 +31,7 @@ async fn a_node_whose_keyring_lacks_the_former_version_is_named_before_anything_
     let by_etcd = by_etcd.says(&why).says("/api/v1/namespaces/");
     assert!(!by_etcd.err.contains(&sound), "{}", by_etcd.err);
     plane.run("rotate-keys", &["--status"]).exits(4).says("state: preflight").says(&why);
-    let by_list = plane.run("rotate-keys", &["--resume", "no-etcd", &servers[0], &servers[1]]).exits(1);
+    let by_list = plane.run("rotate-keys", &["no-etcd", &servers[0], &servers[1]]).exits(1);
     by_list.says("/api/v1/namespaces/default/secrets/s-").says(&broken);
     plane.run("rotate-keys", &["--dry-run", &servers[0], &servers[1]]).exits(1).says(&why);
     let after = plane.stored().await;
@@ -39,7 +39,7 @@ async fn a_node_whose_keyring_lacks_the_former_version_is_named_before_anything_
 
     plane.keyrings[1].copy_from(&plane.keyrings[0]);
     plane.servers[1].wait_ready().await;
-    plane.run("rotate-keys", &["--resume", "--settle=0s", &servers[0], &servers[1]]).exits(0).says("Yes: ");
+    plane.run("rotate-keys", &[&servers[0], &servers[1]]).exits(0).says("Yes: ");
     plane.check_all_under(&new).await;
 }
 
@@ -47,6 +47,9 @@ async fn a_node_whose_keyring_lacks_the_former_version_is_named_before_anything_
 async fn a_snapshot_is_asked_for_before_and_after_the_rewrite() {
     let plane = ControlPlane::start(Shape::of(1)).await;
     plane.create_secrets("s", 20).await;
+    let first = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    let second = plane.wait_key_id(0..1, &first).await;
     // A command that fails is found out before anything is rewritten.
     plane
         .run("rotate-keys", &["--snapshot-command=exit 7"])
@@ -55,22 +58,22 @@ async fn a_snapshot_is_asked_for_before_and_after_the_rewrite() {
     assert_eq!(plane.state(), "preflight");
     let taken = plane.folder.path().join("taken");
     let command = format!("--snapshot-command=echo x >> {}", taken.display());
-    plane
-        .run("rotate-keys", &["--resume", "--settle=0s", &command])
-        .exits(0)
-        .says("Yes: ")
-        .says("is there to go back to");
+    plane.run("rotate-keys", &["--resume", &command]).exits(0).says("Yes: ").says("is there to go back to");
     assert_eq!(std::fs::read_to_string(&taken).unwrap(), "x\nx\n", "one before, one after");
 
     // An old one is something to go back to, and not yet the one that the verdict needs.
+    plane.rotate_keyrings(0..1);
+    let third = plane.wait_key_id(0..1, &second).await;
     let hours = jiff::SignedDuration::from_hours(30);
     let old = format!("--snapshot-taken={}", jiff::Timestamp::now() - hours);
     let ended =
-        plane.run("rotate-keys", &[&old]).exits(0).says("the newest snapshot of etcd to go back to is 30 h old");
+        plane.run("rotate-keys", &[&old]).exits(7).says("the newest snapshot of etcd to go back to is 30 h old");
     ended.says("Not yet: ").says("is there to go back to");
 
+    plane.rotate_keyrings(0..1);
+    plane.wait_key_id(0..1, &third).await;
     let ended =
-        plane.run("rotate-keys", &["no-snapshot"]).exits(0).says("no snapshot of etcd is known").says("Not yet: ");
+        plane.run("rotate-keys", &["no-snapshot"]).exits(7).says("no snapshot of etcd is known").says("Not yet: ");
     ended.says("a snapshot of etcd must be taken after");
     let now = format!("--snapshot-taken={}", jiff::Timestamp::now());
     plane.run("rotate-keys", &["--resume", &now]).exits(0).says("Yes: ");

@@ -49,7 +49,7 @@ pub async fn rotates_end_to_end(plugin: &Plugin, environment: &[(&str, &str)]) {
     let more = ["--rotate-kek", &config, &journal, "--settle=0s", "--agreement-interval=1s", "--snapshot-command=true"];
     let rotated = run_with(&server, &etcd, "rotate-keys", &more, environment);
     assert_eq!(rotated.status.code(), Some(0), "{}", text(&rotated));
-    assert!(text(&rotated).contains("The former version may be disabled"), "{}", text(&rotated));
+    assert!(text(&rotated).contains("Yes: nothing is stored under KEK "), "{}", text(&rotated));
 
     let second = plugin.wait_healthy().await;
     assert_ne!(second, first);

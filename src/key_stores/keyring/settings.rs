@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 
 use super::{Keyring, KeyringKek};
-use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::kek::{Kek, KekError, KekVersion, Lineage, RotateKek};
 use crate::key_stores::shared::path;
 use crate::key_stores::{KeyStore, Parsed};
 
@@ -42,6 +42,11 @@ impl KeyStore for KeyringFile {
 
     fn asks_a_server(&self) -> bool {
         false
+    }
+
+    async fn versions_on_file(&self) -> Vec<KekVersion> {
+        let versions = |keyring: Keyring| keyring.versions().iter().map(|one| keyring.kek_version(one)).collect();
+        Keyring::read(&self.file).map(versions).unwrap_or_default()
     }
 
     async fn open(&self) -> Result<Box<dyn Kek>, KekError> {

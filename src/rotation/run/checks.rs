@@ -13,6 +13,7 @@ impl Run<'_> {
         if self.settings.shards.is_some() {
             self.take_shards().await?;
         }
+        self.survey_before().await?;
         self.snapshot_before().await
     }
 
@@ -99,7 +100,8 @@ impl Run<'_> {
         if self.cluster.servers().await?.len() < 2 {
             return Ok(());
         }
-        for config in &self.settings.keks {
+        let plugin = self.settings.plugin.as_ref().filter(|_| self.settings.rotate_kek);
+        for config in plugin.iter().flat_map(|plugin| &plugin.keks) {
             let failed = |source| RotationError::Kek { name: config.name.clone(), source };
             let rotating = config.open_rotating().await.map_err(failed)?;
             if let Some(missing) = rotating.missing_preparation().await.map_err(failed)? {

@@ -12,10 +12,8 @@ use crate::rotation::cluster::Cluster;
 use crate::rotation::evidence::weigh;
 use crate::rotation::listing::{Folder, revision};
 use crate::rotation::plan::{Encrypted, encrypted};
-use crate::rotation::reads::scan_reads;
 use crate::rotation::rewrite::{Ask, Sweep, Tally};
 use crate::rotation::verdict::Verdict;
-use crate::rotation::verify::scan_etcd;
 
 /// So often everything is gone through again when leftovers are found.
 const PASSES: u32 = 3;
@@ -86,23 +84,16 @@ impl Run<'_> {
             (self.report)(Event::Note(&format!("{left} leftover(s) found: going through everything once more")));
             return Ok(State::AwaitAdoption);
         }
-        Ok(State::Settle)
+        // Where no key went out of use there is nothing to wait for.
+        let scan = self.journal.verified.as_ref();
+        let expiring = scan.is_some_and(|scan| scan.expiring > 0);
+        Ok(if self.journal.former_keys().is_empty() && !expiring { State::Done } else { State::Settle })
     }
 
     /// Looks for leftovers, and enters what was found. How many of them a further pass may rewrite.
     async fn search(&mut self) -> Result<u64, RotationError> {
-        let found = encrypted(self.cluster.entry(), &self.coverage).await?;
-        let scan = if let Some(etcd) = &self.settings.etcd {
-            let expected = found.expected(&self.journal.targets);
-            scan_etcd(etcd, &self.settings.etcd_prefix, &expected).await?
-        } else {
-            let expected = found.for_rewriting(self.settings.include_events).expected(&self.journal.targets);
-            let (api, report, mut pace) = (self.converged().await?, self.report, self.pace());
-            scan_reads(&api, &expected, &mut pace, &mut |resource, tally, concurrency| {
-                report(Event::Progress { resource, tally, objects: 0, concurrency });
-            })
-            .await?
-        };
+        let scan = self.survey().await?;
+        self.remember_all(&scan).await;
         let refused = self.journal.refused().len() as u64;
         let left = scan.leftovers.saturating_sub(scan.expiring).saturating_sub(refused);
         let now = jiff::Timestamp::now();
@@ -144,7 +135,7 @@ impl Run<'_> {
 
     pub(super) async fn settle(&mut self) -> Result<State, RotationError> {
         let until = self.journal.rewritten.unwrap_or(self.journal.started).as_second()
-            + i64::try_from(self.journal.settle_seconds).unwrap_or(i64::MAX / 2);
+            + i64::try_from(self.settings.settle.as_secs()).unwrap_or(i64::MAX / 2);
         let mut missed = 0;
         loop {
             let left = until - jiff::Timestamp::now().as_second();

@@ -1,0 +1,195 @@
+//! Which keys a rotation is about: those in use before, those that must be in use after, and which of them are former.
+
+use std::collections::BTreeSet;
+
+use super::{Event, Run};
+use crate::config::Config;
+use crate::kek::KekVersion;
+use crate::key_id::KeyId;
+use crate::rotation::RotationError;
+use crate::rotation::active::{KekAnswer, ask, expected, names, own_provider, resolve, versions_on_file};
+use crate::rotation::journal::Journal;
+use crate::rotation::key_name::KeyName;
+use crate::rotation::metrics::key_id_hash;
+use crate::rotation::plan::encrypted;
+use crate::rotation::reads::scan_reads;
+use crate::rotation::verify::{Scan, scan_etcd};
+
+impl Run<'_> {
+    /// Looks at all data before anything is rotated or rewritten: what is in use now, and not under the target later,
+    /// is what a verdict can name.
+    pub(super) async fn survey_before(&mut self) -> Result<(), RotationError> {
+        self.recognise_plugin()?;
+        if self.settings.etcd.is_none() {
+            for (provider, hash) in self.journal.former.clone() {
+                self.remember(KeyName::KeyIdHash { provider, hash }).await;
+            }
+        }
+        match self.survey().await {
+            Ok(scan) => {
+                self.remember_all(&scan).await;
+                self.journal.first_survey = Some(scan);
+            }
+            Err(error) if self.settings.accept_unproven && self.settings.etcd.is_none() => {
+                let why = crate::rotation::api::chain(&error);
+                (self.report)(Event::Note(&format!("which keys are in use could not be seen: {why}")));
+            }
+            Err(error) => return Err(error),
+        }
+        if self.journal.earlier_cluster == self.journal.cluster {
+            self.journal.keys_seen.extend(self.journal.earlier_keys.clone());
+        }
+        for text in self.settings.former.clone() {
+            let key = self.named_by_hand(&text).await?;
+            self.journal.keys_seen.extend(key);
+        }
+        self.aim().await
+    }
+
+    /// Counts all values, or all objects, by the keys that they are stored under.
+    pub(super) async fn survey(&self) -> Result<Scan, RotationError> {
+        let found = encrypted(self.cluster.entry(), &self.coverage).await?;
+        if let Some(etcd) = &self.settings.etcd {
+            return scan_etcd(etcd, &self.settings.etcd_prefix, &found.expected(&self.journal.targets)).await;
+        }
+        // Before the target is known, what the plugins report keeps the search from naming every object.
+        let targets = if self.journal.targets.is_empty() { &self.journal.former } else { &self.journal.targets };
+        let expected = found.for_rewriting(self.settings.include_events).expected(targets);
+        let (api, report, mut pace) = (self.converged().await?, self.report, self.pace());
+        scan_reads(&api, &expected, &mut pace, &mut |resource, tally, concurrency| {
+            report(Event::Progress { resource, tally, objects: 0, concurrency });
+        })
+        .await
+    }
+
+    /// Adds the keys that a survey found in use.
+    pub(super) async fn remember_all(&mut self, scan: &Scan) {
+        for (_, key_id) in scan.groups.iter().filter_map(|group| group.key_id.as_ref()) {
+            self.journal.names.insert_key_id(key_id);
+        }
+        for key in scan.groups.keys() {
+            self.remember(key).await;
+        }
+    }
+
+    /// Adds a key that was in use. The hash of a `key_id` of kube-envelope is replaced by its KEK versions where these
+    /// are known.
+    async fn remember(&mut self, key: KeyName) {
+        let keys = match (&key, &self.settings.plugin) {
+            (KeyName::KeyIdHash { provider, hash }, Some(plugin))
+                if self.journal.own_provider.as_ref() == Some(provider) =>
+            {
+                resolve(hash, plugin.epoch, &self.known_versions(plugin).await)
+            }
+            _ => None,
+        };
+        self.journal.keys_seen.extend(keys.unwrap_or_else(|| [key].into()));
+    }
+
+    async fn known_versions(&self, plugin: &Config) -> BTreeSet<KekVersion> {
+        let mut known = versions_on_file(plugin).await;
+        let named = self.journal.keys_seen.iter().chain(&self.journal.target_keys);
+        known.extend(named.filter_map(KeyName::kek_version));
+        known.extend(ask(&plugin.keks).await.into_iter().filter_map(|answer| answer.active.ok()));
+        known
+    }
+
+    /// Finds out which provider is the plugin whose configuration was given.
+    pub(super) fn recognise_plugin(&mut self) -> Result<(), RotationError> {
+        let Some(plugin) = &self.settings.plugin else { return Ok(()) };
+        self.journal.own_provider = own_provider(&self.coverage, plugin, self.settings.plugin_named);
+        if self.journal.own_provider.is_some() {
+            self.journal.names = names(plugin);
+            return Ok(());
+        }
+        let socket = plugin.socket.display();
+        let why = format!("the socket {socket} of the plugin's configuration is the endpoint of no KMS v2 provider");
+        if self.settings.rotate_kek {
+            return Err(RotationError::Blocked(vec![format!(
+                "{why}: give the configuration of the plugin that the API servers use (--config), and their \
+                 EncryptionConfiguration (--encryption-config)"
+            )]));
+        }
+        (self.report)(Event::Note(&format!("{why}; it is not looked at")));
+        Ok(())
+    }
+
+    /// Asks the KEKs what is active: that is what every plugin must use, whatever it reports at this moment.
+    pub(super) async fn aim(&mut self) -> Result<(), RotationError> {
+        let Some(plugin) = self.settings.plugin.clone().filter(|_| self.journal.own_provider.is_some()) else {
+            return Ok(());
+        };
+        let answers = ask(&plugin.keks).await;
+        self.journal.kek_answers = answers.iter().map(KekAnswer::describe).collect();
+        self.journal.silent_keks =
+            answers.iter().filter(|answer| answer.active.is_err()).map(|answer| answer.lineage.to_string()).collect();
+        for said in &self.journal.kek_answers {
+            (self.report)(Event::Note(said));
+        }
+        if self.settings.rotate_kek || self.settings.key_id.is_some() {
+            return Ok(());
+        }
+        match expected(&answers, &self.journal.keys_seen) {
+            Some(versions) => self.aim_at(&versions),
+            None => (self.report)(Event::Note(
+                "the key_id that the plugins must report could not be derived; what they report now is taken for it",
+            )),
+        }
+        Ok(())
+    }
+
+    /// Makes the generation of these versions the target.
+    pub(super) fn aim_at(&mut self, versions: &[KekVersion]) {
+        let (Some(plugin), Some(provider)) = (&self.settings.plugin, &self.journal.own_provider) else { return };
+        self.journal.target_keys = versions.iter().map(KeyName::kek).collect();
+        let key_id = KeyId::derive(plugin.epoch, versions);
+        self.journal.names.insert_key_id(key_id.as_str());
+        self.journal.targets.insert(provider.clone(), key_id_hash(key_id.as_str()));
+    }
+
+    /// A key that `--former` names: `KEK`, `KEK:VERSION`, or a `key_id`. One that was never seen is more likely a slip
+    /// than a key, and "nothing is stored under it" would be true and mislead.
+    async fn named_by_hand(&self, text: &str) -> Result<BTreeSet<KeyName>, RotationError> {
+        let (kek, version) = text.split_once(':').map_or((text, None), |(kek, version)| (kek, Some(version)));
+        let keys: BTreeSet<KeyName> = match (self.journal.names.lineage(kek).map(str::to_owned), version) {
+            (Some(lineage), Some(version)) => [KeyName::Kek { lineage, version: version.to_owned() }].into(),
+            (Some(lineage), None) => return Ok([KeyName::AnyVersion { lineage }].into()),
+            (None, _) => {
+                let key = |provider| KeyName::KeyId { provider, key_id: text.to_owned() };
+                self.coverage.providers().into_iter().map(key).collect()
+            }
+        };
+        let known = self.keys_known().await;
+        let survey = self.journal.first_survey.as_ref();
+        let seen = |key: &&KeyName| {
+            known.contains(key)
+                || self.journal.is_target(key)
+                || survey.is_some_and(|scan| scan.groups.needing(key) > 0)
+        };
+        let keys: BTreeSet<_> = keys.iter().filter(seen).cloned().collect();
+        if !keys.is_empty() {
+            return Ok(keys);
+        }
+        let known: Vec<_> = known.iter().map(|key| self.journal.names.show(key)).collect();
+        Err(RotationError::Blocked(vec![format!(
+            "--former {text} names no key that is known: give KEK, KEK:VERSION with the version as it is written here, \
+             or a key_id. Known are: {}",
+            known.join("; ")
+        )]))
+    }
+
+    /// Every key that this run, the keyring files, or an earlier rotation whose journal lies beside this one has seen.
+    async fn keys_known(&self) -> BTreeSet<KeyName> {
+        let mut known = self.journal.keys_seen.clone();
+        if let Some(plugin) = &self.settings.plugin {
+            known.extend(versions_on_file(plugin).await.iter().map(KeyName::kek));
+        }
+        let folder = self.settings.journal.parent().and_then(|folder| std::fs::read_dir(folder).ok());
+        for entry in folder.into_iter().flatten().flatten() {
+            if let Ok(Some(earlier)) = Journal::read(&entry.path()) {
+                known.extend(earlier.keys_seen);
+            }
+        }
+        known
+    }
+}

@@ -1,0 +1,40 @@
+//! Rotating the KEKs: each once, whatever happens to the process meanwhile.
+
+use super::{Event, Run};
+use crate::kek::KekVersion;
+use crate::key_stores::KekConfig;
+use crate::rotation::RotationError;
+use crate::rotation::key_name::KeyName;
+
+impl Run<'_> {
+    /// Rotates each KEK once, also when the process ended between the rotation and the journal.
+    pub(super) async fn rotate_keks(&mut self) -> Result<(), RotationError> {
+        let keks = self.settings.plugin.as_ref().map(|plugin| plugin.keks.clone()).unwrap_or_default();
+        let mut active = Vec::new();
+        for config in keks {
+            active.push(self.rotate_kek(&config).await?);
+        }
+        self.aim_at(&active);
+        Ok(())
+    }
+
+    async fn rotate_kek(&mut self, config: &KekConfig) -> Result<KekVersion, RotationError> {
+        let name = config.name.clone();
+        let failed = |source| RotationError::Kek { name: name.clone(), source };
+        let active = config.open().version().await.map_err(failed)?;
+        let before = self.journal.keks_before.entry(name.clone()).or_insert_with(|| active.version.clone()).clone();
+        let replaced = KekVersion { lineage: active.lineage, version: before.clone() };
+        self.journal.keys_seen.insert(KeyName::kek(&replaced));
+        self.write()?;
+        let rotating = config.open_rotating().await.map_err(failed)?;
+        let now = if active.version == before { rotating.rotate().await.map_err(failed)? } else { active };
+        let version = &now.version;
+        (self.report)(Event::Note(&format!("KEK {name}: version {version} is active; before it was {before}")));
+        if let Some(work) = rotating.remaining_work() {
+            (self.report)(Event::Note(&work));
+        }
+        self.journal.keks_rotated.insert(name, version.clone());
+        self.write()?;
+        Ok(now)
+    }
+}
