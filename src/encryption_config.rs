@@ -159,7 +159,7 @@ impl fmt::Display for KmsVersion {
 }
 
 /// Whether an entry such as `secrets`, `deployments.apps`, `*.apps`, `*.` or `*.*` names this resource.
-fn matches(pattern: &str, plural: &str, group: &str) -> bool {
+pub fn matches(pattern: &str, plural: &str, group: &str) -> bool {
     if pattern == "*.*" {
         return true;
     }

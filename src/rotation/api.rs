@@ -257,6 +257,11 @@ impl Api {
         self.get(&format!("{path}?limit={limit}{token}"), LIST_METADATA).await
     }
 
+    /// The first object of a list, metadata alone, any status. `parameters` say as of when, and end with `&`.
+    pub async fn list_at(&self, path: &str, parameters: &str) -> Result<Answer, ApiError> {
+        self.get(&format!("{path}?{parameters}limit=1"), LIST_METADATA).await
+    }
+
     /// Takes a body apart.
     pub fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ApiError> {
         serde_json::from_slice(body).map_err(|source| ApiError::Malformed { address: self.address.clone(), source })

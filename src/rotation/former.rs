@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::RotationError;
 use super::api::{Api, ApiError};
+use super::layout::Folders;
 use super::listing::{Folder, Page, is_undecryptable, page_after};
 use super::resources::Resource;
-use super::verify::folder;
-use crate::etcd::{EtcdAccess, EtcdReader, Stored};
+use super::verify::slashed;
+use crate::etcd::{EtcdAccess, EtcdClusters, Stored};
 
 /// So many objects of each key are tried until one opens: a single one may be damaged.
 const OF_EACH_KEY: usize = 3;
@@ -26,40 +27,32 @@ pub struct Specimens {
 }
 
 /// Some objects under each key that anything in etcd is stored under.
+///
+/// # Errors
+/// If etcd does not answer.
 pub async fn specimens_in_etcd(
     access: &EtcdAccess,
     prefix: &str,
     resources: &[Resource],
 ) -> Result<Vec<Specimens>, RotationError> {
-    let folders: Vec<(String, &Resource)> =
-        resources.iter().map(|resource| (format!("{}/", folder(resource)), resource)).collect();
-    let prefix = format!("{}/", prefix.trim_end_matches('/'));
+    let folders = Folders::of(resources);
+    let prefix = slashed(prefix);
     let mut found: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
-    let mut reader = EtcdReader::connect(access).await?;
-    reader
-        .scan(&prefix, |key, value| {
-            let Stored::KmsV2 { provider, key_id, .. } = Stored::of(value) else { return };
-            let paths = found.entry((provider, key_id)).or_default();
-            if paths.len() < OF_EACH_KEY {
-                paths.extend(path(key.strip_prefix(&prefix).unwrap_or(key), &folders));
-            }
-        })
-        .await?;
+    for cluster in EtcdClusters::connect(access, &prefix).await?.clusters {
+        cluster
+            .scan(&prefix, |key, value, _| {
+                let Stored::KmsV2 { provider, key_id, .. } = Stored::of(value) else { return };
+                let paths = found.entry((provider, key_id)).or_default();
+                if paths.len() < OF_EACH_KEY {
+                    paths.extend(folders.path(key.strip_prefix(&prefix).unwrap_or(key)));
+                }
+            })
+            .await?;
+    }
     let specimens = found.into_iter().filter(|(_, paths)| !paths.is_empty());
     Ok(specimens
         .map(|((provider, key_id), paths)| Specimens { stored: format!("{provider} under {key_id}"), paths })
         .collect())
-}
-
-/// Where the API serves what lies under this key in etcd.
-fn path(key: &str, folders: &[(String, &Resource)]) -> Option<String> {
-    let (rest, resource) =
-        folders.iter().find_map(|(folder, resource)| Some((key.strip_prefix(folder.as_str())?, resource)))?;
-    if resource.namespaced {
-        let (namespace, name) = rest.split_once('/')?;
-        return Some(resource.object_path(Some(namespace), name));
-    }
-    Some(resource.object_path(None, rest))
 }
 
 /// Of each resource the object that was not stored for the longest time.
@@ -119,26 +112,5 @@ async fn opens(server: &Api, path: &str) -> Result<Result<(), String>, ApiError>
             401 | 429 | 501.. => tokio::time::sleep(answer.retry_after.unwrap_or(PAUSE)).await,
             _ => return Ok(Ok(())),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_in_etcd_leads_to_its_path() {
-        let resource = |plural: &str, group: &str, namespaced| Resource {
-            group: group.into(),
-            version: "v1".into(),
-            plural: plural.into(),
-            namespaced,
-        };
-        let all = [resource("secrets", "", true), resource("nodes", "", false), resource("widgets", "a.b", true)];
-        let folders: Vec<_> = all.iter().map(|resource| (format!("{}/", folder(resource)), resource)).collect();
-        assert_eq!(path("secrets/x/y", &folders).as_deref(), Some("/api/v1/namespaces/x/secrets/y"));
-        assert_eq!(path("minions/n", &folders).as_deref(), Some("/api/v1/nodes/n"));
-        assert_eq!(path("a.b/widgets/x/y", &folders).as_deref(), Some("/apis/a.b/v1/namespaces/x/widgets/y"));
-        assert_eq!(path("configmaps/x/y", &folders), None);
     }
 }

@@ -18,12 +18,17 @@ pub struct Encrypted {
     pub resources: Vec<(Resource, String)>,
     /// What is left out: name → why.
     pub skipped: BTreeMap<String, String>,
+    /// Everything that the API serves and stores, encrypted or not.
+    pub served: Vec<Resource>,
+    /// The patterns of the configuration, each with whether what it names is to be encrypted.
+    pub patterns: Vec<(String, bool)>,
 }
 
 /// Asks what is served, and keeps what a KMS v2 provider writes.
 pub async fn encrypted(api: &Api, coverage: &Coverage) -> Result<Encrypted, RotationError> {
     let served = discover(&api.patient()).await?;
-    let mut encrypted = Encrypted::default();
+    let everything = served.resources.iter().chain(&served.unpatchable).cloned().collect();
+    let mut encrypted = Encrypted { served: everything, patterns: coverage.patterns(), ..Encrypted::default() };
     for resource in served.resources {
         if let Some(provider) = coverage.provider(&resource) {
             // Both names of Events are one folder in etcd, and its provider is that of the core name.
@@ -34,9 +39,7 @@ pub async fn encrypted(api: &Api, coverage: &Coverage) -> Result<Encrypted, Rota
         }
     }
     for group in served.aggregated {
-        encrypted
-            .skipped
-            .insert(format!("*.{group}"), "is stored by another API server, encrypted by its own rules".into());
+        encrypted.skipped.insert(group, "is stored by another API server, encrypted by its own rules".into());
     }
     encrypted.resources.sort_by_key(|(resource, _)| (rank(resource), resource.to_string()));
     Ok(encrypted)
@@ -55,7 +58,12 @@ fn rank(resource: &Resource) -> u8 {
 impl Encrypted {
     /// What `verify` holds every value against.
     pub fn expected(&self, targets: &BTreeMap<String, String>) -> Expected {
-        Expected { resources: self.resources.clone(), targets: targets.clone() }
+        Expected {
+            resources: self.resources.clone(),
+            targets: targets.clone(),
+            served: self.served.clone(),
+            patterns: self.patterns.clone(),
+        }
     }
 
     /// Takes Events out, unless they are wanted.

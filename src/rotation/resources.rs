@@ -121,6 +121,20 @@ impl Coverage {
         Ok(Self::Inferred(found))
     }
 
+    /// The patterns in their order, each with whether a KMS v2 provider writes what it names.
+    pub fn patterns(&self) -> Vec<(String, bool)> {
+        match self {
+            Self::Configured(configuration) => {
+                let of = |entry: &Entry| {
+                    let writes = kms_v2_writer(entry).is_some();
+                    entry.resources.iter().map(|pattern| (pattern.clone(), writes)).collect::<Vec<_>>()
+                };
+                configuration.entries.iter().flat_map(of).collect()
+            }
+            Self::Inferred(found) => found.keys().map(|resource| (resource.clone(), true)).collect(),
+        }
+    }
+
     /// The KMS v2 provider that writes this resource.
     pub fn provider(&self, resource: &Resource) -> Option<&str> {
         match self {
@@ -225,6 +239,7 @@ struct ApiService {
 struct ApiServiceSpec {
     #[serde(default)]
     group: String,
+    version: String,
     service: Option<serde::de::IgnoredAny>,
 }
 
@@ -233,11 +248,16 @@ struct ApiServiceSpec {
 pub struct ServedResources {
     /// Everything that can be listed and patched.
     pub resources: Vec<Resource>,
-    /// Groups that other servers serve, with storage and encryption of their own.
+    /// What can be listed and not patched, so that its objects cannot be made to be stored again.
+    pub unpatchable: Vec<Resource>,
+    /// Versions of groups (`v1beta1.metrics.k8s.io`) that other servers serve, with storage and encryption of their own.
     pub aggregated: BTreeSet<String>,
 }
 
-/// Asks for everything that can be listed and patched, and is stored by the API servers themselves.
+/// Asks for everything that can be listed, and is stored by the API servers themselves.
+///
+/// # Errors
+/// If the API server does not answer.
 pub async fn discover(api: &Api) -> Result<ServedResources, RotationError> {
     let failed = || RotationError::api("find out which resources there are");
     let mut groups = Vec::new();
@@ -247,31 +267,50 @@ pub async fn discover(api: &Api) -> Result<ServedResources, RotationError> {
         groups.extend(api.parse::<Discovery>(&body).map_err(failed())?.items);
     }
     let services: ApiServices = api.get_json("/apis/apiregistration.k8s.io/v1/apiservices").await.map_err(failed())?;
-    let aggregated: BTreeSet<String> = services
+    let aggregated = services
         .items
         .into_iter()
         .filter(|service| service.spec.service.is_some())
-        .map(|service| service.spec.group)
+        .map(|service| versioned(&service.spec.version, &service.spec.group))
         .collect();
-    let mut resources = BTreeMap::new();
-    for group in groups.into_iter().filter(|group| !aggregated.contains(&group.metadata.name)) {
-        for version in group.versions {
+    Ok(stored_here(groups, aggregated))
+}
+
+/// What is left without the versions that other servers serve. One version of a group may be aggregated while another
+/// is stored here.
+fn stored_here(groups: Vec<Group>, aggregated: BTreeSet<String>) -> ServedResources {
+    let (mut resources, mut unpatchable) = (BTreeMap::new(), BTreeMap::new());
+    for group in groups {
+        let name = &group.metadata.name;
+        let versions = group.versions.into_iter();
+        for version in versions.filter(|version| !aggregated.contains(&versioned(&version.version, name))) {
             for served in version.resources {
                 let can = |verb: &str| served.verbs.iter().any(|had| had == verb);
-                if can("list") && can("patch") {
-                    let resource = Resource {
-                        group: group.metadata.name.clone(),
-                        version: version.version.clone(),
-                        namespaced: served.scope == "Namespaced",
-                        plural: served.resource,
-                    };
-                    // The first version is the preferred one.
-                    resources.entry(resource.to_string()).or_insert(resource);
+                if !can("list") {
+                    continue;
                 }
+                let kind = if can("patch") { &mut resources } else { &mut unpatchable };
+                let resource = Resource {
+                    group: name.clone(),
+                    version: version.version.clone(),
+                    namespaced: served.scope == "Namespaced",
+                    plural: served.resource,
+                };
+                // The first version is the preferred one.
+                kind.entry(resource.to_string()).or_insert(resource);
             }
         }
     }
-    Ok(ServedResources { resources: resources.into_values().collect(), aggregated })
+    unpatchable.retain(|name, _| !resources.contains_key(name));
+    ServedResources {
+        resources: resources.into_values().collect(),
+        unpatchable: unpatchable.into_values().collect(),
+        aggregated,
+    }
+}
+
+fn versioned(version: &str, group: &str) -> String {
+    format!("{version}.{group}")
 }
 
 #[cfg(test)]

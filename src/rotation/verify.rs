@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::RotationError;
 use super::group::Groups;
+use super::layout::{Folders, folder_of, is_internal, possible_resources};
 use super::metrics::key_id_hash;
 use super::resources::Resource;
-use crate::etcd::{EtcdAccess, EtcdReader, Stored};
+use crate::encryption_config::matches;
+use crate::etcd::{ClusterId, EtcdAccess, EtcdClusters, Stored};
 
 /// So many leftovers are named; the rest is counted.
 const NAMED: usize = 1_000;
@@ -20,6 +22,10 @@ pub struct Expected {
     pub resources: Vec<(Resource, String)>,
     /// Provider → hash of the `key_id`.
     pub targets: BTreeMap<String, String>,
+    /// Everything that the API serves and stores, encrypted or not.
+    pub served: Vec<Resource>,
+    /// The patterns of the configuration, each with whether what it names is to be encrypted.
+    pub patterns: Vec<(String, bool)>,
 }
 
 /// How leftovers were looked for.
@@ -32,14 +38,34 @@ pub enum Method {
     Reads,
 }
 
+/// One etcd cluster of which every value was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScannedCluster {
+    /// Its id.
+    pub id: ClusterId,
+    /// Where it was asked.
+    pub endpoints: Vec<String>,
+    /// The revision up to which it was read.
+    pub revision: i64,
+    /// How many keys.
+    pub keys: u64,
+}
+
 /// What a search for leftovers found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Scan {
     /// How it was looked for.
     pub method: Method,
-    /// etcd's revision that was looked at.
+    /// etcd's revision that was looked at, in the first cluster.
     pub revision: Option<i64>,
+    /// The etcd clusters that were looked at.
+    #[serde(default)]
+    pub clusters: Vec<ScannedCluster>,
+    /// Leftovers that no API serves, so that none can be rewritten: folder in etcd → how many.
+    #[serde(default)]
+    pub orphans: BTreeMap<String, u64>,
     /// How many values or objects.
     pub looked_at: u64,
     /// Resource → how stored → how many.
@@ -61,6 +87,8 @@ impl Scan {
         Self {
             method,
             revision: None,
+            clusters: Vec::new(),
+            orphans: BTreeMap::new(),
             looked_at: 0,
             stored: BTreeMap::new(),
             groups: Groups::default(),
@@ -78,44 +106,88 @@ impl Scan {
     }
 }
 
-/// Looks at every value under `prefix` in etcd.
+/// Looks at every value under `prefix` in every cluster that the endpoints lead to.
+///
+/// # Errors
+/// If etcd does not answer, or holds nothing under the prefix.
 pub async fn scan_etcd(access: &EtcdAccess, prefix: &str, expected: &Expected) -> Result<Scan, RotationError> {
-    let mut reader = EtcdReader::connect(access).await?;
+    let etcd = EtcdClusters::connect(access, &slashed(prefix)).await?;
+    scan_clusters(&etcd, prefix, expected).await
+}
+
+/// Looks at every value under `prefix` in every cluster.
+///
+/// # Errors
+/// If etcd does not answer, or holds nothing under the prefix.
+pub async fn scan_clusters(etcd: &EtcdClusters, prefix: &str, expected: &Expected) -> Result<Scan, RotationError> {
     let mut scan = Scan::new(Method::Etcd);
     let mut judge = Judge::new(expected);
-    let prefix = format!("{}/", prefix.trim_end_matches('/'));
-    let scanned = reader
-        .scan(&prefix, |key, value| {
-            let label = judge.label(key.strip_prefix(&prefix).unwrap_or(key));
-            let how = Stored::of(value);
-            let (stored, left) = judge.judge(&label, &how);
-            scan.groups.count(&how, left);
-            if left {
-                scan.leftovers += 1;
-                scan.expiring += u64::from(label.starts_with("events"));
-                scan.name(key, &stored);
-            }
-            *scan.stored.entry(label).or_default().entry(stored).or_default() += 1;
-        })
-        .await?;
-    if scanned.keys == 0 {
+    let prefix = slashed(prefix);
+    for cluster in &etcd.clusters {
+        let scanned = cluster
+            .scan(&prefix, |key, value, _| {
+                let place = judge.place(key.strip_prefix(&prefix).unwrap_or(key));
+                let how = Stored::of(value);
+                let (stored, left) = judge.judge(&place, &how);
+                scan.groups.count(&how, left);
+                if left {
+                    scan.leftovers += 1;
+                    scan.expiring += u64::from(place.expires);
+                    scan.name(key, &stored);
+                }
+                if left && !place.is_served {
+                    *scan.orphans.entry(place.label.clone()).or_default() += 1;
+                }
+                *scan.stored.entry(place.label).or_default().entry(stored).or_default() += 1;
+            })
+            .await?;
+        scan.looked_at += scanned.keys;
+        scan.clusters.push(ScannedCluster {
+            id: cluster.id,
+            endpoints: cluster.endpoints().map(Into::into).collect(),
+            revision: scanned.revision,
+            keys: scanned.keys,
+        });
+    }
+    if scan.looked_at == 0 {
         return Err(RotationError::Unusable(format!(
             "etcd holds nothing under {prefix}; name the API servers' --etcd-prefix with --etcd-prefix"
         )));
     }
-    scan.revision = Some(scanned.revision);
-    scan.looked_at = scanned.keys;
+    scan.revision = scan.clusters.first().map(|cluster| cluster.revision);
     Ok(scan)
+}
+
+/// The API servers' prefix with one slash at its end.
+pub fn slashed(prefix: &str) -> String {
+    format!("{}/", prefix.trim_end_matches('/'))
+}
+
+/// Whether a folder that the API does not serve holds what the configuration wants encrypted.
+fn expected_in(patterns: &[(String, bool)], folder: &str) -> bool {
+    let first = |plural: &str, group: &str| patterns.iter().find(|(pattern, _)| matches(pattern, plural, group));
+    possible_resources(folder).iter().any(|(plural, group)| first(plural, group).is_some_and(|(_, writes)| *writes))
 }
 
 /// Tells for each value whether it is a leftover.
 struct Judge<'a> {
     expected: &'a Expected,
-    /// Folder in etcd → the resource's name.
-    folders: HashMap<String, String>,
+    folders: Folders<'a>,
     /// Name of a resource → its provider.
     providers: HashMap<String, String>,
     hashes: HashMap<String, String>,
+}
+
+/// What a key belongs to.
+#[derive(Debug)]
+struct Place {
+    /// The resource's name, or the folder if the API serves no such resource.
+    label: String,
+    is_served: bool,
+    /// Whether the object expires by itself.
+    expires: bool,
+    /// Whether it is to be encrypted.
+    is_covered: bool,
 }
 
 impl<'a> Judge<'a> {
@@ -123,29 +195,31 @@ impl<'a> Judge<'a> {
         let all = || expected.resources.iter();
         Self {
             expected,
-            folders: all().map(|(resource, _)| (folder(resource), resource.to_string())).collect(),
+            folders: Folders::of(expected.served.iter().chain(all().map(|(resource, _)| resource))),
             providers: all().map(|(resource, provider)| (resource.to_string(), provider.clone())).collect(),
             hashes: HashMap::new(),
         }
     }
 
-    /// The resource that a key belongs to, or its folder where it is none of those that are encrypted.
-    fn label(&self, key: &str) -> String {
-        let mut parts = key.split('/');
-        let (first, second) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let folder =
-            if first.contains('.') || first == "services" { format!("{first}/{second}") } else { first.into() };
-        self.folders.get(&folder).cloned().unwrap_or(folder)
+    fn place(&self, key: &str) -> Place {
+        if let Some(resource) = self.folders.resource(key) {
+            let label = resource.to_string();
+            let is_covered = self.providers.contains_key(&label);
+            return Place { label, is_served: true, expires: resource.is_event(), is_covered };
+        }
+        let folder = folder_of(key);
+        let is_covered = expected_in(&self.expected.patterns, folder);
+        Place { label: folder.into(), is_served: is_internal(folder), expires: false, is_covered }
     }
 
-    fn judge(&mut self, label: &str, stored: &Stored) -> (String, bool) {
-        let provider = self.providers.get(label);
+    fn judge(&mut self, place: &Place, stored: &Stored) -> (String, bool) {
         match stored {
-            Stored::Plain => ("in clear".into(), provider.is_some()),
-            Stored::Otherwise(words) => (words.clone(), provider.is_some()),
+            Stored::Plain => ("in clear".into(), place.is_covered),
+            // Whatever key it is, it must stay readable as long as this value exists.
+            Stored::Otherwise(words) => (words.clone(), true),
             Stored::KmsV2 { provider: by, key_id, .. } => {
                 let hash = self.hashes.entry(key_id.clone()).or_insert_with(|| key_id_hash(key_id));
-                let current = match provider {
+                let current = match self.providers.get(&place.label) {
                     Some(provider) => provider == by && self.expected.targets.get(provider) == Some(hash),
                     // A resource that is no longer encrypted still needs the key that it was stored under.
                     None => self.expected.targets.get(by) == Some(hash),
@@ -156,45 +230,6 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Where the API server keeps a resource under its prefix: `k8s.io/kubernetes` names most folders after the
-/// resource; custom resources and two kinds about the API itself lie in the folder of their group.
-pub(super) fn folder(resource: &Resource) -> String {
-    let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
-    match (group, plural) {
-        ("", "services") => "services/specs".into(),
-        ("", "endpoints") => "services/endpoints".into(),
-        ("", "nodes") => "minions".into(),
-        ("", "replicationcontrollers") => "controllers".into(),
-        ("networking.k8s.io", "ingresses") => "ingress".into(),
-        ("apiregistration.k8s.io" | "apiextensions.k8s.io", _) => format!("{group}/{plural}"),
-        _ if BUILT_IN.contains(&group) => plural.into(),
-        _ => format!("{group}/{plural}"),
-    }
-}
-
-/// Groups that kube-apiserver itself stores.
-const BUILT_IN: &[&str] = &[
-    "",
-    "admissionregistration.k8s.io",
-    "apps",
-    "autoscaling",
-    "batch",
-    "certificates.k8s.io",
-    "coordination.k8s.io",
-    "discovery.k8s.io",
-    "events.k8s.io",
-    "flowcontrol.apiserver.k8s.io",
-    "internal.apiserver.k8s.io",
-    "networking.k8s.io",
-    "node.k8s.io",
-    "policy",
-    "rbac.authorization.k8s.io",
-    "resource.k8s.io",
-    "scheduling.k8s.io",
-    "storage.k8s.io",
-    "storagemigration.k8s.io",
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,38 +238,51 @@ mod tests {
         Resource { group: group.into(), version: "v1".into(), plural: plural.into(), namespaced: true }
     }
 
-    #[test]
-    fn everything_but_the_target_key_is_a_leftover() {
-        let expected = Expected {
+    fn kms(provider: &str, key_id: &str) -> Stored {
+        Stored::KmsV2 { provider: provider.into(), key_id: key_id.into(), keks: Vec::new() }
+    }
+
+    fn expected() -> Expected {
+        Expected {
             resources: vec![(resource("secrets", ""), "p".into()), (resource("widgets", "example.com"), "p".into())],
             targets: [("p".to_owned(), key_id_hash("new"))].into(),
-        };
-        let mut judge = Judge::new(&expected);
-        let kms = |provider: &str, key_id: &str| Stored::KmsV2 {
-            provider: provider.into(),
-            key_id: key_id.into(),
-            keks: Vec::new(),
-        };
-        let secrets = judge.label("secrets/default/a");
-        let widgets = judge.label("example.com/widgets/default/a");
-        let maps = judge.label("configmaps/default/a");
-        assert_eq!((secrets.as_str(), widgets.as_str()), ("secrets", "widgets.example.com"));
-        assert!(!judge.judge(&secrets, &kms("p", "new")).1);
-        assert!(judge.judge(&secrets, &kms("p", "old")).1);
-        assert!(judge.judge(&secrets, &kms("q", "new")).1);
-        assert!(judge.judge(&secrets, &Stored::Plain).1);
-        assert!(judge.judge(&secrets, &Stored::Otherwise("aescbc v1 k".into())).1);
-        assert!(judge.judge(&widgets, &kms("p", "old")).1);
-        assert!(!judge.judge(&maps, &Stored::Plain).1, "not encrypted, by configuration");
-        assert!(judge.judge(&maps, &kms("p", "old")).1, "no longer encrypted, and needs the old key");
+            served: vec![resource("configmaps", "")],
+            patterns: vec![("*.gone.example.com".into(), true), ("*.clear.example.com".into(), false)],
+        }
     }
 
     #[test]
-    fn a_key_is_told_apart_from_a_custom_resource_of_the_same_name() {
-        assert_eq!(folder(&resource("services", "")), "services/specs");
-        assert_eq!(folder(&resource("services", "serving.example.dev")), "serving.example.dev/services");
-        assert_eq!(folder(&resource("deployments", "apps")), "deployments");
-        assert_eq!(folder(&resource("leases", "coordination.k8s.io")), "leases");
-        assert_eq!(folder(&resource("apiservices", "apiregistration.k8s.io")), "apiregistration.k8s.io/apiservices");
+    fn everything_but_the_target_key_is_a_leftover() {
+        let expected = expected();
+        let mut judge = Judge::new(&expected);
+        let mut left = |key: &str, stored: Stored| {
+            let place = judge.place(key);
+            judge.judge(&place, &stored).1
+        };
+        assert!(!left("secrets/default/a", kms("p", "new")));
+        assert!(left("secrets/default/a", kms("p", "old")));
+        assert!(left("secrets/default/a", kms("q", "new")));
+        assert!(left("secrets/default/a", Stored::Plain));
+        assert!(left("secrets/default/a", Stored::Otherwise("aescbc v1 k".into())));
+        assert!(left("example.com/widgets/default/a", kms("p", "old")));
+        assert!(!left("configmaps/default/a", Stored::Plain), "not encrypted, by configuration");
+        assert!(left("configmaps/default/a", kms("p", "old")), "no longer encrypted, and needs the old key");
+        assert!(left("configmaps/default/a", Stored::Otherwise("aescbc v1 k".into())), "needs the key of aescbc");
+    }
+
+    #[test]
+    fn what_no_api_serves_is_judged_by_the_patterns_of_the_configuration() {
+        let expected = expected();
+        let mut judge = Judge::new(&expected);
+        let mut left = |key: &str, stored: Stored| {
+            let place = judge.place(key);
+            assert!(!place.is_served);
+            judge.judge(&place, &stored).1
+        };
+        assert!(left("gone.example.com/widgets/default/a", Stored::Plain));
+        assert!(!left("clear.example.com/widgets/default/a", Stored::Plain));
+        assert!(!left("other.example.com/widgets/default/a", Stored::Plain));
+        assert!(left("other.example.com/widgets/default/a", kms("p", "old")));
+        assert!(!left("other.example.com/widgets/default/a", kms("p", "new")));
     }
 }

@@ -1,0 +1,172 @@
+//! Reading one etcd cluster: every value under a prefix, counts, single keys, and whether an old revision is gone.
+
+use tonic::Code;
+
+use super::EtcdError;
+use super::cluster::{EtcdCluster, end_of, words};
+use super::proto::{CompactionRequest, KeyValue, RangeRequest};
+
+/// About how much a page may hold, so that memory stays flat however large the values are.
+const PAGE_BYTES: usize = 4 << 20;
+const FIRST_PAGE: i64 = 100;
+const LARGEST_PAGE: i64 = 2_000;
+
+/// What was gone through.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scanned {
+    /// The oldest revision at which a key was read. Another one than `revision` only if a compaction came between.
+    pub from_revision: i64,
+    /// The newest revision at which a key was read.
+    pub revision: i64,
+    /// How many keys.
+    pub keys: u64,
+}
+
+impl EtcdCluster {
+    /// Goes through everything under `prefix` as of one revision, in pages: key, value, and the revision at which the
+    /// value was stored. If the revision is compacted meanwhile, the rest is read as of a newer one: each key is still
+    /// seen once.
+    ///
+    /// The whole range is read each time: with a least revision in the request, etcd would load everything after the
+    /// first key into memory for each page.
+    ///
+    /// # Errors
+    /// [`EtcdError::Refused`] if etcd answers with an error.
+    pub async fn scan(&self, prefix: &str, mut each: impl FnMut(&str, &[u8], i64)) -> Result<Scanned, EtcdError> {
+        let range_end = end_of(prefix);
+        let mut scanned = Scanned::default();
+        let (mut key, mut limit, mut revision) = (prefix.as_bytes().to_vec(), FIRST_PAGE, 0);
+        loop {
+            let request = RangeRequest {
+                key: key.clone(),
+                range_end: range_end.clone(),
+                limit,
+                revision,
+                ..RangeRequest::default()
+            };
+            let answer = match self.range(&request).await {
+                Ok(answer) => answer,
+                Err(status) if status.code() == Code::OutOfRange && revision != 0 => {
+                    revision = 0;
+                    continue;
+                }
+                Err(status) => return Err(EtcdError::Refused(Box::new(status))),
+            };
+            if revision == 0 {
+                revision = answer.header.map_or(0, |header| header.revision);
+            }
+            if scanned.from_revision == 0 {
+                scanned.from_revision = revision;
+            }
+            scanned.revision = revision;
+            scanned.keys += answer.kvs.len() as u64;
+            for pair in &answer.kvs {
+                each(&String::from_utf8_lossy(&pair.key), &pair.value, pair.mod_revision);
+            }
+            let Some(last) = answer.kvs.last().filter(|_| answer.more) else { return Ok(scanned) };
+            key = [last.key.as_slice(), &[0]].concat();
+            limit = next_limit(answer.kvs.len(), answer.kvs.iter().map(|pair| pair.value.len()).sum());
+        }
+    }
+
+    /// How many keys begin with `prefix`, and as of which revision.
+    ///
+    /// # Errors
+    /// [`EtcdError::Refused`] if etcd answers with an error.
+    pub async fn count(&self, prefix: &str) -> Result<(u64, i64), EtcdError> {
+        let request =
+            RangeRequest { key: prefix.into(), range_end: end_of(prefix), count_only: true, ..RangeRequest::default() };
+        let answer = self.range(&request).await.map_err(refused)?;
+        Ok((answer.count.unsigned_abs(), answer.header.map_or(0, |header| header.revision)))
+    }
+
+    /// The newest revision.
+    ///
+    /// # Errors
+    /// [`EtcdError::Refused`] if etcd answers with an error.
+    pub async fn revision(&self) -> Result<i64, EtcdError> {
+        Ok(self.count(self.prefix()).await?.1)
+    }
+
+    /// The revision at which a key was last stored, as of `revision`; `None` if it did not exist then.
+    ///
+    /// # Errors
+    /// [`EtcdError::Refused`] if etcd answers with an error.
+    pub async fn stored_at(&self, key: &str, revision: i64) -> Result<Option<i64>, EtcdError> {
+        let request = RangeRequest { key: key.into(), revision, keys_only: true, ..RangeRequest::default() };
+        let answer = self.range(&request).await.map_err(refused)?;
+        Ok(answer.kvs.first().map(|pair: &KeyValue| pair.mod_revision))
+    }
+
+    /// The first keys under `prefix`, each with the revision at which it was last stored.
+    ///
+    /// # Errors
+    /// [`EtcdError::Refused`] if etcd answers with an error.
+    pub async fn first_keys(&self, prefix: &str, limit: usize) -> Result<Vec<(String, i64)>, EtcdError> {
+        let request = RangeRequest {
+            key: prefix.into(),
+            range_end: end_of(prefix),
+            limit: i64::try_from(limit).unwrap_or(i64::MAX),
+            keys_only: true,
+            ..RangeRequest::default()
+        };
+        let answer = self.range(&request).await.map_err(refused)?;
+        let key = |pair: &KeyValue| (String::from_utf8_lossy(&pair.key).into_owned(), pair.mod_revision);
+        Ok(answer.kvs.iter().map(key).collect())
+    }
+
+    /// Whether nothing can be read any more as of `revision`, since etcd was compacted past it.
+    ///
+    /// # Errors
+    /// [`EtcdError::Refused`] if etcd answers with another error.
+    pub async fn is_compacted(&self, prefix: &str, revision: i64) -> Result<bool, EtcdError> {
+        let request = RangeRequest {
+            key: prefix.into(),
+            range_end: end_of(prefix),
+            revision,
+            count_only: true,
+            ..RangeRequest::default()
+        };
+        match self.range(&request).await {
+            Ok(_) => Ok(false),
+            Err(status) if status.code() == Code::OutOfRange && status.message().contains("compacted") => Ok(true),
+            Err(status) => Err(refused(status)),
+        }
+    }
+
+    /// Removes all revisions before `revision`, and answers when they have left the database file. Nothing that is
+    /// stored now is lost. Compacted already past it counts as done.
+    ///
+    /// # Errors
+    /// [`EtcdError::Refused`] if etcd answers with another error; with authentication it demands the role `root`.
+    pub async fn compact(&self, revision: i64) -> Result<(), EtcdError> {
+        match self.kv().compact(CompactionRequest { revision, physical: true }).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::OutOfRange && status.message().contains("compacted") => Ok(()),
+            Err(status) => Err(refused(status)),
+        }
+    }
+}
+
+fn refused(status: tonic::Status) -> EtcdError {
+    tracing::debug!(answer = %words(&status), "etcd refused a request");
+    EtcdError::Refused(Box::new(status))
+}
+
+/// As many keys as fill a page at the size of the last ones.
+fn next_limit(keys: usize, bytes: usize) -> i64 {
+    let each = (bytes / keys.max(1)).max(1);
+    i64::try_from(PAGE_BYTES / each).unwrap_or(LARGEST_PAGE).clamp(1, LARGEST_PAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_shrinks_when_values_are_large() {
+        assert_eq!(next_limit(100, 100 * 2_000), 2_000);
+        assert_eq!(next_limit(100, 100 * 1_000_000), 4);
+        assert_eq!(next_limit(0, 0), 2_000);
+    }
+}
