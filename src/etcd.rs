@@ -16,7 +16,7 @@ pub use self::cluster::{ClusterId, EtcdCluster, EtcdClusters};
 pub use self::scan::Scanned;
 pub use self::snapshot::SnapshotFile;
 pub use self::space::{MemberSpace, Room, Space};
-pub use self::stored::Stored;
+pub use self::stored::{Stored, stored_length};
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 mod proto {

@@ -28,7 +28,8 @@ pub struct ClusterArgs {
     /// The `EncryptionConfiguration` that the API servers run with; else it is guessed from their metrics.
     #[arg(long, value_name = "FILE")]
     pub encryption_config: Option<PathBuf>,
-    /// URL of an etcd member, may be given several times: leftovers are then looked for in etcd itself.
+    /// URL of an etcd member, may be given several times, also of several clusters (--etcd-servers-overrides of the API
+    /// servers): leftovers are then looked for in etcd itself.
     #[arg(long, value_name = "URL", value_delimiter = ',')]
     pub etcd: Vec<String>,
     /// Authority that signed etcd's certificates.
@@ -102,6 +103,18 @@ pub struct RotateKeysArgs {
     /// How long to wait after the last rewrite: twice the API servers' --etcd-compaction-interval [default: 10m].
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub settle: Option<Duration>,
+    /// Compact etcd where old revisions stand in the way: when it gets full, and at the end. Clients that read old
+    /// revisions must list again.
+    #[arg(long)]
+    pub compact: bool,
+    /// A resource, such as widgets.example.com, that is not rewritten; may be given several times. What is left of it
+    /// is still looked for.
+    #[arg(long, value_name = "RESOURCE")]
+    pub skip: Vec<String>,
+    /// The newest snapshot of etcd, as `etcdctl snapshot save` wrote it, given once for each etcd cluster: its
+    /// revision is read from the file.
+    #[arg(long, value_name = "FILE")]
+    pub snapshot_file: Vec<PathBuf>,
     /// When the newest snapshot of etcd was taken, for example 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME")]
     pub snapshot_taken: Option<jiff::Timestamp>,

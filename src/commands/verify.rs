@@ -22,7 +22,8 @@ use crate::rotation::pace::Pace;
 use crate::rotation::plan::{Encrypted, encrypted};
 use crate::rotation::reads::scan_reads;
 use crate::rotation::resources::Coverage;
-use crate::rotation::verify::{Scan, scan_etcd};
+use crate::rotation::run::search_etcd;
+use crate::rotation::verify::Scan;
 use crate::rotation::{Event, RotationError};
 use crate::telemetry::{LogFormat, start_logs};
 
@@ -141,6 +142,10 @@ async fn verify(args: &ClusterArgs, plugin: Option<&Config>) -> Result<Found, Ro
         );
     }
     found.scan = search(args, &encrypted, &targets, &seen).await?;
+    if let Some(scan) = &found.scan {
+        found.missing.extend(scan.gaps(args.etcd_prefix.as_deref().unwrap_or(&defaults().etcd_prefix)));
+        found.not_looked_at.extend(scan.whole.iter().flat_map(|claim| claim.blind_spots.clone()));
+    }
     Ok(found)
 }
 
@@ -188,7 +193,7 @@ async fn search(
     let ca = args.etcd_ca.as_deref();
     if let Some(etcd) = etcd_access(&args.etcd, ca, args.etcd_cert.as_deref(), args.etcd_key.as_deref())? {
         let prefix = args.etcd_prefix.clone().unwrap_or(defaults.etcd_prefix);
-        return scan_etcd(&etcd, &prefix, &expected).await.map(Some);
+        return search_etcd(&seen[0].api, &etcd, &prefix, &expected).await.map(Some);
     }
     // Without a target every read counts as one under a former key.
     if targets.is_empty() {

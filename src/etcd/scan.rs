@@ -85,7 +85,8 @@ impl EtcdCluster {
     /// # Errors
     /// [`EtcdError::Refused`] if etcd answers with an error.
     pub async fn revision(&self) -> Result<i64, EtcdError> {
-        Ok(self.count(self.prefix()).await?.1)
+        let request = RangeRequest { key: self.prefix().into(), keys_only: true, ..RangeRequest::default() };
+        Ok(self.range(&request).await.map_err(refused)?.header.map_or(0, |header| header.revision))
     }
 
     /// The revision at which a key was last stored, as of `revision`; `None` if it did not exist then.
@@ -98,13 +99,14 @@ impl EtcdCluster {
         Ok(answer.kvs.first().map(|pair: &KeyValue| pair.mod_revision))
     }
 
-    /// The first keys under `prefix`, each with the revision at which it was last stored.
+    /// The first keys under `prefix`, or those after a key, each with the revision at which it was last stored.
     ///
     /// # Errors
     /// [`EtcdError::Refused`] if etcd answers with an error.
-    pub async fn first_keys(&self, prefix: &str, limit: usize) -> Result<Vec<(String, i64)>, EtcdError> {
+    pub async fn keys_after(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<(String, i64)>, EtcdError> {
+        let first = if after.is_empty() { prefix.as_bytes().to_vec() } else { [after.as_bytes(), &[0]].concat() };
         let request = RangeRequest {
-            key: prefix.into(),
+            key: first,
             range_end: end_of(prefix),
             limit: i64::try_from(limit).unwrap_or(i64::MAX),
             keys_only: true,

@@ -26,7 +26,10 @@ pub enum Stored {
     Plain,
 }
 
-/// The part of an API server's `EncryptedObject` that stands in clear and matters here.
+/// The bytes around the plaintext in `EncryptedObject.encryptedData`: info for the key derivation, nonce, tag.
+const SEALING: usize = 32 + 12 + 16;
+
+/// The part of an API server's `EncryptedObject` that is not encrypted and matters here.
 #[derive(Clone, PartialEq, Message)]
 struct EncryptedObject {
     #[prost(string, tag = "2")]
@@ -62,6 +65,26 @@ impl Stored {
         }
         Self::Otherwise(words.join(" "))
     }
+}
+
+/// The length of what a value holds once it is decrypted, and whether a KMS v2 provider encrypted it. For other
+/// providers the length of the value itself, which is a little more.
+pub fn stored_length(value: &[u8]) -> (usize, bool) {
+    let body = value.strip_prefix(b"k8s:enc:kms:v2:").and_then(|rest| {
+        let name_ends = rest.iter().position(|byte| *byte == b':')?;
+        rest.get(name_ends + 1..)
+    });
+    match body.map(SealedObject::decode) {
+        Some(Ok(object)) => (object.encrypted_data.len().saturating_sub(SEALING), true),
+        _ => (value.len(), false),
+    }
+}
+
+/// The same message, for its length.
+#[derive(Clone, PartialEq, Message)]
+struct SealedObject {
+    #[prost(bytes = "vec", tag = "1")]
+    encrypted_data: Vec<u8>,
 }
 
 /// A word of the prefix. An API server accepts a provider's name of any length; only what is not a whole prefix, or not

@@ -131,8 +131,8 @@ pub struct Metadata {
     pub namespace: Option<String>,
     /// When it was last stored.
     pub resource_version: String,
-    /// A digest of all else but who set fields.
-    pub content: u64,
+    /// A digest of all else but who set fields, where the API told it.
+    pub content: Option<u64>,
     /// A digest of who set fields, and when.
     pub managed_fields: u64,
 }
@@ -147,7 +147,7 @@ impl From<Value> for Metadata {
         };
         let (name, namespace) = (text("name").unwrap_or_default(), text("namespace"));
         let resource_version = text("resourceVersion").unwrap_or_default();
-        Self { name, namespace, resource_version, content: digest(&Value::Object(taken)), managed_fields }
+        Self { name, namespace, resource_version, content: Some(digest(&Value::Object(taken))), managed_fields }
     }
 }
 
@@ -257,9 +257,9 @@ impl Api {
         self.get(&format!("{path}?limit={limit}{token}"), LIST_METADATA).await
     }
 
-    /// The first object of a list, metadata alone, any status. `parameters` say as of when, and end with `&`.
+    /// The first ten objects of a list, metadata alone, any status. `parameters` say as of when, and end with `&`.
     pub async fn list_at(&self, path: &str, parameters: &str) -> Result<Answer, ApiError> {
-        self.get(&format!("{path}?{parameters}limit=1"), LIST_METADATA).await
+        self.get(&format!("{path}?{parameters}limit=10"), LIST_METADATA).await
     }
 
     /// Takes a body apart.

@@ -77,6 +77,14 @@ impl Claim {
         Self::found(Finding::NotShown { remedy: remedy.into() }, what)
     }
 
+    /// What to do about it, unless it is shown.
+    pub fn remedy(&self) -> Option<&str> {
+        match &self.finding {
+            Finding::Shown => None,
+            Finding::NotYet { remedy } | Finding::NotShown { remedy } => Some(remedy),
+        }
+    }
+
     fn found(finding: Finding, what: impl Into<String>) -> Self {
         Self {
             finding,

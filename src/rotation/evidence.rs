@@ -6,6 +6,7 @@ use super::adoption::Evidence;
 use super::claim::{Claim, Finding, Subject};
 use super::journal::Journal;
 use super::key_name::KeyName;
+use super::listing::remedy;
 use super::verdict::{Conclusion, Verdict};
 use super::verify::Method;
 use super::wording::{describe, holds, may_be_disabled, must_stay, not_looked_at, nothing_rotated, or, yes};
@@ -197,19 +198,16 @@ fn objects(journal: &Journal) -> Vec<String> {
         let unreadable = progress.tally.undecryptable.iter();
         bad.extend(unreadable.map(|(path, why)| format!("{path} cannot be read by the API server: {why}")));
         if let Some(why) = &progress.tally.unlistable {
-            bad.push(format!(
-                "{} cannot be listed, since one of them cannot be read: {why} (Kubernetes can delete such an object: \
-                 AllowUnsafeMalformedObjectDeletion)",
-                progress.resource
-            ));
+            bad.push(format!("{} cannot be listed: {why}; {}", progress.resource, remedy(why)));
         }
     }
+    bad.extend(journal.verified.iter().flat_map(|scan| scan.orphaned(&journal.intent.etcd_prefix)));
     bad
 }
 
 fn waits(journal: &Journal) -> Vec<String> {
     let mut waits = Vec::new();
-    if journal.settled.is_none() {
+    if journal.settled.is_none() && !journal.claims.contains_key(&Subject::Compaction) {
         waits.push(format!(
             "{} must pass after the last rewrite: old revisions and continue tokens still need the former key",
             journal.intent.settle
@@ -220,7 +218,8 @@ fn waits(journal: &Journal) -> Vec<String> {
         waits.push(format!("{expiring} Event(s) under an older key must expire: run verify in an hour"));
     }
     let since = journal.clean_since;
-    if journal.snapshot.is_none() || since.is_none() || journal.snapshot < since {
+    let is_old = journal.snapshot.is_none() || since.is_none() || journal.snapshot < since;
+    if is_old && !journal.claims.contains_key(&Subject::Snapshot) {
         waits.push(format!(
             "a snapshot of etcd must be taken after {}: every older one needs the former key (then: rotate-keys \
              --resume --snapshot-taken TIME)",

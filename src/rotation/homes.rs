@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::RotationError;
-use super::api::{Api, MetadataList};
+use super::api::{Api, MetadataList, Partial};
 use super::claim::Claim;
 use super::layout::{folder, key_of};
 use super::listing::is_undecryptable;
@@ -158,28 +158,15 @@ impl Search<'_> {
 
     /// Whether the API lists, as of a revision of this cluster, what lies in it.
     async fn compare(&self, cluster: &EtcdCluster) -> Result<Compared, RotationError> {
+        if !self.is_in_step(cluster).await? {
+            return Ok(Compared::Different("is not at the revision of the API servers' etcd".into()));
+        }
         let mut problem = String::new();
         for _ in 0..ATTEMPTS {
             let (stored, revision) = cluster.count(&self.folder()).await?;
             let exactly = format!("resourceVersion={revision}&resourceVersionMatch=Exact&");
             match self.list(&exactly).await? {
-                Ok(list) => {
-                    let listed = objects(&list);
-                    let Some(first) = list.items.first() else {
-                        return Ok(Compared::Different(format!("holds {stored} that the API does not serve")));
-                    };
-                    let metadata = &first.metadata;
-                    let key = key_of(self.resource, metadata.namespace.as_deref(), &metadata.name);
-                    let at = cluster.stored_at(&format!("{}{key}", self.prefix), revision).await?;
-                    if at.map(|at| at.to_string()).as_deref() != Some(&metadata.resource_version) {
-                        return Ok(Compared::Different(format!("holds {stored} others in this folder")));
-                    }
-                    if listed != stored {
-                        let why = format!("holds {stored}, of which the API lists {listed}, at revision {revision}");
-                        return Ok(Compared::Different(why));
-                    }
-                    return Ok(Compared::Same { revision, objects: stored });
-                }
+                Ok(list) => return self.compare_page(cluster, &list, stored, revision).await,
                 Err(why) if is_undecryptable(&why) => return self.compare_single(cluster, why).await,
                 // Compacted meanwhile, or a revision that the API server's own etcd has not reached.
                 Err(why) => problem = why,
@@ -189,20 +176,59 @@ impl Search<'_> {
         Ok(Compared::Different(format!("has revisions that the API does not know ({problem})")))
     }
 
+    /// Whether the objects of one page were last stored at the same revisions on both sides, and there are as many.
+    async fn compare_page(
+        &self,
+        cluster: &EtcdCluster,
+        list: &MetadataList,
+        stored: u64,
+        revision: i64,
+    ) -> Result<Compared, RotationError> {
+        let listed = objects(list);
+        for Partial { metadata } in &list.items {
+            let key = key_of(self.resource, metadata.namespace.as_deref(), &metadata.name);
+            let at = cluster.stored_at(&format!("{}{key}", self.prefix), revision).await?;
+            if at.map(|at| at.to_string()).as_deref() != Some(&metadata.resource_version) {
+                return Ok(Compared::Different(format!("holds {stored} others in this folder")));
+            }
+        }
+        Ok(if listed == stored {
+            Compared::Same { revision, objects: stored }
+        } else {
+            Compared::Different(format!("holds {stored}, of which the API lists {listed}, at revision {revision}"))
+        })
+    }
+
+    /// Whether the API server's etcd is at a revision between two that this cluster tells: a copy of the cluster, such
+    /// as one restored from its snapshot, holds the same objects and is not where the cluster is now.
+    async fn is_in_step(&self, cluster: &EtcdCluster) -> Result<bool, RotationError> {
+        for _ in 0..2 {
+            let before = cluster.revision().await?;
+            let Ok(list) = self.list("").await? else { return Ok(true) };
+            let after = cluster.revision().await?;
+            let told: i64 = list.metadata.resource_version.parse().unwrap_or(0);
+            if !(before..=after).contains(&told) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Looks for one object that is the same on both sides.
     async fn compare_single(&self, cluster: &EtcdCluster, why: String) -> Result<Compared, RotationError> {
         let folder = self.folder();
-        for (key, stored_at) in cluster.first_keys(&folder, TRIED).await? {
+        for (key, stored_at) in cluster.keys_after(&folder, "", TRIED).await? {
             let rest = key.strip_prefix(&folder).unwrap_or(&key);
             let (namespace, name) = match rest.split_once('/') {
                 Some((namespace, name)) if self.resource.namespaced => (Some(namespace), name),
                 _ => (None, rest),
             };
             let path = self.resource.object_path(namespace, name);
-            let answer = self.api.get_metadata(&path).await.map_err(RotationError::api(format!("read {path}")))?;
+            // A patch that is only tried needs no right that the rewrite does not.
+            let answer = self.api.patch(&format!("{path}?dryRun=All"), "{}").await;
+            let answer = answer.map_err(RotationError::api(format!("read {path}")))?;
             if answer.status == 200 {
-                let one: super::api::Partial =
-                    self.api.parse(&answer.body).map_err(RotationError::api(format!("read {path}")))?;
+                let one: Partial = self.api.parse(&answer.body).map_err(RotationError::api(format!("read {path}")))?;
                 if one.metadata.resource_version == stored_at.to_string() {
                     return Ok(Compared::Unlistable(why));
                 }
@@ -211,7 +237,7 @@ impl Search<'_> {
         Ok(Compared::Different(format!("holds objects of which none is the same in the API ({why})")))
     }
 
-    /// The first object of a list, or the API server's words if it gives none.
+    /// The first objects of a list, or the API server's words if it gives none.
     async fn list(&self, parameters: &str) -> Result<Result<MetadataList, String>, RotationError> {
         let what = || RotationError::api(format!("list {}", self.resource));
         let path = self.resource.list_path();

@@ -18,6 +18,8 @@ const MAY_CHANGE: &[&str] = &[
     "etcd-cert",
     "etcd-key",
     "snapshot-command",
+    "snapshot-file",
+    "compact",
     "qps",
     "max-concurrency",
     "shards",
@@ -65,6 +67,12 @@ pub struct Intent {
     pub adoption_timeout: String,
     /// How often adoption is looked at again.
     pub agreement_interval: String,
+    /// Whether etcd is compacted where old revisions stand in the way.
+    pub compact: bool,
+    /// Resources that are not rewritten.
+    pub skip: Vec<String>,
+    /// Snapshots of etcd, one for each cluster.
+    pub snapshot_file: Vec<PathBuf>,
     /// Takes a snapshot of etcd.
     pub snapshot_command: Option<String>,
     /// How long a write may be under way at the API servers.

@@ -16,6 +16,7 @@ use super::resources::Resource;
 use super::rewrite::Tally;
 use super::verdict::{Conclusion, Verdict};
 use super::verify::Scan;
+use crate::etcd::ClusterId;
 use crate::files;
 
 const FORMAT: u32 = 2;
@@ -110,6 +111,9 @@ pub struct Journal {
     /// snapshot of etcd from after it holds nothing under a former key.
     #[serde(default)]
     pub clean_since: Option<jiff::Timestamp>,
+    /// The revision of each etcd cluster at which the first of these searches ended.
+    #[serde(default)]
+    pub clean_revisions: BTreeMap<ClusterId, i64>,
     /// What it was begun with; resuming takes it from here.
     pub intent: Intent,
     /// Uid of the namespace `kube-system`: which cluster this is about.
@@ -196,6 +200,7 @@ impl Journal {
             verified: None,
             verified_at: None,
             clean_since: None,
+            clean_revisions: BTreeMap::new(),
             intent,
             cluster: None,
             settled: None,

@@ -36,8 +36,8 @@ const BUILT_IN: &[&str] = &[
     "storagemigration.k8s.io",
 ];
 
-/// Folders that API servers keep for themselves, without a resource in the API. They store them again on their own
-/// within minutes. The configuration names them by a wildcard alone.
+/// Folders that API servers keep for themselves, without a resource in the API. Kubernetes 1.37 stores them in clear
+/// even where the configuration says `*.*`.
 const INTERNAL: &[&str] = &["masterleases", "peerserverleases", "ranges"];
 
 /// The folder of a resource below the prefix, without slashes around it.
@@ -59,7 +59,7 @@ pub fn folder_of(key: &str) -> &str {
     &key[..end]
 }
 
-/// Whether API servers keep this folder for themselves and rewrite it on their own.
+/// Whether API servers keep this folder for themselves.
 pub fn is_internal(folder: &str) -> bool {
     INTERNAL.contains(&folder)
 }
@@ -72,7 +72,7 @@ pub fn possible_resources(folder: &str) -> Vec<(String, String)> {
     }
     match folder.split_once('/') {
         Some((group, plural)) => vec![(plural.into(), group.into())],
-        None if is_internal(folder) => vec![(folder.into(), String::new())],
+        None if is_internal(folder) => Vec::new(),
         None => BUILT_IN.iter().map(|group| (folder.into(), (*group).into())).collect(),
     }
 }

@@ -75,7 +75,7 @@ pub enum Page {
     Listed(MetadataList),
     /// There is no such resource any more.
     Absent,
-    /// One of the objects cannot be read, so none can be listed.
+    /// One of the objects cannot be read or converted, so none can be listed.
     Unlistable(String),
 }
 
@@ -87,7 +87,7 @@ pub async fn page_after(api: &Api, folder: &Folder, mut token: String) -> Result
     let mut tries = 0;
     loop {
         tries += 1;
-        let (problem, may_be_undecryptable, retry_after) = match api.list(&path, PAGE, &token).await {
+        let (problem, is_its_own, retry_after) = match api.list(&path, PAGE, &token).await {
             Ok(answer) => match answer.status {
                 200 => {
                     let list = api.parse(&answer.body);
@@ -107,12 +107,12 @@ pub async fn page_after(api: &Api, folder: &Folder, mut token: String) -> Result
                 }
                 _ => {
                     let message = answer.refusal().message;
-                    (message.clone(), is_undecryptable(&message), answer.retry_after)
+                    (message.clone(), is_undecryptable(&message) || is_conversion(&message), answer.retry_after)
                 }
             },
             Err(error) => (error.to_string(), false, None),
         };
-        if may_be_undecryptable && tries >= 3 {
+        if is_its_own && tries >= 3 {
             return Ok(Page::Unlistable(problem));
         }
         if tries >= TRIES {
@@ -173,16 +173,44 @@ pub async fn namespaces(api: &Api) -> Result<Vec<String>, RotationError> {
     }
 }
 
+/// What helps when a resource cannot be listed, by the API server's words.
+pub fn remedy(why: &str) -> &'static str {
+    if is_undecryptable(why) {
+        "one object of it cannot be read: give --etcd, and every other one is rewritten and the bad one named"
+    } else if is_conversion(why) {
+        "its conversion webhook does not answer; the data are sound. Bring the webhook back and run again, or leave the \
+         resource out with --skip"
+    } else {
+        "find out why the API server cannot list it and run again, or leave it out with --skip"
+    }
+}
+
+/// The API server's words for a custom resource whose conversion webhook fails.
+pub fn is_conversion(message: &str) -> bool {
+    message.contains("conversion webhook for ")
+}
+
 /// The API server's words for a value that its providers cannot open.
 pub fn is_undecryptable(message: &str) -> bool {
     const WORDS: [&str; 4] =
         ["unable to transform key", "is not transformable", "corrupt object", "no matching prefix found"];
-    WORDS.iter().any(|words| message.contains(words))
+    // A value that a conversion webhook fails on is called corrupt, too, and is sound.
+    !is_conversion(message) && WORDS.iter().any(|words| message.contains(words))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Names;
+    use super::{Names, is_undecryptable, remedy};
+
+    #[test]
+    fn a_conversion_webhook_that_fails_does_not_make_the_data_unreadable() {
+        let why = "StorageError: corrupt object, Code: 7, Key: /registry/example.com/widgets/default/w, \
+                   AdditionalErrorMsg: object not decodable revision=228: conversion webhook for example.com/v1, \
+                   Kind=Widget failed: connection refused";
+        assert!(!is_undecryptable(why));
+        assert!(remedy(why).contains("the data are sound"));
+        assert!(is_undecryptable("StorageError: corrupt object, Code: 7: data from the storage is not transformable"));
+    }
 
     #[test]
     fn parts_of_all_names_leave_none_out_and_have_none_twice() {

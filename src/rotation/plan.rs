@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use super::RotationError;
 use super::adoption::Seen;
 use super::api::Api;
+use super::discovery::discover;
 use super::journal::{Journal, Progress};
 use super::listing::revision;
-use super::resources::{Coverage, Resource, discover};
+use super::resources::{Coverage, Resource};
 use super::rewrite::Tally;
 use super::verify::Expected;
 
@@ -66,15 +67,35 @@ impl Encrypted {
         }
     }
 
-    /// Takes Events out, unless they are wanted.
+    /// Takes out what is not rewritten: Events, unless they are wanted, and what `--skip` names.
     #[must_use]
-    pub fn for_rewriting(mut self, include_events: bool) -> Self {
+    pub fn for_rewriting(mut self, include_events: bool, skip: &[String]) -> Self {
         if !include_events && self.resources.iter().any(|(resource, _)| resource.is_event()) {
             self.resources.retain(|(resource, _)| !resource.is_event());
             let why = "expire by themselves (--event-ttl of the API servers, 1 h unless changed); --include-events";
             self.skipped.insert("events".into(), why.into());
         }
+        let is_skipped = |resource: &Resource| skip.contains(&resource.to_string());
+        for (resource, _) in self.resources.iter().filter(|(resource, _)| is_skipped(resource)) {
+            self.skipped.insert(resource.to_string(), "is not rewritten (--skip), and searched all the same".into());
+        }
+        self.resources.retain(|(resource, _)| !is_skipped(resource));
         self
+    }
+
+    /// Refuses a `--skip` that names nothing.
+    ///
+    /// # Errors
+    /// [`RotationError::Unusable`], naming what could be meant.
+    pub fn check_skip(&self, skip: &[String]) -> Result<(), RotationError> {
+        let names: Vec<String> = self.resources.iter().map(|(resource, _)| resource.to_string()).collect();
+        match skip.iter().find(|name| !names.contains(name)) {
+            None => Ok(()),
+            Some(name) => Err(RotationError::Unusable(format!(
+                "--skip {name}: no encrypted resource has this name; they are {}",
+                names.join(", ")
+            ))),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::RotationError;
 use super::api::Api;
 use super::journal::Journal;
+use super::keys_in_etcd::KeysInEtcd;
 use super::listing::Folder;
 use super::pace::Pace;
 use super::resources::Resource;
@@ -59,6 +60,7 @@ async fn may(api: &Api, verb: &str, group: &str, resource: &str) -> Result<bool,
 /// Tries the rewrite of every object without storing anything, and enters what would be refused.
 pub async fn dry_run(
     api: &Api,
+    keys: Option<&KeysInEtcd>,
     journal: &mut Journal,
     pace: &mut Pace,
     seen: &mut (dyn FnMut(&Resource, &Tally, usize) + Send),
@@ -66,7 +68,7 @@ pub async fn dry_run(
     for progress in &mut journal.resources {
         let resource = &progress.resource;
         let folders = vec![Folder::all(resource)];
-        let sweep = Sweep { api, folders, ask: Ask::DryRun, adopted_at: None, pace, tally: &mut progress.tally };
+        let sweep = Sweep { api, folders, ask: Ask::DryRun, adopted_at: None, pace, tally: &mut progress.tally, keys };
         sweep.run(&mut |tally, limit| seen(resource, tally, limit)).await?;
         progress.done = true;
     }

@@ -82,7 +82,7 @@ async fn read_all(
         let before = metrics(api).await?;
         let mut tally = Tally::default();
         let folders = vec![Folder::all(of.resource)];
-        let sweep = Sweep { api, folders, ask: Ask::Read, adopted_at: None, pace, tally: &mut tally };
+        let sweep = Sweep { api, folders, ask: Ask::Read, adopted_at: None, pace, tally: &mut tally, keys: None };
         sweep.run(&mut |tally, limit| seen(of.resource, tally, limit)).await?;
         let after = metrics(api).await?;
         if ServerProcess::of(&before) == ServerProcess::of(&after) {

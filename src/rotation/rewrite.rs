@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use self::fate::{Fate, fate};
 use super::RotationError;
 use super::api::{Answer, Api, ApiError, Metadata, MetadataList, Partial};
-use super::listing::{FIRST_WAIT, Folder, LONGEST_WAIT, PAGE, Page, TRIES, page_after};
+use super::keys_in_etcd::{KeysInEtcd, Position};
+use super::listing::{FIRST_WAIT, Folder, LONGEST_WAIT, PAGE, Page, TRIES, is_undecryptable, page_after};
 use super::pace::Pace;
 use super::webhooks::webhook_that_failed;
 
@@ -94,6 +95,16 @@ pub struct Sweep<'a> {
     pub pace: &'a mut Pace,
     /// What was done so far; kept when the pass is dropped half way.
     pub tally: &'a mut Tally,
+    /// Where the objects' keys are read if the API cannot list them.
+    pub keys: Option<&'a KeysInEtcd>,
+}
+
+/// Where a page begins.
+enum From {
+    /// At this continue token; empty at the start.
+    Api(String),
+    /// At this key in etcd.
+    Etcd(Option<Position>),
 }
 
 struct Object {
@@ -113,12 +124,12 @@ impl Sweep<'_> {
     /// # Errors
     /// [`RotationError::Paused`] when the server does not answer any more.
     pub async fn run(mut self, seen: &mut (dyn FnMut(&Tally, usize) + Send)) -> Result<(), RotationError> {
-        let (api, ask) = (self.api, self.ask);
+        let (api, ask, keys) = (self.api, self.ask, self.keys);
         let mut folders = std::mem::take(&mut self.folders).into_iter();
         let mut queue: VecDeque<Object> = VecDeque::new();
         let mut later: Vec<(Instant, Object)> = Vec::new();
         let (mut under_way, mut sent) = (FuturesUnordered::new(), Vec::new());
-        let mut page = folders.next().map(|folder| Box::pin(page_of(api, folder, String::new())));
+        let mut page = folders.next().map(|folder| Box::pin(page_of(api, keys, folder, From::Api(String::new()))));
         loop {
             let now = Instant::now();
             for at in (0..later.len()).rev().filter(|at| later[*at].0 <= now).collect::<Vec<_>>() {
@@ -147,14 +158,13 @@ impl Sweep<'_> {
                     seen(self.tally, self.pace.limit());
                 }
                 fetched = async { page.as_mut().expect("checked").await }, if page.is_some() && queue.len() < PAGE as usize => {
-                    let (folder, fetched) = fetched;
-                    let mut next = None;
+                    let (folder, fetched, next) = fetched;
                     if let Some(list) = self.took(fetched?) {
                         queue.extend(self.chosen(&folder, list.items));
-                        next = list.metadata.next.filter(|token| !token.is_empty()).map(|token| (folder, token));
                     }
-                    let next = next.or_else(|| folders.next().map(|folder| (folder, String::new())));
-                    page = next.map(|(folder, token)| Box::pin(page_of(api, folder, token)));
+                    let next = next.map(|from| (folder, from));
+                    let next = next.or_else(|| folders.next().map(|folder| (folder, From::Api(String::new()))));
+                    page = next.map(|(folder, from)| Box::pin(page_of(api, keys, folder, from)));
                 }
                 () = tokio::time::sleep_until(wake.unwrap_or(now).into()), if wake.is_some() => {}
             }
@@ -242,6 +252,7 @@ impl Sweep<'_> {
                 self.tally.undecryptable.insert(object.path, message);
                 return Ok(None);
             }
+            Fate::Full => return Err(RotationError::Paused(format!("etcd is full (alarm NOSPACE): {message}"))),
             Fate::Unauthorized => TRIES,
             Fate::Again { overloaded, tries } => {
                 if overloaded && !alone {
@@ -305,12 +316,32 @@ impl Sweep<'_> {
 /// Whether an admission webhook changed the object. What a client changes meanwhile shows in managedFields, and what a
 /// webhook changes does not.
 fn altered(before: &Metadata, after: &Metadata) -> bool {
-    after.content != before.content && after.managed_fields == before.managed_fields
+    before.content.is_some() && after.content != before.content && after.managed_fields == before.managed_fields
 }
 
-async fn page_of(api: &Api, folder: Folder, token: String) -> (Folder, Result<Page, RotationError>) {
-    let page = page_after(api, &folder, token).await;
-    (folder, page)
+/// A page, and where the next one begins.
+async fn page_of(
+    api: &Api,
+    keys: Option<&KeysInEtcd>,
+    folder: Folder,
+    from: From,
+) -> (Folder, Result<Page, RotationError>, Option<From>) {
+    let position = match from {
+        From::Etcd(position) => position,
+        From::Api(token) => match page_after(api, &folder, token).await {
+            Ok(Page::Unlistable(why)) if keys.is_some() && is_undecryptable(&why) => None,
+            Ok(Page::Listed(mut list)) => {
+                let next = list.metadata.next.take().filter(|token| !token.is_empty()).map(From::Api);
+                return (folder, Ok(Page::Listed(list)), next);
+            }
+            other => return (folder, other, None),
+        },
+    };
+    let Some(keys) = keys else { return (folder, Ok(Page::Absent), None) };
+    match keys.page(&folder, position).await {
+        Ok((list, next)) => (folder, Ok(Page::Listed(list)), next.map(|position| From::Etcd(Some(position)))),
+        Err(error) => (folder, Err(error), None),
+    }
 }
 
 async fn answer(api: &Api, ask: Ask, object: Object, began: Instant) -> Answered {

@@ -1,13 +1,17 @@
 //! A rotation from state to state. The journal is written after each; any state may be begun again.
 
 mod checks;
+mod in_etcd;
 mod keys;
 mod passes;
 mod rotate;
+mod settings;
 mod sharded;
 
+pub use self::in_etcd::search_etcd;
+pub use self::settings::Settings;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::RotationError;
@@ -15,7 +19,7 @@ use super::adoption::{Adoption, Obstacle, Wanted, attempt, joined, look, look_fr
 use super::announcement::announce;
 use super::api::{Api, ApiError};
 use super::canary::canaries;
-use super::cluster::{Access, Cluster};
+use super::cluster::Cluster;
 use super::journal::{Journal, State};
 use super::lease::{Holder, Lease};
 use super::metrics::key_id_hash;
@@ -25,59 +29,9 @@ use super::preflight::dry_run;
 use super::resources::{Coverage, Resource};
 use super::rewrite::Tally;
 use super::verdict::Verdict;
-use crate::config::Config;
-use crate::etcd::EtcdAccess;
 
 /// How often a server is asked whether it has adopted the target key.
 const LOOKS_EVERY: Duration = Duration::from_secs(2);
-
-/// What a rotation is run with.
-#[derive(Clone, Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
-pub struct Settings {
-    /// How the cluster is reached.
-    pub access: Access,
-    /// The configuration file of the API servers.
-    pub encryption_config: Option<PathBuf>,
-    /// How etcd is reached, if it is.
-    pub etcd: Option<EtcdAccess>,
-    /// The API servers' prefix in etcd.
-    pub etcd_prefix: String,
-    /// The configuration of kube-envelope, where it is the plugin and the configuration is at hand.
-    pub plugin: Option<Config>,
-    /// Whether that configuration was named, and not merely found in its usual place.
-    pub plugin_named: bool,
-    /// Whether to rotate its KEKs first.
-    pub rotate_kek: bool,
-    /// Keys that are to be shown to be unused besides those that are found: `KEK`, `KEK:VERSION`, or a `key_id`.
-    pub former: Vec<String>,
-    /// The target, where it is known beforehand.
-    pub key_id: Option<String>,
-    /// Where the journal is.
-    pub journal: PathBuf,
-    /// Whether Events are rewritten, too.
-    pub include_events: bool,
-    /// Whether to go on where the servers' metrics cannot be read.
-    pub accept_unproven: bool,
-    /// Requests a second, at most.
-    pub rate: Option<f64>,
-    /// Requests at once, at most.
-    pub concurrency: usize,
-    /// How many processes rewrite, where it is not this one.
-    pub shards: Option<usize>,
-    /// How long to wait after the last rewrite.
-    pub settle: Duration,
-    /// How long adoption may take.
-    pub adoption_timeout: Duration,
-    /// How often adoption is looked at again.
-    pub agreement_interval: Duration,
-    /// How long an API server lets a write be under way.
-    pub request_timeout: Duration,
-    /// When a snapshot of etcd was taken.
-    pub snapshot_taken: Option<jiff::Timestamp>,
-    /// A command that takes a snapshot of etcd.
-    pub snapshot_command: Option<String>,
-}
 
 /// Something that a person may want to see.
 #[derive(Debug)]
@@ -143,7 +97,8 @@ impl<'a> Run<'a> {
     /// report must be of now.
     pub async fn plan(&mut self, fresh: bool) -> Result<(), RotationError> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
-        let found = found.for_rewriting(self.settings.include_events);
+        found.check_skip(&self.settings.skip)?;
+        let found = found.for_rewriting(self.settings.include_events, &self.settings.skip);
         let seen = if fresh && self.settings.key_id.is_none() {
             look_fresh(&self.cluster, &self.coverage.providers(), true).await
         } else {
@@ -171,12 +126,19 @@ impl<'a> Run<'a> {
         let report = self.report;
         let counts: BTreeMap<_, _> =
             self.journal.resources.iter().map(|progress| (progress.resource.clone(), progress.objects)).collect();
-        let mut pace = self.pace();
-        dry_run(self.cluster.entry(), &mut self.journal, &mut pace, &mut |resource, tally, concurrency| {
-            let objects = counts.get(resource).copied().unwrap_or(0);
-            report(Event::Progress { resource, tally, objects, concurrency });
-        })
-        .await
+        let (mut pace, keys) = (self.pace(), self.keys_in_etcd().await?);
+        dry_run(
+            self.cluster.entry(),
+            keys.as_ref(),
+            &mut self.journal,
+            &mut pace,
+            &mut |resource, tally, concurrency| {
+                let objects = counts.get(resource).copied().unwrap_or(0);
+                report(Event::Progress { resource, tally, objects, concurrency });
+            },
+        )
+        .await?;
+        self.foretell_too_large().await
     }
 
     /// Goes from state to state until the verdict.
@@ -186,6 +148,8 @@ impl<'a> Run<'a> {
     pub async fn to_end(&mut self) -> Result<Verdict, RotationError> {
         let report = self.report;
         let waiting = move |why: &str| report(Event::Waiting(why));
+        self.write()?;
+        self.etcd_takes_writes().await?;
         let lease = Lease::take(self.cluster.entry().clone(), Holder::this_process(), &waiting).await?;
         let ended = tokio::select! {
             ended = self.drive() => ended,
@@ -254,7 +218,10 @@ impl<'a> Run<'a> {
             State::Settle => self.settle().await?,
             State::Snapshot => self.snapshot().await?,
             State::Done => match self.confirm().await? {
-                None => return self.conclude().map(Some),
+                None => {
+                    self.look_at_etcd_again().await?;
+                    return self.conclude().map(Some);
+                }
                 Some(back) => back,
             },
             State::Aborted => return self.conclude().map(Some),

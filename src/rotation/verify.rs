@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::RotationError;
+use super::claim::Claim;
 use super::group::Groups;
 use super::layout::{Folders, folder_of, is_internal, possible_resources};
 use super::metrics::key_id_hash;
 use super::resources::Resource;
 use crate::encryption_config::matches;
-use crate::etcd::{ClusterId, EtcdAccess, EtcdClusters, Stored};
+use crate::etcd::{ClusterId, EtcdClusters, Stored};
 
 /// So many leftovers are named; the rest is counted.
 const NAMED: usize = 1_000;
@@ -63,6 +64,9 @@ pub struct Scan {
     /// The etcd clusters that were looked at.
     #[serde(default)]
     pub clusters: Vec<ScannedCluster>,
+    /// Whether these clusters are the cluster's own, and hold everything that the API serves.
+    #[serde(default)]
+    pub whole: Option<Claim>,
     /// Leftovers that no API serves, so that none can be rewritten: folder in etcd → how many.
     #[serde(default)]
     pub orphans: BTreeMap<String, u64>,
@@ -88,6 +92,7 @@ impl Scan {
             method,
             revision: None,
             clusters: Vec::new(),
+            whole: None,
             orphans: BTreeMap::new(),
             looked_at: 0,
             stored: BTreeMap::new(),
@@ -98,21 +103,36 @@ impl Scan {
         }
     }
 
+    /// The revision at which the search ended in each etcd cluster.
+    pub fn revisions(&self) -> impl Iterator<Item = (ClusterId, i64)> {
+        self.clusters.iter().map(|cluster| (cluster.id, cluster.revision))
+    }
+
+    /// What no API serves and so cannot be rewritten, one sentence for each folder.
+    pub fn orphaned(&self, prefix: &str) -> impl Iterator<Item = String> {
+        let prefix = slashed(prefix);
+        self.orphans.iter().map(move |(folder, values)| {
+            format!(
+                "{values} value(s) in etcd under {prefix}{folder}/ are not stored under a target key, and no API server \
+                 serves them: serve the resource again (for a custom resource: install its definition) and run again; \
+                 or, if nobody needs them any more, take a snapshot and remove them: etcdctl del --prefix \
+                 {prefix}{folder}/"
+            )
+        })
+    }
+
+    /// What keeps this search from being a proof, each with its remedy.
+    pub fn gaps(&self, prefix: &str) -> Vec<String> {
+        let gap = self.whole.as_ref().and_then(Claim::remedy).map(ToOwned::to_owned);
+        self.orphaned(prefix).chain(gap).collect()
+    }
+
     /// Enters one leftover by name.
     pub fn name(&mut self, place: &str, stored: &str) {
         if self.named.len() < NAMED {
             self.named.insert(place.into(), stored.into());
         }
     }
-}
-
-/// Looks at every value under `prefix` in every cluster that the endpoints lead to.
-///
-/// # Errors
-/// If etcd does not answer, or holds nothing under the prefix.
-pub async fn scan_etcd(access: &EtcdAccess, prefix: &str, expected: &Expected) -> Result<Scan, RotationError> {
-    let etcd = EtcdClusters::connect(access, &slashed(prefix)).await?;
-    scan_clusters(&etcd, prefix, expected).await
 }
 
 /// Looks at every value under `prefix` in every cluster.
@@ -268,6 +288,19 @@ mod tests {
         assert!(!left("configmaps/default/a", Stored::Plain), "not encrypted, by configuration");
         assert!(left("configmaps/default/a", kms("p", "old")), "no longer encrypted, and needs the old key");
         assert!(left("configmaps/default/a", Stored::Otherwise("aescbc v1 k".into())), "needs the key of aescbc");
+    }
+
+    #[test]
+    fn what_api_servers_keep_for_themselves_in_clear_is_not_a_leftover() {
+        let expected = Expected { patterns: vec![("*.*".into(), true)], ..expected() };
+        let mut judge = Judge::new(&expected);
+        for key in ["masterleases/10.0.0.1", "peerserverleases/apiserver-a", "ranges/servicenodeports"] {
+            let place = judge.place(key);
+            assert!(!judge.judge(&place, &Stored::Plain).1, "{key}");
+            assert!(judge.judge(&place, &kms("p", "old")).1, "{key}");
+        }
+        let place = judge.place("podsecuritypolicy/a");
+        assert!(judge.judge(&place, &Stored::Plain).1);
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub struct Shape {
     pub etcd_tls: bool,
     /// The plugins' `refreshInterval`; short unless a test is about what happens before a plugin looks.
     pub refresh_interval: &'static str,
+    /// Let etcd know its users, of whom `rotator` may read the prefix alone. Needs `etcd_tls`.
+    pub etcd_users: bool,
+    /// More arguments of etcd.
+    pub etcd_arguments: Vec<&'static str>,
 }
 
 impl Shape {
@@ -43,6 +47,8 @@ impl Shape {
             audit_policy: None,
             etcd_tls: false,
             refresh_interval: "1s",
+            etcd_users: false,
+            etcd_arguments: Vec::new(),
         }
     }
 }
@@ -60,7 +66,11 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     pub async fn start(shape: Shape) -> Self {
-        let etcd = if shape.etcd_tls { Etcd::start_tls().await } else { Etcd::start().await };
+        let mut etcd =
+            if shape.etcd_tls { Etcd::start_tls().await } else { Etcd::start_with(&shape.etcd_arguments).await };
+        if shape.etcd_users {
+            etcd.enable_authentication("/registry/").await;
+        }
         let (mut servers, mut plugins, mut keyrings) = (Vec::new(), Vec::new(), Vec::new());
         for number in 1..=shape.servers {
             let keyring = keyrings.first().map_or_else(KeyringFile::create, KeyringFile::copied);
@@ -208,6 +218,9 @@ impl ControlPlane {
         }
         if !has("--settle") {
             quick.push("--settle=0s".into());
+        }
+        if !has("no-compact") && !has("--compact") {
+            quick.push("--compact".into());
         }
         quick
     }

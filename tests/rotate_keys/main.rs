@@ -12,6 +12,8 @@ mod control_plane;
 mod crashes;
 mod disagreement;
 mod end_to_end;
+mod etcd_clusters;
+mod etcd_space;
 mod failover;
 mod flip_flop;
 mod leftovers;
@@ -31,4 +33,5 @@ mod shards;
 mod transit;
 #[cfg(all(feature = "azure", feature = "gcp"))]
 mod two_clouds;
+mod unlistable;
 mod webhooks;

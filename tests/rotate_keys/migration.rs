@@ -70,7 +70,7 @@ async fn wait_for_another(plugin: &Plugin, key_id: &str) -> String {
 fn rotate(server: &ApiServer, etcd: &Etcd, what: &str, code: i32) {
     let journal = server.folder().join(format!("{what}.json"));
     let journal = format!("--journal={}", journal.display());
-    let more = [journal.as_str(), "--settle=0s", "--agreement-interval=1s", "--snapshot-command=true"];
+    let more = [journal.as_str(), "--settle=0s", "--compact", "--agreement-interval=1s", "--snapshot-command=true"];
     let rotated = run(server, etcd, "rotate-keys", &more);
     assert_eq!(rotated.status.code(), Some(code), "{what}: {}", text(&rotated));
 }

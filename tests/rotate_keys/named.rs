@@ -136,7 +136,7 @@ async fn a_plugin_that_is_degraded_because_another_kek_is_away_makes_no_rotation
     })
     .await;
     let journal = format!("--journal={}", server.folder().join("journal.json").display());
-    let more = [journal.as_str(), "--settle=0s", "--snapshot-command=true"];
+    let more = [journal.as_str(), "--settle=0s", "--compact", "--snapshot-command=true"];
     let ended = crate::support::rotation::run(&server, &etcd, "rotate-keys", &more);
     assert_eq!(ended.status.code(), Some(9), "{}", crate::support::rotation::text(&ended));
     assert_eq!(plugin.wait_healthy().await, first);

@@ -61,6 +61,6 @@ async fn an_etcd_that_cannot_be_verified_is_not_asked_and_the_flag_that_is_missi
     ended.says("no etcd endpoint answers").says("--etcd-ca");
     // Found out before anything is rewritten.
     let begun = plane.run("rotate-keys", &["no-etcd", &url, &other, &certificate, &key]).exits(1);
-    begun.says("--etcd-ca").says("state: preflight");
+    begun.says("--etcd-ca").says("state: plan");
     plane.run("rotate-keys", &["no-etcd", "--resume", &ca]).exits(9).says("--etcd-ca is ").says("Nothing was rotated");
 }

@@ -17,7 +17,15 @@ async fn rotate_keys_makes_a_new_version_in_vault_and_brings_everything_under_it
     server.write_secret("s", "value").await;
     let (config, journal) = (plugin.config_file(), server.folder().join("journal.json"));
     let (config, journal) = (format!("--config={}", config.display()), format!("--journal={}", journal.display()));
-    let more = ["--rotate-kek", &config, &journal, "--settle=0s", "--agreement-interval=1s", "--snapshot-command=true"];
+    let more = [
+        "--rotate-kek",
+        &config,
+        &journal,
+        "--settle=0s",
+        "--compact",
+        "--agreement-interval=1s",
+        "--snapshot-command=true",
+    ];
 
     let refused = run(&server, &etcd, "rotate-keys", &more);
     assert_eq!(refused.status.code(), Some(1), "the plugin's policy does not allow it: {}", text(&refused));

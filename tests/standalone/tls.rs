@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use kube_envelope::etcd::{EtcdAccess, EtcdReader};
+use kube_envelope::etcd::{EtcdAccess, EtcdClusters};
 use rustls::NamedGroup;
 use rustls::server::Acceptor;
 use tokio::net::TcpListener;
@@ -20,7 +20,7 @@ async fn the_client_of_etcd_offers_post_quantum_key_exchange_first() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoints = vec![format!("https://{}", listener.local_addr().unwrap())];
     let access = EtcdAccess { endpoints, ca: Some(ca), ..EtcdAccess::default() };
-    let connecting = tokio::spawn(async move { EtcdReader::connect(&access).await.map(drop) });
+    let connecting = tokio::spawn(async move { EtcdClusters::connect(&access, "/registry/").await.map(drop) });
     assert_eq!(key_exchange_offered_first(&listener).await, NamedGroup::X25519MLKEM768);
     connecting.abort();
 }

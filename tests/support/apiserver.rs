@@ -238,7 +238,6 @@ fn arguments(
     let (private_key, public_key) = service_account_keys(etcd);
     let (certificate, certificate_key) = certificate(etcd);
     let mut arguments = vec![
-        format!("--etcd-servers={}", etcd.url()),
         format!("--bind-address={ip}"),
         format!("--advertise-address={ip}"),
         format!("--secure-port={port}"),
@@ -253,6 +252,7 @@ fn arguments(
         "--service-cluster-ip-range=10.0.0.0/24".into(),
         "--shutdown-delay-duration=0s".into(),
     ];
+    arguments.extend(etcd.api_server_arguments());
     if !matches!(options.encryption, Encryption::None) {
         if let Encryption::Text(text) = &options.encryption {
             std::fs::write(encryption_file, text).unwrap();

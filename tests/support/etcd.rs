@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use prost::Message;
 use tonic::transport::Channel;
 
@@ -24,6 +26,7 @@ pub struct Etcd {
     url: String,
     api_port: u16,
     tls: Option<(String, tempfile::TempDir)>,
+    authenticated: bool,
 }
 
 /// The parts of an encrypted value that stand in clear.
@@ -46,7 +49,8 @@ impl Etcd {
     }
 
     /// The same, and it also serves TLS to clients with a certificate, see [`Self::tls`]. Certificate, key and
-    /// authority of both sides are `etcd.crt`, `etcd.key` and `etcd-ca.crt`.
+    /// authority of both sides are `etcd.crt`, `etcd.key` and `etcd-ca.crt`; `root.crt` and `rotator.crt` are those of
+    /// two users, see [`Self::enable_authentication`].
     pub async fn start_tls() -> Self {
         let certificates = temporary_folder("etcd-certificates-");
         let at = |name: &str| certificates.path().join(name);
@@ -59,6 +63,14 @@ impl Etcd {
         let issuer = rcgen::Issuer::new(authority, authority_key);
         std::fs::write(at("etcd.crt"), leaf.signed_by(&key, &issuer).unwrap().pem()).unwrap();
         std::fs::write(at("etcd.key"), key.serialize_pem()).unwrap();
+        for user in ["root", "rotator"] {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut client = rcgen::CertificateParams::new(Vec::new()).unwrap();
+            client.distinguished_name = rcgen::DistinguishedName::new();
+            client.distinguished_name.push(rcgen::DnType::CommonName, user);
+            std::fs::write(at(&format!("{user}.crt")), client.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+            std::fs::write(at(&format!("{user}.key")), key.serialize_pem()).unwrap();
+        }
         let (plain, tls) = (free_port(), free_port());
         let urls = format!("http://127.0.0.1:{plain},https://127.0.0.1:{tls}");
         let mut etcd = Self::start_at(
@@ -107,7 +119,7 @@ impl Etcd {
         let arguments = arguments.into_iter().map(Into::into).collect();
         let log = folder.path().join("etcd.log");
         let process = Process::start("etcd", server("etcd"), arguments, Vec::new(), log);
-        let etcd = Self { process, folder, url, api_port: free_port(), tls: None };
+        let etcd = Self { process, folder, url, api_port: free_port(), tls: None, authenticated: false };
         wait_until("etcd answers", STARTS_WITHIN, async || etcd.try_range(b"/", b"0", 0, 1).await.is_some()).await;
         etcd
     }
@@ -164,19 +176,81 @@ impl Etcd {
 
     /// Stores a raw value, past every API server.
     pub async fn put(&self, key: &str, value: &[u8]) {
-        use base64::{Engine, prelude::BASE64_STANDARD};
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let pair = [("key", key.as_bytes()), ("value", value)];
         let body: serde_json::Map<_, _> =
             pair.map(|(name, bytes)| (name.to_owned(), BASE64_STANDARD.encode(bytes).into())).into_iter().collect();
-        let body = serde_json::Value::from(body).to_string();
+        self.post("/v3/kv/put", &body.into()).await;
+    }
+
+    /// Asks etcd's JSON gateway; the body of the answer.
+    pub async fn post(&self, path: &str, body: &serde_json::Value) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let body = body.to_string();
         let host = self.url.trim_start_matches("http://");
         let mut stream = tokio::net::TcpStream::connect(host).await.unwrap();
-        let head = format!("POST /v3/kv/put HTTP/1.0\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head = format!("POST {path} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n", body.len());
         stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.contains(" 200 "), "{answer}");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(" 200 "), "{path}: {answer}");
+        body.to_owned()
+    }
+
+    /// The alarms that are raised.
+    pub async fn alarms(&self) -> String {
+        self.post("/v3/maintenance/alarm", &serde_json::json!({"action": "GET"})).await
+    }
+
+    /// Takes a snapshot, as `etcdctl snapshot save` does: the database with its hash at the end.
+    pub async fn snapshot(&self, file: &Path) {
+        let answer = self.post("/v3/maintenance/snapshot", &serde_json::json!({})).await;
+        let mut content = Vec::new();
+        for line in answer.lines().filter(|line| !line.is_empty()) {
+            let part: serde_json::Value = serde_json::from_str(line).unwrap();
+            content.extend(BASE64_STANDARD.decode(part["result"]["blob"].as_str().unwrap_or_default()).unwrap());
+        }
+        std::fs::write(file, content).unwrap();
+    }
+
+    /// Lets nobody in but the user `root` and the user `rotator` (the names in client certificates), of whom the latter
+    /// may read `prefix` alone. The JSON gateway is of no use from then on.
+    pub async fn enable_authentication(&mut self, prefix: &str) {
+        use serde_json::json;
+        let mut end = prefix.as_bytes().to_vec();
+        *end.last_mut().unwrap() += 1;
+        let permission = json!({
+            "permType": "READ", "key": BASE64_STANDARD.encode(prefix), "range_end": BASE64_STANDARD.encode(&end),
+        });
+        let no_password = json!({"no_password": true});
+        for (path, body) in [
+            ("role/add", json!({"name": "root"})),
+            ("role/add", json!({"name": "reader"})),
+            ("role/grant", json!({"name": "reader", "perm": permission})),
+            ("user/add", json!({"name": "root", "options": no_password})),
+            ("user/add", json!({"name": "rotator", "options": no_password})),
+            ("user/grant", json!({"user": "root", "role": "root"})),
+            ("user/grant", json!({"user": "rotator", "role": "reader"})),
+            ("enable", json!({})),
+        ] {
+            self.post(&format!("/v3/auth/{path}"), &body).await;
+        }
+        self.authenticated = true;
+    }
+
+    /// The arguments by which an API server reaches it.
+    pub fn api_server_arguments(&self) -> Vec<String> {
+        if !self.authenticated {
+            return vec![format!("--etcd-servers={}", self.url)];
+        }
+        let (url, folder) = self.tls();
+        let at = |flag: &str, name: &str| format!("{flag}={}", folder.join(name).display());
+        vec![
+            format!("--etcd-servers={url}"),
+            at("--etcd-cafile", "etcd-ca.crt"),
+            at("--etcd-certfile", "root.crt"),
+            at("--etcd-keyfile", "root.key"),
+        ]
     }
 
     /// The folder with the member's data, for what looks into files.

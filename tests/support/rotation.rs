@@ -46,7 +46,15 @@ pub async fn rotates_end_to_end(plugin: &Plugin, environment: &[(&str, &str)]) {
 
     let (config, journal) = (plugin.config_file(), server.folder().join("journal.json"));
     let (config, journal) = (format!("--config={}", config.display()), format!("--journal={}", journal.display()));
-    let more = ["--rotate-kek", &config, &journal, "--settle=0s", "--agreement-interval=1s", "--snapshot-command=true"];
+    let more = [
+        "--rotate-kek",
+        &config,
+        &journal,
+        "--settle=0s",
+        "--compact",
+        "--agreement-interval=1s",
+        "--snapshot-command=true",
+    ];
     let rotated = run_with(&server, &etcd, "rotate-keys", &more, environment);
     assert_eq!(rotated.status.code(), Some(0), "{}", text(&rotated));
     assert!(text(&rotated).contains("Yes: nothing is stored under KEK "), "{}", text(&rotated));

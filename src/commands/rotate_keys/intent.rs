@@ -14,6 +14,7 @@ use crate::config::{Config, DEFAULT_PATH};
 use crate::etcd::EtcdAccess;
 use crate::rotation::cluster::Access;
 use crate::rotation::intent::Intent;
+use crate::rotation::snapshots::checked;
 use crate::rotation::{RotationError, Settings};
 
 /// What a rotation begins with where no flag says otherwise. The settle time is twice the interval at which API
@@ -40,7 +41,9 @@ pub fn given(args: &RotateKeysArgs) -> Result<Map<String, Value>> {
     given.flag("rotate-kek", args.rotate_kek);
     given.flag("include-events", args.include_events);
     given.flag("accept-unproven", args.accept_unproven);
+    given.flag("compact", args.compact);
     given.list("former", &args.former);
+    given.list("skip", &args.skip);
     given.list("server", &cluster.servers);
     given.list("etcd", &cluster.etcd);
     given.file("config", cluster.config.as_deref())?;
@@ -49,6 +52,8 @@ pub fn given(args: &RotateKeysArgs) -> Result<Map<String, Value>> {
     given.file("etcd-ca", cluster.etcd_ca.as_deref())?;
     given.file("etcd-cert", cluster.etcd_cert.as_deref())?;
     given.file("etcd-key", cluster.etcd_key.as_deref())?;
+    let snapshots = args.snapshot_file.iter().map(std::path::absolute).collect::<std::io::Result<Vec<_>>>()?;
+    given.value("snapshot-file", (!snapshots.is_empty()).then_some(&snapshots));
     given.value("context", cluster.context.as_ref());
     given.value("key-id", cluster.key_id.as_ref());
     given.value("etcd-prefix", cluster.etcd_prefix.as_ref());
@@ -149,7 +154,10 @@ pub fn settings(intent: &Intent, args: &RotateKeysArgs) -> Result<Settings> {
         adoption_timeout: duration(&intent.adoption_timeout)?,
         request_timeout: duration(&intent.request_timeout)?,
         agreement_interval: duration(&intent.agreement_interval)?,
-        snapshot_taken: args.snapshot_taken,
+        compact: intent.compact,
+        skip: intent.skip.clone(),
+        snapshot_files: intent.snapshot_file.clone(),
+        snapshot_taken: args.snapshot_taken.map(checked).transpose()?,
         snapshot_command: intent.snapshot_command.clone(),
     })
 }

@@ -1,6 +1,6 @@
 //! What an answer means for its object.
 
-use crate::rotation::listing::{TRIES, is_undecryptable};
+use crate::rotation::listing::{TRIES, is_conversion, is_undecryptable};
 use crate::rotation::webhooks::{WEBHOOK_TRIES, webhook_that_failed};
 
 /// What becomes of an object after an answer other than success.
@@ -14,6 +14,8 @@ pub(super) enum Fate {
     Undecryptable,
     /// It is sent again, up to so many times.
     Again { overloaded: bool, tries: u32 },
+    /// etcd is full: nothing can be stored until somebody makes room.
+    Full,
     /// Nothing can be sent until somebody puts it right; tried as often as the rest.
     Unauthorized,
 }
@@ -26,6 +28,9 @@ pub(super) fn fate(status: Option<u16>, message: &str) -> Fate {
         Some(409) => Fate::Again { overloaded: false, tries: TRIES },
         Some(500) if is_undecryptable(message) => Fate::Undecryptable,
         Some(500) if message.contains("request is too large") => Fate::Refused,
+        Some(500) if is_conversion(message) => Fate::Refused,
+        // NOSPACE: nobody can write any more.
+        Some(500) if message.contains("database space exceeded") => Fate::Full,
         // The API server is well; only this object, or all that the webhook is asked about, must wait for it.
         Some(_) if webhook_that_failed(message).is_some() => Fate::Again { overloaded: false, tries: WEBHOOK_TRIES },
         Some(408 | 429 | 500..) | None => Fate::Again { overloaded: true, tries: TRIES },
@@ -49,6 +54,7 @@ mod tests {
         assert_eq!(fate(None, "no answer"), Fate::Again { overloaded: true, tries: TRIES });
         assert_eq!(fate(Some(500), "unable to transform key \"/registry/secrets/a/b\""), Fate::Undecryptable);
         assert_eq!(fate(Some(500), "etcdserver: request is too large"), Fate::Refused);
+        assert_eq!(fate(Some(500), "etcdserver: mvcc: database space exceeded"), Fate::Full);
         let down = "Internal error occurred: failed calling webhook \"a.b.c\": connection refused";
         assert_eq!(fate(Some(500), down), Fate::Again { overloaded: false, tries: WEBHOOK_TRIES });
         assert_eq!(fate(Some(500), "something else"), Fate::Again { overloaded: true, tries: TRIES });

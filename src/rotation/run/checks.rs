@@ -36,6 +36,7 @@ impl Run<'_> {
                 self.note(&format!("{} cannot be listed: {why}", progress.resource));
             }
         }
+        self.etcd_is_fit().await?;
         self.former_keys_open().await
     }
 
@@ -71,7 +72,7 @@ impl Run<'_> {
     async fn snapshot_before(&mut self) -> Result<(), RotationError> {
         if let Some(command) = &self.settings.snapshot_command {
             self.journal.snapshot_before = Some(take_snapshot(command).await.map_err(|why| {
-                RotationError::Blocked(vec![format!("{why}; put it right, or begin anew without --snapshot-command")])
+                RotationError::Blocked(vec![format!("{why}; put it right, or begin again without --snapshot-command")])
             })?);
             self.note("a snapshot of etcd was taken to go back to; another one follows at the end");
         } else if let Some(taken) = self.settings.snapshot_taken {

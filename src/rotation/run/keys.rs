@@ -13,7 +13,7 @@ use crate::rotation::key_name::KeyName;
 use crate::rotation::metrics::key_id_hash;
 use crate::rotation::plan::encrypted;
 use crate::rotation::reads::scan_reads;
-use crate::rotation::verify::{Scan, scan_etcd};
+use crate::rotation::verify::Scan;
 
 impl Run<'_> {
     /// Looks at all data before anything is rotated or rewritten: what is in use now, and not under the target later,
@@ -50,11 +50,11 @@ impl Run<'_> {
     pub(super) async fn survey(&self) -> Result<Scan, RotationError> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
         if let Some(etcd) = &self.settings.etcd {
-            return scan_etcd(etcd, &self.settings.etcd_prefix, &found.expected(&self.journal.targets)).await;
+            return self.search_etcd(etcd, &found).await;
         }
         // Before the target is known, what the plugins report keeps the search from naming every object.
         let targets = if self.journal.targets.is_empty() { &self.journal.former } else { &self.journal.targets };
-        let expected = found.for_rewriting(self.settings.include_events).expected(targets);
+        let expected = found.for_rewriting(self.settings.include_events, &[]).expected(targets);
         let (api, report, mut pace) = (self.converged().await?, self.report, self.pace());
         scan_reads(&api, &expected, &mut pace, &mut |resource, tally, concurrency| {
             report(Event::Progress { resource, tally, objects: 0, concurrency });

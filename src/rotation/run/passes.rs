@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 
 use super::checks::take_snapshot;
 use super::{Continuity, Event, Run, State};
+use crate::etcd::Room;
 use crate::rotation::RotationError;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
 use crate::rotation::api::chain;
+use crate::rotation::claim::Subject;
 use crate::rotation::cluster::Cluster;
 use crate::rotation::evidence::weigh;
+use crate::rotation::keys_in_etcd::KeysInEtcd;
 use crate::rotation::listing::{Folder, revision};
 use crate::rotation::plan::{Encrypted, encrypted};
 use crate::rotation::rewrite::{Ask, Sweep, Tally};
@@ -26,6 +29,14 @@ pub(super) enum Pass {
     Complete(u64),
     /// The API servers do not agree any more.
     AgreementLost(String),
+}
+
+/// What ended the sweep over one resource.
+enum Ended {
+    Swept(Result<(), RotationError>),
+    Lost(Result<String, RotationError>),
+    /// etcd has no room for more revisions.
+    Full(Room),
 }
 
 impl Run<'_> {
@@ -79,6 +90,9 @@ impl Run<'_> {
             (self.report)(Event::Note("the target key is not known (no metrics): nothing can be verified"));
             return Ok(State::Settle);
         }
+        // What follows from it was shown for an earlier search.
+        self.journal.settled = None;
+        self.journal.claims.retain(|subject, _| !matches!(subject, Subject::Compaction | Subject::Snapshot));
         let left = self.search().await?;
         if left > 0 && self.journal.passes < PASSES {
             (self.report)(Event::Note(&format!("{left} leftover(s) found: going through everything once more")));
@@ -93,10 +107,16 @@ impl Run<'_> {
     /// Looks for leftovers, and enters what was found. How many of them a further pass may rewrite.
     async fn search(&mut self) -> Result<u64, RotationError> {
         let scan = self.survey().await?;
+        self.journal.claims.extend(scan.whole.clone().map(|claim| (Subject::Etcd, claim)));
         self.remember_all(&scan).await;
         let refused = self.journal.refused().len() as u64;
         let left = scan.leftovers.saturating_sub(scan.expiring).saturating_sub(refused);
         let now = jiff::Timestamp::now();
+        if scan.leftovers > 0 {
+            self.journal.clean_revisions.clear();
+        } else if self.journal.clean_since.is_none() {
+            self.journal.clean_revisions = scan.revisions().collect();
+        }
         self.journal.clean_since = if scan.leftovers == 0 { self.journal.clean_since.or(Some(now)) } else { None };
         (self.journal.verified, self.journal.verified_at) = (Some(scan), Some(now));
         Ok(left)
@@ -137,10 +157,13 @@ impl Run<'_> {
         let until = self.journal.rewritten.unwrap_or(self.journal.started).as_second()
             + i64::try_from(self.settings.settle.as_secs()).unwrap_or(i64::MAX / 2);
         let mut missed = 0;
+        let etcd = self.etcd_clusters().await?;
+        if let Some(etcd) = &etcd {
+            self.compact_old_revisions(etcd).await;
+        }
         loop {
             let left = until - jiff::Timestamp::now().as_second();
-            if left <= 0 {
-                self.journal.settled = Some(jiff::Timestamp::now());
+            if self.old_revisions_are_gone(etcd.as_ref(), left <= 0).await? {
                 return Ok(State::Snapshot);
             }
             (self.report)(Event::Waiting(&format!("{left} s until old revisions and continue tokens are gone")));
@@ -181,8 +204,8 @@ impl Run<'_> {
 
     /// Looks again which resources there are. Whether some appeared.
     async fn rediscover(&mut self) -> Result<bool, RotationError> {
-        let Encrypted { resources, .. } =
-            encrypted(self.cluster.entry(), &self.coverage).await?.for_rewriting(self.settings.include_events);
+        let found = encrypted(self.cluster.entry(), &self.coverage).await?;
+        let Encrypted { resources, .. } = found.for_rewriting(self.settings.include_events, &self.settings.skip);
         let before = self.journal.resources.len();
         for (resource, provider) in &resources {
             self.journal.resource_mut(resource, provider);
@@ -197,12 +220,11 @@ impl Run<'_> {
             return Ok(Pass::AgreementLost("no adoption was seen".into()));
         };
         let (api, mut pace) = (self.converged().await?, self.pace());
+        let keys = self.keys_in_etcd().await?;
+        let etcd = keys.as_ref().map(KeysInEtcd::clusters);
         let mut rewritten = 0;
-        for at in 0..self.journal.resources.len() {
+        while let Some(at) = self.journal.resources.iter().position(|progress| !progress.done) {
             let progress = &self.journal.resources[at];
-            if progress.done {
-                continue;
-            }
             let (resource, objects) = (progress.resource.clone(), progress.objects);
             let mut tally = Tally::default();
             let report = self.report;
@@ -216,20 +238,23 @@ impl Run<'_> {
                 adopted_at: progress.adopted_at,
                 pace: &mut pace,
                 tally: &mut tally,
+                keys: keys.as_ref(),
             };
             let ended = tokio::select! {
-                ended = sweep.run(&mut seen) => Ok(ended),
-                lost = watch(cluster, &wanted, &adoption, self.settings.agreement_interval) => Err(lost),
+                ended = sweep.run(&mut seen) => Ended::Swept(ended),
+                lost = watch(cluster, &wanted, &adoption, self.settings.agreement_interval) => Ended::Lost(lost),
+                full = self.until_full(etcd) => Ended::Full(full),
             };
             rewritten += tally.rewritten;
             let progress = &mut self.journal.resources[at];
             progress.tally.add(tally);
-            progress.done = matches!(ended, Ok(Ok(())));
+            progress.done = matches!(ended, Ended::Swept(Ok(())));
             self.write()?;
             match ended {
-                Ok(Err(RotationError::Paused(why))) => return self.no_answer(why, &wanted, &adoption).await,
-                Ok(done) => done?,
-                Err(lost) => return lost.map(Pass::AgreementLost),
+                Ended::Swept(Err(RotationError::Paused(why))) => return self.no_answer(why, &wanted, &adoption).await,
+                Ended::Swept(done) => done?,
+                Ended::Lost(lost) => return lost.map(Pass::AgreementLost),
+                Ended::Full(full) => self.wait_for_room(etcd, full).await?,
             }
         }
         self.still_agreed(&wanted, &adoption, rewritten).await

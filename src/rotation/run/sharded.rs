@@ -30,8 +30,14 @@ impl Run<'_> {
             Heard::Progress(counts, concurrency) => show(report, resources, counts, concurrency),
             Heard::Concern(concern) => report(Event::Note(concern)),
         };
+        let etcd = self.etcd_clusters().await?;
         let ended = tokio::select! {
             ended = coordinator.direct(&assignment, &heard) => Ok(ended),
+            full = self.until_full(etcd.as_ref()) => {
+                let _ = coordinator.pause().await;
+                self.wait_for_room(etcd.as_ref(), full).await?;
+                return Ok(Pass::AgreementLost("etcd had no room, and the shards were stopped until it had".into()));
+            }
             lost = watch(&self.cluster, &wanted, &adoption, self.settings.agreement_interval) => Err(lost),
         };
         // Where this cannot be posted, shards that go on stop by themselves.

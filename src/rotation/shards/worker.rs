@@ -148,6 +148,7 @@ async fn rewrite(
             adopted_at: share.adopted_at,
             pace: &mut pace,
             tally: &mut tally,
+            keys: None,
         };
         let mut seen = |tally: &Tally, concurrency: usize| {
             let mut report = locked();

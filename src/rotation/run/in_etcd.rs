@@ -1,0 +1,247 @@
+//! What a rotation does with etcd itself: look at every value, keep clear of the quota, see old revisions go.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Event, Run};
+use crate::etcd::{ClusterId, EtcdAccess, EtcdCluster, EtcdClusters, Room};
+use crate::rotation::RotationError;
+use crate::rotation::api::Api;
+use crate::rotation::claim::{Claim, Finding, Subject};
+use crate::rotation::homes::{self, Homes};
+use crate::rotation::keys_in_etcd::KeysInEtcd;
+use crate::rotation::layout::Folders;
+use crate::rotation::plan::{Encrypted, encrypted};
+use crate::rotation::room::{make_room, room, until_full};
+use crate::rotation::sizes::{Sizes, measure};
+use crate::rotation::snapshots;
+use crate::rotation::verify::{Expected, Scan, scan_clusters, slashed};
+
+/// The longest to wait for room after a compaction of our own.
+const AFTER_COMPACTION: Duration = Duration::from_secs(120);
+
+impl Run<'_> {
+    /// The keys in etcd, where an etcd was named.
+    pub(super) async fn keys_in_etcd(&self) -> Result<Option<KeysInEtcd>, RotationError> {
+        let Some(access) = &self.settings.etcd else { return Ok(None) };
+        KeysInEtcd::connect(access, &self.settings.etcd_prefix).await.map(Some)
+    }
+
+    /// The etcd clusters that were named, where some were.
+    pub(super) async fn etcd_clusters(&self) -> Result<Option<EtcdClusters>, RotationError> {
+        Ok(self.keys_in_etcd().await?.map(|keys| keys.clusters().clone()))
+    }
+
+    /// Looks at every value, and at whether the etcd that was given is this cluster's and all of it.
+    pub(super) async fn search_etcd(&self, access: &EtcdAccess, found: &Encrypted) -> Result<Scan, RotationError> {
+        let expected = found.expected(&self.journal.targets);
+        search_etcd(self.cluster.entry(), access, &self.settings.etcd_prefix, &expected).await
+    }
+
+    /// Before anything is rewritten: is this etcd the cluster's, and is there room?
+    pub(super) async fn etcd_is_fit(&self) -> Result<(), RotationError> {
+        let Some(etcd) = &self.etcd_clusters().await? else { return Ok(()) };
+        let found = encrypted(self.cluster.entry(), &self.coverage).await?;
+        let resources = found.resources.iter().map(|(resource, _)| resource);
+        let prefix = slashed(&self.settings.etcd_prefix);
+        let homes = Homes::find(self.cluster.entry(), etcd, &prefix, resources).await?;
+        let gaps = homes.gaps();
+        if !gaps.is_empty() && etcd.clusters.iter().all(|cluster| !homes.uses(cluster.id)) {
+            return Err(RotationError::Blocked(vec![format!(
+                "the etcd given with --etcd does not hold this cluster's data; name the API servers' --etcd-servers: {}",
+                gaps.join("; ")
+            )]));
+        }
+        for gap in gaps {
+            (self.report)(Event::Note(&format!("the verdict cannot be Yes: {gap}")));
+        }
+        self.forecast(etcd).await?;
+        self.etcd_takes_writes().await
+    }
+
+    /// Whether etcd has no alarm and its files are not close to the quota.
+    pub(super) async fn etcd_takes_writes(&self) -> Result<(), RotationError> {
+        let Some(etcd) = &self.etcd_clusters().await? else { return Ok(()) };
+        match room(etcd).await {
+            Ok(Room::Enough | Room::AfterCompaction(_)) => Ok(()),
+            Ok(Room::Alarm(why) | Room::AfterDefragmentation(why) | Room::Unknown(why)) => {
+                Err(RotationError::Blocked(vec![format!(
+                    "{why}: make room first (etcdctl compact, etcdctl defrag, etcdctl alarm disarm, or a greater \
+                     --quota-backend-bytes)"
+                )]))
+            }
+            Err(why) => {
+                (self.report)(Event::Note(&format!("{why}: the rewrite is not stopped before etcd is full")));
+                Ok(())
+            }
+        }
+    }
+
+    /// Says what will not fit: into the quota at once, and single objects into a request.
+    async fn forecast(&self, etcd: &EtcdClusters) -> Result<(), RotationError> {
+        let sizes = self.sizes(etcd).await?;
+        let mut compactions = 0;
+        for cluster in &etcd.clusters {
+            let space = cluster.space().await;
+            compactions = compactions.max(space.compactions_for(sizes.bytes));
+            for (member, why) in &space.unknown {
+                (self.report)(Event::Note(&format!("how full etcd member {member} is cannot be seen: {why}")));
+            }
+        }
+        if compactions > 0 && !self.settings.compact {
+            (self.report)(Event::Note(&format!(
+                "{} MiB are stored again, and etcd's quota has no room for so many second revisions: the rewrite will \
+                 wait about {compactions} time(s) for the API servers' compaction, or compacts by itself with --compact",
+                sizes.bytes >> 20
+            )));
+        }
+        for (path, why) in &sizes.too_large {
+            (self.report)(Event::Note(&format!("{path}: {why}")));
+        }
+        Ok(())
+    }
+
+    async fn sizes(&self, etcd: &EtcdClusters) -> Result<Sizes, RotationError> {
+        let folders = Folders::of(self.journal.resources.iter().map(|progress| &progress.resource));
+        measure(etcd, &self.settings.etcd_prefix, &folders).await
+    }
+
+    /// Enters the objects that a rewrite would make too large as refused.
+    pub(super) async fn foretell_too_large(&mut self) -> Result<(), RotationError> {
+        let Some(etcd) = self.etcd_clusters().await? else { return Ok(()) };
+        let sizes = self.sizes(&etcd).await?;
+        for progress in &mut self.journal.resources {
+            let root = progress.resource.list_path();
+            let (group_version, plural) = root.rsplit_once('/').unwrap_or_default();
+            let is_its_own = |path: &str| path.starts_with(group_version) && path.contains(&format!("/{plural}/"));
+            let own = sizes.too_large.iter().filter(|(path, _)| is_its_own(path));
+            progress.tally.refused.extend(own.map(|(path, why)| (path.clone(), why.clone())));
+        }
+        Ok(())
+    }
+
+    /// Waits until a rewrite may go on.
+    pub(super) async fn wait_for_room(&self, etcd: Option<&EtcdClusters>, full: Room) -> Result<(), RotationError> {
+        let Some(etcd) = etcd else { return Ok(()) };
+        let compact = self.settings.compact;
+        let patience = if compact { AFTER_COMPACTION } else { self.settings.settle.max(AFTER_COMPACTION) };
+        let report = self.report;
+        make_room(etcd, full, compact, patience, &|text| report(Event::Waiting(text))).await
+    }
+
+    /// Ends when a rewrite must stop because etcd fills up; never, where no etcd was named.
+    pub(super) async fn until_full(&self, etcd: Option<&EtcdClusters>) -> Room {
+        match etcd {
+            Some(etcd) => until_full(etcd).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Compacts up to the revision at which the search ended, where that was asked for.
+    pub(super) async fn compact_old_revisions(&self, etcd: &EtcdClusters) {
+        for (cluster, revision) in self.searched(etcd).filter(|_| self.settings.compact) {
+            if let Err(error) = cluster.compact(revision).await {
+                (self.report)(Event::Note(&format!(
+                    "etcd cluster {} could not be compacted: {}",
+                    cluster.id,
+                    crate::rotation::api::chain(&error)
+                )));
+            }
+        }
+    }
+
+    /// The clusters of which every value was looked at, each with the revision at which that ended.
+    fn searched<'e>(&self, etcd: &'e EtcdClusters) -> impl Iterator<Item = (&'e EtcdCluster, i64)> {
+        let mut revisions: BTreeMap<ClusterId, i64> =
+            self.journal.verified.iter().flat_map(|scan| scan.revisions()).collect();
+        revisions.extend(self.journal.clean_revisions.clone());
+        etcd.clusters.iter().filter_map(move |cluster| Some((cluster, *revisions.get(&cluster.id)?)))
+    }
+
+    /// Whether no revision can be read any more that may hold values under a former key, and waiting can end. With etcd
+    /// that is seen; without it, time must pass.
+    pub(super) async fn old_revisions_are_gone(
+        &mut self,
+        etcd: Option<&EtcdClusters>,
+        time_is_over: bool,
+    ) -> Result<bool, RotationError> {
+        let Some(etcd) = etcd.filter(|etcd| self.searched(etcd).next().is_some()) else {
+            if time_is_over {
+                let waited = humantime::format_duration(self.settings.settle);
+                let what = format!("{waited} passed after the last rewrite, in which API servers compact etcd");
+                let blind = "whether etcd was really compacted: it was not looked at".to_owned();
+                self.journal.claims.insert(Subject::Compaction, Claim::shown(what).blind_to([blind]));
+                self.journal.settled = Some(jiff::Timestamp::now());
+            }
+            return Ok(time_is_over);
+        };
+        let prefix = slashed(&self.settings.etcd_prefix);
+        let (mut gone, mut left) = (Vec::new(), Vec::new());
+        for (cluster, revision) in self.searched(etcd) {
+            let is_gone = cluster.is_compacted(&prefix, revision - 1).await?;
+            (if is_gone { &mut gone } else { &mut left }).push(format!("{} before revision {revision}", cluster.id));
+        }
+        if left.is_empty() {
+            let what = format!("no old revision can be read any more: etcd cluster {}", gone.join(", "));
+            self.journal.claims.insert(Subject::Compaction, Claim::shown(what));
+            self.journal.settled = Some(jiff::Timestamp::now());
+            return Ok(true);
+        }
+        if time_is_over {
+            let what = format!("old revisions can still be read: etcd cluster {}", left.join(", "));
+            let remedy = "they need the former key until the API servers have compacted etcd (every 5 minutes unless \
+                          told otherwise); rotate-keys --resume --compact does it now";
+            self.journal.claims.insert(Subject::Compaction, Claim::not_yet(what, remedy));
+        }
+        Ok(time_is_over)
+    }
+
+    /// What may have come true since the rotation was done: a compaction, a snapshot.
+    pub(super) async fn look_at_etcd_again(&mut self) -> Result<(), RotationError> {
+        let seen = self.journal.claims.get(&Subject::Compaction).is_some_and(|claim| claim.finding == Finding::Shown);
+        if !seen && let Some(etcd) = self.etcd_clusters().await? {
+            self.compact_old_revisions(&etcd).await;
+            self.old_revisions_are_gone(Some(&etcd), true).await?;
+        }
+        self.judge_snapshot().await
+    }
+
+    /// What is known of a snapshot that holds nothing under a former key.
+    pub(super) async fn judge_snapshot(&mut self) -> Result<(), RotationError> {
+        let files = snapshots::read(&self.settings.snapshot_files)?;
+        let taken = self.settings.snapshot_taken.or(self.journal.snapshot);
+        let claim = match (&self.journal.verified, self.etcd_clusters().await?) {
+            (Some(scan), Some(etcd)) if !files.is_empty() => {
+                let mut scan = scan.clone();
+                for cluster in &mut scan.clusters {
+                    cluster.revision = *self.journal.clean_revisions.get(&cluster.id).unwrap_or(&cluster.revision);
+                }
+                snapshots::from_files(&files, &scan, &etcd)
+            }
+            _ => snapshots::from_time(taken, self.journal.clean_since),
+        };
+        if claim.finding == Finding::Shown && !files.is_empty() {
+            self.journal.snapshot = Some(claim.at);
+        }
+        self.journal.claims.insert(Subject::Snapshot, claim);
+        Ok(())
+    }
+}
+
+/// Looks at every value in etcd, and at whether the etcd that was given is this cluster's and all of it.
+///
+/// # Errors
+/// If etcd or the API server does not answer, or etcd holds nothing under the prefix.
+pub async fn search_etcd(
+    api: &Api,
+    access: &EtcdAccess,
+    prefix: &str,
+    expected: &Expected,
+) -> Result<Scan, RotationError> {
+    let etcd = EtcdClusters::connect(access, &slashed(prefix)).await?;
+    let mut scan = scan_clusters(&etcd, prefix, expected).await?;
+    let resources = expected.resources.iter().map(|(resource, _)| resource);
+    let homes = Homes::find(api, &etcd, &slashed(prefix), resources).await?;
+    scan.whole = Some(homes::claim(&homes, &etcd, &scan));
+    Ok(scan)
+}
