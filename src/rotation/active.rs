@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
+use super::claim::Claim;
 use super::key_name::{KeyName, KeyNames};
 use super::metrics::key_id_hash;
 use super::resources::Coverage;
@@ -81,6 +82,23 @@ pub fn expected(answers: &[KekAnswer], in_use: &BTreeSet<KeyName>) -> Option<Vec
         .collect()
 }
 
+/// Whether every KEK that answered still has a version of the target active. A target that is not known in versions
+/// cannot be compared.
+pub fn active_now(answers: &[KekAnswer], target: &BTreeSet<KeyName>) -> Claim {
+    let moved = |answer: &&KekAnswer| {
+        !target.is_empty() && answer.active.as_ref().is_ok_and(|version| !target.contains(&KeyName::kek(version)))
+    };
+    let moved: Vec<String> = answers.iter().filter(moved).map(KekAnswer::describe).collect();
+    if moved.is_empty() {
+        let said: Vec<String> = answers.iter().map(KekAnswer::describe).collect();
+        return Claim::shown(format!("asked last of all, {}", said.join("; ")));
+    }
+    Claim::not_shown(
+        format!("{}, which is not the version that this run rewrote to", moved.join("; ")),
+        "it was rotated again or switched back meanwhile: make the version active that is meant, and run rotate-keys again",
+    )
+}
+
 fn only_version(lineage: Lineage, in_use: &BTreeSet<KeyName>) -> Option<KekVersion> {
     let mut versions = in_use.iter().filter_map(|key| match key {
         KeyName::Kek { lineage: of, version } if *of == lineage.to_string() => Some(version),
@@ -147,6 +165,14 @@ mod tests {
         assert_eq!(expected(&answers, &BTreeSet::new()), None);
         let two: BTreeSet<_> = [version("b", "7"), version("b", "8")].iter().map(KeyName::kek).collect();
         assert_eq!(expected(&answers, &two), None, "which of them is not known");
+    }
+
+    #[test]
+    fn a_kek_that_was_switched_back_before_the_verdict_leaves_nothing_shown() {
+        let target: BTreeSet<_> = [version("a", "2")].iter().map(KeyName::kek).collect();
+        let shown = |active: &str| active_now(&[answer("a", Ok(version("a", active)))], &target).remedy().is_none();
+        assert!(shown("2"));
+        assert!(!shown("1"), "version 1 is the one that a Yes would name");
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub enum Subject {
     Compaction,
     /// A snapshot of etcd holds nothing under a former key.
     Snapshot,
+    /// At the end the KEKs still say that the target versions are the active ones.
+    Keks,
 }
 
 /// How far a claim is shown.
@@ -120,11 +122,12 @@ impl Subject {
             Self::Configuration => "the API servers' own configuration was not compared",
             Self::Compaction => "that old revisions are compacted was not shown",
             Self::Snapshot => "that a snapshot holds nothing under a former key was not shown",
+            Self::Keks => "which KEK versions are active was not asked again",
         }
     }
 
     /// Every subject.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Roster,
         Self::Readability,
         Self::Ledger,
@@ -132,5 +135,6 @@ impl Subject {
         Self::Configuration,
         Self::Compaction,
         Self::Snapshot,
+        Self::Keks,
     ];
 }

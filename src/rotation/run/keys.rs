@@ -7,7 +7,8 @@ use crate::config::Config;
 use crate::kek::KekVersion;
 use crate::key_id::KeyId;
 use crate::rotation::RotationError;
-use crate::rotation::active::{KekAnswer, ask, expected, names, own_provider, resolve, versions_on_file};
+use crate::rotation::active::{KekAnswer, active_now, ask, expected, names, own_provider, resolve, versions_on_file};
+use crate::rotation::claim::Subject;
 use crate::rotation::journal::Journal;
 use crate::rotation::key_name::KeyName;
 use crate::rotation::metrics::key_id_hash;
@@ -136,6 +137,16 @@ impl Run<'_> {
             )),
         }
         Ok(())
+    }
+
+    /// Asks the KEKs once more, last of all. A KEK that was switched back after the adoption would make a *Yes* name the
+    /// version that is active now.
+    pub(super) async fn keks_have_stayed(&mut self) {
+        let Some(plugin) = self.settings.plugin.clone().filter(|_| self.journal.own_provider.is_some()) else { return };
+        let answers = ask(&plugin.keks).await;
+        self.journal.silent_keks =
+            answers.iter().filter(|answer| answer.active.is_err()).map(|answer| answer.lineage.to_string()).collect();
+        self.journal.claims.insert(Subject::Keks, active_now(&answers, &self.journal.target_keys));
     }
 
     /// Makes the generation of these versions the target.

@@ -133,6 +133,7 @@ impl Run<'_> {
         }
         self.writes_have_arrived().await;
         let left = self.search().await?;
+        self.keks_have_stayed().await;
         if left == 0 || self.journal.passes >= PASSES {
             return Ok(None);
         }
