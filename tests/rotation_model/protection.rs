@@ -1,0 +1,61 @@
+//! What makes a Yes true. The tests take each protection out and let the checker find what it protects from.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// The target is what the KEK says; a Yes names the versions that were in use and are not in use now.
+    ClaimsNameKeys,
+    /// The KEK is asked once more before the verdict.
+    KekAskedAgain,
+    /// A resumed run takes all settings from the journal.
+    IntentIsInTheJournal,
+    /// What each server's metrics count from adoption to verdict is compared.
+    LedgerOfServers,
+    /// Counters are known by the start of the process that counts.
+    CountersOfOneProcess,
+    /// Everything is searched again after the snapshot, and after each resume.
+    SearchAgain,
+    /// The last search looks through the revisions since the first one, too, not only through present values.
+    OldRevisionsSearched,
+    /// Revisions from before the first search are shown to be compacted, instead of waited for.
+    CompactionShown,
+    /// The snapshot is shown to be newer than the first search.
+    SnapshotOfNow,
+    /// When everything has to be searched once more, the snapshot has to be taken once more, too.
+    SnapshotTakenAgain,
+    /// A Yes needs every etcd in which the API has objects.
+    EveryEtcd,
+    /// Every value in an etcd is judged, including those that no API serves.
+    EveryValue,
+    /// Servers are known from Leases, Nodes, endpoints and `--servers`; each one known must be proven.
+    SettledServers,
+    /// Before anything is rewritten, each server reads what another one stored, for each resource.
+    ReadingTried,
+    /// The first search begins when no request from before the servers' proof can still be on its way to etcd.
+    WritesDrained,
+    /// A second run is refused while the first one lives.
+    LeaseOfOneRun,
+    /// A plugin reports a generation only once it has saved it.
+    AdoptionSaved,
+}
+
+impl Protection {
+    pub const EVERY: [Self; 17] = [
+        Self::ClaimsNameKeys,
+        Self::KekAskedAgain,
+        Self::IntentIsInTheJournal,
+        Self::LedgerOfServers,
+        Self::CountersOfOneProcess,
+        Self::SearchAgain,
+        Self::OldRevisionsSearched,
+        Self::CompactionShown,
+        Self::SnapshotOfNow,
+        Self::SnapshotTakenAgain,
+        Self::EveryEtcd,
+        Self::EveryValue,
+        Self::SettledServers,
+        Self::ReadingTried,
+        Self::WritesDrained,
+        Self::LeaseOfOneRun,
+        Self::AdoptionSaved,
+    ];
+}
