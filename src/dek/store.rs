@@ -56,7 +56,7 @@ impl DekStore {
             return Ok(());
         }
         let record = wrapped.encode().map_err(io::Error::other)?;
-        self.write(&file, &record)
+        write(&file, &record)
     }
 
     /// Every DEK that is kept and readable.
@@ -98,16 +98,17 @@ impl DekStore {
             dek_id: adopted.dek_id.0.to_vec(),
             key_ids: adopted.key_ids.iter().map(ToString::to_string).collect(),
         };
-        self.write(&self.folder.join(ADOPTED), &record.encode_to_vec())
+        write(&self.folder.join(ADOPTED), &record.encode_to_vec())
     }
 
     fn dek_file(&self, id: DekId) -> PathBuf {
         self.folder.join(format!("{id}.{ENDING}"))
     }
+}
 
-    fn write(&self, file: &Path, record: &[u8]) -> io::Result<()> {
-        files::replace(file, &[MAGIC, digest(&[record]).as_slice(), record].concat())
-    }
+/// Writes a record with its checksum, whole or not at all.
+fn write(file: &Path, record: &[u8]) -> io::Result<()> {
+    files::replace(file, &[MAGIC, digest(&[record]).as_slice(), record].concat())
 }
 
 fn kept_file(file: &Path) -> Option<(DekId, WrappedDekSet)> {
