@@ -306,6 +306,9 @@ impl<'a> Run<'a> {
         let earlier = self.journal.adoption.replace(adoption);
         let adoption = self.journal.adoption.as_ref().expect("it was just put there");
         match earlier {
+            // Without metrics there are no counters to compare, so nothing is ever shown to hold or to be broken: the
+            // verdict is *not proven* at best, and going back would never end.
+            Some(_) if adoption.evidence == super::adoption::Evidence::Waited => return Continuity::Unbroken,
             Some(earlier) if earlier.since == adoption.since => return Continuity::Unbroken,
             Some(_) => {
                 let why = joined(&adoption.broken_by);

@@ -26,7 +26,7 @@ pub(in crate::key_stores) fn serve() -> io::Result<()> {
     while let Some((Request { number, call }, secret)) = read::<Request>(&mut calls)? {
         let (home, answers) = (home.clone(), answers.clone());
         std::thread::spawn(move || {
-            let (result, secret) = match answer(&home, call, secret) {
+            let (result, secret) = match answer(&home, call, &secret) {
                 Ok((done, secret)) => (Ok(done), secret),
                 Err(failed) => (Err(failed), Zeroizing::default()),
             };
@@ -41,15 +41,15 @@ pub(in crate::key_stores) fn serve() -> io::Result<()> {
 type Answer = Result<(Done, Zeroizing<Vec<u8>>), Failed>;
 
 /// Calls wait until the module is loaded, or could not be.
-fn answer(home: &OnceLock<Result<Home, KekError>>, call: Call, secret: Zeroizing<Vec<u8>>) -> Answer {
+fn answer(home: &OnceLock<Result<Home, KekError>>, call: Call, secret: &[u8]) -> Answer {
     let opened = match call {
         Call::Open(opening) => {
-            let _ = home.set(Home::open(opening, &secret));
+            let _ = home.set(Home::open(opening, secret));
             return home.wait().as_ref().map(|_| Default::default()).map_err(|error| failed(error, false));
         }
         _ => home.wait().as_ref().map_err(|error| failed(error, false))?,
     };
-    work(opened, call, &secret).map_err(|error| failed(&error, opened.has_refused_the_pin()))
+    work(opened, call, secret).map_err(|error| failed(&error, opened.has_refused_the_pin()))
 }
 
 fn work(home: &Home, call: Call, secret: &[u8]) -> Result<(Done, Zeroizing<Vec<u8>>), KekError> {
