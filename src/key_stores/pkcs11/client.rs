@@ -57,17 +57,27 @@ impl Client {
         }
     }
 
-    /// Asks the module's process, which is started if there is none.
+    /// Asks the module's process, which is started if there is none. A process that was there before and ended without
+    /// an answer may have been dead already: another one is asked once more, but not to make a second version.
     ///
     /// # Errors
     /// The module's own, or `Unavailable` when its process cannot be started, hangs or crashes.
     pub(super) async fn call(&self, call: Call, secret: &[u8]) -> Result<(Done, Secret), KekError> {
-        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let pin = credential_file::read("PIN", &self.key.pin_file).await?;
-        let host = self.host(&pin).await?;
-        match host.ask(call, secret, Some(permit)).await {
-            Ok(done) => Ok(done),
-            Err(failed) => Err(self.fail(&host, failed).await),
+        let mut may_repeat = !matches!(call, Call::Rotate);
+        loop {
+            let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let pin = credential_file::read("PIN", &self.key.pin_file).await?;
+            let (host, is_new) = self.host(&pin).await?;
+            let failure = match host.ask(call.clone(), secret, Some(permit)).await {
+                Ok(done) => return Ok(done),
+                Err(failure) => failure,
+            };
+            let again = may_repeat && !is_new && matches!(failure, Failure::Ended(Ended { hung: false, .. }));
+            let error = self.fail(&host, failure.into()).await;
+            if !again {
+                return Err(error);
+            }
+            may_repeat = false;
         }
     }
 
@@ -94,15 +104,16 @@ impl Client {
         });
     }
 
-    async fn host(&self, pin: &Content) -> Result<Arc<Host>, KekError> {
+    /// The process to ask, and whether it was started for this.
+    async fn host(&self, pin: &Content) -> Result<(Arc<Host>, bool), KekError> {
         if *lock(&self.refused) == Some(pin.fingerprint()) {
             let text = "the token has refused the PIN in pinFile; not shown again until the file changes";
             return Err(KekError::new(KekCause::Unauthenticated, text));
         }
         let mut current = self.host.lock().await;
         match current.as_ref().filter(|host| host.is_alive() && host.pin == pin.fingerprint()) {
-            Some(host) => Ok(host.clone()),
-            None => Ok(current.insert(self.start(pin)?).clone()),
+            Some(host) => Ok((host.clone(), false)),
+            None => Ok((current.insert(self.start(pin)?).clone(), true)),
         }
     }
 
@@ -133,6 +144,33 @@ impl Client {
     }
 }
 
+/// Why a call has no result.
+enum Failure {
+    /// The process answered so.
+    Answered(Failed),
+    /// It ended before it answered.
+    Ended(Ended),
+}
+
+#[derive(Clone, Debug)]
+struct Ended {
+    why: String,
+    /// It was ended since a call did not return.
+    hung: bool,
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Answered(failed) => failed,
+            Failure::Ended(Ended { why, .. }) => {
+                let text = format!("the PKCS#11 module failed: {why}");
+                Self { cause: KekCause::Unavailable, text, pin_refused: false }
+            }
+        }
+    }
+}
+
 /// A call that waits for its answer.
 struct Waiting {
     answer: oneshot::Sender<Result<(Done, Secret), Failed>>,
@@ -154,7 +192,7 @@ struct State {
     waiting: HashMap<u64, Waiting>,
     last: u64,
     /// Why it ended.
-    ended: Option<String>,
+    ended: Option<Ended>,
 }
 
 impl std::fmt::Debug for State {
@@ -182,13 +220,13 @@ impl Host {
         call: Call,
         secret: &[u8],
         permit: Option<OwnedSemaphorePermit>,
-    ) -> Result<(Done, Secret), Failed> {
+    ) -> Result<(Done, Secret), Failure> {
         let hangs_after = if matches!(call, Call::Rotate) { ROTATION_HANGS_AFTER } else { HANGS_AFTER };
         let (answer, answered) = oneshot::channel();
         let number = {
             let mut state = lock(&self.state);
-            if let Some(why) = &state.ended {
-                return Err(ended(why));
+            if let Some(ended) = &state.ended {
+                return Err(Failure::Ended(ended.clone()));
             }
             state.last += 1;
             let waiting = Waiting { answer, hangs_at: Instant::now() + hangs_after, _permit: permit };
@@ -199,8 +237,13 @@ impl Host {
         let bytes = frame(&Request { number, call }, secret);
         // A write that fails is told by the reader, which sees the same end.
         let _ = self.writer.lock().await.write_all(&bytes).await;
-        let this = self.clone();
-        answered.await.unwrap_or_else(|_| Err(ended(lock(&this.state).ended.as_deref().unwrap_or("it ended"))))
+        match answered.await {
+            Ok(result) => result.map_err(Failure::Answered),
+            Err(_) => {
+                let ended = lock(&self.state).ended.clone();
+                Err(Failure::Ended(ended.unwrap_or_else(|| Ended { why: "it ended".into(), hung: false })))
+            }
+        }
     }
 
     fn take(&self, response: Response, secret: Secret) {
@@ -216,16 +259,12 @@ impl Host {
     }
 
     /// All calls that wait fail: their senders are dropped.
-    fn end(&self, why: String) {
+    fn end(&self, ended: Ended) {
         let mut state = lock(&self.state);
-        tracing::warn!(why, "the PKCS#11 module's process ended");
-        state.ended = Some(why);
+        tracing::warn!(why = ended.why, "the PKCS#11 module's process ended");
+        state.ended = Some(ended);
         state.waiting.clear();
     }
-}
-
-fn ended(why: &str) -> Failed {
-    Failed { cause: KekCause::Unavailable, text: format!("the PKCS#11 module failed: {why}"), pin_refused: false }
 }
 
 /// How often it is looked whether a call hangs.
@@ -239,7 +278,7 @@ async fn watch(mut child: Child, mut reader: OwnedReadHalf, host: Weak<Host>) {
         let Some(alive) = host.upgrade() else { break };
         if alive.hangs() {
             let _ = child.start_kill();
-            alive.end(format!("a call did not return within {HANGS_AFTER:?}"));
+            alive.end(Ended { why: format!("a call did not return within {HANGS_AFTER:?}"), hung: true });
             break;
         }
         drop(alive);
@@ -248,9 +287,10 @@ async fn watch(mut child: Child, mut reader: OwnedReadHalf, host: Weak<Host>) {
             Ok(Ok(0) | Err(_)) => {
                 let why = timeout(LOOK, child.wait()).await;
                 if let Some(host) = host.upgrade() {
-                    host.end(why.map_or("it closed the connection".into(), |status| {
+                    let why = why.map_or("it closed the connection".into(), |status| {
                         status.map_or_else(|error| error.to_string(), |status| status.to_string())
-                    }));
+                    });
+                    host.end(Ended { why, hung: false });
                 }
                 break;
             }

@@ -77,8 +77,10 @@ struct State<C> {
     /// The content that `held` was made from.
     from: Option<Fingerprint>,
     load: Option<Load<C>>,
-    /// What was loaded last and refused by the key store itself.
-    dropped: Option<Arc<C>>,
+    /// What was held before, for when the newer ones are refused.
+    former: Option<Arc<Loaded<C>>>,
+    /// What was loaded last and refused by the key store itself, and its words.
+    dropped: Option<(Arc<C>, Failure)>,
     /// The content that was refused.
     refused: Option<(Fingerprint, Failure)>,
     failed: Option<Failed>,
@@ -93,7 +95,7 @@ struct Failed {
 
 impl<C> Default for State<C> {
     fn default() -> Self {
-        Self { held: None, from: None, load: None, dropped: None, refused: None, failed: None }
+        Self { held: None, from: None, load: None, former: None, dropped: None, refused: None, failed: None }
     }
 }
 
@@ -130,7 +132,7 @@ impl<S: Source> Renewing<S> {
         };
         let refused = error.cause() == KekCause::Unauthenticated;
         if refused {
-            self.0.drop_refused(&used);
+            self.0.drop_refused(&used, &error);
         }
         let other = match self.0.replace(&used).await {
             Ok(other) => other,
@@ -144,8 +146,10 @@ impl<S: Source> Renewing<S> {
             return Err(error);
         }
         let result = call(other.credential.clone()).await;
-        if result.as_ref().is_err_and(|error| error.cause() == KekCause::Unauthenticated) {
-            self.0.drop_refused(&other);
+        if let Err(error) = &result
+            && error.cause() == KekCause::Unauthenticated
+        {
+            self.0.drop_refused(&other, error);
         }
         result
     }
@@ -191,12 +195,16 @@ impl<S: Source> Inner<S> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The key store itself refused these.
-    fn drop_refused(&self, used: &Arc<Loaded<S::Credential>>) {
+    /// The key store itself refused these. Those that worked before a changed source gave these go on being used.
+    fn drop_refused(&self, used: &Arc<Loaded<S::Credential>>, error: &KekError) {
         let mut state = self.state();
         if state.held.as_ref().is_some_and(|held| Arc::ptr_eq(held, used)) {
-            state.held = None;
-            state.dropped = Some(used.credential.clone());
+            let failure = Arc::new(KekError::new(error.cause(), error.problem()));
+            state.held = state.former.take().filter(|former| former.lasts());
+            if let (Some(_), Some(from), true) = (&state.held, state.from, self.source.remembers_refusals()) {
+                state.refused = Some((from, failure.clone()));
+            }
+            state.dropped = Some((used.credential.clone(), failure));
         }
     }
 
@@ -270,19 +278,18 @@ impl<S: Source> Inner<S> {
         let mut state = self.state();
         let dropped = state.dropped.clone();
         let loaded = loaded.and_then(|loaded| match dropped {
-            Some(dropped) if self.source.same(&dropped, &loaded.credential) => Err(KekError::new(
-                KekCause::Unauthenticated,
-                format!("{} were refused by the key store", self.source.name()),
-            )),
+            Some((dropped, failure)) if self.source.same(&dropped, &loaded.credential) => Err(copy(&failure)),
             _ => Ok(loaded),
         });
         match loaded {
             Ok(loaded) => {
                 let loaded = Arc::new(loaded);
+                let former = state.held.take().filter(|_| state.from != fingerprint);
                 *state = State {
                     held: Some(loaded.clone()),
                     from: fingerprint,
                     load: state.load.take(),
+                    former,
                     ..State::default()
                 };
                 Ok(loaded)

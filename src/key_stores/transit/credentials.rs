@@ -17,9 +17,6 @@ use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::credential_file::{self, Content};
 use crate::key_stores::shared::renewing::{Loaded, Source};
 
-/// A token that a login has just issued is good: a 403 is then about the policy.
-const JUST_ISSUED: Duration = Duration::from_secs(5);
-
 /// How the plugin gets its token.
 #[derive(Clone, Debug)]
 pub(super) enum Login {
@@ -105,8 +102,8 @@ pub(super) struct Token {
 }
 
 impl Token {
-    pub(super) fn is_just_issued(&self) -> bool {
-        self.issued.is_some_and(|issued| issued.elapsed() < JUST_ISSUED)
+    pub(super) fn is_issued_since(&self, moment: Instant) -> bool {
+        self.issued.is_some_and(|issued| issued >= moment)
     }
 }
 
@@ -153,6 +150,11 @@ impl Tokens {
 /// Zero is the servers' word for "for ever".
 fn life(seconds: u64) -> Option<Duration> {
     (seconds > 0).then(|| Duration::from_secs(seconds))
+}
+
+/// Vault answers 500 to this, as to a fault of its own; only the words tell them apart.
+fn is_past_longest_life(error: &KekError) -> bool {
+    error.chain().contains("past the max TTL")
 }
 
 pub(super) fn token_request(method: Method, what: &str) -> Request {
@@ -205,7 +207,7 @@ impl Source for Tokens {
             Ok(renewed) if token.issued.is_none() || renewed.life() >= token.whole.map(|whole| whole / 2) => {
                 Ok(renewed)
             }
-            Err(error) if error.cause().is_transient() => Err(error),
+            Err(error) if error.cause().is_transient() && !is_past_longest_life(&error) => Err(error),
             _ => self.load(content).await,
         }
     }

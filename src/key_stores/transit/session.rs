@@ -5,6 +5,7 @@ use std::sync::Arc;
 use prost::bytes::Bytes;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::Data;
 use super::client::{Answer, Client, Failure};
@@ -59,11 +60,16 @@ impl Session {
     }
 
     async fn call(&self, request: &Request) -> Result<Answer, KekError> {
-        self.tokens.with(|token| self.attempt(request, token)).await
+        let began = Instant::now();
+        self.tokens.with(|token| self.attempt(request, token, began)).await
     }
 
-    async fn attempt(&self, request: &Request, token: Arc<Token>) -> Result<Answer, KekError> {
+    async fn attempt(&self, request: &Request, token: Arc<Token>, began: Instant) -> Result<Answer, KekError> {
         match self.client.send(request, Some(&token.text)).await {
+            // A token that a login has issued for this call is good: a 403 is then about the policy.
+            Err(failure) if failure.forbidden && token.is_issued_since(began) && !failure.is_invalid_token() => {
+                Err(failure.error)
+            }
             Err(failure) if failure.forbidden => self.judge(failure, &token).await,
             other => Ok(other?),
         }
@@ -74,9 +80,6 @@ impl Session {
         let refused = |why| Err(KekError::new(KekCause::Unauthenticated, format!("the token is {why}")));
         if failure.is_invalid_token() {
             return refused("expired, revoked or unknown");
-        }
-        if token.is_just_issued() {
-            return Err(failure.error);
         }
         match self.client.send(&token_request(Method::GET, "lookup-self"), Some(&token.text)).await {
             Ok(_) => Err(failure.error),

@@ -148,7 +148,11 @@ impl Kms {
     /// A key in `region` for tests to use, with an alias; returns its id.
     pub fn add_key(&mut self, key: Key, alias: &str, multi_region: bool) -> String {
         let random = hex::encode(rand::random::<[u8; 16]>());
-        let id = if multi_region { format!("mrk-{random}") } else { format!("{}-{}", &random[..8], &random[8..]) };
+        let id = if multi_region {
+            format!("mrk-{random}")
+        } else {
+            [&random[..8], &random[8..12], &random[12..16], &random[16..20], &random[20..]].join("-")
+        };
         self.keys.insert(id.clone(), key);
         self.aliases.insert(alias.into(), id.clone());
         id
