@@ -31,7 +31,6 @@ async fn check_no_alarm(plane: &ControlPlane) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "long, and not seen to pass since the proof was rebuilt; scripts/e2e runs it"]
 async fn a_rewrite_that_does_not_fit_into_etcd_stops_before_the_quota_and_goes_on_with_compaction() {
     let plane = filled(30).await;
     let old = plane.key_id(0).await;

@@ -5,7 +5,6 @@ use crate::support::fakes::two_clouds::{Clouds, GOOGLE_KEY};
 use crate::support::rotation::rotates_end_to_end;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "long, and not seen to pass since the proof was rebuilt; scripts/e2e runs it"]
 async fn rotate_keys_rotates_in_both_clouds_and_brings_everything_under_the_new_versions() {
     let clouds = Clouds::start().await;
     let plugin = Plugin::start(&clouds.settings()).await;

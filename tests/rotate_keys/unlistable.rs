@@ -42,7 +42,6 @@ fn widget(name: &str, padding: usize) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "long, and not seen to pass since the proof was rebuilt; scripts/e2e runs it"]
 async fn one_corrupt_secret_is_named_and_all_others_are_rewritten() {
     let mut plane = ControlPlane::start(Shape::of(1)).await;
     plane.create_secrets("s", 20).await;
@@ -111,7 +110,6 @@ async fn a_conversion_webhook_that_does_not_answer_stops_its_own_resource_alone_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "long, and not seen to pass since the proof was rebuilt; scripts/e2e runs it"]
 async fn an_object_that_encryption_makes_too_large_is_foretold_by_the_dry_run() {
     let mut plane = ControlPlane::start(Shape { resources: vec!["*.*"], in_clear: true, ..Shape::of(1) }).await;
     define(&plane, &["v1"]).await;
