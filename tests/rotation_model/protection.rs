@@ -20,6 +20,10 @@ pub enum Protection {
     CompactionShown,
     /// The snapshot is shown to be newer than the first search.
     SnapshotOfNow,
+    /// Each etcd has a snapshot of its own.
+    SnapshotOfEveryEtcd,
+    /// What the snapshot holds is looked at, and not only when it was taken.
+    SnapshotSearched,
     /// When everything has to be searched once more, the snapshot has to be taken once more, too.
     SnapshotTakenAgain,
     /// A Yes needs every etcd in which the API has objects.
@@ -30,6 +34,10 @@ pub enum Protection {
     SettledServers,
     /// Before anything is rewritten, each server reads what another one stored, for each resource.
     ReadingTried,
+    /// Before anything is rewritten, each server stores an object of each resource under the target.
+    EveryResourceProven,
+    /// An object of the run's own that a server turns out not to read is taken away again.
+    CanaryWithdrawn,
     /// The first search begins when no request from before the servers' proof can still be on its way to etcd.
     WritesDrained,
     /// A second run is refused while the first one lives.
@@ -39,7 +47,7 @@ pub enum Protection {
 }
 
 impl Protection {
-    pub const EVERY: [Self; 17] = [
+    pub const EVERY: [Self; 21] = [
         Self::ClaimsNameKeys,
         Self::KekAskedAgain,
         Self::IntentIsInTheJournal,
@@ -49,11 +57,15 @@ impl Protection {
         Self::OldRevisionsSearched,
         Self::CompactionShown,
         Self::SnapshotOfNow,
+        Self::SnapshotOfEveryEtcd,
+        Self::SnapshotSearched,
         Self::SnapshotTakenAgain,
         Self::EveryEtcd,
         Self::EveryValue,
         Self::SettledServers,
         Self::ReadingTried,
+        Self::EveryResourceProven,
+        Self::CanaryWithdrawn,
         Self::WritesDrained,
         Self::LeaseOfOneRun,
         Self::AdoptionSaved,

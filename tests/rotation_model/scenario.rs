@@ -51,10 +51,11 @@ pub enum Disturbance {
     Reload,
     Join,
     Restore,
+    Compaction,
 }
 
 impl Disturbance {
-    pub const EVERY: [Self; 11] = [
+    pub const EVERY: [Self; 12] = [
         Self::Crash,
         Self::Stall,
         Self::Rotation,
@@ -66,6 +67,7 @@ impl Disturbance {
         Self::Reload,
         Self::Join,
         Self::Restore,
+        Self::Compaction,
     ];
 }
 
@@ -97,10 +99,22 @@ pub struct ServerSetup {
     pub reads_everything: bool,
     /// Whether its plugin can write to its state folder.
     pub saves: bool,
+    /// Whether its configuration has the present provider first for every resource, and not for that of the first value
+    /// alone.
+    pub writes_everything: bool,
+    /// Whether its plugin has the versions that come after the one in use.
+    pub opens_next: bool,
 }
 
 impl ServerSetup {
-    pub const SOUND: Self = Self { life: Life::Up, sight: Sight::FULL, reads_everything: true, saves: true };
+    pub const SOUND: Self = Self {
+        life: Life::Up,
+        sight: Sight::FULL,
+        reads_everything: true,
+        saves: true,
+        writes_everything: true,
+        opens_next: true,
+    };
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -165,7 +179,8 @@ impl Scenario {
             servers: self.servers.iter().enumerate().map(server).collect(),
             values: self.values.iter().map(|setup| Value { key: setup.key }).collect(),
             old: [Set::default(); 2],
-            snapshot: Set::of(self.values.iter().map(|setup| setup.key)),
+            snapshot: [0, 1]
+                .map(|etcd| Set::of(self.values.iter().filter(|setup| setup.etcd == etcd).map(|setup| setup.key))),
             runs: (0..self.runs).map(|_| Run::new(self)).collect(),
             disabled: Set::default(),
             disturbances: self.disturbances,

@@ -38,8 +38,8 @@ impl World {
             return None;
         }
         self.runs[at].done.insert(value);
-        if !skips && self.values[value].key != self.servers[through].writes() {
-            let key = self.encrypt(through);
+        if !skips && self.values[value].key != self.writes(through, value, scenario) {
+            let key = self.encrypt(through, value, scenario);
             self.store(value, key, scenario);
         }
         Some(())

@@ -108,7 +108,7 @@ impl World {
         let (target, next) = self.adoption(at, scenario);
         let Some(target) = target else { return true };
         let gives_up = self.runs[at].target.is_some_and(|before| before != target);
-        let proven = next.is_none_or(|server| self.servers[server].agrees_on(target));
+        let proven = next.is_none_or(|server| self.proves(server, target, scenario));
         !gives_up && (!proven || self.known(at, scenario).is_empty())
     }
 
@@ -121,10 +121,27 @@ impl World {
             run.target = target;
             run.proved.insert(server);
             run.moved.remove(server);
+            if !self.all_open_next(scenario) {
+                // What the run wrote of its own to see this.
+                self.faults.unreadable |= !scenario.has(Protection::CanaryWithdrawn);
+                self.runs[at].end(Verdict::NotYes);
+            }
         } else {
             let after = run.resume_at.take().unwrap_or_else(|| after_adoption(scenario));
             run.enter(after);
         }
+    }
+
+    /// Whether a server shows that it uses `target`, for every resource that has an object.
+    fn proves(&self, server: usize, target: Key, scenario: &Scenario) -> bool {
+        let shown = |value: usize| self.writes(server, value, scenario) == target;
+        let resources = if scenario.has(Protection::EveryResourceProven) { self.values.len() } else { 1 };
+        self.servers[server].agrees_on(target) && (0..resources).all(shown)
+    }
+
+    fn all_open_next(&self, scenario: &Scenario) -> bool {
+        let mut servers = self.servers.iter().zip(&scenario.servers);
+        servers.all(|(server, setup)| server.life != Life::Up || setup.opens_next)
     }
 
     /// Without a look at the KEK: what all plugins report; after a rotation of its own, anything but what it replaced.
@@ -151,8 +168,8 @@ impl World {
         let remaining = rewritable.without(self.runs[at].done);
         if let (Some(value), Some(server)) = (remaining.first(), self.rewriter(at, through, scenario)) {
             self.runs[at].done.insert(value);
-            if self.values[value].key != self.servers[server].writes() {
-                let key = self.encrypt(server);
+            if self.values[value].key != self.writes(server, value, scenario) {
+                let key = self.encrypt(server, value, scenario);
                 self.store(value, key, scenario);
                 self.faults.unreadable |=
                     value > 0 && key != Key::CLEAR && self.a_server_reads_the_first_only(scenario);
@@ -201,7 +218,9 @@ impl World {
         let here = self.values.iter().zip(&scenario.values).filter(|(_, setup)| setup.etcd == etcd && judged(setup));
         let present = Set::of(here.map(|(value, _)| value.key));
         let reads_history = !first && scenario.has(Protection::OldRevisionsSearched);
-        let found = if reads_history { present.union(self.runs[at].superseded[etcd]) } else { present };
+        // What is compacted is not seen.
+        let history = self.runs[at].superseded[etcd].and(self.old[etcd]);
+        let found = if reads_history { present.union(history) } else { present };
         found.without(self.runs[at].target_set())
     }
 
@@ -233,7 +252,10 @@ impl World {
 
     fn take_snapshot(&mut self, at: usize, scenario: &Scenario) {
         if scenario.has(Protection::SnapshotOfNow) && !self.runs[at].has_snapshot {
-            self.snapshot = self.keys_in(0, scenario).union(self.keys_in(1, scenario));
+            self.snapshot[0] = self.keys_in(0, scenario);
+            if scenario.has(Protection::SnapshotOfEveryEtcd) {
+                self.snapshot[1] = self.keys_in(1, scenario);
+            }
             self.runs[at].has_snapshot = true;
         }
         let again = scenario.has(Protection::SearchAgain);
@@ -245,7 +267,12 @@ impl World {
         if !self.proof_holds(at, scenario) {
             return self.runs[at].begin_again();
         }
-        let needed = self.needed();
+        let given = scenario.etcds_given().fold(Set::default(), |all, etcd| all.union(self.snapshot[etcd]));
+        if scenario.has(Protection::SnapshotSearched) && !given.without(self.runs[at].target_set()).is_empty() {
+            self.runs[at].has_snapshot = false;
+            return self.runs[at].enter(Phase::Snapshot);
+        }
+        let needed = self.needed(scenario);
         let run = &mut self.runs[at];
         run.former = run.former.without(run.target_set());
         let named = run.named(scenario);

@@ -3,7 +3,9 @@
 
 use crate::checker::{A_YES_IS_TRUE, REWRITES_STAY_READABLE, ROTATIONS_ARE_NOTED, counterexample, holds};
 use crate::protection::Protection;
-use crate::scenario::Disturbance::{Crash, Outage, PluginRestart, Reload, Restore, Rollback, SlowWrite, Write};
+use crate::scenario::Disturbance::{
+    Compaction, Crash, Outage, PluginRestart, Reload, Restore, Rollback, SlowWrite, Write,
+};
 use crate::scenario::{Disturbance, Scenario, ServerSetup, Sight, ValueSetup};
 use crate::set::Key;
 use crate::world::Life;
@@ -54,13 +56,20 @@ fn need(protection: Protection) -> Need {
             let only_counted = ServerSetup { sight: Sight { counted: true, ..Sight::NONE }, ..ServerSetup::SOUND };
             yes(Scenario { run_rotates: true, disturbances: 1, may: vec![Crash], ..beside(only_counted) })
         }
-        Protection::LedgerOfServers | Protection::SnapshotTakenAgain => yes(disturbed(3, &[Reload, Write])),
+        Protection::LedgerOfServers => yes(disturbed(3, &[Reload, Write])),
+        Protection::SnapshotTakenAgain => yes(of_a_time(&disturbed(3, &[Reload, Write]))),
         Protection::CountersOfOneProcess => yes(disturbed(4, &[Reload, Write, Outage])),
-        Protection::SearchAgain => yes(disturbed(1, &[Restore])),
+        Protection::SearchAgain => yes(of_a_time(&disturbed(1, &[Restore]))),
         Protection::OldRevisionsSearched => yes(disturbed(2, &[Restore, Write])),
-        Protection::CompactionShown | Protection::SnapshotOfNow => yes(disturbed(0, &[])),
+        Protection::CompactionShown => yes(disturbed(0, &[])),
+        Protection::SnapshotOfNow => yes(of_a_time(&disturbed(0, &[]))),
+        Protection::SnapshotOfEveryEtcd => {
+            let elsewhere = ValueSetup { etcd: 1, ..ValueSetup::SECRET };
+            yes(of_a_time(&Scenario { second_etcd_given: true, ..with_value(elsewhere) }))
+        }
+        Protection::SnapshotSearched => yes(disturbed(3, &[Restore, Write, Compaction])),
         Protection::EveryEtcd => no_yes(with_value(ValueSetup { etcd: 1, skipped: true, ..ValueSetup::SECRET })),
-        Protection::EveryValue => no_yes(with_value(ValueSetup { served: false, ..ValueSetup::SECRET })),
+        Protection::EveryValue => no_yes(of_a_time(&with_value(ValueSetup { served: false, ..ValueSetup::SECRET }))),
         Protection::SettledServers => {
             let stopped = Sight { node: true, ..Sight::NONE };
             yes(beside(ServerSetup { life: Life::Down, sight: stopped, ..ServerSetup::SOUND }))
@@ -73,6 +82,15 @@ fn need(protection: Protection) -> Need {
             };
             Need { property: REWRITES_STAY_READABLE, ..no_yes(scenario) }
         }
+        Protection::EveryResourceProven => {
+            let narrow = ServerSetup { writes_everything: false, ..ServerSetup::SOUND };
+            let scenario = with_value(ValueSetup::SECRET);
+            no_yes(Scenario { servers: vec![ServerSetup::SOUND, narrow], ..scenario })
+        }
+        Protection::CanaryWithdrawn => {
+            let without_next = ServerSetup { opens_next: false, ..ServerSetup::SOUND };
+            Need { property: REWRITES_STAY_READABLE, ..no_yes(beside(without_next)) }
+        }
         Protection::WritesDrained => yes(disturbed(2, &[SlowWrite, Write])),
         Protection::LeaseOfOneRun => {
             let scenario = Scenario { runs: 2, run_rotates: true, ..Scenario::default() };
@@ -83,6 +101,11 @@ fn need(protection: Protection) -> Need {
             no_yes(Scenario { disturbances: 1, may: vec![PluginRestart], ..beside(full) })
         }
     }
+}
+
+/// The same with a snapshot of which nothing but its time is known.
+fn of_a_time(scenario: &Scenario) -> Scenario {
+    scenario.without(Protection::SnapshotSearched)
 }
 
 /// Two servers, and so many disturbances.

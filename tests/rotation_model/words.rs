@@ -55,6 +55,7 @@ fn happens(happening: Happening, before: &World, after: &World) -> String {
         Happening::ReloadBack(at) => format!("{} loads its present configuration.", server(at)),
         Happening::Join(at) => format!("{} joins.", server(at)),
         Happening::Restore(etcd) => format!("etcd {} is restored from a snapshot.", etcd + 1),
+        Happening::Compact(etcd) => format!("etcd {} is compacted.", etcd + 1),
     }
 }
 
@@ -72,7 +73,12 @@ fn step(before: &World, run: usize, through: Option<usize>, after: &World, scena
             let server = is.proved.without(was.proved).first().unwrap_or_default();
             format!("sees API server {} store under {target}, which it takes for the target", server + 1)
         }
-        Phase::Adopt if is.phase == Phase::Ended(Verdict::NotYes) => "pauses, since another rotation began".into(),
+        Phase::Adopt if is.phase == Phase::Ended(Verdict::NotYes) && is.proved == was.proved => {
+            "pauses, since another rotation began".into()
+        }
+        Phase::Adopt if is.phase == Phase::Ended(Verdict::NotYes) => {
+            "sees that an API server cannot read what another one stores, and gives up".into()
+        }
         Phase::Adopt => "knows of no other API server".into(),
         Phase::Drain => "waits until earlier requests have ended".into(),
         Phase::TryReading => "tries reading everything through every API server".into(),
@@ -84,6 +90,7 @@ fn step(before: &World, run: usize, through: Option<usize>, after: &World, scena
         Phase::Settle => "waits until old revisions are compacted".into(),
         Phase::Snapshot if before.snapshot == after.snapshot => "has a snapshot".into(),
         Phase::Snapshot => "has a snapshot taken".into(),
+        Phase::Conclude if is.phase == Phase::Snapshot => "finds a former version in the snapshot".into(),
         Phase::Conclude if is.phase == Phase::Adopt => "finds its proof void and begins again".into(),
         Phase::Conclude if is.says_yes() => format!("says Yes: {} may be disabled", is.named(scenario)),
         Phase::Conclude | Phase::Ended(_) => "does not say Yes".into(),

@@ -3,7 +3,7 @@
 
 use crate::protection::Protection;
 use crate::run::Run;
-use crate::scenario::{Disturbance, Scenario};
+use crate::scenario::{Disturbance, Scenario, ServerSetup};
 use crate::set::{Key, Set};
 
 /// Everything there is at one moment of a history.
@@ -15,8 +15,8 @@ pub struct World {
     pub values: Vec<Value>,
     /// What superseded revisions that are not compacted need, for each etcd.
     pub old: [Set; 2],
-    /// The keys that the newest snapshots of all etcds need.
-    pub snapshot: Set,
+    /// The keys that the newest snapshot of each etcd needs.
+    pub snapshot: [Set; 2],
     pub runs: Vec<Run>,
     /// Versions that the operator disabled, as a verdict said.
     pub disabled: Set,
@@ -30,7 +30,7 @@ pub struct World {
 pub struct Faults {
     /// A verdict named a version that something still needed at that moment.
     pub false_yes: bool,
-    /// A rewrite left a value that some running API server cannot read.
+    /// A run left a value, or an object of its own, that some running API server cannot read.
     pub unreadable: bool,
     /// A run rotated a KEK away from a version that it had not noted.
     pub replaced_unnoted: bool,
@@ -80,12 +80,13 @@ impl Server {
     }
 
     /// Every key that it may store a value under, now or after it or its plugin was started again.
-    pub fn could_write(&self) -> Set {
+    pub fn could_write(&self, setup: &ServerSetup) -> Set {
+        let elsewhere = Set::of((!setup.writes_everything).then_some(Key::FORMER));
         match self.life {
             Life::Absent => Set::default(),
-            Life::Up => Set::of([self.writes(), self.plugin, self.saved]),
+            Life::Up => Set::of([self.writes(), self.plugin, self.saved]).union(elsewhere),
             Life::Down if self.former_config => Set::of([Key::FORMER]),
-            Life::Down => Set::of([self.plugin, self.saved]),
+            Life::Down => Set::of([self.plugin, self.saved]).union(elsewhere),
         }
     }
 }
@@ -116,6 +117,8 @@ pub enum Happening {
     Join(usize),
     /// The newest snapshot of an etcd is restored.
     Restore(usize),
+    /// Old revisions of an etcd are compacted.
+    Compact(usize),
 }
 
 impl Happening {
@@ -131,6 +134,7 @@ impl Happening {
             Self::Reload(_) => Disturbance::Reload,
             Self::Join(_) => Disturbance::Join,
             Self::Restore(_) => Disturbance::Restore,
+            Self::Compact(_) => Disturbance::Compaction,
             Self::Refresh(_) | Self::Adopt(_) | Self::Land(_) | Self::Start(_) | Self::ReloadBack(_) => return None,
         })
     }
@@ -139,7 +143,10 @@ impl Happening {
 impl World {
     /// The happenings that may come next.
     pub fn happenings(&self, scenario: &Scenario) -> Vec<Happening> {
-        let mut all = vec![Happening::Rotation, Happening::Rollback, Happening::Restore(0), Happening::Restore(1)];
+        let mut all = vec![Happening::Rotation, Happening::Rollback];
+        for etcd in 0..2 {
+            all.extend([Happening::Restore(etcd), Happening::Compact(etcd)]);
+        }
         for server in 0..self.servers.len() {
             all.extend([Happening::Refresh(server), Happening::Adopt(server), Happening::Land(server)]);
             all.extend([Happening::Stop(server), Happening::Start(server), Happening::RestartPlugin(server)]);
@@ -175,6 +182,7 @@ impl World {
             Happening::Reload(at) => !claimed && up(at) && !self.servers[at].former_config,
             Happening::ReloadBack(at) => up(at) && self.servers[at].former_config,
             Happening::Join(at) => !claimed && self.servers[at].life == Life::Absent,
+            Happening::Compact(etcd) => !claimed && !self.old[etcd].is_empty(),
             Happening::Restore(etcd) => {
                 scenario.values.iter().any(|value| value.etcd == etcd) && !self.runs.iter().any(Run::has_searched_again)
             }
@@ -194,10 +202,12 @@ impl World {
             }
             Happening::Adopt(at) => self.servers[at].seed = self.servers[at].plugin,
             Happening::Write(at, value) => {
-                let key = self.encrypt(at);
+                let key = self.encrypt(at, value, scenario);
                 self.store(value, key, scenario);
             }
-            Happening::Send(at, value) => self.servers[at].sending = Some((value, self.encrypt(at))),
+            Happening::Send(at, value) => {
+                self.servers[at].sending = Some((value, self.encrypt(at, value, scenario)));
+            }
             Happening::Land(at) => {
                 if let Some((value, key)) = self.servers[at].sending.take() {
                     self.store(value, key, scenario);
@@ -209,6 +219,7 @@ impl World {
             Happening::Reload(at) => self.servers[at].former_config = true,
             Happening::ReloadBack(at) => self.servers[at].former_config = false,
             Happening::Restore(etcd) => self.restore(etcd, scenario),
+            Happening::Compact(etcd) => self.old[etcd] = Set::default(),
         }
     }
 
@@ -219,10 +230,16 @@ impl World {
     }
 
     /// The key of a new value, counted by the server's metrics.
-    pub fn encrypt(&mut self, at: usize) -> Key {
-        let key = self.servers[at].writes();
+    pub fn encrypt(&mut self, at: usize, value: usize, scenario: &Scenario) -> Key {
+        let key = self.writes(at, value, scenario);
         self.runs.iter_mut().for_each(|run| run.see_count(at, key));
         key
+    }
+
+    /// The key that a server stores a value under.
+    pub fn writes(&self, at: usize, value: usize, scenario: &Scenario) -> Key {
+        let former = value > 0 && !scenario.servers[at].writes_everything;
+        if former { Key::FORMER } else { self.servers[at].writes() }
     }
 
     /// A new revision of a value.
@@ -254,9 +271,9 @@ impl World {
 
     /// Every key that anything still needs: a present value, an old revision, the newest snapshot, or a value that a
     /// server could write.
-    pub fn needed(&self) -> Set {
-        let old = self.old.iter().copied();
-        let servers = self.servers.iter().map(Server::could_write);
-        old.chain(servers).fold(self.stored().union(self.snapshot).union(Set::of([self.active])), Set::union)
+    pub fn needed(&self, scenario: &Scenario) -> Set {
+        let kept = self.old.iter().chain(&self.snapshot).copied();
+        let servers = self.servers.iter().zip(&scenario.servers).map(|(server, setup)| server.could_write(setup));
+        kept.chain(servers).fold(self.stored().union(Set::of([self.active])), Set::union)
     }
 }
