@@ -11,7 +11,7 @@ use kube_envelope::dek::store::DekStore;
 use kube_envelope::envelope::{Ciphertext, WrappedDekSet};
 use kube_envelope::etcd::Stored;
 use kube_envelope::key_stores::keyring::Keyring;
-use kube_envelope::rotation::metrics::parse;
+use kube_envelope::rotation::cluster::metrics::parse;
 
 /// A ciphertext as etcd gives it back: nothing that was not sealed opens.
 pub fn ciphertext(bytes: &[u8]) {

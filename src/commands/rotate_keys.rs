@@ -16,11 +16,12 @@ use crate::cli::rotation::{ClusterArgs, DEFAULT_JOURNAL, RotateKeysArgs};
 use crate::etcd::EtcdAccess;
 use crate::files::create_private_folder;
 use crate::rotation::cluster::Access;
+use crate::rotation::error::RotationError;
+use crate::rotation::journal::verdict::Conclusion;
 use crate::rotation::journal::{Journal, State, write_whole};
-use crate::rotation::rbac::rbac;
+use crate::rotation::run::Run;
+use crate::rotation::run::rbac::rbac;
 use crate::rotation::shards::worker::work;
-use crate::rotation::verdict::Conclusion;
-use crate::rotation::{RotationError, Run};
 use crate::telemetry::{LogFormat, start_logs};
 
 /// Runs the command.
@@ -63,7 +64,7 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     let settings = settings(&journal.intent, &args)?;
     let output = args.cluster.output;
     let display = Display::new(output == OutputFormat::Json);
-    let report = |event: crate::rotation::Event<'_>| display.show(&event);
+    let report = |event: crate::rotation::event::Event<'_>| display.show(&event);
     let mut run = Run::take_up(settings, journal, &report).await?;
     let ended = tokio::select! {
         ended = run.to_end() => Some(ended),
@@ -116,7 +117,7 @@ fn exit_of(conclusion: Conclusion) -> Exit {
 /// `--shard`: rewrites what is assigned, until the rotation is over.
 async fn shard(args: &RotateKeysArgs, index: u32) -> Result<Exit> {
     let display = Display::new(true);
-    let report = |event: crate::rotation::Event<'_>| display.show(&event);
+    let report = |event: crate::rotation::event::Event<'_>| display.show(&event);
     let refused = work(&access(&args.cluster), index, &report).await?;
     Ok(if refused == 0 { Exit::Done } else { Exit::Quarantined })
 }
@@ -128,7 +129,7 @@ async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
     let with_etcd = settings.etcd.is_some();
     let json = args.cluster.output == OutputFormat::Json;
     let display = Display::new(json);
-    let report = |event: crate::rotation::Event<'_>| display.show(&event);
+    let report = |event: crate::rotation::event::Event<'_>| display.show(&event);
     let mut run = Run::take_up(settings, Journal::new(intent), &report).await?;
     run.plan(false).await?;
     if args.print_rbac {

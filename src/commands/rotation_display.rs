@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::rotation::Event;
-use crate::rotation::group::Groups;
+use crate::rotation::conclusion::wording::describe;
+use crate::rotation::event::Event;
 use crate::rotation::journal::Journal;
-use crate::rotation::key_name::KeyNames;
+use crate::rotation::keys::group::Groups;
+use crate::rotation::keys::name::KeyNames;
+use crate::rotation::leftovers::scan::Scan;
 use crate::rotation::rewrite::Tally;
-use crate::rotation::verify::Scan;
-use crate::rotation::wording::describe;
 
 /// Where there is no terminal, a line about progress this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);

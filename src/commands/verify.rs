@@ -13,18 +13,19 @@ use super::{Exit, block_on};
 use crate::cli::OutputFormat;
 use crate::cli::rotation::{ClusterArgs, VerifyArgs};
 use crate::config::Config;
-use crate::rotation::active::{KekAnswer, ask, hash_of, names, own_provider};
 use crate::rotation::adoption::{Obstacle, Seen, Wanted, look, look_fresh, targets_reported};
 use crate::rotation::cluster::Cluster;
-use crate::rotation::key_name::KeyNames;
-use crate::rotation::metrics::key_id_hash;
-use crate::rotation::pace::Pace;
-use crate::rotation::plan::{Encrypted, encrypted};
-use crate::rotation::reads::scan_reads;
-use crate::rotation::resources::Coverage;
+use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::cluster::resources::Coverage;
+use crate::rotation::error::RotationError;
+use crate::rotation::event::Event;
+use crate::rotation::keys::active::{KekAnswer, ask, hash_of, names, own_provider};
+use crate::rotation::keys::name::KeyNames;
+use crate::rotation::leftovers::scan::Scan;
+use crate::rotation::rewrite::pace::Pace;
+use crate::rotation::rewrite::reads::scan_reads;
+use crate::rotation::run::plan::{Encrypted, encrypted};
 use crate::rotation::run::search_etcd;
-use crate::rotation::verify::Scan;
-use crate::rotation::{Event, RotationError};
 use crate::telemetry::{LogFormat, start_logs};
 
 /// Provider → hash of the `key_id` that everything should be stored under.

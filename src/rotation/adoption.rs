@@ -10,15 +10,15 @@ use serde::{Deserialize, Serialize};
 
 pub use self::look::{Look, Seen, look, look_at_all, look_fresh};
 use self::prove::{prove_coverage, prove_reads, prove_writes};
-use super::RotationError;
-use super::api::Api;
-use super::canary::{Canary, NAMESPACE, Touched};
-use super::cluster::Cluster;
-use super::ledger::{Account, Breach, Ledger, Permitted};
-pub use super::metrics::short;
-use super::resources::Resource;
-use super::roster::Doubt;
-use super::webhooks::mutating_webhooks;
+use crate::rotation::cluster::Cluster;
+use crate::rotation::cluster::api::Api;
+use crate::rotation::cluster::canary::{Canary, NAMESPACE, Touched};
+use crate::rotation::cluster::ledger::{Account, Breach, Ledger, Permitted};
+pub use crate::rotation::cluster::metrics::short;
+use crate::rotation::cluster::resources::Resource;
+use crate::rotation::cluster::roster::Doubt;
+use crate::rotation::cluster::webhooks::mutating_webhooks;
+use crate::rotation::error::RotationError;
 
 /// Over how many connections an empty patch goes through a balancer, where no single server can be reached.
 const TOUCHES_THROUGH_BALANCER: usize = 16;

@@ -1,5 +1,16 @@
 //! The API servers of a cluster: how each is reached, and everything that names one.
 
+pub mod api;
+pub mod canary;
+pub mod discovery;
+pub mod lease;
+pub mod ledger;
+pub mod listing;
+pub mod metrics;
+pub mod resources;
+pub mod roster;
+pub mod webhooks;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -10,10 +21,10 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::RotationError;
-use super::api::{Api, Renew, null_as_empty};
-use super::metrics::key_id_hash;
-use super::roster::{ControlPlaneNode, IdentityLease, LeaseWatch, Sources};
+use crate::rotation::cluster::api::{Api, Renew, null_as_empty};
+use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::cluster::roster::{ControlPlaneNode, IdentityLease, LeaseWatch, Sources};
+use crate::rotation::error::RotationError;
 
 /// Every API server's certificate holds this name, for clients inside the cluster; by it one server is verified
 /// that is reached by address.
@@ -247,7 +258,7 @@ impl Cluster {
 /// Reads the configuration from its files.
 async fn read(access: &Access) -> Result<kube::Config, RotationError> {
     let unusable = |error: &dyn std::error::Error| {
-        RotationError::Unusable(format!("cannot reach a cluster: {}", super::api::chain(error)))
+        RotationError::Unusable(format!("cannot reach a cluster: {}", crate::rotation::cluster::api::chain(error)))
     };
     let options = KubeConfigOptions { context: access.context.clone(), ..KubeConfigOptions::default() };
     let mut config = if let Some(file) = &access.kubeconfig {

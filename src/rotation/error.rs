@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::api::ApiError;
 use crate::etcd::EtcdError;
 use crate::kek::KekError;
+use crate::rotation::cluster::api::ApiError;
 
 /// Why a rotation or a check did not go on.
 #[derive(Debug, thiserror::Error)]

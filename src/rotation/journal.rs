@@ -1,23 +1,26 @@
 //! What a rotation has done so far, in one file, replaced by rename after every step.
 
+pub mod intent;
+pub mod verdict;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::RotationError;
-use super::adoption::Adoption;
-use super::claim::{Claim, Subject};
-use super::intent::Intent;
-use super::key_name::{KeyName, KeyNames};
-use super::metrics::key_id_hash;
-use super::resources::Resource;
-use super::rewrite::Tally;
-use super::verdict::{Conclusion, Verdict};
-use super::verify::Scan;
 use crate::etcd::ClusterId;
 use crate::files;
+use crate::rotation::adoption::Adoption;
+use crate::rotation::claim::{Claim, Subject};
+use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::cluster::resources::Resource;
+use crate::rotation::error::RotationError;
+use crate::rotation::journal::intent::Intent;
+use crate::rotation::journal::verdict::{Conclusion, Verdict};
+use crate::rotation::keys::name::{KeyName, KeyNames};
+use crate::rotation::leftovers::scan::Scan;
+use crate::rotation::rewrite::Tally;
 
 const FORMAT: u32 = 2;
 

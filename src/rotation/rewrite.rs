@@ -2,6 +2,8 @@
 //! to rewrite them, to try whether they would be refused, or to have them read.
 
 mod fate;
+pub mod pace;
+pub mod reads;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -10,12 +12,14 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
 
 use self::fate::{Fate, fate};
-use super::RotationError;
-use super::api::{Answer, Api, ApiError, Metadata, MetadataList, Partial};
-use super::keys_in_etcd::{KeysInEtcd, Position};
-use super::listing::{FIRST_WAIT, Folder, LONGEST_WAIT, PAGE, Page, TRIES, is_undecryptable, page_after};
-use super::pace::Pace;
-use super::webhooks::webhook_that_failed;
+use crate::rotation::cluster::api::{Answer, Api, ApiError, Metadata, MetadataList, Partial};
+use crate::rotation::cluster::listing::{
+    FIRST_WAIT, Folder, LONGEST_WAIT, PAGE, Page, TRIES, is_undecryptable, page_after,
+};
+use crate::rotation::cluster::webhooks::webhook_that_failed;
+use crate::rotation::error::RotationError;
+use crate::rotation::leftovers::keys_in_etcd::{KeysInEtcd, Position};
+use crate::rotation::rewrite::pace::Pace;
 
 /// An object that fails while others get through is given up after this time: it alone is at fault.
 const ALONE_AFTER: Duration = Duration::from_secs(20);

@@ -13,9 +13,10 @@ use crate::cli::rotation::RotateKeysArgs;
 use crate::config::{Config, DEFAULT_PATH};
 use crate::etcd::EtcdAccess;
 use crate::rotation::cluster::Access;
-use crate::rotation::intent::Intent;
-use crate::rotation::snapshots::checked;
-use crate::rotation::{RotationError, Settings};
+use crate::rotation::error::RotationError;
+use crate::rotation::journal::intent::Intent;
+use crate::rotation::leftovers::snapshots::checked;
+use crate::rotation::run::Settings;
 
 /// What a rotation begins with where no flag says otherwise. The settle time is twice the interval at which API
 /// servers compact etcd unless told otherwise.

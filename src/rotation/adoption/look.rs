@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::Obstacle;
-use crate::rotation::api::{Api, ApiError};
+use crate::rotation::cluster::api::{Api, ApiError};
+use crate::rotation::cluster::ledger::ServerProcess;
+use crate::rotation::cluster::metrics::{Scrape, scrape};
+use crate::rotation::cluster::roster::{Doubt, IdentityLease, Met, Renewal, Sources, doubts};
 use crate::rotation::cluster::{Cluster, host_of};
-use crate::rotation::ledger::ServerProcess;
-use crate::rotation::metrics::{Scrape, scrape};
-use crate::rotation::roster::{Doubt, IdentityLease, Met, Renewal, Sources, doubts};
 
 /// Over how many new connections a balancer is asked for servers that were not met.
 const CONNECTIONS: usize = 24;

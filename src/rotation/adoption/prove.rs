@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Obstacle, Seen, ServerAdoption, Wanted, short};
-use crate::rotation::api::{Api, ApiError};
-use crate::rotation::canary::Canary;
-use crate::rotation::ledger::{Account, ServerProcess};
-use crate::rotation::listing::is_undecryptable;
-use crate::rotation::metrics::{Direction, Scrape, growth, scrape};
-use crate::rotation::resources::Resource;
+use crate::rotation::cluster::api::{Api, ApiError};
+use crate::rotation::cluster::canary::Canary;
+use crate::rotation::cluster::ledger::{Account, ServerProcess};
+use crate::rotation::cluster::listing::is_undecryptable;
+use crate::rotation::cluster::metrics::{Direction, Scrape, growth, scrape};
+use crate::rotation::cluster::resources::Resource;
 
 /// So many objects of a resource are tried: one may be damaged, or deleted meanwhile.
 const PIONEERS: u32 = 3;
@@ -90,7 +90,7 @@ fn not_stored(address: &str, resource: &str, provider: &str) -> Obstacle {
 }
 
 fn provider_of(prefix: &str) -> Option<&str> {
-    prefix.strip_prefix(crate::rotation::resources::KMS_V2_PREFIX).map(|rest| rest.trim_end_matches(':'))
+    prefix.strip_prefix(crate::rotation::cluster::resources::KMS_V2_PREFIX).map(|rest| rest.trim_end_matches(':'))
 }
 
 /// Has every server read what `writer` just wrote: the empty patch that is only tried reads from etcd and opens.
@@ -156,8 +156,8 @@ async fn pioneers_of(api: &Api, resource: &Resource) -> Vec<String> {
     if answer.status != 200 {
         return Vec::new();
     }
-    let Ok(list) = api.parse::<crate::rotation::api::MetadataList>(&answer.body) else { return Vec::new() };
-    let path = |one: &crate::rotation::api::Partial| {
+    let Ok(list) = api.parse::<crate::rotation::cluster::api::MetadataList>(&answer.body) else { return Vec::new() };
+    let path = |one: &crate::rotation::cluster::api::Partial| {
         resource.object_path(one.metadata.namespace.as_deref(), &one.metadata.name)
     };
     list.items.iter().map(path).collect()

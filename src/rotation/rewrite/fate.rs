@@ -1,7 +1,7 @@
 //! What an answer means for its object.
 
-use crate::rotation::listing::{TRIES, is_conversion, is_undecryptable};
-use crate::rotation::webhooks::{WEBHOOK_TRIES, webhook_that_failed};
+use crate::rotation::cluster::listing::{TRIES, is_conversion, is_undecryptable};
+use crate::rotation::cluster::webhooks::{WEBHOOK_TRIES, webhook_that_failed};
 
 /// What becomes of an object after an answer other than success.
 #[derive(Debug, PartialEq)]

@@ -1,10 +1,11 @@
 //! The preflight: what can be known to stand in the way, and a snapshot to go back to, before anything is rewritten.
 
-use super::{Event, Run};
-use crate::rotation::RotationError;
-use crate::rotation::former::{closed, specimens_in_etcd, specimens_in_lists};
-use crate::rotation::preflight::missing_rights;
-use crate::rotation::webhooks::mutating_webhooks;
+use super::states::Run;
+use crate::rotation::cluster::webhooks::mutating_webhooks;
+use crate::rotation::error::RotationError;
+use crate::rotation::event::Event;
+use crate::rotation::leftovers::former::{closed, specimens_in_etcd, specimens_in_lists};
+use crate::rotation::run::preflight::missing_rights;
 
 impl Run<'_> {
     pub(super) async fn preflight(&mut self) -> Result<(), RotationError> {

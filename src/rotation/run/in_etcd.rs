@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Event, Run};
+use super::states::Run;
 use crate::etcd::{ClusterId, EtcdAccess, EtcdCluster, EtcdClusters, Room};
-use crate::rotation::RotationError;
-use crate::rotation::api::Api;
 use crate::rotation::claim::{Claim, Finding, Subject};
-use crate::rotation::homes::{self, Homes};
-use crate::rotation::keys_in_etcd::KeysInEtcd;
-use crate::rotation::layout::Folders;
-use crate::rotation::plan::{Encrypted, encrypted};
-use crate::rotation::room::{make_room, room, until_full};
-use crate::rotation::sizes::{Sizes, measure};
-use crate::rotation::snapshots;
-use crate::rotation::verify::{Expected, Scan, scan_clusters, slashed};
+use crate::rotation::cluster::api::Api;
+use crate::rotation::error::RotationError;
+use crate::rotation::event::Event;
+use crate::rotation::leftovers::homes::{self, Homes};
+use crate::rotation::leftovers::keys_in_etcd::KeysInEtcd;
+use crate::rotation::leftovers::layout::Folders;
+use crate::rotation::leftovers::scan::{Expected, Scan, scan_clusters, slashed};
+use crate::rotation::leftovers::sizes::{Sizes, measure};
+use crate::rotation::leftovers::snapshots;
+use crate::rotation::run::plan::{Encrypted, encrypted};
+use crate::rotation::run::room::{make_room, room, until_full};
 
 /// The longest to wait for room after a compaction of our own.
 const AFTER_COMPACTION: Duration = Duration::from_secs(120);
@@ -144,7 +145,7 @@ impl Run<'_> {
                 (self.report)(Event::Note(&format!(
                     "etcd cluster {} could not be compacted: {}",
                     cluster.id,
-                    crate::rotation::api::chain(&error)
+                    crate::rotation::cluster::api::chain(&error)
                 )));
             }
         }

@@ -2,19 +2,22 @@
 
 use std::collections::BTreeSet;
 
-use super::{Event, Run};
+use super::states::Run;
 use crate::config::Config;
 use crate::kek::KekVersion;
 use crate::key_id::KeyId;
-use crate::rotation::RotationError;
-use crate::rotation::active::{KekAnswer, active_now, ask, expected, names, own_provider, resolve, versions_on_file};
 use crate::rotation::claim::Subject;
+use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::error::RotationError;
+use crate::rotation::event::Event;
 use crate::rotation::journal::Journal;
-use crate::rotation::key_name::KeyName;
-use crate::rotation::metrics::key_id_hash;
-use crate::rotation::plan::encrypted;
-use crate::rotation::reads::scan_reads;
-use crate::rotation::verify::Scan;
+use crate::rotation::keys::active::{
+    KekAnswer, active_now, ask, expected, names, own_provider, resolve, versions_on_file,
+};
+use crate::rotation::keys::name::KeyName;
+use crate::rotation::leftovers::scan::Scan;
+use crate::rotation::rewrite::reads::scan_reads;
+use crate::rotation::run::plan::encrypted;
 
 impl Run<'_> {
     /// Looks at all data before anything is rotated or rewritten: what is in use now, and not under the target later,
@@ -32,7 +35,7 @@ impl Run<'_> {
                 self.journal.first_survey = Some(scan);
             }
             Err(error) if self.settings.accept_unproven && self.settings.etcd.is_none() => {
-                let why = crate::rotation::api::chain(&error);
+                let why = crate::rotation::cluster::api::chain(&error);
                 (self.report)(Event::Note(&format!("which keys are in use could not be seen: {why}")));
             }
             Err(error) => return Err(error),

@@ -4,19 +4,21 @@
 use std::time::{Duration, Instant};
 
 use super::checks::take_snapshot;
-use super::{Continuity, Event, Run, State};
+use super::states::{Continuity, Run};
 use crate::etcd::Room;
-use crate::rotation::RotationError;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
-use crate::rotation::api::chain;
 use crate::rotation::claim::Subject;
 use crate::rotation::cluster::Cluster;
-use crate::rotation::evidence::weigh;
-use crate::rotation::keys_in_etcd::KeysInEtcd;
-use crate::rotation::listing::{Folder, revision};
-use crate::rotation::plan::{Encrypted, encrypted};
+use crate::rotation::cluster::api::chain;
+use crate::rotation::cluster::listing::{Folder, revision};
+use crate::rotation::conclusion::evidence::weigh;
+use crate::rotation::error::RotationError;
+use crate::rotation::event::Event;
+use crate::rotation::journal::State;
+use crate::rotation::journal::verdict::Verdict;
+use crate::rotation::leftovers::keys_in_etcd::KeysInEtcd;
 use crate::rotation::rewrite::{Ask, Sweep, Tally};
-use crate::rotation::verdict::Verdict;
+use crate::rotation::run::plan::{Encrypted, encrypted};
 
 /// So often everything is gone through again when leftovers are found.
 const PASSES: u32 = 3;

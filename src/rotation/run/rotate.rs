@@ -1,10 +1,11 @@
 //! Rotating the KEKs: each once, whatever happens to the process meanwhile.
 
-use super::{Event, Run};
+use super::states::Run;
 use crate::kek::KekVersion;
 use crate::key_stores::KekConfig;
-use crate::rotation::RotationError;
-use crate::rotation::key_name::KeyName;
+use crate::rotation::error::RotationError;
+use crate::rotation::event::Event;
+use crate::rotation::keys::name::KeyName;
 
 impl Run<'_> {
     /// Rotates each KEK once, also when the process ended between the rotation and the journal.

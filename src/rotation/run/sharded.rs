@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::passes::{Pass, watch};
-use super::{Event, Reporter, Run};
-use crate::rotation::RotationError;
+use super::states::Run;
+use crate::rotation::error::RotationError;
+use crate::rotation::event::{Event, Reporter};
 use crate::rotation::journal::Progress;
 use crate::rotation::rewrite::Tally;
 use crate::rotation::shards::assignment::{Assignment, divide};

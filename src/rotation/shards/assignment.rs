@@ -4,11 +4,11 @@
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
-use crate::rotation::RotationError;
-use crate::rotation::api::Api;
+use crate::rotation::cluster::api::Api;
+use crate::rotation::cluster::listing::{Folder, Names, PAGE, count, namespaces};
+use crate::rotation::cluster::resources::Resource;
+use crate::rotation::error::RotationError;
 use crate::rotation::journal::Progress;
-use crate::rotation::listing::{Folder, Names, PAGE, count, namespaces};
-use crate::rotation::resources::Resource;
 
 /// Namespaces that are counted at once.
 const COUNTS_AT_ONCE: usize = 16;

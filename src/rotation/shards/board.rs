@@ -1,16 +1,15 @@
 //! The one `ConfigMap` in which coordinator and shards tell each other what matters. Each writes keys of its own.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::SILENCE;
 use super::assignment::Assignment;
-use crate::rotation::RotationError;
-use crate::rotation::api::{Api, Metadata};
+use crate::rotation::cluster::api::{Api, Metadata};
+use crate::rotation::error::RotationError;
 use crate::rotation::rewrite::Tally;
 
 /// Where shards run and the `ConfigMap` is.
@@ -21,6 +20,12 @@ pub const NAME: &str = "rotate-keys";
 const ORDERS: &str = "orders";
 const ASSIGNMENT: &str = "assignment";
 const REPORT: &str = "shard-";
+
+/// How often each side looks at the `ConfigMap`, and reports.
+pub const LOOKS_EVERY: Duration = Duration::from_secs(2);
+/// A coordinator that has not been heard of for so long may be gone: then nobody watches over the API servers'
+/// agreement, and shards stop.
+pub const SILENCE: Duration = Duration::from_secs(20);
 
 /// What the coordinator wants of the shards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::assignment::Assignment;
-use super::board::{Board, Counts, Orders, Phase, Posted, Pulse, Report};
-use super::{LOOKS_EVERY, SILENCE};
-use crate::rotation::RotationError;
-use crate::rotation::api::{Api, ApiError};
+use super::board::{Board, Counts, LOOKS_EVERY, Orders, Phase, Posted, Pulse, Report, SILENCE};
+use crate::rotation::cluster::api::{Api, ApiError};
+use crate::rotation::error::RotationError;
 
 /// A shard of which nothing new is heard for so long is named.
 const NAMED_AFTER: Duration = Duration::from_secs(20);

@@ -4,14 +4,14 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::assignment::{Assignment, Share};
-use super::board::{Board, Counts, Orders, Phase, Posted, Pulse, Report};
-use super::{LOOKS_EVERY, SILENCE};
+use super::board::{Board, Counts, LOOKS_EVERY, Orders, Phase, Posted, Pulse, Report, SILENCE};
+use crate::rotation::cluster::api::{Api, chain};
+use crate::rotation::cluster::listing::namespaces;
 use crate::rotation::cluster::{Access, Cluster};
-use crate::rotation::listing::namespaces;
-use crate::rotation::pace::Pace;
+use crate::rotation::error::RotationError;
+use crate::rotation::event::{Event, Reporter};
+use crate::rotation::rewrite::pace::Pace;
 use crate::rotation::rewrite::{Ask, Sweep, Tally};
-use crate::rotation::run::{Event, Reporter};
-use crate::rotation::{RotationError, api::Api, api::chain};
 
 /// A look that takes longer is given up, so that silence is noticed in time.
 const LOOK_WITHIN: Duration = Duration::from_secs(8);

@@ -1,0 +1,216 @@
+//! Which resources are encrypted: the `EncryptionConfiguration` (or what metrics let one guess) against what the
+//! API servers serve.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::encryption_config::{EncryptionConfigError, EncryptionConfiguration, Entry, Kms, KmsVersion, Provider};
+use crate::rotation::cluster::api::escaped;
+use crate::rotation::cluster::metrics::{Direction, Scrape};
+use crate::rotation::error::RotationError;
+
+/// What an API server puts before a value that a KMS v2 provider encrypted; the provider's name and `:` follow.
+pub const KMS_V2_PREFIX: &str = "k8s:enc:kms:v2:";
+
+/// A kind of object as the API serves it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Resource {
+    /// API group; empty for the core group.
+    pub group: String,
+    /// Version to ask for.
+    pub version: String,
+    /// Name in paths.
+    pub plural: String,
+    /// Whether its objects live in namespaces.
+    pub namespaced: bool,
+}
+
+impl Resource {
+    /// Path of the list over all namespaces.
+    pub fn list_path(&self) -> String {
+        format!("{}/{}", self.root(), self.plural)
+    }
+
+    /// Path of the list in one namespace.
+    pub fn namespace_path(&self, namespace: &str) -> String {
+        format!("{}/namespaces/{}/{}", self.root(), escaped(namespace), self.plural)
+    }
+
+    /// Path of one object.
+    pub fn object_path(&self, namespace: Option<&str>, name: &str) -> String {
+        let namespace = namespace.map(|namespace| format!("/namespaces/{}", escaped(namespace))).unwrap_or_default();
+        format!("{}{namespace}/{}/{}", self.root(), self.plural, escaped(name))
+    }
+
+    fn root(&self) -> String {
+        if self.group.is_empty() {
+            format!("/api/{}", self.version)
+        } else {
+            format!("/apis/{}/{}", self.group, self.version)
+        }
+    }
+
+    /// Events live for an hour; rewriting them lengthens their life.
+    pub fn is_event(&self) -> bool {
+        self.plural == "events" && (self.group.is_empty() || self.group == "events.k8s.io")
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&qualified(&self.plural, &self.group))
+    }
+}
+
+fn qualified(plural: &str, group: &str) -> String {
+    if group.is_empty() { plural.into() } else { format!("{plural}.{group}") }
+}
+
+/// Which resources are to be encrypted by which KMS v2 provider.
+#[derive(Debug)]
+pub enum Coverage {
+    /// As the API servers' own configuration says.
+    Configured(EncryptionConfiguration),
+    /// As the metrics of the API servers let one guess: resource → provider. Resources nobody touched are missing.
+    Inferred(BTreeMap<String, String>),
+}
+
+impl Coverage {
+    /// Reads the file that the API servers are started with.
+    pub fn read(file: &Path) -> Result<Self, RotationError> {
+        let configuration = EncryptionConfiguration::read(file).map_err(|error| match error {
+            EncryptionConfigError::Read { file, source } => {
+                RotationError::File { what: "read the EncryptionConfiguration", file, source }
+            }
+            error => RotationError::Unusable(format!("{}: {error}", file.display())),
+        })?;
+        let coverage = Self::Configured(configuration);
+        if coverage.providers().is_empty() {
+            return Err(RotationError::Unusable(format!(
+                "in {} no resource has a KMS v2 provider first, so nothing is written under a KMS key; put the kms \
+                 provider before the others and restart the API servers",
+                file.display()
+            )));
+        }
+        Ok(coverage)
+    }
+
+    /// Guesses from what the API servers did since they started.
+    pub fn infer(scrapes: &[Scrape]) -> Result<Self, RotationError> {
+        let mut found: BTreeMap<String, String> = BTreeMap::new();
+        // What was stored is worth more than what was read: an older provider is read, too.
+        for wanted in [Direction::Stored, Direction::Read] {
+            for ((resource, prefix, direction), _) in scrapes.iter().flat_map(|scrape| &scrape.operations) {
+                let provider = prefix.strip_prefix(KMS_V2_PREFIX).map(|rest| rest.trim_end_matches(':'));
+                if let Some(provider) = provider.filter(|_| *direction == wanted) {
+                    found.entry(resource.clone()).or_insert_with(|| provider.into());
+                }
+            }
+        }
+        if found.is_empty() {
+            return Err(RotationError::Unusable(
+                "the API servers' metrics show nothing stored by a KMS v2 provider; name the configuration of the API \
+                 servers with --encryption-config"
+                    .into(),
+            ));
+        }
+        Ok(Self::Inferred(found))
+    }
+
+    /// The patterns in their order, each with whether a KMS v2 provider writes what it names.
+    pub fn patterns(&self) -> Vec<(String, bool)> {
+        match self {
+            Self::Configured(configuration) => {
+                let of = |entry: &Entry| {
+                    let writes = kms_v2_writer(entry).is_some();
+                    entry.resources.iter().map(|pattern| (pattern.clone(), writes)).collect::<Vec<_>>()
+                };
+                configuration.entries.iter().flat_map(of).collect()
+            }
+            Self::Inferred(found) => found.keys().map(|resource| (resource.clone(), true)).collect(),
+        }
+    }
+
+    /// The KMS v2 provider that writes this resource.
+    pub fn provider(&self, resource: &Resource) -> Option<&str> {
+        match self {
+            Self::Configured(configuration) => kms_v2_writer(configuration.entry(&resource.plural, &resource.group)?),
+            Self::Inferred(found) => found.get(&resource.to_string()).map(String::as_str),
+        }
+    }
+
+    /// Every KMS v2 provider that writes something.
+    pub fn providers(&self) -> BTreeSet<String> {
+        match self {
+            Self::Configured(configuration) => {
+                configuration.entries.iter().filter_map(kms_v2_writer).map(Into::into).collect()
+            }
+            Self::Inferred(found) => found.values().cloned().collect(),
+        }
+    }
+
+    /// How prefixes of values begin that are written by no KMS v2 provider, by configuration; empty for values in clear.
+    pub fn other_prefixes(&self) -> BTreeSet<String> {
+        match self {
+            Self::Configured(configuration) => configuration.entries.iter().filter_map(other_prefix).collect(),
+            Self::Inferred(_) => BTreeSet::new(),
+        }
+    }
+
+    /// The KMS v2 provider whose plugin serves this socket, where the configuration tells.
+    pub fn provider_at(&self, socket: &Path) -> Option<String> {
+        let Self::Configured(configuration) = self else { return None };
+        let here = |kms: &&Kms| kms.version == KmsVersion::V2 && kms.endpoint.leads_to(socket);
+        let all = configuration.entries.iter().flat_map(|entry| &entry.providers);
+        all.filter_map(Provider::kms).find(here).map(|kms| kms.name.clone())
+    }
+
+    /// Whether it is only a guess.
+    pub fn is_inferred(&self) -> bool {
+        matches!(self, Self::Inferred(_))
+    }
+}
+
+/// The name of the provider that writes, where it is a KMS v2 plugin.
+fn kms_v2_writer(entry: &Entry) -> Option<&str> {
+    let kms = entry.writer()?.kms()?;
+    (kms.version == KmsVersion::V2).then_some(kms.name.as_str())
+}
+
+/// How the values of a provider begin that is not a KMS v2 plugin.
+fn other_prefix(entry: &Entry) -> Option<String> {
+    match entry.writer()? {
+        Provider::Kms(kms) => (kms.version == KmsVersion::V1).then(|| "k8s:enc:kms:v1:".into()),
+        Provider::LocalKeys(kind) => Some(format!("k8s:enc:{kind}:")),
+        Provider::Identity => Some(String::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(plural: &str, group: &str) -> Resource {
+        Resource { group: group.into(), version: "v1".into(), plural: plural.into(), namespaced: true }
+    }
+
+    #[test]
+    fn the_first_entry_that_names_a_resource_says_who_writes_it() {
+        let text = "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
+                    - resources: [secrets, widgets.example.com]\n  providers: [{kms: {apiVersion: v2, name: a, endpoint: \
+                    'unix:/x'}}, {identity: {}}]\n\
+                    - resources: ['*.apps']\n  providers: [{identity: {}}, {kms: {apiVersion: v2, name: c, endpoint: \
+                    'unix:/x'}}]\n\
+                    - resources: ['*.*']\n  providers: [{kms: {apiVersion: v2, name: b, endpoint: 'unix:/y'}}]\n";
+        let coverage = Coverage::Configured(EncryptionConfiguration::parse(text).unwrap());
+        assert_eq!(coverage.provider(&resource("secrets", "")), Some("a"));
+        assert_eq!(coverage.provider(&resource("widgets", "example.com")), Some("a"));
+        assert_eq!(coverage.provider(&resource("deployments", "apps")), None, "identity is first");
+        assert_eq!(coverage.provider(&resource("configmaps", "")), Some("b"));
+        assert_eq!(coverage.provider(&resource("secrets", "example.com")), Some("b"));
+        assert_eq!(coverage.providers().into_iter().collect::<Vec<_>>(), ["a", "b"]);
+    }
+}

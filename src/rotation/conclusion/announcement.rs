@@ -1,0 +1,47 @@
+//! The verdict as a Kubernetes Event, for those who watch the cluster and not this process.
+
+use serde_json::json;
+
+use crate::rotation::cluster::api::{Api, ApiError};
+use crate::rotation::cluster::canary::NAMESPACE;
+use crate::rotation::journal::verdict::{Conclusion, Verdict};
+
+/// The longest message that an Event may have (k8s.io/kubernetes, validation of events).
+const MAX_MESSAGE_CHARS: usize = 1_000;
+
+/// Posts the verdict beside the canary.
+///
+/// # Errors
+/// When the Event was not stored.
+pub async fn announce(api: &Api, verdict: &Verdict) -> Result<(), ApiError> {
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let yes = verdict.conclusion == Conclusion::MayBeDisabled;
+    let event = json!({
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": "rotate-keys-", "namespace": NAMESPACE},
+        "involvedObject": {
+            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "namespace": NAMESPACE, "name": "rotate-keys",
+        },
+        "type": if yes { "Normal" } else { "Warning" },
+        "reason": reason(verdict.conclusion),
+        "message": verdict.sentence.chars().take(MAX_MESSAGE_CHARS).collect::<String>(),
+        "source": {"component": "kube-envelope"},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    });
+    let answer = api.post(&format!("/api/v1/namespaces/{NAMESPACE}/events"), &event).await?;
+    api.success(answer).map(|_| ())
+}
+
+fn reason(conclusion: Conclusion) -> &'static str {
+    match conclusion {
+        Conclusion::MayBeDisabled => "FormerKeysUnused",
+        Conclusion::NothingLeftWait => "FormerKeysStillNeeded",
+        Conclusion::Unproven => "RotationNotProven",
+        Conclusion::Refused => "ObjectsRefused",
+        Conclusion::Leftovers => "LeftoversFound",
+        Conclusion::NothingRotated => "NothingRotated",
+    }
+}

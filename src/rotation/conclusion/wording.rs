@@ -1,0 +1,122 @@
+//! The words of a verdict: what a journal says about the keys, for people.
+
+use std::collections::BTreeSet;
+
+use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::journal::Journal;
+use crate::rotation::keys::name::KeyName;
+use crate::rotation::leftovers::scan::{Method, Scan};
+
+/// What a *Yes* says.
+pub(super) fn yes(journal: &Journal, former: &BTreeSet<KeyName>) -> String {
+    let keys: Vec<_> = former.iter().filter(|key| **key != KeyName::Clear).collect();
+    let mut text = format!("Yes: nothing is stored under {}.", journal.names.show_all(keys.iter().copied()));
+    if keys.is_empty() {
+        text = "Yes: nothing that should be encrypted is stored in clear. There is no former key to disable.".into();
+    } else {
+        text += " It may be disabled; keep it (not destroyed) as long as a snapshot from before must stay restorable.";
+    }
+    if former.contains(&KeyName::Clear) {
+        text += " Snapshots of etcd from before this run hold data in clear: guard or delete them.";
+    }
+    text
+}
+
+/// Why no key was found that could be disabled: what each side uses.
+pub(super) fn nothing_rotated(journal: &Journal) -> String {
+    let targets: Vec<_> = journal.target_keys.iter().map(|key| journal.names.show(key)).collect();
+    let used = match (targets.is_empty(), &journal.verified) {
+        (false, _) => targets.join(", "),
+        (true, Some(scan)) => journal.names.show_all(&scan.groups.keys()),
+        (true, None) => String::new(),
+    };
+    format!(
+        "Nothing was rotated: every key that values were stored under when this run began is still in use ({}), so there \
+         is no former key to disable. {}(A former key that you know of can be named with --former.)",
+        or(&used, "the one that the plugins report"),
+        journal.kek_answers.iter().flat_map(|said| [said.as_str(), ". "]).collect::<String>(),
+    )
+}
+
+/// The keys that a *Yes* allows to disable.
+pub(super) fn may_be_disabled(journal: &Journal, former: &BTreeSet<KeyName>) -> Vec<String> {
+    former.iter().filter(|key| **key != KeyName::Clear).map(|key| journal.names.show(key)).collect()
+}
+
+/// The keys that must stay, each with the reason.
+pub(super) fn must_stay(journal: &Journal, former: &BTreeSet<KeyName>, yes: bool) -> Vec<String> {
+    let mut stay: Vec<String> =
+        journal.target_keys.iter().map(|key| format!("{}: in use", journal.names.show(key))).collect();
+    if let Some(scan) = &journal.verified {
+        let others = scan.groups.keys().into_iter().filter(|key| !journal.target_keys.contains(key));
+        stay.extend(others.filter(|key| *key != KeyName::Clear).map(|key| {
+            let (name, values) = (journal.names.show(&key), scan.groups.needing(&key));
+            let why = if journal.is_target(&key) { "in use" } else { "not the target" };
+            format!("{name}: {why}, {values} value(s)")
+        }));
+    }
+    if !yes {
+        let keys = former.iter().filter(|key| **key != KeyName::Clear);
+        stay.extend(keys.map(|key| format!("{}: until the verdict is Yes", journal.names.show(key))));
+    }
+    stay
+}
+
+/// Up to which revision and time the verdict holds.
+pub(super) fn holds(journal: &Journal) -> Vec<String> {
+    let Some((scan, at)) = journal.verified.as_ref().zip(journal.verified_at) else { return Vec::new() };
+    let mut holds = vec![match scan.revision {
+        Some(revision) => format!("up to etcd revision {revision}, {at}"),
+        None => format!("up to {at}"),
+    }];
+    for (subject, claim) in &journal.claims {
+        let revisions = claim.revisions.iter();
+        holds.extend(revisions.map(|(cluster, revision)| format!("{subject:?}: etcd {cluster} revision {revision}")));
+    }
+    holds
+}
+
+/// What no part of the evidence covers.
+pub(super) fn not_looked_at(journal: &Journal) -> Vec<String> {
+    let skipped = journal.skipped.iter().map(|(what, why)| format!("{what}: {why}"));
+    let unchanged = unchanged(journal).map(|provider| {
+        format!(
+            "provider {provider}: its key_id did not change in this run; an in-place rotation of its key cannot be seen"
+        )
+    });
+    let blind = journal.claims.values().flat_map(|claim| claim.blind_spots.iter().cloned());
+    skipped.chain(unchanged).chain(blind).collect()
+}
+
+/// Providers whose `key_id` is what it was at first, while none of their values was under another one.
+fn unchanged(journal: &Journal) -> impl Iterator<Item = &String> {
+    let groups = journal.first_survey.iter().flat_map(|scan| scan.groups.iter());
+    let moved: BTreeSet<_> = groups
+        .filter_map(|group| group.key_id.as_ref())
+        .filter(|(provider, key_id)| journal.targets.get(provider) != Some(&key_id_hash(key_id)))
+        .map(|(provider, _)| provider.as_str())
+        .collect();
+    let same = |(provider, hash): &(&String, &String)| journal.former.get(*provider) == Some(*hash);
+    journal.targets.iter().filter(same).map(|(provider, _)| provider).filter(move |name| !moved.contains(name.as_str()))
+}
+
+/// One sentence about a search.
+pub fn describe(scan: &Scan) -> String {
+    match scan.method {
+        Method::Etcd => format!(
+            "{} value(s) in etcd at revision {} were looked at by key_id: {} leftover(s)",
+            scan.looked_at,
+            scan.revision.unwrap_or(0),
+            scan.leftovers
+        ),
+        Method::Reads => format!(
+            "{} object(s) were read from etcd through one API server, whose metrics count {} under another key",
+            scan.looked_at, scan.leftovers
+        ),
+    }
+}
+
+/// `text`, or `otherwise` where there is none.
+pub(super) fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
+    if text.is_empty() { otherwise } else { text }
+}

@@ -1,0 +1,9 @@
+//! Whether anything is still stored under a former key: in etcd, in its old revisions, in snapshots of it.
+
+pub mod former;
+pub mod homes;
+pub mod keys_in_etcd;
+pub mod layout;
+pub mod scan;
+pub mod sizes;
+pub mod snapshots;

@@ -1,0 +1,321 @@
+//! A rotation from state to state. The journal is written after each; any state may be begun again.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::settings::Settings;
+use crate::rotation::adoption::{Adoption, Obstacle, Wanted, attempt, joined, look, look_fresh};
+use crate::rotation::cluster::Cluster;
+use crate::rotation::cluster::api::{Api, ApiError};
+use crate::rotation::cluster::canary::canaries;
+use crate::rotation::cluster::lease::{Holder, Lease};
+use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::cluster::resources::Coverage;
+use crate::rotation::conclusion::announcement::announce;
+use crate::rotation::error::RotationError;
+use crate::rotation::event::{Event, Reporter};
+use crate::rotation::journal::verdict::Verdict;
+use crate::rotation::journal::{Journal, State};
+use crate::rotation::rewrite::pace::Pace;
+use crate::rotation::run::plan::{encrypted, fill, reported_now};
+use crate::rotation::run::preflight::dry_run;
+
+/// How often a server is asked whether it has adopted the target key.
+const LOOKS_EVERY: Duration = Duration::from_secs(2);
+
+/// Whether a proof goes on from an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Continuity {
+    /// Nothing that voids it has happened since.
+    Unbroken,
+    /// It is the first, or something has happened: whatever was shown before must be shown again.
+    Broken,
+}
+
+/// A rotation under way.
+pub struct Run<'a> {
+    pub(super) settings: Settings,
+    pub(super) cluster: Cluster,
+    pub(super) coverage: Coverage,
+    pub(super) journal: Journal,
+    pub(super) report: Reporter<'a>,
+    /// Whether the adoption in the journal was seen by this process.
+    pub(super) seen_adopted: bool,
+}
+
+impl<'a> Run<'a> {
+    /// Takes up a journal: a new one, or one that was left.
+    pub async fn take_up(settings: Settings, journal: Journal, report: Reporter<'a>) -> Result<Self, RotationError> {
+        let cluster = Cluster::connect(&settings.access).await?;
+        let mut journal = journal;
+        same_cluster(&cluster, &mut journal).await?;
+        let coverage = coverage(&cluster, &settings).await?;
+        Ok(Self { settings, cluster, coverage, journal, report, seen_adopted: false })
+    }
+
+    /// What was done so far.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Plans only: fills the journal in memory and writes nothing. `fresh`: a rotation follows, so what the plugins
+    /// report must be of now.
+    pub async fn plan(&mut self, fresh: bool) -> Result<(), RotationError> {
+        let found = encrypted(self.cluster.entry(), &self.coverage).await?;
+        found.check_skip(&self.settings.skip)?;
+        let found = found.for_rewriting(self.settings.include_events, &self.settings.skip);
+        let seen = if fresh && self.settings.key_id.is_none() {
+            look_fresh(&self.cluster, &self.coverage.providers(), true).await
+        } else {
+            look(&self.cluster, true).await
+        };
+        let seen = seen.map_err(RotationError::from)?;
+        self.journal.former = reported_now(&seen, &self.coverage)
+            .or_else(|error| if self.settings.rotate_kek { Err(error) } else { Ok(BTreeMap::new()) })?;
+        self.journal.inferred = self.coverage.is_inferred();
+        if !fresh {
+            self.recognise_plugin()?;
+            self.aim().await?;
+        }
+        if let Some(key_id) = &self.settings.key_id {
+            let hash = key_id_hash(key_id);
+            self.journal.targets =
+                self.coverage.providers().into_iter().map(|provider| (provider, hash.clone())).collect();
+        }
+        fill(&mut self.journal, self.cluster.entry(), &found).await
+    }
+
+    /// Tries the rewrite of every object without storing anything.
+    pub async fn dry_run(&mut self) -> Result<(), RotationError> {
+        self.look_ahead().await?;
+        let report = self.report;
+        let counts: BTreeMap<_, _> =
+            self.journal.resources.iter().map(|progress| (progress.resource.clone(), progress.objects)).collect();
+        let (mut pace, keys) = (self.pace(), self.keys_in_etcd().await?);
+        dry_run(
+            self.cluster.entry(),
+            keys.as_ref(),
+            &mut self.journal,
+            &mut pace,
+            &mut |resource, tally, concurrency| {
+                let objects = counts.get(resource).copied().unwrap_or(0);
+                report(Event::Progress { resource, tally, objects, concurrency });
+            },
+        )
+        .await?;
+        self.foretell_too_large().await
+    }
+
+    /// Goes from state to state until the verdict.
+    ///
+    /// # Errors
+    /// The journal then says where it stands; the same call with the journal read again goes on.
+    pub async fn to_end(&mut self) -> Result<Verdict, RotationError> {
+        let report = self.report;
+        let waiting = move |why: &str| report(Event::Waiting(why));
+        self.write()?;
+        self.etcd_takes_writes().await?;
+        let lease = Lease::take(self.cluster.entry().clone(), Holder::this_process(), &waiting).await?;
+        let ended = tokio::select! {
+            ended = self.drive() => ended,
+            other = lease.keep() => Err(RotationError::Paused(format!("another rotate-keys took this one's place: {other}"))),
+        };
+        lease.release().await;
+        if let Ok(verdict) = &ended
+            && let Err(error) = announce(self.cluster.entry(), verdict).await
+        {
+            (self.report)(Event::Note(&format!("the verdict was not posted as an Event: {error}")));
+        }
+        ended
+    }
+
+    async fn drive(&mut self) -> Result<Verdict, RotationError> {
+        self.journal.paused = None;
+        loop {
+            self.write()?;
+            (self.report)(Event::State(self.journal.state));
+            match self.step().await {
+                Ok(None) => {}
+                Ok(Some(verdict)) => {
+                    self.dismiss_shards().await;
+                    return Ok(verdict);
+                }
+                Err(error) => {
+                    self.journal.paused = Some(crate::rotation::cluster::api::chain(&error));
+                    self.write()?;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<Option<Verdict>, RotationError> {
+        let state = self.journal.state;
+        // After a stop nobody knows what the servers did meanwhile; also when all was done but the verdict.
+        if state > State::AwaitAdoption && state != State::Aborted && !self.seen_adopted {
+            let continuity = self.await_adoption().await?;
+            if continuity == Continuity::Broken && state > State::Agree {
+                self.journal.state = State::Agree;
+                return Ok(None);
+            }
+        }
+        self.journal.state = match state {
+            State::Plan => {
+                self.plan(true).await?;
+                State::Preflight
+            }
+            State::Preflight => {
+                self.preflight().await?;
+                if self.settings.rotate_kek { State::RotateKek } else { State::AwaitAdoption }
+            }
+            State::RotateKek => {
+                self.rotate_keks().await?;
+                State::AwaitAdoption
+            }
+            State::AwaitAdoption => {
+                self.await_adoption().await?;
+                State::Agree
+            }
+            State::Agree => self.agree().await?,
+            State::Rewrite => self.rewrite().await?,
+            State::Resweep => self.resweep().await?,
+            State::Verify => self.verify().await?,
+            State::Settle => self.settle().await?,
+            State::Snapshot => self.snapshot().await?,
+            State::Done => match self.confirm().await? {
+                None => {
+                    self.look_at_etcd_again().await?;
+                    return self.conclude().map(Some);
+                }
+                Some(back) => back,
+            },
+            State::Aborted => return self.conclude().map(Some),
+        };
+        Ok(None)
+    }
+
+    pub(super) fn write(&self) -> Result<(), RotationError> {
+        self.journal.write(&self.settings.journal)
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        Pace::new(self.settings.concurrency, self.settings.rate, Instant::now())
+    }
+
+    pub(super) fn wanted(&self) -> Wanted {
+        let rotated = !self.journal.keks_rotated.is_empty() && self.journal.targets.is_empty();
+        let resources = || self.journal.resources.iter();
+        Wanted {
+            providers: self.coverage.providers(),
+            canaries: canaries(&self.coverage),
+            targets: self.journal.targets.clone(),
+            former: if rotated { self.journal.former.clone() } else { BTreeMap::new() },
+            was_adopted: self.journal.adoption.is_some(),
+            accept_unproven: self.settings.accept_unproven,
+            resources: resources().map(|progress| progress.resource.clone()).filter(|one| !one.is_event()).collect(),
+            writers: resources().map(|progress| (progress.resource.to_string(), progress.provider.clone())).collect(),
+            elsewhere: self.coverage.other_prefixes(),
+        }
+    }
+
+    /// Waits until every API server has proven that it uses the target key; says whether that holds since an earlier
+    /// proof without a gap.
+    pub(super) async fn await_adoption(&mut self) -> Result<Continuity, RotationError> {
+        let began = Instant::now();
+        let mut said = String::new();
+        loop {
+            let why = match attempt(&self.cluster, &self.wanted(), self.journal.adoption.as_ref()).await {
+                Ok(adoption) => {
+                    if !adoption.servers.is_empty() && self.waited_enough(began, &adoption) {
+                        return Ok(self.adopted(adoption));
+                    }
+                    "metrics cannot be read, so time must pass".to_owned()
+                }
+                Err(Obstacle::NotYet(why)) => why,
+                Err(Obstacle::Failed(RotationError::Api { source: source @ ApiError::Unreachable { .. }, .. })) => {
+                    source.to_string()
+                }
+                Err(Obstacle::TargetChanged(why)) => {
+                    return Err(RotationError::Paused(format!(
+                        "{why}: another rotation began meanwhile; give this one up (--abort) and begin anew"
+                    )));
+                }
+                Err(Obstacle::Unreadable(why)) => {
+                    return Err(RotationError::NotConverged(format!(
+                        "{why}; without them nothing is proven (--accept-unproven goes on all the same)"
+                    )));
+                }
+                Err(Obstacle::Failed(error)) => return Err(error),
+            };
+            if began.elapsed() >= self.settings.adoption_timeout {
+                let said = [&[why], self.journal.kek_answers.as_slice()].concat().join("; ");
+                return Err(RotationError::NotConverged(said));
+            }
+            if said != why {
+                (self.report)(Event::Waiting(&why));
+                said = why;
+            }
+            tokio::time::sleep(LOOKS_EVERY).await;
+        }
+    }
+
+    /// Without proof, the whole adoption timeout has to pass.
+    fn waited_enough(&self, began: Instant, adoption: &Adoption) -> bool {
+        adoption.evidence == crate::rotation::adoption::Evidence::WriteProof
+            || began.elapsed() + LOOKS_EVERY >= self.settings.adoption_timeout
+    }
+
+    fn adopted(&mut self, adoption: Adoption) -> Continuity {
+        self.seen_adopted = true;
+        self.journal.targets.clone_from(&adoption.targets);
+        let earlier = self.journal.adoption.replace(adoption);
+        let adoption = self.journal.adoption.as_ref().expect("it was just put there");
+        match earlier {
+            // Without metrics there are no counters to compare, so nothing is ever shown to hold or to be broken: the
+            // verdict is *not proven* at best, and going back would never end.
+            Some(_) if adoption.evidence == crate::rotation::adoption::Evidence::Waited => return Continuity::Unbroken,
+            Some(earlier) if earlier.since == adoption.since => return Continuity::Unbroken,
+            Some(_) => {
+                let why = joined(&adoption.broken_by);
+                (self.report)(Event::Note(&format!("what was proven before does not hold any more: {why}")));
+            }
+            None => {}
+        }
+        // What was stored under a former key meanwhile may lie in old revisions and in the snapshot as well.
+        (self.journal.clean_since, self.journal.settled, self.journal.snapshot) = (None, None, None);
+        self.journal.passes = 0;
+        Continuity::Broken
+    }
+
+    /// The server that everything is asked of: one of those that were seen to store under the target key.
+    pub(super) async fn converged(&self) -> Result<Api, RotationError> {
+        let adopted = self.journal.adoption.as_ref().and_then(|adoption| adoption.servers.first());
+        let servers = self.cluster.servers().await.unwrap_or_default();
+        let same = servers.into_iter().find(|api| adopted.is_some_and(|server| server.address == api.address()));
+        Ok(same.unwrap_or_else(|| self.cluster.entry().clone()))
+    }
+}
+
+/// A journal is about one cluster, whatever the kubeconfig says now.
+async fn same_cluster(cluster: &Cluster, journal: &mut Journal) -> Result<(), RotationError> {
+    let uid = cluster.uid().await?;
+    let begun = journal.cluster.get_or_insert_with(|| uid.clone());
+    if *begun == uid {
+        return Ok(());
+    }
+    Err(RotationError::Unusable(format!(
+        "the rotation in the journal is about another cluster: the namespace kube-system has uid {uid} at {}, and had \
+         {begun} when the rotation began",
+        cluster.entry().address()
+    )))
+}
+
+/// What is encrypted: as configured, or as the metrics let one guess.
+pub async fn coverage(cluster: &Cluster, settings: &Settings) -> Result<Coverage, RotationError> {
+    if let Some(file) = &settings.encryption_config {
+        return Coverage::read(file);
+    }
+    let seen = look(cluster, true).await.unwrap_or_default();
+    let scrapes: Vec<_> = seen.into_iter().filter_map(|one| one.scrape).collect();
+    Coverage::infer(&scrapes)
+}
