@@ -1,5 +1,6 @@
 //! The shape of the commands; no behaviour.
 
+pub mod install;
 #[cfg(feature = "rotate")]
 pub mod rotation;
 
@@ -35,6 +36,10 @@ pub enum Command {
     Status(StatusArgs),
     /// Check configuration, machine and KEKs, and say the fix for what is wrong. Changes nothing.
     Doctor(DoctorArgs),
+    /// Write what a control plane needs to run the plugin: configuration, EncryptionConfiguration, pod or unit.
+    Init(Box<install::InitArgs>),
+    /// Print the least policy that each KEK of a configuration needs.
+    Policy(install::PolicyArgs),
     /// Create and change a local keyring file.
     #[command(subcommand)]
     Keyring(KeyringCommand),

@@ -1,7 +1,9 @@
 //! One file for each command: composes what the modules offer, and prints.
 
 pub mod doctor;
+pub mod init;
 pub mod keyring;
+pub mod policy;
 #[cfg(feature = "rotate")]
 pub mod rotate_keys;
 #[cfg(feature = "rotate")]
@@ -55,6 +57,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status(args) => status::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Keyring(command) => keyring::run(command),
+        Command::Init(args) => init::run(&args),
+        Command::Policy(args) => policy::run(&args),
         Command::KeyStoreHost { kind } => {
             serve::hardening::apply();
             key_stores::host(&kind)?;
@@ -65,7 +69,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
 
 /// The exit code that an error stands for.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
-    if error.is::<ConfigError>() { Exit::Usage } else { Exit::Error }
+    if error.is::<ConfigError>() || error.is::<init::Refused>() { Exit::Usage } else { Exit::Error }
 }
 
 /// Runs a command's future on a small runtime.

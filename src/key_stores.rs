@@ -56,6 +56,11 @@ impl KekConfig {
         self.key_store.advice()
     }
 
+    /// The least policy that a KEK of this cluster needs at its vendor.
+    pub fn policy(&self, cluster: &str) -> Policy {
+        self.key_store.policy(cluster)
+    }
+
     /// The KEK. Whatever it needs and cannot get now (a file, a module, a certificate) makes its calls fail with that
     /// reason, until it can be had.
     pub fn open(&self) -> Box<dyn Kek> {
@@ -74,6 +79,17 @@ impl KekConfig {
     pub async fn open_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
         self.key_store.open_rotating().await
     }
+}
+
+/// What a vendor must allow, in the vendor's own words: to be pasted there. `policy` prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Where it belongs, and to whom it is given.
+    pub remark: String,
+    /// For the plugin.
+    pub plugin: String,
+    /// What `rotate-keys --rotate-kek` needs, for whoever runs it and not for the plugin; none where it does not.
+    pub rotation: Option<String>,
 }
 
 /// What works and could be better; `doctor` tells it.
@@ -225,6 +241,9 @@ trait KeyStore: fmt::Debug + Send + Sync {
     fn advice(&self) -> Vec<Advice> {
         Vec::new()
     }
+
+    /// See [`KekConfig::policy`].
+    fn policy(&self, cluster: &str) -> Policy;
 
     /// The versions that can be listed without asking a server.
     async fn versions_on_file(&self) -> Vec<KekVersion> {

@@ -5,6 +5,7 @@ mod client;
 mod credentials;
 mod error;
 mod key;
+mod policy;
 mod rotate;
 mod settings;
 

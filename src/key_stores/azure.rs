@@ -6,6 +6,7 @@
 mod client;
 mod credentials;
 mod error;
+mod policy;
 mod settings;
 
 use std::fmt;

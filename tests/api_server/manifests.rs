@@ -77,7 +77,7 @@ fn the_systemd_unit_serves_at_the_default_places() {
     }
     for (key, value) in [
         ("Type", "notify"),
-        ("Before", "kubelet.service kube-apiserver.service"),
+        ("Before", "kubelet.service kube-apiserver.service k3s.service rke2-server.service"),
         ("LimitMEMLOCK", "infinity"),
         ("RuntimeDirectoryPreserve", "yes"),
         ("NoNewPrivileges", "yes"),

@@ -11,6 +11,7 @@ mod envelope_vectors;
 #[cfg(feature = "rotate")]
 mod fuzz_corpus;
 mod hostile_input;
+mod init;
 mod keyring;
 mod kms_v2_contract;
 mod running;

@@ -77,9 +77,12 @@ fn next_step(socket: &Path) -> String {
          apiVersion: apiserver.config.k8s.io/v1\n\
          kind: EncryptionConfiguration\n\
          resources:\n\
-         - resources: [secrets, configmaps]\n\
-         \x20 providers:\n\
-         \x20 - kms: {{ apiVersion: v2, name: kube-envelope, endpoint: \"unix://{socket}\" }}\n\
-         \x20 - identity: {{}}\n"
+         \x20 - resources: [secrets, configmaps]\n\
+         \x20   providers:\n\
+         \x20     - kms:\n\
+         \x20         apiVersion: v2\n\
+         \x20         name: kube-envelope\n\
+         \x20         endpoint: \"unix://{socket}\"\n\
+         \x20     - identity: {{}}\n"
     )
 }

@@ -9,12 +9,12 @@ use url::Url;
 
 use super::credentials::{self, Aws};
 use super::key::KeyName;
-use super::{AwsKek, client};
+use super::{AwsKek, client, policy};
 use crate::kek::clock::ServerClock;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::renewing::Renewing;
 use crate::key_stores::shared::{address, path};
-use crate::key_stores::{Advice, KeyStore, Mistake, Parsed};
+use crate::key_stores::{Advice, KeyStore, Mistake, Parsed, Policy};
 
 /// Settings as they are written. Credentials come from the SDK's usual places unless `profile` or `credentialsFile`
 /// names one.
@@ -134,6 +134,10 @@ impl KeyStore for KmsKey {
             advice.push(Advice::new(finding, "use the instance's role on the control plane's machines"));
         }
         advice
+    }
+
+    fn policy(&self, cluster: &str) -> Policy {
+        policy::least(&self.key, cluster)
     }
 
     async fn open(&self) -> Result<Box<dyn Kek>, KekError> {

@@ -13,10 +13,11 @@ use url::Url;
 use super::AzureKek;
 use super::client;
 use super::credentials::{Credential, Entra, Identity};
+use super::policy;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
 use crate::key_stores::shared::{http, path};
-use crate::key_stores::{Advice, KeyStore, Mistake, Parsed};
+use crate::key_stores::{Advice, KeyStore, Mistake, Parsed, Policy};
 
 const EXAMPLE: &str = "https://NAME.vault.azure.net";
 
@@ -244,6 +245,10 @@ impl KeyStore for VaultKey {
         let finding = "a workload identity's token comes from the API server that waits for this plugin, unless it is \
                        made by other means";
         vec![Advice::new(finding, "use a managed identity on the control plane's machines")]
+    }
+
+    fn policy(&self, _cluster: &str) -> Policy {
+        policy::least(&self.host, &self.key)
     }
 
     async fn open(&self) -> Result<Box<dyn Kek>, KekError> {

@@ -13,7 +13,7 @@ use super::credentials::{CredentialSource, Google};
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
 use crate::key_stores::shared::{http, path};
-use crate::key_stores::{KeyStore, Mistake, Parsed};
+use crate::key_stores::{KeyStore, Mistake, Parsed, Policy};
 
 const DEFAULT_ENDPOINT: &str = "https://cloudkms.googleapis.com";
 
@@ -94,6 +94,32 @@ impl KeyStore for CloudKmsKey {
     /// Of the name alone: the same key is the same KEK behind whichever endpoint.
     fn lineage(&self) -> Lineage {
         Lineage::derive("gcpKms", &[&self.key])
+    }
+
+    fn policy(&self, _cluster: &str) -> Policy {
+        // projects/P/locations/L/keyRings/R/cryptoKeys/K, as checked when the settings were parsed.
+        let part = |index: usize| self.key.split('/').nth(index).unwrap_or_default();
+        let (project, location, ring, key) = (part(1), part(3), part(5), part(7));
+        let grant = |role: &str, permissions: &str, member: &str| {
+            format!(
+                "gcloud iam roles create {role} --project {project} --permissions \\\n{permissions}\n\
+                 gcloud kms keys add-iam-policy-binding {key} --keyring {ring} --location {location} --project {project} \\\n  \
+                 --member {member} --role projects/{project}/roles/{role}"
+            )
+        };
+        Policy {
+            remark: "custom roles, granted on the key and not on the project; put the members' names".into(),
+            plugin: grant(
+                "kubeEnvelope",
+                "cloudkms.cryptoKeys.get,cloudkms.cryptoKeyVersions.get,cloudkms.cryptoKeyVersions.useToEncrypt,cloudkms.cryptoKeyVersions.useToDecrypt",
+                &format!("serviceAccount:PLUGIN@{project}.iam.gserviceaccount.com"),
+            ),
+            rotation: Some(grant(
+                "kubeEnvelopeRotate",
+                "cloudkms.cryptoKeys.get,cloudkms.cryptoKeys.update,cloudkms.cryptoKeyVersions.get,cloudkms.cryptoKeyVersions.create",
+                "user:OPERATOR",
+            )),
+        }
     }
 
     async fn open(&self) -> Result<Box<dyn Kek>, KekError> {

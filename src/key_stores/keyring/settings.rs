@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::{Keyring, KeyringKek};
 use crate::kek::{Kek, KekError, KekVersion, Lineage, RotateKek};
 use crate::key_stores::shared::path;
-use crate::key_stores::{KeyStore, Parsed};
+use crate::key_stores::{KeyStore, Parsed, Policy};
 
 /// Settings as they are written.
 #[derive(Clone, Debug, Deserialize)]
@@ -47,6 +47,18 @@ impl KeyStore for KeyringFile {
     async fn versions_on_file(&self) -> Vec<KekVersion> {
         let versions = |keyring: Keyring| keyring.versions().iter().map(|one| keyring.kek_version(one)).collect();
         Keyring::read(&self.file).map(versions).unwrap_or_default()
+    }
+
+    fn policy(&self, _cluster: &str) -> Policy {
+        Policy {
+            remark: "a file: whoever reads it opens everything, so it guards backups and stolen etcd disks alone"
+                .into(),
+            plugin: format!(
+                "{}: mode 0600, of the plugin's user, on every node; and one copy elsewhere",
+                self.file.display()
+            ),
+            rotation: None,
+        }
     }
 
     async fn open(&self) -> Result<Box<dyn Kek>, KekError> {

@@ -11,7 +11,7 @@ use super::client::Client;
 use super::mechanism::Mechanism;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::path;
-use crate::key_stores::{KeyStore, Mistake, Parsed};
+use crate::key_stores::{KeyStore, Mistake, Parsed, Policy};
 
 /// Settings as they are written.
 #[derive(Clone, Debug, Deserialize)]
@@ -73,6 +73,23 @@ impl KeyStore for TokenKey {
 
     fn asks_a_server(&self) -> bool {
         false
+    }
+
+    fn policy(&self, _cluster: &str) -> Policy {
+        Policy {
+            remark: format!(
+                "PKCS#11 knows no policies: what counts is who has the PIN of token {:?}, and the key's own attributes",
+                self.token_label
+            ),
+            plugin: format!(
+                "{pin}: mode 0600, of the plugin's user\n\
+                 key {key:?}: CKA_SENSITIVE true, CKA_EXTRACTABLE false, CKA_MODIFIABLE false; and only what its mechanism \
+                 needs: CKA_ENCRYPT and CKA_DECRYPT, or CKA_WRAP and CKA_UNWRAP",
+                pin = self.pin_file.display(),
+                key = self.key_label
+            ),
+            rotation: None,
+        }
     }
 
     async fn open(&self) -> Result<Box<dyn Kek>, KekError> {

@@ -14,7 +14,7 @@ use super::credentials::Login;
 use super::session::Session;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::{address, path};
-use crate::key_stores::{Advice, KeyStore, Mistake, Parsed};
+use crate::key_stores::{Advice, KeyStore, Mistake, Parsed, Policy};
 
 const EXAMPLE: &str = "https://vault.example:8200";
 
@@ -243,6 +243,24 @@ impl KeyStore for TransitKey {
             "the Kubernetes login asks the API server that waits for this plugin: it works only once that is up";
         let advice = "use the jwt login with keys that the server holds itself, a client certificate, or AppRole";
         vec![Advice::new(finding, advice)]
+    }
+
+    fn policy(&self, _cluster: &str) -> Policy {
+        let path =
+            |path: &str, capability: &str| format!("path \"{path}\" {{\n  capabilities = [\"{capability}\"]\n}}");
+        let of_key = |what: &str, capability: &str| path(&format!("{}/{what}/{}", self.mount, self.key), capability);
+        let plugin = [
+            of_key("keys", "read"),
+            of_key("encrypt", "update"),
+            of_key("decrypt", "update"),
+            path("auth/token/lookup-self", "read"),
+            path("auth/token/renew-self", "update"),
+        ];
+        Policy {
+            remark: "a policy of the server's, in the namespace of the mount, for the plugin's login".into(),
+            plugin: plugin.join("\n"),
+            rotation: Some(path(&format!("{}/keys/{}/rotate", self.mount, self.key), "update")),
+        }
     }
 
     async fn open(&self) -> Result<Box<dyn Kek>, KekError> {

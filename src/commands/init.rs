@@ -1,0 +1,44 @@
+//! `init`: from flags or questions to the files of a distribution, and the steps to a running control plane. Shows what
+//! would change, and never replaces a file that differs unless told to.
+
+mod answers;
+mod distribution;
+mod files;
+mod former;
+mod output;
+mod steps;
+mod yaml;
+
+use anyhow::Result;
+
+use super::Exit;
+use crate::cli::install::InitArgs;
+
+/// A wrong or missing argument: exit code 2, and nothing was touched.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(String);
+
+/// Runs the command. Files that differ and were not replaced are [`Exit::Error`].
+///
+/// # Errors
+/// [`Refused`], and those of the file system.
+pub fn run(args: &InitArgs) -> Result<Exit> {
+    let wanted = answers::gather(args)?;
+    let files = files::files(&wanted)?;
+    let differing = output::show(&wanted.root, &files)?;
+    if args.dry_run {
+        println!("\nnothing was written (--dry-run)");
+        return Ok(Exit::Done);
+    }
+    if !differing.is_empty() && !args.force {
+        eprintln!(
+            "\nerror: {} differ; nothing was written. Look at the changes above, then give --force",
+            differing.join(", ")
+        );
+        return Ok(Exit::Error);
+    }
+    output::write(&wanted.root, &files)?;
+    print!("{}", steps::text(&wanted));
+    Ok(Exit::Done)
+}

@@ -1,0 +1,23 @@
+//! `policy`: the least that each KEK's vendor must allow, as the vendor takes it.
+
+use anyhow::Result;
+
+use super::Exit;
+use crate::cli::install::PolicyArgs;
+use crate::config::Config;
+
+/// Runs the command.
+pub fn run(args: &PolicyArgs) -> Result<Exit> {
+    let config = Config::load(&args.config)?;
+    for kek in config.keks.iter().chain(&config.retired) {
+        let policy = kek.policy(&config.cluster);
+        println!("# KEK {}: {}\n# for the plugin:\n{}\n", kek.name, policy.remark, policy.plugin);
+        match policy.rotation {
+            Some(rotation) => {
+                println!("# for whoever runs rotate-keys --rotate-kek, and not for the plugin:\n{rotation}\n")
+            }
+            None => println!("# rotate-keys --rotate-kek needs nothing of its own\n"),
+        }
+    }
+    Ok(Exit::Done)
+}
