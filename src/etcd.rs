@@ -3,6 +3,7 @@
 
 mod cluster;
 mod connect;
+mod history;
 mod scan;
 mod snapshot;
 mod space;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use tonic::Status;
 
 pub use self::cluster::{ClusterId, EtcdCluster, EtcdClusters};
+pub use self::history::History;
 pub use self::scan::Scanned;
 pub use self::snapshot::SnapshotFile;
 pub use self::space::{MemberSpace, Room, Space};

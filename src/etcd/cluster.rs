@@ -204,6 +204,11 @@ impl EtcdCluster {
         Err(last.unwrap_or_else(|| Status::unavailable("the cluster has no member")))
     }
 
+    /// A channel to each member that answered.
+    pub(super) fn channels(&self) -> impl Iterator<Item = Channel> {
+        self.members.iter().map(|member| member.channel.clone())
+    }
+
     /// A client for writing requests, at the first member.
     pub(super) fn kv(&self) -> KvClient<Channel> {
         KvClient::new(self.members[0].channel.clone())
