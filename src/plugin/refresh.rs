@@ -148,7 +148,11 @@ impl Refresh {
         let step = decide(wrapped, self.settings.epoch, &answers, &self.adopted);
         let trouble = match step {
             Step::Keep { trouble } => self.keep(trouble).await,
-            Step::Adopt => self.adopt().await,
+            Step::Adopt => match self.adopt().await {
+                // What is stored still serves.
+                Some(reason) if self.service.serving().generation().is_none() => self.keep(Some(reason)).await,
+                trouble => trouble,
+            },
             Step::Wait { reason } => {
                 self.wait(reason);
                 None
@@ -210,23 +214,34 @@ impl Refresh {
             return Err(decision::went_back(&key_id));
         }
         let generation = Generation::new(Arc::new(dek), wrapped).map_err(|error| error.to_string())?;
-        self.keep_record(&generation);
+        self.keep_record(&generation)?;
         let lineages = generation.wrapped().versions().map(|version| version.lineage).collect();
         self.service.cache().insert(id, generation.dek().clone(), lineages);
         Ok(generation)
     }
 
-    /// Writes the adoption down. A full disk is reported, and does not stop the plugin: the folder is a cache.
-    fn keep_record(&mut self, generation: &Generation) {
-        if self.adopted.last() != Some(generation.key_id()) {
-            self.adopted.push(generation.key_id().clone());
+    /// Writes the adoption down. A full disk is reported, and does not stop a plugin that has nothing to go back to: the
+    /// folder is a cache. A generation that follows one on the disk is not taken up before it is written: a restart would
+    /// go back to the former one, and write under keys that were disabled since.
+    fn keep_record(&mut self, generation: &Generation) -> Result<(), String> {
+        let key_id = generation.key_id();
+        let mut key_ids = self.adopted.clone();
+        if key_ids.last() != Some(key_id) {
+            key_ids.push(key_id.clone());
         }
-        let adopted = Adopted { dek_id: generation.dek_id(), key_ids: self.adopted.clone() };
+        let adopted = Adopted { dek_id: generation.dek_id(), key_ids };
         let store = self.service.store();
-        let kept = store.keep(generation.dek_id(), generation.wrapped()).and_then(|()| store.adopt(&adopted));
-        if let Err(error) = kept {
+        if let Err(error) = store.keep(generation.dek_id(), generation.wrapped()).and_then(|()| store.adopt(&adopted)) {
+            let stored = store.adopted().and_then(|adopted| adopted.key_ids.last().cloned());
+            if let Some(former) = stored.filter(|stored| stored != key_id) {
+                return Err(format!(
+                    "cannot write to stateDir ({error}), and a restart would go back from {key_id} to {former}: make room"
+                ));
+            }
             error!(%error, "cannot write to stateDir; a restart will need every KEK");
         }
+        self.adopted = adopted.key_ids;
+        Ok(())
     }
 
     fn take_up(&self, generation: Generation, what: &str) {

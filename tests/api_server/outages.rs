@@ -10,7 +10,7 @@ use crate::support::fakes::faults::{Answer, Fault};
 use crate::support::key_store::{ALL, KeyStore, reconfigure, settings};
 use crate::support::plugin::encryption_configuration;
 use crate::support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
-use crate::support::{ApiServer, ApiServerOptions, Encryption, Etcd, Plugin, wait_until};
+use crate::support::{ApiServer, ApiServerOptions, Encryption, Etcd, KeyringFile, Plugin, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -246,6 +246,32 @@ async fn a_full_disk_stops_neither_sealing_nor_opening() {
     assert_eq!(decrypt(&plugin, &sealed).await.unwrap(), SEED);
     assert_eq!(decrypt(&plugin, &encrypt(&plugin).await).await.unwrap(), SEED);
     assert!(plugin.process.log().contains("cannot write to stateDir"));
+    plugin.stop();
+    assert!(Command::new("umount").arg(&state).status().unwrap().success());
+}
+
+/// A restart goes back to what is on the disk: with a generation that is not there the plugin would write under a former
+/// version again, perhaps after a verdict that it may be disabled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_version_is_not_adopted_in_place_of_a_stored_one_before_it_is_stored() {
+    let keyring = KeyringFile::create();
+    let kek = format!("keks: [{{name: primary, keyring: {{file: {}}}}}]", keyring.path().display());
+    let mut plugin = Plugin::spawn(&format!("cluster: test\nrefreshInterval: 1s\n{kek}\n"));
+    plugin.stop();
+    let state = plugin.folder().join("state");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs"]).arg(&state).status();
+    assert!(mounted.unwrap().success(), "a small file system, in the test's own mount namespace");
+    plugin.restart().await;
+    let first = plugin.wait_healthy().await;
+    assert!(std::fs::write(state.join("full"), vec![0; 1 << 20]).is_err(), "it is full now");
+    keyring.rotate();
+    wait_until("it says why", SOON, async || plugin.process.log().contains("a restart would go back")).await;
+    assert_eq!(plugin.status().await.unwrap().key_id, first);
+    plugin.stop();
+    plugin.restart().await;
+    assert_eq!(plugin.wait_healthy().await, first);
+    std::fs::remove_file(state.join("full")).unwrap();
+    wait_until("it adopts", SOON, async || plugin.wait_healthy().await != first).await;
     plugin.stop();
     assert!(Command::new("umount").arg(&state).status().unwrap().success());
 }
