@@ -1,14 +1,15 @@
 //! The shape of the commands; no behaviour.
 
 pub mod install;
+mod output;
 #[cfg(feature = "rotate")]
 pub mod rotation;
 
 use std::path::PathBuf;
 
-use clap::builder::PossibleValue;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
+pub use self::output::OutputFormat;
 use crate::config::DEFAULT_PATH;
 use crate::telemetry::LogFormat;
 
@@ -93,16 +94,6 @@ pub struct DoctorArgs {
     pub output: OutputFormat,
 }
 
-/// The form of a command's answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum OutputFormat {
-    /// For people.
-    #[default]
-    Table,
-    /// For programs.
-    Json,
-}
-
 /// The commands on a keyring file. Copy the file to all nodes after each change.
 #[derive(Debug, Subcommand)]
 pub enum KeyringCommand {
@@ -145,17 +136,4 @@ pub enum KeyringCommand {
         #[arg(long, short, value_enum, default_value_t)]
         output: OutputFormat,
     },
-}
-
-impl ValueEnum for LogFormat {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Text, Self::Json]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(match self {
-            Self::Text => PossibleValue::new("text").help("For people"),
-            Self::Json => PossibleValue::new("json").help("One JSON object a line"),
-        })
-    }
 }

@@ -17,16 +17,16 @@ mod shared;
 #[cfg(feature = "transit")]
 pub mod transit;
 
-use std::fmt;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use serde::Deserialize;
 
 use self::opening::OpenedOnUse;
+pub use self::shared::key_store::{Advice, Mistake, Policy};
+use self::shared::key_store::{KeyStore, Parsed};
 use crate::kek::guard::GuardedKek;
 use crate::kek::set::KekSet;
-use crate::kek::{Kek, KekError, KekVersion, Lineage, RotateKek};
+use crate::kek::{Kek, KekError, KekVersion, RotateKek};
 use crate::telemetry::Metrics;
 
 /// Opens every KEK of a configuration: those that wrap, and those that only unwrap.
@@ -81,48 +81,6 @@ impl KekConfig {
     }
 }
 
-/// What a vendor must allow, in the vendor's own words: to be pasted there. `policy` prints it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// Where it belongs, and to whom it is given.
-    pub remark: String,
-    /// For the plugin.
-    pub plugin: String,
-    /// What `rotate-keys --rotate-kek` needs, for whoever runs it and not for the plugin; none where it does not.
-    pub rotation: Option<String>,
-}
-
-/// What works and could be better; `doctor` tells it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Advice {
-    /// What was found.
-    pub finding: String,
-    /// What to do about it.
-    pub advice: String,
-}
-
-impl Advice {
-    #[cfg_attr(not(any(feature = "aws", feature = "azure", feature = "transit")), expect(dead_code))]
-    fn new(finding: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { finding: finding.into(), advice: advice.into() }
-    }
-}
-
-/// A value of the configuration that cannot work, found without looking beyond the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
-    /// The field, as a path below the item; empty where the item itself is meant.
-    pub field: String,
-    /// What is wrong, and the fix.
-    pub problem: String,
-}
-
-impl Mistake {
-    fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { field: field.into(), problem: problem.into() }
-    }
-}
-
 /// One item of the configuration's `keks:` as it is written: a name, and settings under the name of a kind.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -162,9 +120,6 @@ pub const KINDS: &[&str] = &[
     #[cfg(feature = "pkcs11")]
     "pkcs11",
 ];
-
-/// What settings become: the key store's values, or every mistake at once.
-type Parsed = Result<Arc<dyn KeyStore>, Vec<Mistake>>;
 
 impl KekItem {
     /// Checks the settings and turns them into values. Looks at nothing but the settings: whether a file, a token or
@@ -224,35 +179,4 @@ pub fn host(kind: &str) -> std::io::Result<()> {
         "pkcs11" => pkcs11::host::serve(),
         other => Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, format!("{other} needs no host"))),
     }
-}
-
-/// A key in a key store, as the configuration describes it: what each kind gives to the registry.
-#[async_trait]
-trait KeyStore: fmt::Debug + Send + Sync {
-    /// See [`Kek::lineage`].
-    fn lineage(&self) -> Lineage;
-
-    /// Whether it is a server that is asked, which has a clock of its own.
-    fn asks_a_server(&self) -> bool {
-        true
-    }
-
-    /// What works and could be better.
-    fn advice(&self) -> Vec<Advice> {
-        Vec::new()
-    }
-
-    /// See [`KekConfig::policy`].
-    fn policy(&self, cluster: &str) -> Policy;
-
-    /// The versions that can be listed without asking a server.
-    async fn versions_on_file(&self) -> Vec<KekVersion> {
-        Vec::new()
-    }
-
-    /// Reads the files that the KEK is made of. Asks no server.
-    async fn open(&self) -> Result<Box<dyn Kek>, KekError>;
-
-    /// The same for the part that may rotate.
-    async fn open_rotating(&self) -> Result<Box<dyn RotateKek>, KekError>;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::OutputFormat;
+use super::output::OutputFormat;
 
 /// Where an unfinished rotation is remembered.
 pub const DEFAULT_JOURNAL: &str = "/var/lib/kube-envelope/rotation/journal.json";

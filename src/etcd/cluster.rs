@@ -8,12 +8,11 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::connect::{cause, connect};
+use super::connect::{EtcdAccess, EtcdError, cause, connect};
 use super::proto::cluster_client::ClusterClient;
 use super::proto::kv_client::KvClient;
 use super::proto::maintenance_client::MaintenanceClient;
 use super::proto::{MemberListRequest, RangeRequest, RangeResponse, StatusRequest, StatusResponse};
-use super::{EtcdAccess, EtcdError};
 
 /// The id that all members of one etcd cluster share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

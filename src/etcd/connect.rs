@@ -1,11 +1,42 @@
 //! A channel to one etcd endpoint, over TLS where its URL says so.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tonic::Status;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
-use super::{EtcdAccess, EtcdError};
+/// How etcd is reached.
+#[derive(Clone, Debug, Default)]
+pub struct EtcdAccess {
+    /// URLs of members, of one cluster or of several.
+    pub endpoints: Vec<String>,
+    /// The authority that signed the members' certificates.
+    pub ca: Option<PathBuf>,
+    /// Client certificate.
+    pub certificate: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+}
+
+/// Why etcd could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdError {
+    /// A file of the TLS set-up cannot be read.
+    #[error("cannot read {}", .file.display())]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Nobody answers.
+    #[error("no etcd endpoint answers: {0}")]
+    Unreachable(String),
+    /// A request failed.
+    #[error("etcd answered with an error")]
+    Refused(#[source] Box<Status>),
+}
 
 /// Longer than etcd itself lets a request take, so that its own words arrive.
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -2,8 +2,8 @@
 
 use tonic::Code;
 
-use super::EtcdError;
 use super::cluster::{EtcdCluster, end_of, words};
+use super::connect::EtcdError;
 use super::proto::{CompactionRequest, KeyValue, RangeRequest};
 
 /// About how much a page may hold, so that memory stays flat however large the values are.

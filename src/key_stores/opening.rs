@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
 
-use super::KeyStore;
+use super::shared::key_store::KeyStore;
 use crate::crypto::secret::Dek;
 use crate::kek::clock::ServerClock;
 use crate::kek::{Kek, KekError, KekVersion, Lineage, Unwrapped, WrapContext, WrappedDek};

@@ -6,10 +6,13 @@ pub(super) mod address;
 pub(super) mod credential_file;
 #[cfg(any(feature = "azure", feature = "gcp"))]
 pub(super) mod http;
+pub(super) mod key_store;
 pub(super) mod path;
 #[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
 pub(super) mod renewing;
 #[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
 pub(super) mod retry_after;
+#[cfg(any(feature = "gcp", feature = "transit"))]
+pub(super) mod secret_text;
 #[cfg(any(feature = "azure", feature = "gcp", feature = "transit"))]
 pub(super) mod tls;

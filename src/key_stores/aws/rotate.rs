@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::AwsKek;
 use super::error::{Action, Call, aws_code};
+use super::kek::AwsKek;
 use crate::kek::{KekCause, KekError, KekVersion, RotateKek};
 
 /// Longest wait for new material to be current: AWS gives no bound, only that it takes a moment.

@@ -7,14 +7,16 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use url::Url;
 
+use super::client;
 use super::credentials::{self, Aws};
+use super::kek::AwsKek;
 use super::key::KeyName;
-use super::{AwsKek, client, policy};
+use super::policy;
 use crate::kek::clock::ServerClock;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::key_stores::shared::key_store::{Advice, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::renewing::Renewing;
 use crate::key_stores::shared::{address, path};
-use crate::key_stores::{Advice, KeyStore, Mistake, Parsed, Policy};
 
 /// Settings as they are written. Credentials come from the SDK's usual places unless `profile` or `credentialsFile`
 /// names one.

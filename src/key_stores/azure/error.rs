@@ -12,9 +12,9 @@ use serde::Deserialize;
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::retry_after;
 
-/// What was asked: some answers mean different things to different questions.
+/// What was asked: some answers mean different things for different actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Question {
+pub(super) enum Action {
     /// The key and its latest version.
     Key,
     /// Wrap under a version.
@@ -68,13 +68,13 @@ enum Forbidden {
 }
 
 /// What an error of the SDK means.
-pub(super) fn map(question: Question, error: &Error) -> KekError {
+pub(super) fn kek_error(action: Action, error: &Error) -> KekError {
     if let Some(error) = our_own(error) {
         return error;
     }
     match error.kind() {
         ErrorKind::HttpResponse { status, raw_response, .. } => {
-            vault(question, u16::from(*status), raw_response.as_deref())
+            vault(action, u16::from(*status), raw_response.as_deref())
         }
         ErrorKind::Credential => login_refusal(error),
         // The SDK's own text may quote the answer, and the answer may hold a DEK.
@@ -95,7 +95,7 @@ fn our_own(error: &Error) -> Option<KekError> {
     None
 }
 
-fn vault(question: Question, status: u16, response: Option<&RawResponse>) -> KekError {
+fn vault(action: Action, status: u16, response: Option<&RawResponse>) -> KekError {
     let wait = response.and_then(|raw| wait(raw.headers()));
     let parsed = response.and_then(|raw| serde_json::from_slice::<Body>(raw.body()).ok());
     let Some(Body { error: detail }) = parsed.filter(|body| !body.error.code.is_empty()) else {
@@ -108,11 +108,11 @@ fn vault(question: Question, status: u16, response: Option<&RawResponse>) -> Kek
     let cause = match (status, detail.code.as_str()) {
         (401, _) => KekCause::Unauthenticated,
         (403, _) => return forbidden(&inner, &detail.message, message),
-        (404, "KeyNotFound") if question == Question::Unwrap => KekCause::UnknownVersion,
+        (404, "KeyNotFound") if action == Action::Unwrap => KekCause::UnknownVersion,
         (404, "KeyNotFound") => KekCause::Denied,
         // A key that is being deleted or recovered.
         (409, _) if inner == "ObjectIsDeletedButRecoverable" => KekCause::Denied,
-        (400, _) if question == Question::Unwrap => KekCause::Rejected,
+        (400, _) if action == Action::Unwrap => KekCause::Rejected,
         (400, _) => KekCause::Misconfigured,
         (429, _) => KekCause::Throttled,
         (500..=599, _) => KekCause::Unavailable,
@@ -208,22 +208,22 @@ mod tests {
         Error::from(ErrorKind::HttpResponse { status, error_code: None, raw_response: Some(Box::new(raw)) })
     }
 
-    fn asked(question: Question, status: u16, code: &str, inner: &str, text: &str) -> KekError {
+    fn asked(action: Action, status: u16, code: &str, inner: &str, text: &str) -> KekError {
         let mut body = json!({"error": {"code": code, "message": text}});
         if !inner.is_empty() {
             body["error"]["innererror"] = json!({"code": inner});
         }
-        map(question, &answered(status, &body.to_string(), Headers::new()))
+        kek_error(action, &answered(status, &body.to_string(), Headers::new()))
     }
 
     /// Row by row: what Key Vault answers, and what it means.
     #[test]
     fn each_answer_of_key_vault_says_what_the_operator_must_do() {
+        use Action::{Key, Rotate, Unwrap, Wrap};
         use KekCause::{Denied, Misconfigured, Rejected, Throttled, Unauthenticated, Unavailable, UnknownVersion};
-        use Question::{Key, Rotate, Unwrap, Wrap};
         let policy =
             "The user, group or application 'appid=x' does not have keys unwrapKey permission on key vault 'v'.";
-        for (question, status, code, inner, text, cause) in [
+        for (action, status, code, inner, text, cause) in [
             (Key, 401, "Unauthorized", "", "AKV10032: Invalid issuer.", Unauthenticated),
             (Unwrap, 403, "Forbidden", "KeyDisabled", "", Denied),
             (Unwrap, 403, "Forbidden", "KeyExpired", "", Denied),
@@ -247,8 +247,8 @@ mod tests {
             (Key, 500, "InternalServerError", "", "", Unavailable),
             (Key, 503, "ServiceUnavailable", "", "", Unavailable),
         ] {
-            let error = asked(question, status, code, inner, text);
-            assert_eq!(error.cause(), cause, "{question:?} {status} {code} {inner} {text}: {error}");
+            let error = asked(action, status, code, inner, text);
+            assert_eq!(error.cause(), cause, "{action:?} {status} {code} {inner} {text}: {error}");
             assert!(error.to_string().contains(code), "{error}");
         }
     }
@@ -257,8 +257,8 @@ mod tests {
     fn an_answer_that_is_not_key_vaults_is_never_a_denial() {
         for status in [302, 400, 401, 403, 404, 409, 418, 500, 503] {
             for body in ["", "default backend - 404", "<html>403</html>", "{}", r#"{"error":"forbidden"}"#] {
-                for question in [Question::Key, Question::Unwrap] {
-                    let error = map(question, &answered(status, body, Headers::new()));
+                for action in [Action::Key, Action::Unwrap] {
+                    let error = kek_error(action, &answered(status, body, Headers::new()));
                     assert_eq!(error.cause(), KekCause::Unavailable, "{status} {body}");
                 }
             }
@@ -270,7 +270,7 @@ mod tests {
         let mut headers = Headers::new();
         headers.insert("retry-after", "9");
         let body = json!({"error": {"code": "Throttled"}}).to_string();
-        let error = map(Question::Wrap, &answered(429, &body, headers));
+        let error = kek_error(Action::Wrap, &answered(429, &body, headers));
         assert_eq!((error.cause(), error.retry_after()), (KekCause::Throttled, Some(Duration::from_secs(9))));
     }
 
@@ -293,7 +293,7 @@ mod tests {
     fn an_entra_that_does_not_answer_is_waited_for() {
         let inner = Error::new(ErrorKind::Io, KekError::unavailable("login: no answer in time"));
         let silent = Error::with_error(ErrorKind::Credential, inner, "authentication failed");
-        let error = map(Question::Key, &silent);
+        let error = kek_error(Action::Key, &silent);
         assert_eq!(error.cause(), KekCause::Unavailable);
         assert!(error.to_string().contains("no answer in time"), "{error}");
     }

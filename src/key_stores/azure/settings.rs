@@ -10,14 +10,14 @@ use azure_security_keyvault_keys::{KeyClient, KeyClientOptions};
 use serde::Deserialize;
 use url::Url;
 
-use super::AzureKek;
 use super::client;
 use super::credentials::{Credential, Entra, Identity};
+use super::kek::AzureKek;
 use super::policy;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
+use crate::key_stores::shared::key_store::{Advice, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::{http, path};
-use crate::key_stores::{Advice, KeyStore, Mistake, Parsed, Policy};
 
 const EXAMPLE: &str = "https://NAME.vault.azure.net";
 

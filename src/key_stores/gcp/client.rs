@@ -8,13 +8,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::Zeroizing;
 
-use super::credentials::{Google, SecretText};
-use super::error::{Question, map};
+use super::credentials::Google;
+use super::error::{Action, kek_error};
 use crate::crypto::secret::{DEK_BYTES, Dek};
 use crate::kek::clock::ServerClock;
 use crate::kek::{KekCause, KekError, unwrapped_dek};
 use crate::key_stores::shared::http;
 use crate::key_stores::shared::renewing::Renewing;
+use crate::key_stores::shared::secret_text::SecretText;
 
 /// A key, as far as it is looked at.
 #[derive(Debug, Deserialize)]
@@ -136,12 +137,12 @@ impl Client {
 
     /// The key with its primary version.
     pub(super) async fn key(&self) -> Result<CryptoKey, KekError> {
-        self.call(Question::Key, Method::GET, &self.name, None).await
+        self.call(Action::Key, Method::GET, &self.name, None).await
     }
 
     /// One version of the key, by its full name.
     pub(super) async fn version(&self, name: &str) -> Result<CryptoKeyVersion, KekError> {
-        self.call(Question::Version, Method::GET, name, None).await
+        self.call(Action::Version, Method::GET, name, None).await
     }
 
     /// The full name of the version of this number.
@@ -151,14 +152,14 @@ impl Client {
 
     pub(super) async fn create_version(&self) -> Result<CryptoKeyVersion, KekError> {
         let path = format!("{}/cryptoKeyVersions", self.name);
-        self.call(Question::Rotate, Method::POST, &path, Some(b"{}")).await
+        self.call(Action::Rotate, Method::POST, &path, Some(b"{}")).await
     }
 
     pub(super) async fn make_primary(&self, version: &CryptoKeyVersion) -> Result<(), KekError> {
         let id = version.number(&self.name)?;
         let body = format!(r#"{{"cryptoKeyVersionId":"{id}"}}"#);
         let path = format!("{}:updatePrimaryVersion", self.name);
-        let _: CryptoKey = self.call(Question::Rotate, Method::POST, &path, Some(body.as_bytes())).await?;
+        let _: CryptoKey = self.call(Action::Rotate, Method::POST, &path, Some(body.as_bytes())).await?;
         Ok(())
     }
 
@@ -173,7 +174,7 @@ impl Client {
         };
         let body = Zeroizing::new(serde_json::to_vec(&request).expect("a request has only string keys"));
         let path = format!("{version}:encrypt");
-        let answer: EncryptResponse = self.call(Question::Encrypt, Method::POST, &path, Some(&body)).await?;
+        let answer: EncryptResponse = self.call(Action::Encrypt, Method::POST, &path, Some(&body)).await?;
         if !answer.verified_plaintext_crc32c || !answer.verified_additional_authenticated_data_crc32c {
             return Err(damaged("Cloud KMS did not verify the checksums of what was sent"));
         }
@@ -199,7 +200,7 @@ impl Client {
         };
         let body = serde_json::to_vec(&request).expect("a request has only string keys");
         let path = format!("{}:decrypt", self.name);
-        let answer: DecryptResponse = self.call(Question::Decrypt, Method::POST, &path, Some(&body)).await?;
+        let answer: DecryptResponse = self.call(Action::Decrypt, Method::POST, &path, Some(&body)).await?;
         let mut plain = Zeroizing::new([0; DEK_BYTES + 4]);
         let length = BASE64_STANDARD
             .decode_slice(answer.plaintext.expose().as_bytes(), plain.as_mut_slice())
@@ -213,17 +214,17 @@ impl Client {
 
     async fn call<T: DeserializeOwned>(
         &self,
-        question: Question,
+        action: Action,
         method: Method,
         path: &str,
         body: Option<&[u8]>,
     ) -> Result<T, KekError> {
-        self.tokens.with(|token| self.attempt(question, &method, path, body, token)).await
+        self.tokens.with(|token| self.attempt(action, &method, path, body, token)).await
     }
 
     async fn attempt<T: DeserializeOwned>(
         &self,
-        question: Question,
+        action: Action,
         method: &Method,
         path: &str,
         body: Option<&[u8]>,
@@ -231,7 +232,7 @@ impl Client {
     ) -> Result<T, KekError> {
         let answer = http::send(&self.http, self.request(method, path, body, token.expose())?).await?;
         if answer.status != 200 {
-            return Err(map(question, &answer));
+            return Err(kek_error(action, &answer));
         }
         serde_json::from_slice(&answer.body).map_err(|error| {
             // Only the place: the library's own text may quote the answer, and the answer may hold a DEK.

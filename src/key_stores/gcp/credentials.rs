@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use gcp_auth::CustomServiceAccount;
 use reqwest::{Method, Request};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::json;
 use url::Url;
 use zeroize::Zeroizing;
@@ -22,6 +22,7 @@ use crate::key_stores::shared::address::{PlainHttp, is_loopback};
 use crate::key_stores::shared::credential_file::{self, Content};
 use crate::key_stores::shared::http;
 use crate::key_stores::shared::renewing::{Loaded, Source};
+use crate::key_stores::shared::secret_text::SecretText;
 
 const SCOPE: &str = "https://www.googleapis.com/auth/cloudkms";
 const USER_TOKEN_URI: &str = "https://oauth2.googleapis.com/token";
@@ -48,22 +49,6 @@ impl CredentialSource {
             Some(file) => Self::File { file, plain_http },
             None => Self::Ambient { user_file: std::env::home_dir().map(|home| home.join(USER_FILE)) },
         }
-    }
-}
-
-/// A token, a secret, a DEK in base64: cleared when dropped, never printed.
-#[derive(Default)]
-pub(super) struct SecretText(Zeroizing<String>);
-
-impl SecretText {
-    pub(super) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl<'de> Deserialize<'de> for SecretText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|token| Self(Zeroizing::new(token)))
     }
 }
 
@@ -250,7 +235,7 @@ impl Source for Google {
     }
 
     fn same(&self, one: &SecretText, other: &SecretText) -> bool {
-        one.0 == other.0
+        one == other
     }
 }
 

@@ -8,9 +8,9 @@ use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::http::Answer;
 use crate::key_stores::shared::retry_after;
 
-/// What was asked: some answers mean different things to different questions.
+/// What was asked: some answers mean different things for different actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Question {
+pub(super) enum Action {
     /// The key and its primary version.
     Key,
     /// One version.
@@ -83,7 +83,7 @@ const ABOUT_THE_PROJECT: [(&str, &str); 12] = [
 ];
 
 /// What an answer that is not 200 means. One that is not in Google's own form is of somebody in between.
-pub(super) fn map(question: Question, answer: &Answer) -> KekError {
+pub(super) fn kek_error(action: Action, answer: &Answer) -> KekError {
     let status = match serde_json::from_slice::<Body>(&answer.body) {
         Ok(Body { error }) if error.http == answer.status => error,
         _ => return foreign(answer),
@@ -93,7 +93,7 @@ pub(super) fn map(question: Question, answer: &Answer) -> KekError {
         "UNAUTHENTICATED" => KekCause::Unauthenticated,
         "PERMISSION_DENIED" => return permission(&status, message),
         // Where a version was asked for, it is the version that is not there.
-        "NOT_FOUND" if matches!(question, Question::Encrypt | Question::Version) => KekCause::UnknownVersion,
+        "NOT_FOUND" if matches!(action, Action::Encrypt | Action::Version) => KekCause::UnknownVersion,
         "NOT_FOUND" => KekCause::Denied,
         "FAILED_PRECONDITION" => match status.key_state() {
             Some(cause) => cause,
@@ -101,7 +101,7 @@ pub(super) fn map(question: Question, answer: &Answer) -> KekError {
         },
         // What we sent was damaged on its way: the same again may arrive whole.
         "INVALID_ARGUMENT" if status.is_checksum() => KekCause::Unavailable,
-        "INVALID_ARGUMENT" if question == Question::Decrypt => KekCause::Rejected,
+        "INVALID_ARGUMENT" if action == Action::Decrypt => KekCause::Rejected,
         "INVALID_ARGUMENT" => KekCause::Misconfigured,
         "RESOURCE_EXHAUSTED" => {
             let wait = status.retry_delay().or_else(|| retry_after::of(&answer.headers));
@@ -185,9 +185,9 @@ mod tests {
 
     use super::*;
 
-    fn asked(question: Question, code: u16, status: &str, message: &str, details: &Value) -> KekError {
+    fn asked(action: Action, code: u16, status: &str, message: &str, details: &Value) -> KekError {
         let body = json!({"error": {"code": code, "message": message, "status": status, "details": details}});
-        map(question, &answer(code, body.to_string()))
+        kek_error(action, &answer(code, body.to_string()))
     }
 
     fn answer(status: u16, body: String) -> Answer {
@@ -206,14 +206,14 @@ mod tests {
     /// Row by row: what Google answers, and what it means.
     #[test]
     fn each_answer_of_cloud_kms_says_what_the_operator_must_do() {
+        use Action::{Decrypt, Encrypt, Key, Rotate, Version};
         use KekCause::{Denied, Misconfigured, Rejected, Throttled, Unauthenticated, Unavailable, UnknownVersion};
-        use Question::{Decrypt, Encrypt, Key, Rotate, Version};
         let none = || json!([]);
         let permission = "Permission 'cloudkms.cryptoKeyVersions.useToDecrypt' denied on resource 'projects/p'";
         let disabled = "projects/p/…/cryptoKeyVersions/1 is not enabled, current state is: DISABLED.";
         let pending = "projects/p/…/cryptoKeyVersions/1 is not enabled, current state is: PENDING_GENERATION.";
         let checksum = "The checksum in field ciphertext_crc32c did not match the data in field ciphertext.";
-        let rows: Vec<(Question, u16, &str, &str, Value, KekCause)> = vec![
+        let rows: Vec<(Action, u16, &str, &str, Value, KekCause)> = vec![
             (Key, 401, "UNAUTHENTICATED", "Request had invalid credentials.", none(), Unauthenticated),
             (Key, 403, "PERMISSION_DENIED", "scopes", reason("ACCESS_TOKEN_SCOPE_INSUFFICIENT"), Unauthenticated),
             (Decrypt, 403, "PERMISSION_DENIED", permission, none(), Denied),
@@ -257,9 +257,9 @@ mod tests {
             (Key, 503, "UNAVAILABLE", "", none(), Unavailable),
             (Key, 501, "UNIMPLEMENTED", "", none(), Unavailable),
         ];
-        for (question, http, code, message, details, cause) in rows {
-            let error = asked(question, http, code, message, &details);
-            assert_eq!(error.cause(), cause, "{question:?} {http} {code} {message}: {error}");
+        for (action, http, code, message, details, cause) in rows {
+            let error = asked(action, http, code, message, &details);
+            assert_eq!(error.cause(), cause, "{action:?} {http} {code} {message}: {error}");
             assert!(error.to_string().contains(code), "{error}");
         }
     }
@@ -276,8 +276,8 @@ mod tests {
                 r#"{"error": {"message": "no status"}}"#,
                 r#"{"error": {"code": 499, "status": "PERMISSION_DENIED", "message": "Permission 'x' denied"}}"#,
             ] {
-                for question in [Question::Key, Question::Decrypt] {
-                    let error = map(question, &answer(status, body.into()));
+                for action in [Action::Key, Action::Decrypt] {
+                    let error = kek_error(action, &answer(status, body.into()));
                     assert_eq!(error.cause(), KekCause::Unavailable, "{status} {body}");
                 }
             }
@@ -287,19 +287,19 @@ mod tests {
     #[test]
     fn a_missing_permission_is_named_and_may_be_one_that_newer_credentials_have() {
         let text = "Permission 'cloudkms.cryptoKeyVersions.useToDecrypt' denied on resource 'projects/p'";
-        let error = asked(Question::Decrypt, 403, "PERMISSION_DENIED", text, &json!([]));
+        let error = asked(Action::Decrypt, 403, "PERMISSION_DENIED", text, &json!([]));
         assert!(error.is_by_policy() && error.to_string().contains("useToDecrypt"), "{error}");
-        let state = asked(Question::Decrypt, 400, "FAILED_PRECONDITION", "", &violation("KEY_DISABLED"));
+        let state = asked(Action::Decrypt, 400, "FAILED_PRECONDITION", "", &violation("KEY_DISABLED"));
         assert!(!state.is_by_policy());
     }
 
     #[test]
     fn a_throttled_call_carries_the_time_to_wait() {
         let details = json!([{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1.5s"}]);
-        let error = asked(Question::Encrypt, 429, "RESOURCE_EXHAUSTED", "Quota exceeded", &details);
+        let error = asked(Action::Encrypt, 429, "RESOURCE_EXHAUSTED", "Quota exceeded", &details);
         assert_eq!((error.cause(), error.retry_after()), (KekCause::Throttled, Some(Duration::from_millis(1500))));
         let mut answer = answer(429, String::new());
         answer.headers.insert("retry-after", "7".parse().expect("a header"));
-        assert_eq!(map(Question::Key, &answer).retry_after(), Some(Duration::from_secs(7)));
+        assert_eq!(kek_error(Action::Key, &answer).retry_after(), Some(Duration::from_secs(7)));
     }
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Deserialize;
 
-use super::GcpKek;
 use super::client::Client;
 use super::credentials::{CredentialSource, Google};
+use super::kek::GcpKek;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
+use crate::key_stores::shared::key_store::{KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::{http, path};
-use crate::key_stores::{KeyStore, Mistake, Parsed, Policy};
 
 const DEFAULT_ENDPOINT: &str = "https://cloudkms.googleapis.com";
 

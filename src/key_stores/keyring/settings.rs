@@ -6,10 +6,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::Deserialize;
 
-use super::{Keyring, KeyringKek};
+use super::file::Keyring;
+use super::kek::KeyringKek;
 use crate::kek::{Kek, KekError, KekVersion, Lineage, RotateKek};
+use crate::key_stores::shared::key_store::{KeyStore, Parsed, Policy};
 use crate::key_stores::shared::path;
-use crate::key_stores::{KeyStore, Parsed, Policy};
 
 /// Settings as they are written.
 #[derive(Clone, Debug, Deserialize)]

@@ -28,7 +28,7 @@ impl From<Trouble> for KekError {
     fn from(trouble: Trouble) -> Self {
         match trouble {
             Trouble::Found(error) => error,
-            Trouble::Module(error) => failure(&error),
+            Trouble::Module(error) => kek_error(&error),
         }
     }
 }
@@ -66,7 +66,7 @@ pub(super) fn no_verdict(error: &Error) -> bool {
 }
 
 /// The error for what the module answered.
-pub(super) fn failure(error: &Error) -> KekError {
+pub(super) fn kek_error(error: &Error) -> KekError {
     let short = short(error);
     match cause(error) {
         Some((cause, text)) => KekError::new(cause, format!("{text} ({short})")),
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     fn cause_of(rv: RvError) -> KekCause {
-        failure(&Error::Pkcs11(rv, Function::Decrypt)).cause()
+        kek_error(&Error::Pkcs11(rv, Function::Decrypt)).cause()
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_return_value_that_nobody_mapped_is_transient_and_says_so() {
-        let error = failure(&Error::Pkcs11(RvError::NextOtp, Function::Decrypt));
+        let error = kek_error(&Error::Pkcs11(RvError::NextOtp, Function::Decrypt));
         assert_eq!(error.cause(), KekCause::Unavailable);
         assert!(error.to_string().contains("unmapped"), "{error}");
     }

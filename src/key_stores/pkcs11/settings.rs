@@ -6,12 +6,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::Deserialize;
 
-use super::Pkcs11Kek;
 use super::client::Client;
+use super::kek::Pkcs11Kek;
 use super::mechanism::Mechanism;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::key_stores::shared::key_store::{KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::path;
-use crate::key_stores::{KeyStore, Mistake, Parsed, Policy};
 
 /// Settings as they are written.
 #[derive(Clone, Debug, Deserialize)]

@@ -11,7 +11,7 @@ use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 use zeroize::Zeroizing;
 
-use super::error::{Trouble, failure};
+use super::error::{Trouble, kek_error};
 use super::mechanism::Mechanism;
 use crate::kek::{KekCause, KekError};
 
@@ -45,7 +45,7 @@ impl Token {
         let pin = std::str::from_utf8(pin).map_err(|_| KekError::misconfigured("the PIN is not text"))?;
         let pin = Zeroizing::new(pin.to_owned());
         let named = |error: Error| {
-            let error = failure(&error);
+            let error = kek_error(&error);
             KekError::new(error.cause(), format!("PKCS#11 module {}", file.display())).with_source(error)
         };
         let module = Pkcs11::new(file).map_err(named)?;
@@ -60,7 +60,7 @@ impl Token {
 
     /// The mechanism to wrap with, by what the token offers.
     pub fn choose_mechanism(&self, wanted: Option<Mechanism>) -> Result<Mechanism, KekError> {
-        let offered = self.module.get_mechanism_list(self.slot()?).map_err(|error| failure(&error))?;
+        let offered = self.module.get_mechanism_list(self.slot()?).map_err(|error| kek_error(&error))?;
         Mechanism::choose(wanted, &offered)
             .map_err(|problem| KekError::misconfigured(format!("token {:?} {problem}", self.label)))
     }
@@ -142,7 +142,7 @@ impl Token {
     fn slot(&self) -> Result<Slot, KekError> {
         let mut labels = Vec::new();
         let mut found = Vec::new();
-        for slot in self.module.get_slots_with_initialized_token().map_err(|error| failure(&error))? {
+        for slot in self.module.get_slots_with_initialized_token().map_err(|error| kek_error(&error))? {
             // A token pulled out between the two calls is simply not among them.
             let Ok(token) = self.module.get_token_info(slot) else { continue };
             let label = token.label().trim_end();

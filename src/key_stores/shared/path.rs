@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::key_stores::Mistake;
+use crate::key_stores::shared::key_store::Mistake;
 
 /// Notes a path that does not mean the same wherever the plugin is started.
 pub(in crate::key_stores) fn check(mistakes: &mut Vec<Mistake>, field: &str, path: &Path) {

@@ -10,12 +10,12 @@ use reqwest::{Identity, Response};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::SecretText;
-use super::error::{failure, is_about_the_token};
-use super::request::{Asked, Request};
+use super::error::{is_about_the_token, kek_error};
+use super::request::{Action, Request};
 use super::settings::{ClientCertificate, Servers};
 use crate::kek::clock::ServerClock;
 use crate::kek::{KekCause, KekError};
+use crate::key_stores::shared::secret_text::SecretText;
 use crate::key_stores::shared::{retry_after, tls};
 
 /// No answer that is of use here comes near it: a key with thousands of versions takes less.
@@ -98,9 +98,9 @@ impl Client {
 
     async fn send_to(&self, address: &str, request: &Request, token: Option<&SecretText>) -> Result<Answer, Failure> {
         let url = format!("{}/v1/{}", address.trim_end_matches('/'), request.path);
-        let timeout = match (request.asked, self.servers.addresses.len()) {
-            (Asked::Login, 1) => LOGIN_TIMEOUT_OF_ONE,
-            (Asked::Login, _) => LOGIN_TIMEOUT_OF_SEVERAL,
+        let timeout = match (request.action, self.servers.addresses.len()) {
+            (Action::Login, 1) => LOGIN_TIMEOUT_OF_ONE,
+            (Action::Login, _) => LOGIN_TIMEOUT_OF_SEVERAL,
             (_, 1) => TIMEOUT_OF_ONE,
             _ => TIMEOUT_OF_SEVERAL,
         };
@@ -127,7 +127,7 @@ impl Client {
         let messages = serde_json::from_slice(&body).ok().map(|Messages { errors }| errors);
         let invalid_token = status == 403 && messages.iter().flatten().any(|said| is_about_the_token(said));
         let forbidden = status == 403 && messages.is_some();
-        let error = failure(request, status, messages.as_deref(), wait);
+        let error = kek_error(request, status, messages.as_deref(), wait);
         Err(Failure { error, forbidden, invalid_token, connected: true })
     }
 
@@ -141,7 +141,7 @@ impl Client {
             headers.insert("x-vault-namespace", value);
         }
         if let Some(token) = token {
-            let mut value = HeaderValue::from_str(&token.0).map_err(|_| {
+            let mut value = HeaderValue::from_str(token.expose()).map_err(|_| {
                 Failure::of(KekError::misconfigured("the token has characters that cannot be sent in a header"))
             })?;
             value.set_sensitive(true);

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::client::{Client, Failure};
-use super::request::{Asked, Request, json};
-use super::{Data, SecretText};
+use super::request::{Action, Data, Request, json};
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::credential_file::{self, Content};
 use crate::key_stores::shared::renewing::{Loaded, Source};
+use crate::key_stores::shared::secret_text::SecretText;
 
 /// How the plugin gets its token.
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ impl Login {
 
     /// Where to log in and with what; `None` where the content is the token.
     fn request(&self, content: Option<&Content>) -> Option<Request> {
-        let secret = || SecretText(content.map(|content| content.text.clone()).unwrap_or_default());
+        let secret = || SecretText::new(content.map(|content| content.text.clone()).unwrap_or_default());
         let (path, body) = match self {
             Self::TokenFile { .. } => return None,
             Self::AppRole { path, role_id, .. } => (path, Body::AppRole { role_id, secret_id: secret() }),
@@ -59,7 +59,7 @@ impl Login {
             Self::Cert { path, role } => (path, Body::Cert { name: role.as_deref() }),
         };
         let body = Some(json(&body));
-        Some(Request { asked: Asked::Login, method: Method::POST, path: path.clone(), body, idempotent: true })
+        Some(Request { action: Action::Login, method: Method::POST, path: path.clone(), body, idempotent: true })
     }
 }
 
@@ -116,7 +116,7 @@ pub(super) struct Tokens {
 impl Tokens {
     /// Finds out how long a token lives that somebody else has made.
     async fn adopt(&self, content: &Content) -> Result<Loaded<Token>, KekError> {
-        let text = SecretText(content.text.clone());
+        let text = SecretText::new(content.text.clone());
         let lookup = match self.client.send(&token_request(Method::GET, "lookup-self"), Some(&text)).await {
             Ok(answer) => Some(answer.parse::<Data<TokenLookup>>()?.data),
             Err(failure) if failure.is_invalid_token() => {
@@ -159,7 +159,7 @@ fn is_past_longest_life(error: &KekError) -> bool {
 
 pub(super) fn token_request(method: Method, what: &str) -> Request {
     let body = (method == Method::POST).then(|| json(&serde_json::json!({})));
-    Request { asked: Asked::Token, method, path: format!("auth/token/{what}"), body, idempotent: true }
+    Request { action: Action::Token, method, path: format!("auth/token/{what}"), body, idempotent: true }
 }
 
 #[async_trait]

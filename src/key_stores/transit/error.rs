@@ -7,17 +7,22 @@ use std::time::Duration;
 
 use reqwest::Method;
 
-use super::request::{Asked, Request};
+use super::request::{Action, Request};
 use crate::kek::{KekCause, KekError};
 
 /// The error for an answer with this status and these messages; `None` where the answer is not the servers' own. A 403
-/// to [`Asked::Engine`] is taken for a denial here: whether it is the token's fault is found out beforehand, since the
+/// to [`Action::Engine`] is taken for a denial here: whether it is the token's fault is found out beforehand, since the
 /// server does not tell.
-pub(super) fn failure(request: &Request, status: u16, messages: Option<&[String]>, wait: Option<Duration>) -> KekError {
-    let Request { asked, method, path, .. } = request;
+pub(super) fn kek_error(
+    request: &Request,
+    status: u16,
+    messages: Option<&[String]>,
+    wait: Option<Duration>,
+) -> KekError {
+    let Request { action, method, path, .. } = request;
     let Some(messages) = messages else { return foreign(path, status).with_retry_after(wait) };
     let said = messages.join("; ");
-    let cause = cause(*asked, status, &said);
+    let cause = cause(*action, status, &said);
     let hint = match (cause, status) {
         (Some(KekCause::Denied), 403) if method == Method::GET => {
             ": the token's policy lacks the capability read there"
@@ -81,23 +86,23 @@ const LOGIN_TROUBLE: [&str; 6] = [
     "context deadline",
 ];
 
-fn cause(asked: Asked, status: u16, said: &str) -> Option<KekCause> {
+fn cause(action: Action, status: u16, said: &str) -> Option<KekCause> {
     let says = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
-    Some(match (asked, status) {
+    Some(match (action, status) {
         (_, 429) => KekCause::Throttled,
         (_, 404) if says(&["no handler for route", "unsupported path"]) => KekCause::Misconfigured,
-        (Asked::Login, _) if says(&LOGIN_TROUBLE) => KekCause::Unavailable,
+        (Action::Login, _) if says(&LOGIN_TROUBLE) => KekCause::Unavailable,
         // Vault 1.14 answers 500 where OpenBao answers 400.
-        (Asked::Login, 400 | 401 | 403 | 500) if says(&REFUSALS) => KekCause::Unauthenticated,
-        (Asked::Token, 403) => KekCause::Unauthenticated,
-        (Asked::Engine, 403 | 404) => KekCause::Denied,
-        (Asked::Engine, 400)
+        (Action::Login, 400 | 401 | 403 | 500) if says(&REFUSALS) => KekCause::Unauthenticated,
+        (Action::Token, 403) => KekCause::Unauthenticated,
+        (Action::Engine, 403 | 404) => KekCause::Denied,
+        (Action::Engine, 400)
             if says(&["version is too new", "higher than the latest key version", "no such key version"]) =>
         {
             KekCause::UnknownVersion
         }
-        (Asked::Engine, 400) if says(&["encryption key not found", "disallowed by policy"]) => KekCause::Denied,
-        (Asked::Engine, 400)
+        (Action::Engine, 400) if says(&["encryption key not found", "disallowed by policy"]) => KekCause::Denied,
+        (Action::Engine, 400)
             if says(&["message authentication failed", "invalid ciphertext", "illegal base64", "no prefix"]) =>
         {
             KekCause::Rejected
@@ -120,20 +125,20 @@ fn shorten(said: &str) -> String {
 mod tests {
     use super::*;
 
-    fn answered(asked: Asked, status: u16, said: &str) -> KekError {
-        failure(&request(asked), status, Some(&[said.into()]), None)
+    fn answered(action: Action, status: u16, said: &str) -> KekError {
+        kek_error(&request(action), status, Some(&[said.into()]), None)
     }
 
-    fn request(asked: Asked) -> Request {
-        Request { asked, method: Method::POST, path: "path".into(), body: None, idempotent: true }
+    fn request(action: Action) -> Request {
+        Request { action, method: Method::POST, path: "path".into(), body: None, idempotent: true }
     }
 
     /// Row by row: what Vault 1.14 and OpenBao answer, and what it means.
     #[test]
     fn each_answer_of_the_servers_says_what_the_operator_must_do() {
-        use Asked::{Engine, Login, Token};
+        use Action::{Engine, Login, Token};
         use KekCause::{Denied, Misconfigured, Rejected, Throttled, Unauthenticated, Unavailable, UnknownVersion};
-        for (asked, status, said, cause) in [
+        for (action, status, said, cause) in [
             (Engine, 400, "cipher: message authentication failed", Rejected),
             (Engine, 400, "invalid ciphertext: no prefix", Rejected),
             (Engine, 400, "invalid ciphertext: could not decode base64", Rejected),
@@ -165,27 +170,27 @@ mod tests {
             (Login, 400, "something new", Unavailable),
             (Login, 500, "internal error", Unavailable),
         ] {
-            let error = answered(asked, status, said);
-            assert_eq!(error.cause(), cause, "{asked:?} {status} {said}: {error}");
+            let error = answered(action, status, said);
+            assert_eq!(error.cause(), cause, "{action:?} {status} {said}: {error}");
         }
     }
 
     #[test]
     fn an_answer_that_is_not_the_servers_is_never_a_denial() {
-        for asked in [Asked::Engine, Asked::Login, Asked::Token] {
+        for action in [Action::Engine, Action::Login, Action::Token] {
             for status in [301, 400, 401, 403, 404, 405, 418, 500, 502, 503] {
-                assert_eq!(failure(&request(asked), status, None, None).cause(), KekCause::Unavailable, "{status}");
+                assert_eq!(kek_error(&request(action), status, None, None).cause(), KekCause::Unavailable, "{status}");
             }
-            assert_eq!(failure(&request(asked), 429, None, None).cause(), KekCause::Throttled);
+            assert_eq!(kek_error(&request(action), 429, None, None).cause(), KekCause::Throttled);
         }
     }
 
     #[test]
     fn a_denial_names_the_path_and_the_capability_that_is_missing() {
-        let update = request(Asked::Engine);
+        let update = request(Action::Engine);
         let read = Request { method: Method::GET, ..update.clone() };
         for (request, capability) in [(read, "read"), (update, "update")] {
-            let error = failure(&request, 403, Some(&["permission denied".into()]), None);
+            let error = kek_error(&request, 403, Some(&["permission denied".into()]), None);
             let text = error.to_string();
             assert!(text.contains("path") && text.contains(&format!("lacks the capability {capability}")), "{text}");
             assert!(error.is_by_policy(), "a newer token may have another policy");
@@ -194,13 +199,13 @@ mod tests {
 
     #[test]
     fn too_many_requests_are_throttled_and_keep_the_wish_when_to_come_back() {
-        let error = failure(&request(Asked::Engine), 429, Some(&[]), Some(Duration::from_secs(7)));
+        let error = kek_error(&request(Action::Engine), 429, Some(&[]), Some(Duration::from_secs(7)));
         assert_eq!((error.cause(), error.retry_after()), (KekCause::Throttled, Some(Duration::from_secs(7))));
     }
 
     #[test]
     fn an_answer_that_nobody_mapped_is_transient_and_says_so() {
-        let error = answered(Asked::Engine, 400, "something new");
+        let error = answered(Action::Engine, 400, "something new");
         assert!(error.to_string().contains("unmapped"), "{error}");
     }
 }

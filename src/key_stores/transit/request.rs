@@ -2,13 +2,13 @@
 
 use prost::bytes::Bytes;
 use reqwest::Method;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 /// One request. The path is without `/v1/`.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
-    pub asked: Asked,
+    pub action: Action,
     pub method: Method,
     pub path: String,
     /// JSON, cleared when the last copy is dropped.
@@ -19,7 +19,7 @@ pub(super) struct Request {
 
 /// What was asked; the same status means different things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum Action {
     /// Something of the transit engine.
     Engine,
     /// A login.
@@ -34,4 +34,10 @@ pub(super) fn json(body: &impl Serialize) -> Bytes {
     let mut bytes = Zeroizing::new(Vec::with_capacity(16 << 10));
     serde_json::to_writer(&mut *bytes, body).expect("these bodies have only string keys");
     Bytes::from_owner(bytes)
+}
+
+/// The servers' envelope around an answer.
+#[derive(Deserialize)]
+pub(super) struct Data<T> {
+    pub data: T,
 }

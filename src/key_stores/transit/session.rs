@@ -7,10 +7,9 @@ use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::Data;
 use super::client::{Answer, Client, Failure};
 use super::credentials::{Login, Token, Tokens, token_request};
-use super::request::{Asked, Request, json};
+use super::request::{Action, Data, Request, json};
 use crate::kek::clock::ServerClock;
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::renewing::Renewing;
@@ -90,5 +89,5 @@ impl Session {
 }
 
 fn engine_request(path: &str, body: Option<Bytes>) -> Request {
-    Request { asked: Asked::Engine, method: Method::POST, path: path.into(), body, idempotent: true }
+    Request { action: Action::Engine, method: Method::POST, path: path.into(), body, idempotent: true }
 }

@@ -8,13 +8,13 @@ use reqwest::header::HeaderValue;
 use serde::Deserialize;
 use url::Url;
 
-use super::TransitKek;
 use super::client::Client;
 use super::credentials::Login;
+use super::kek::TransitKek;
 use super::session::Session;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::key_stores::shared::key_store::{Advice, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::{address, path};
-use crate::key_stores::{Advice, KeyStore, Mistake, Parsed, Policy};
 
 const EXAMPLE: &str = "https://vault.example:8200";
 

@@ -1,0 +1,108 @@
+//! The KEK made of a keyring file.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+
+use super::file::{Keyring, VersionState};
+use crate::crypto::seal::{Purpose, open, seal};
+use crate::crypto::secret::Dek;
+use crate::kek::clock::ServerClock;
+use crate::kek::{
+    Kek, KekCause, KekError, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek, unwrapped_dek,
+};
+
+/// The KEK made of a keyring file. Reads the file at each call, so that it never holds a key between calls
+/// and a destroyed version is gone at once.
+#[derive(Debug)]
+pub(super) struct KeyringKek {
+    pub(super) file: PathBuf,
+    pub(super) lineage: Lineage,
+}
+
+impl KeyringKek {
+    pub(super) fn open(file: &Path) -> Result<Self, KekError> {
+        Ok(Self { lineage: Keyring::read(file)?.lineage(), file: file.to_owned() })
+    }
+
+    /// On a thread that may block: the file may lie on a disk that hangs.
+    async fn keyring(&self) -> Result<Keyring, KekError> {
+        let file = self.file.clone();
+        let read = tokio::task::spawn_blocking(move || Keyring::read(&file)).await;
+        let keyring = read.unwrap_or_else(|_| Err(KekError::unavailable("reading the keyring file was cancelled")))?;
+        if keyring.lineage() != self.lineage {
+            return Err(KekError::misconfigured(format!(
+                "{} is another keyring now (its id changed), which opens nothing of the former one; put the former file \
+                 back from another node or its backup",
+                self.file.display()
+            )));
+        }
+        Ok(keyring)
+    }
+}
+
+#[async_trait]
+impl Kek for KeyringKek {
+    fn lineage(&self) -> Lineage {
+        self.lineage
+    }
+
+    /// There are no credentials but the file's mode.
+    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+        None
+    }
+
+    fn server_clock(&self) -> Option<&ServerClock> {
+        None
+    }
+
+    async fn version(&self) -> Result<KekVersion, KekError> {
+        let keyring = self.keyring().await?;
+        Ok(keyring.kek_version(keyring.active()?))
+    }
+
+    async fn wrap(&self, dek: &Dek, context: &WrapContext) -> Result<WrappedDek, KekError> {
+        let keyring = self.keyring().await?;
+        let active = keyring.active()?;
+        let blob = seal(&active.key.0, Purpose::Wrap, &context.to_bytes(), dek.expose(), &mut rand::rng());
+        Ok(WrappedDek { version: keyring.kek_version(active), blob })
+    }
+
+    async fn unwrap(&self, wrapped: &WrappedDek, context: &WrapContext) -> Result<Unwrapped, KekError> {
+        let keyring = self.keyring().await?;
+        let version = keyring.find(&wrapped.version.version)?;
+        let plain = open(&version.key.0, Purpose::Wrap, &context.to_bytes(), &wrapped.blob)
+            .map_err(|error| KekError::new(KekCause::Rejected, "wrapped DEK does not open").with_source(error))?;
+        Ok(Unwrapped { dek: unwrapped_dek(plain)?, version: keyring.kek_version(version) })
+    }
+}
+
+#[async_trait]
+impl RotateKek for KeyringKek {
+    async fn rotate(&self) -> Result<KekVersion, KekError> {
+        let mut keyring = self.keyring().await?;
+        let pending = match keyring.versions().iter().rev().find(|version| version.state == VersionState::Pending) {
+            Some(version) => version.id.clone(),
+            None => keyring.add(&mut rand::rng()),
+        };
+        keyring.activate(&pending)?;
+        keyring.replace(&self.file)?;
+        Ok(keyring.kek_version(keyring.active()?))
+    }
+
+    async fn missing_preparation(&self) -> Result<Option<String>, KekError> {
+        let keyring = self.keyring().await?;
+        let file = self.file.display();
+        Ok(keyring.versions().iter().all(|version| version.state != VersionState::Pending).then(|| {
+            format!(
+                "keyring {file} has no pending version: run `kube-envelope keyring add {file}`, copy the file to every \
+                 node, and run this again; otherwise the other API servers could not read what this one writes"
+            )
+        }))
+    }
+
+    fn remaining_work(&self) -> Option<String> {
+        let file = self.file.display();
+        Some(format!("copy the keyring file {file} to every node now; this run waits for all of them"))
+    }
+}

@@ -1,0 +1,84 @@
+//! What each kind gives to the registry, and what it says about settings that cannot work or could be better.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::kek::{Kek, KekError, KekVersion, Lineage, RotateKek};
+
+/// A key in a key store, as the configuration describes it: what each kind gives to the registry.
+#[async_trait]
+pub trait KeyStore: fmt::Debug + Send + Sync {
+    /// See [`Kek::lineage`].
+    fn lineage(&self) -> Lineage;
+
+    /// Whether it is a server that is asked, which has a clock of its own.
+    fn asks_a_server(&self) -> bool {
+        true
+    }
+
+    /// What works and could be better.
+    fn advice(&self) -> Vec<Advice> {
+        Vec::new()
+    }
+
+    /// The least policy that the KEK needs at its vendor, for a cluster of that name.
+    fn policy(&self, cluster: &str) -> Policy;
+
+    /// The versions that can be listed without asking a server.
+    async fn versions_on_file(&self) -> Vec<KekVersion> {
+        Vec::new()
+    }
+
+    /// Reads the files that the KEK is made of. Asks no server.
+    async fn open(&self) -> Result<Box<dyn Kek>, KekError>;
+
+    /// The same for the part that may rotate.
+    async fn open_rotating(&self) -> Result<Box<dyn RotateKek>, KekError>;
+}
+
+/// What settings become: the key store's values, or every mistake at once.
+pub type Parsed = Result<Arc<dyn KeyStore>, Vec<Mistake>>;
+
+/// What a vendor must allow, in the vendor's own words: to be pasted there. `policy` prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Where it belongs, and to whom it is given.
+    pub remark: String,
+    /// For the plugin.
+    pub plugin: String,
+    /// What `rotate-keys --rotate-kek` needs, for whoever runs it and not for the plugin; none where it does not.
+    pub rotation: Option<String>,
+}
+
+/// What works and could be better; `doctor` tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advice {
+    /// What was found.
+    pub finding: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+impl Advice {
+    #[cfg_attr(not(any(feature = "aws", feature = "azure", feature = "transit")), expect(dead_code))]
+    pub(in crate::key_stores) fn new(finding: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { finding: finding.into(), advice: advice.into() }
+    }
+}
+
+/// A value of the configuration that cannot work, found without looking beyond the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// The field, as a path below the item; empty where the item itself is meant.
+    pub field: String,
+    /// What is wrong, and the fix.
+    pub problem: String,
+}
+
+impl Mistake {
+    pub(in crate::key_stores) fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { field: field.into(), problem: problem.into() }
+    }
+}
