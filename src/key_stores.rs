@@ -22,7 +22,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use self::opening::OpenedOnUse;
-pub use self::shared::key_store::{Advice, Mistake, Policy};
+pub use self::shared::key_store::{Advice, Disabling, Mistake, Policy};
 use self::shared::key_store::{KeyStore, Parsed};
 use crate::kek::guard::GuardedKek;
 use crate::kek::set::KekSet;
@@ -70,6 +70,11 @@ impl KekConfig {
     /// The versions that can be listed without asking a server.
     pub async fn versions_on_file(&self) -> Vec<KekVersion> {
         self.key_store.versions_on_file().await
+    }
+
+    /// How an operator disables `version`, now that `active` is in use.
+    pub fn disabling(&self, version: &str, active: &str) -> Disabling {
+        self.key_store.disabling(version, active)
     }
 
     /// The part that may rotate.

@@ -10,11 +10,11 @@ use url::Url;
 use super::client;
 use super::credentials::{self, Aws};
 use super::kek::AwsKek;
-use super::key::KeyName;
+use super::key::{KeyName, key_id_of};
 use super::policy;
 use crate::kek::clock::ServerClock;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
-use crate::key_stores::shared::key_store::{Advice, KeyStore, Mistake, Parsed, Policy};
+use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::renewing::Renewing;
 use crate::key_stores::shared::{address, path};
 
@@ -122,6 +122,20 @@ impl KmsKey {
 impl KeyStore for KmsKey {
     fn lineage(&self) -> Lineage {
         self.key.lineage(self.region.as_deref())
+    }
+
+    fn disabling(&self, version: &str, active: &str) -> Disabling {
+        let (Ok(key_id), Ok(active)) = (key_id_of(version), key_id_of(active)) else {
+            return Disabling::ByHand("in the console of AWS KMS".into());
+        };
+        if key_id == active {
+            return Disabling::ByHand(
+                "AWS KMS keeps every material of one key and disables none alone: there is nothing to do".into(),
+            );
+        }
+        let region = self.key.region().or(self.region.as_deref());
+        let region = region.map(|region| format!(" --region {region}")).unwrap_or_default();
+        Disabling::Command(format!("aws kms disable-key --key-id {key_id}{region}"))
     }
 
     fn advice(&self) -> Vec<Advice> {

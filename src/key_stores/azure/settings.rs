@@ -16,7 +16,7 @@ use super::kek::AzureKek;
 use super::policy;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
-use crate::key_stores::shared::key_store::{Advice, KeyStore, Mistake, Parsed, Policy};
+use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::{http, path};
 
 const EXAMPLE: &str = "https://NAME.vault.azure.net";
@@ -238,6 +238,13 @@ impl VaultKey {
 impl KeyStore for VaultKey {
     fn lineage(&self) -> Lineage {
         Lineage::derive("azureKeyVault", &[&self.host, &self.key.to_lowercase()])
+    }
+
+    fn disabling(&self, version: &str, _: &str) -> Disabling {
+        Disabling::Command(format!(
+            "az keyvault key set-attributes --id https://{}/keys/{}/{version} --enabled false",
+            self.host, self.key
+        ))
     }
 
     fn advice(&self) -> Vec<Advice> {

@@ -12,7 +12,7 @@ use super::credentials::{CredentialSource, Google};
 use super::kek::GcpKek;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
-use crate::key_stores::shared::key_store::{KeyStore, Mistake, Parsed, Policy};
+use crate::key_stores::shared::key_store::{Disabling, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::{http, path};
 
 const DEFAULT_ENDPOINT: &str = "https://cloudkms.googleapis.com";
@@ -120,6 +120,17 @@ impl KeyStore for CloudKmsKey {
                 "user:OPERATOR",
             )),
         }
+    }
+
+    fn disabling(&self, version: &str, _: &str) -> Disabling {
+        let number = version.split('@').next().unwrap_or(version);
+        let parts: Vec<&str> = self.key.split('/').collect();
+        let [_, project, _, location, _, ring, _, key] = parts.as_slice() else {
+            return Disabling::ByHand("in the console of Cloud KMS".into());
+        };
+        Disabling::Command(format!(
+            "gcloud kms keys versions disable {number} --key {key} --keyring {ring} --location {location} --project {project}"
+        ))
     }
 
     async fn open(&self) -> Result<Box<dyn Kek>, KekError> {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::file::Keyring;
 use super::kek::KeyringKek;
 use crate::kek::{Kek, KekError, KekVersion, Lineage, RotateKek};
-use crate::key_stores::shared::key_store::{KeyStore, Parsed, Policy};
+use crate::key_stores::shared::key_store::{Disabling, KeyStore, Parsed, Policy};
 use crate::key_stores::shared::path;
 
 /// Settings as they are written.
@@ -43,6 +43,13 @@ impl KeyStore for KeyringFile {
 
     fn asks_a_server(&self) -> bool {
         false
+    }
+
+    fn disabling(&self, version: &str, _: &str) -> Disabling {
+        let file = self.file.display();
+        Disabling::Command(format!(
+            "kube-envelope keyring destroy {file} {version}   # keep a copy of {file} with the snapshots; then to every node"
+        ))
     }
 
     async fn versions_on_file(&self) -> Vec<KekVersion> {

@@ -10,7 +10,7 @@ use super::client::Client;
 use super::kek::Pkcs11Kek;
 use super::mechanism::Mechanism;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
-use crate::key_stores::shared::key_store::{KeyStore, Mistake, Parsed, Policy};
+use crate::key_stores::shared::key_store::{Disabling, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::path;
 
 /// Settings as they are written.
@@ -90,6 +90,14 @@ impl KeyStore for TokenKey {
             ),
             rotation: None,
         }
+    }
+
+    fn disabling(&self, version: &str, _: &str) -> Disabling {
+        Disabling::ByHand(format!(
+            "with the token vendor's tool: move the object with CKA_ID {} out of token {}, and keep a backup of it",
+            version.split('-').next().unwrap_or(version),
+            self.token_label
+        ))
     }
 
     async fn open(&self) -> Result<Box<dyn Kek>, KekError> {

@@ -26,6 +26,9 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
     /// The least policy that the KEK needs at its vendor, for a cluster of that name.
     fn policy(&self, cluster: &str) -> Policy;
 
+    /// How an operator disables `version`, now that `active` is in use.
+    fn disabling(&self, version: &str, active: &str) -> Disabling;
+
     /// The versions that can be listed without asking a server.
     async fn versions_on_file(&self) -> Vec<KekVersion> {
         Vec::new()
@@ -50,6 +53,15 @@ pub struct Policy {
     pub plugin: String,
     /// What `rotate-keys --rotate-kek` needs, for whoever runs it and not for the plugin; none where it does not.
     pub rotation: Option<String>,
+}
+
+/// How an operator disables a version of a KEK. This program never does it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Disabling {
+    /// By this command of the vendor.
+    Command(String),
+    /// Not by a command that is the same everywhere; in words.
+    ByHand(String),
 }
 
 /// What works and could be better; `doctor` tells it.

@@ -13,7 +13,7 @@ use super::credentials::Login;
 use super::kek::TransitKek;
 use super::session::Session;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
-use crate::key_stores::shared::key_store::{Advice, KeyStore, Mistake, Parsed, Policy};
+use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::{address, path};
 
 const EXAMPLE: &str = "https://vault.example:8200";
@@ -235,6 +235,23 @@ impl KeyStore for TransitKey {
     /// Without the address: the same key behind another name is the same key.
     fn lineage(&self) -> Lineage {
         Lineage::derive("transit", &[&self.servers.namespace, &self.mount, &self.key])
+    }
+
+    fn disabling(&self, version: &str, _: &str) -> Disabling {
+        let Some(number) = version.split('@').next().and_then(|number| number.parse::<u64>().ok()) else {
+            return Disabling::ByHand("by raising min_decryption_version of the key".into());
+        };
+        let namespace = match self.servers.namespace.as_str() {
+            "" => String::new(),
+            namespace => format!(" -namespace={namespace}"),
+        };
+        // It takes all versions up to this one away, which are older still.
+        Disabling::Command(format!(
+            "vault write{namespace} {}/keys/{}/config min_decryption_version={}",
+            self.mount,
+            self.key,
+            number + 1
+        ))
     }
 
     fn advice(&self) -> Vec<Advice> {
