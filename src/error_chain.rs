@@ -16,3 +16,14 @@ pub fn joined(mut text: String, mut next: Option<&(dyn Error + 'static)>) -> Str
     }
     text
 }
+
+/// Says in plain words what a library's text means, where that is known.
+#[cfg(feature = "rotate")]
+pub fn with_known_cause(text: String) -> String {
+    if text.contains("UnsupportedCertVersion") {
+        return "the client certificate is of X.509 version 1, which is not accepted: issue it again as version 3 \
+                (openssl x509 -req with -extfile, or -copy_extensions copy)"
+            .into();
+    }
+    text
+}

@@ -13,7 +13,7 @@ mod stored;
 pub use self::cluster::{ClusterId, EtcdCluster, EtcdClusters};
 pub use self::connect::{EtcdAccess, EtcdError};
 pub use self::history::History;
-pub use self::scan::Scanned;
+pub use self::scan::{Scanned, StoredValue};
 pub use self::snapshot::SnapshotFile;
 pub use self::space::{MemberSpace, Room, Space};
 pub use self::stored::{Stored, stored_length};

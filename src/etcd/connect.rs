@@ -6,6 +6,8 @@ use std::time::Duration;
 use tonic::Status;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
+use crate::error_chain::with_known_cause;
+
 /// How etcd is reached.
 #[derive(Clone, Debug, Default)]
 pub struct EtcdAccess {
@@ -44,7 +46,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn connect(url: &str, access: &EtcdAccess) -> Result<Channel, EtcdError> {
-    let unreachable = |error: tonic::transport::Error| EtcdError::Unreachable(cause(&error));
+    let unreachable = |error: tonic::transport::Error| EtcdError::Unreachable(with_known_cause(cause(&error)));
     let mut endpoint =
         Endpoint::from_shared(url.to_owned()).map_err(unreachable)?.connect_timeout(CONNECT_TIMEOUT).timeout(TIMEOUT);
     if url.starts_with("https:") {

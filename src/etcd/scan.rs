@@ -5,6 +5,7 @@ use tonic::Code;
 use super::cluster::{EtcdCluster, end_of, words};
 use super::connect::EtcdError;
 use super::proto::{CompactionRequest, KeyValue, RangeRequest};
+use super::stored::plain_length;
 
 /// About how much a page may hold, so that memory stays flat however large the values are.
 const PAGE_BYTES: usize = 4 << 20;
@@ -22,7 +23,36 @@ pub struct Scanned {
     pub keys: u64,
 }
 
+/// One value as it was stored when it was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredValue {
+    /// Its key.
+    pub key: String,
+    /// How many times the key was written since it exists.
+    pub version: i64,
+    /// The revision at which it was written.
+    pub revision: i64,
+    /// Bytes of what it holds once it is decrypted, where that can be told.
+    pub plain_length: Option<usize>,
+}
+
 impl EtcdCluster {
+    /// The value of one key, as it is now.
+    ///
+    /// # Errors
+    /// [`EtcdError::Refused`] if etcd answers with an error.
+    pub async fn value(&self, key: &str) -> Result<Option<StoredValue>, EtcdError> {
+        let request = RangeRequest { key: key.into(), ..RangeRequest::default() };
+        let answer = self.range(&request).await.map_err(refused)?;
+        let stored = |pair: &KeyValue| StoredValue {
+            key: key.into(),
+            version: pair.version,
+            revision: pair.mod_revision,
+            plain_length: plain_length(&pair.value),
+        };
+        Ok(answer.kvs.first().map(stored))
+    }
+
     /// Goes through everything under `prefix` as of one revision, in pages: key, value, and the revision at which the
     /// value was stored. If the revision is compacted meanwhile, the rest is read as of a newer one: each key is still
     /// seen once.

@@ -26,8 +26,10 @@ pub enum Stored {
     Plain,
 }
 
-/// The bytes around the plaintext in `EncryptedObject.encryptedData`: info for the key derivation, nonce, tag.
-const SEALING: usize = 32 + 12 + 16;
+/// The bytes around the plaintext in `EncryptedObject.encryptedData`: nonce and tag.
+const SEALING: usize = 12 + 16;
+/// And before them where the key is derived from a seed (`encryptedDEKSourceType` 1): info for the derivation.
+const INFO: usize = 32;
 
 /// The part of an API server's `EncryptedObject` that is not encrypted and matters here.
 #[derive(Clone, PartialEq, Message)]
@@ -75,9 +77,15 @@ pub fn stored_length(value: &[u8]) -> (usize, bool) {
         rest.get(name_ends + 1..)
     });
     match body.map(SealedObject::decode) {
-        Some(Ok(object)) => (object.encrypted_data.len().saturating_sub(SEALING), true),
+        Some(Ok(object)) => (object.plain_length(), true),
         _ => (value.len(), false),
     }
+}
+
+/// The length of what a value holds once it is decrypted, where that can be told without a key.
+pub fn plain_length(value: &[u8]) -> Option<usize> {
+    let (length, is_kms) = stored_length(value);
+    (is_kms || Stored::of(value) == Stored::Plain).then_some(length)
 }
 
 /// The same message, for its length.
@@ -85,6 +93,15 @@ pub fn stored_length(value: &[u8]) -> (usize, bool) {
 struct SealedObject {
     #[prost(bytes = "vec", tag = "1")]
     encrypted_data: Vec<u8>,
+    #[prost(int32, tag = "5")]
+    source_type: i32,
+}
+
+impl SealedObject {
+    fn plain_length(&self) -> usize {
+        let around = SEALING + if self.source_type == 1 { INFO } else { 0 };
+        self.encrypted_data.len().saturating_sub(around)
+    }
 }
 
 /// A word of the prefix. An API server accepts a provider's name of any length; only what is not a whole prefix, or not
@@ -122,6 +139,18 @@ mod tests {
         assert_eq!(words, format!("kms v1 {name}"));
         let Stored::Otherwise(words) = Stored::of(&[b"k8s:enc:".as_slice(), &[7; 3_000]].concat()) else { panic!() };
         assert_eq!(words.len(), 100);
+    }
+
+    #[test]
+    fn the_length_of_the_plaintext_is_known_without_a_key() {
+        let sealed = |source_type, length: usize| {
+            let object = SealedObject { encrypted_data: vec![0; length], source_type }.encode_to_vec();
+            [b"k8s:enc:kms:v2:p:".as_slice(), &object].concat()
+        };
+        assert_eq!(plain_length(&sealed(1, 160)), Some(100));
+        assert_eq!(plain_length(&sealed(0, 128)), Some(100));
+        assert_eq!(plain_length(&[b'x'; 100]), Some(100));
+        assert_eq!(plain_length(b"k8s:enc:aescbc:v1:key1:xxxx"), None);
     }
 
     #[test]
