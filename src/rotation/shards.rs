@@ -1,9 +1,10 @@
 //! The Rewrite step in several processes, for clusters of a million objects: `rotate-keys` coordinates, and the pods of
-//! an Indexed Job do nothing but rewrite. They tell each other what matters in one `ConfigMap`.
+//! an Indexed Job do nothing but rewrite. They tell each other what matters in a few small `ConfigMap`s.
 //!
 //! Nothing rests on what a shard says: the coordinator goes through everything once more afterwards, by itself.
 
 pub mod assignment;
 pub mod board;
 pub mod coordinator;
+pub mod report;
 pub mod worker;

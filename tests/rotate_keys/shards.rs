@@ -15,7 +15,7 @@ use crate::support::{Process, wait_until};
 
 /// Where a pod finds who it is.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-const BOARD: &str = "/api/v1/namespaces/kube-envelope/configmaps/rotate-keys";
+const REPORTS: &str = "/api/v1/namespaces/kube-envelope/configmaps/rotate-keys-shard-";
 
 /// The documents of the shipped manifest.
 fn manifest() -> Vec<Value> {
@@ -90,9 +90,9 @@ impl<'a> Pods<'a> {
 
     /// What a shard has reported, if it has.
     async fn report(&self, index: usize) -> Option<Value> {
-        let (_, text) = self.plane.servers[0].get(BOARD).await?;
-        let board: Value = serde_json::from_str(&text).unwrap();
-        let report = board["data"][format!("shard-{index}")].as_str()?;
+        let (_, text) = self.plane.servers[0].get(&format!("{REPORTS}{index}")).await?;
+        let map: Value = serde_json::from_str(&text).unwrap();
+        let report = map["data"]["content"].as_str()?;
         Some(serde_json::from_str(report).unwrap())
     }
 
@@ -193,7 +193,10 @@ async fn shards_go_on_when_one_is_killed_and_stop_when_the_coordinator_is() {
     let journal = plane.journal().unwrap();
     let secrets = journal["resources"].as_array().unwrap().iter().find(|one| one["resource"]["plural"] == "secrets");
     let tally = &secrets.unwrap()["tally"];
-    assert_eq!(tally["rewritten"].as_u64(), Some(each.iter().sum()), "the last pass found nothing: {tally}");
+    // The command itself stores the first three of a resource that it goes through, with a look at etcd.
+    let of_shards: u64 = each.iter().sum();
+    let rewritten = tally["rewritten"].as_u64().unwrap();
+    assert!((of_shards..=of_shards + 3).contains(&rewritten), "the last pass found nothing: {tally}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

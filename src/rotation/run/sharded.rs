@@ -8,9 +8,10 @@ use crate::rotation::error::RotationError;
 use crate::rotation::event::{Event, Reporter};
 use crate::rotation::journal::Progress;
 use crate::rotation::rewrite::Tally;
+use crate::rotation::rewrite::risk::Risk;
 use crate::rotation::shards::assignment::{Assignment, divide};
-use crate::rotation::shards::board::Counts;
 use crate::rotation::shards::coordinator::{Coordinator, Heard};
+use crate::rotation::shards::report::Counts;
 
 impl Run<'_> {
     /// Has the shards go through every resource.
@@ -18,12 +19,22 @@ impl Run<'_> {
         let Some(adoption) = self.journal.adoption.clone() else {
             return Ok(Pass::AgreementLost("no adoption was seen".into()));
         };
+        let api = self.converged().await?;
+        let risks = self.risks(&api).await?;
+        // What needs a look at each object's fields, or is left as a whole, is for the pass afterwards.
+        let simple = |risk: &Risk| risk.converted.is_none() && risk.schemas.is_none();
+        let of_shards = self.journal.resources.iter().zip(&risks).filter_map(|(progress, risk)| match risk {
+            None => Some((progress, Vec::new())),
+            Some(risk) => simple(risk).then(|| (progress, risk.mutators.clone())),
+        });
+        let of_shards: Vec<_> = of_shards.collect();
         let assignment = Assignment {
             servers: adoption.servers.iter().map(|server| server.address.clone()).collect(),
             #[allow(clippy::cast_precision_loss, reason = "a count of shards fits a double")]
             rate: self.settings.rate.map(|rate| rate / shards as f64),
             concurrency: (self.settings.concurrency / shards).max(1),
-            shards: divide(&self.converged().await?, &self.journal.resources, shards).await?,
+            shards,
+            resources: divide(&api, &of_shards, shards).await?,
         };
         let mut coordinator = self.take_shards().await?;
         let (wanted, resources, report) = (self.wanted(), &self.journal.resources, self.report);

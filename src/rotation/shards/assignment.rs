@@ -1,5 +1,6 @@
 //! Who rewrites what: each resource is cut into as many pieces of the same size as there are shards. A piece is a range
 //! of namespaces, in the order of their names; a namespace in which a cut falls is cut by the hash of its objects' names.
+//! Only the cuts are posted, and each shard works out its own pieces from them.
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ const COUNTS_AT_ONCE: usize = 16;
 
 /// What the shards rewrite, and how fast.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Assignment {
     /// Addresses of the API servers that have adopted the target key; shard i asks number i of them, round and round.
     pub servers: Vec<String>,
@@ -23,35 +24,79 @@ pub struct Assignment {
     pub rate: Option<f64>,
     /// Requests at once for each shard, at most.
     pub concurrency: usize,
-    /// What each shard rewrites, in this order.
-    pub shards: Vec<Vec<Share>>,
+    /// How many shards there are.
+    pub shards: usize,
+    /// The resources, in the order in which each shard rewrites its part of them.
+    pub resources: Vec<Divided>,
 }
 
-/// A piece of a resource.
+/// A resource, and how it is divided.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Share {
-    /// Of which resource.
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Divided {
+    /// Which.
     pub resource: Resource,
     /// Objects with a greater resource version are left alone.
     pub adopted_at: Option<u64>,
+    /// What may change its objects when they are updated: each is tried first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mutators: Vec<String>,
+    /// How.
+    pub division: Division,
+}
+
+/// How a resource is divided among the shards.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Division {
+    /// Not at all: one shard has all of it.
+    Whole(usize),
+    /// By the hash of the objects' names, into parts of the same size.
+    ByName,
+    /// At these cuts, one less than there are shards.
+    Cuts(Vec<Cut>),
+}
+
+/// A piece of a resource.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Share<'a> {
+    /// Of which resource.
+    pub of: &'a Divided,
     /// Which of its objects.
-    pub extent: Extent,
+    pub extent: Extent<'a>,
 }
 
 /// Which objects of a resource.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Extent {
+#[derive(Clone, Debug, PartialEq)]
+pub enum Extent<'a> {
     /// Those with such names, wherever they are.
     Names(Names),
-    /// Those in a range of namespaces.
-    Namespaces {
-        /// Where it begins.
-        from: Cut,
-        /// Where it ends; open behind the last cut.
-        to: Option<Cut>,
-    },
+    /// Those in a range of namespaces: from the first cut, or the beginning, up to the second, or the end.
+    Namespaces(Option<&'a Cut>, Option<&'a Cut>),
+}
+
+impl Assignment {
+    /// What one shard rewrites, in this order; `None` if there is no such shard.
+    pub fn shares(&self, shard: usize) -> Option<Vec<Share<'_>>> {
+        let share = |of| Divided::extent(of, shard, self.shards).map(|extent| Share { of, extent });
+        (shard < self.shards).then(|| self.resources.iter().filter_map(share).collect())
+    }
+}
+
+impl Divided {
+    fn extent(&self, shard: usize, shards: usize) -> Option<Extent<'_>> {
+        match &self.division {
+            Division::Whole(of) => (*of == shard).then_some(Extent::Names(Names::ALL)),
+            Division::ByName => {
+                let cut = |at: usize| Names::END * at as u64 / shards as u64;
+                Some(Extent::Names(Names { from: cut(shard), to: cut(shard + 1) }))
+            }
+            Division::Cuts(cuts) => {
+                let from = shard.checked_sub(1).and_then(|at| cuts.get(at));
+                Some(Extent::Namespaces(from, cuts.get(shard)))
+            }
+        }
+    }
 }
 
 /// A place between two objects: in a namespace, before the names whose hash is `names` or greater.
@@ -63,19 +108,22 @@ pub struct Cut {
     pub names: u64,
 }
 
-impl Share {
+impl Share<'_> {
     /// What is to be listed, given all namespaces.
     pub fn folders(&self, namespaces: &[String]) -> Vec<Folder> {
         let folder = |namespace: Option<&String>, names: Names| Folder {
-            resource: self.resource.clone(),
+            resource: self.of.resource.clone(),
             namespace: namespace.cloned(),
             names,
         };
-        match &self.extent {
-            Extent::Names(names) => vec![folder(None, *names)],
-            Extent::Namespaces { from, to } => namespaces
+        match self.extent {
+            Extent::Names(names) => vec![folder(None, names)],
+            Extent::Namespaces(from, to) => namespaces
                 .iter()
-                .map(|namespace| (namespace, Names { from: from.reaches(namespace), to: end(to.as_ref(), namespace) }))
+                .map(|namespace| {
+                    let (from, to) = (from.map(|cut| cut.reaches(namespace)), to.map(|cut| cut.reaches(namespace)));
+                    (namespace, Names { from: from.unwrap_or(0), to: to.unwrap_or(Names::END) })
+                })
                 .filter(|(_, names)| names.from < names.to)
                 .map(|(namespace, names)| folder(Some(namespace), names))
                 .collect(),
@@ -94,36 +142,33 @@ impl Cut {
     }
 }
 
-fn end(cut: Option<&Cut>, namespace: &str) -> u64 {
-    cut.map_or(Names::END, |cut| cut.reaches(namespace))
-}
-
-/// Cuts the resources into shares for so many shards.
-pub async fn divide(api: &Api, resources: &[Progress], shards: usize) -> Result<Vec<Vec<Share>>, RotationError> {
-    let mut all: Vec<Vec<Share>> = vec![Vec::new(); shards];
-    let mut whole = 0;
-    let mut names = None;
-    for progress in resources {
-        let share =
-            |extent: Extent| Share { resource: progress.resource.clone(), adopted_at: progress.adopted_at, extent };
-        if progress.objects <= u64::from(PAGE) {
+/// Divides resources among so many shards; each with what may change its objects.
+pub async fn divide(
+    api: &Api,
+    resources: &[(&Progress, Vec<String>)],
+    shards: usize,
+) -> Result<Vec<Divided>, RotationError> {
+    let (mut all, mut whole, mut names) = (Vec::new(), 0, None);
+    for (progress, mutators) in resources {
+        let division = if progress.objects <= u64::from(PAGE) {
             // Not worth a cut. They go to the shards in turn.
-            all[whole % shards].push(share(Extent::Names(Names::ALL)));
             whole += 1;
-            continue;
-        }
-        let extents = if progress.resource.namespaced {
+            Division::Whole((whole - 1) % shards)
+        } else if progress.resource.namespaced {
             let namespaces = match &names {
                 Some(namespaces) => namespaces,
                 None => names.insert(namespaces(api).await?),
             };
-            ranges(&counted(api, &progress.resource, namespaces).await?, shards)
+            Division::Cuts(cuts(&counted(api, &progress.resource, namespaces).await?, shards))
         } else {
-            parts(shards)
+            Division::ByName
         };
-        for (shares, extent) in all.iter_mut().zip(extents) {
-            shares.push(share(extent));
-        }
+        all.push(Divided {
+            resource: progress.resource.clone(),
+            adopted_at: progress.adopted_at,
+            mutators: mutators.clone(),
+            division,
+        });
     }
     Ok(all)
 }
@@ -136,23 +181,10 @@ async fn counted(api: &Api, resource: &Resource, namespaces: &[String]) -> Resul
     counts.buffered(COUNTS_AT_ONCE).try_collect().await
 }
 
-fn parts(shards: usize) -> Vec<Extent> {
-    let cut = |at: usize| Names::END * at as u64 / shards as u64;
-    (0..shards).map(|at| Extent::Names(Names { from: cut(at), to: cut(at + 1) })).collect()
-}
-
-/// Ranges of namespaces that hold about the same number of objects.
-fn ranges(counts: &[(String, u64)], shards: usize) -> Vec<Extent> {
+/// Cuts between ranges of namespaces that hold about the same number of objects.
+fn cuts(counts: &[(String, u64)], shards: usize) -> Vec<Cut> {
     let total: u64 = counts.iter().map(|(_, count)| count).sum();
-    let mut from = Cut { namespace: String::new(), names: 0 };
-    let mut ranges = Vec::with_capacity(shards);
-    for at in 1..shards {
-        let to = cut_at(counts, total * at as u64 / shards as u64);
-        ranges.push(Extent::Namespaces { from: from.clone(), to: Some(to.clone()) });
-        from = to;
-    }
-    ranges.push(Extent::Namespaces { from, to: None });
-    ranges
+    (1..shards).map(|at| cut_at(counts, total * at as u64 / shards as u64)).collect()
 }
 
 /// The cut before which so many objects lie.
@@ -173,18 +205,23 @@ fn cut_at(counts: &[(String, u64)], objects: u64) -> Cut {
 mod tests {
     use super::*;
 
-    fn resource() -> Resource {
-        Resource { group: String::new(), version: "v1".into(), plural: "secrets".into(), namespaced: true }
+    fn assignment(shards: usize, division: Division) -> Assignment {
+        let resource =
+            Resource { group: String::new(), version: "v1".into(), plural: "secrets".into(), namespaced: true };
+        let divided = Divided { resource, adopted_at: None, mutators: Vec::new(), division };
+        Assignment { servers: Vec::new(), rate: None, concurrency: 1, shards, resources: vec![divided] }
+    }
+
+    fn folders(assignment: &Assignment, namespaces: &[String]) -> Vec<Vec<Folder>> {
+        let of = |shard| assignment.shares(shard).unwrap().iter().flat_map(|share| share.folders(namespaces)).collect();
+        (0..assignment.shards).map(of).collect()
     }
 
     /// How many objects each range gets, where every object must be in exactly one.
     fn loads(counts: &[(&str, u64)], shards: usize) -> Vec<u64> {
         let counts: Vec<(String, u64)> = counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
         let namespaces: Vec<String> = counts.iter().map(|(name, _)| name.clone()).collect();
-        let folders: Vec<Vec<Folder>> = ranges(&counts, shards)
-            .into_iter()
-            .map(|extent| Share { resource: resource(), adopted_at: None, extent }.folders(&namespaces))
-            .collect();
+        let folders = folders(&assignment(shards, Division::Cuts(cuts(&counts, shards))), &namespaces);
         let mut loads = vec![0; shards];
         for (namespace, count) in &counts {
             for number in 0..*count {
@@ -216,18 +253,31 @@ mod tests {
     fn few_objects_and_many_shards_leave_nobody_out() {
         assert_eq!(loads(&[("a", 2), ("b", 1)], 8).iter().sum::<u64>(), 3);
         assert_eq!(loads(&[("a", 700)], 1), [700]);
+        let whole = folders(&assignment(3, Division::Whole(1)), &[]);
+        assert_eq!(whole.iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 0]);
+        let parts = folders(&assignment(3, Division::ByName), &[]);
+        let names: Vec<_> = parts.iter().flatten().map(|folder| (folder.names.from, folder.names.to)).collect();
+        assert_eq!((names[0].0, names[2].1), (0, Names::END));
+        assert!(names.windows(2).all(|two| two[0].1 == two[1].0), "{names:?}");
+        assert_eq!(assignment(3, Division::ByName).shares(3), None);
     }
 
     #[test]
     fn a_namespace_that_is_made_later_belongs_to_one_shard() {
         let counts = [("b".to_owned(), 2000), ("d".to_owned(), 2000)];
+        let assignment = assignment(3, Division::Cuts(cuts(&counts, 3)));
         for late in ["a", "c", "e"] {
-            let namespaces = ["b".to_owned(), "d".to_owned(), late.to_owned()];
-            let having = ranges(&counts, 3).into_iter().filter(|extent| {
-                let share = Share { resource: resource(), adopted_at: None, extent: extent.clone() };
-                share.folders(&namespaces).iter().any(|folder| folder.namespace.as_deref() == Some(late))
-            });
+            let folders = folders(&assignment, &["b".to_owned(), "d".to_owned(), late.to_owned()]);
+            let having = folders.iter().filter(|own| own.iter().any(|one| one.namespace.as_deref() == Some(late)));
             assert_eq!(having.count(), 1, "{late}");
         }
+    }
+
+    #[test]
+    fn an_assignment_of_the_most_shards_fits_into_one_object() {
+        let cut = |at: usize| Cut { namespace: format!("{at:0>63}"), names: Names::END };
+        let mut all = assignment(256, Division::Cuts((1..256).map(cut).collect()));
+        all.resources = vec![all.resources[0].clone(); 12];
+        assert!(serde_json::to_string(&all).unwrap().len() < 512 << 10, "a ConfigMap holds 1 MiB");
     }
 }

@@ -1,32 +1,34 @@
-//! The one `ConfigMap` in which coordinator and shards tell each other what matters. Each writes keys of its own.
+//! The `ConfigMap`s in which coordinator and shards tell each other what matters. Each is small and has one writer: etcd
+//! stores the whole object again at each change, so what changes often must not lie beside what is large.
+//!
+//! What is only looked at comes from the API server's watch cache and costs etcd nothing. A cache that lags shows an
+//! earlier beat, which counts as silence.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::assignment::Assignment;
-use crate::rotation::cluster::api::{Api, Metadata};
+use super::report::Report;
+use crate::rotation::cluster::api::{Answer, Api, Metadata};
 use crate::rotation::error::RotationError;
-use crate::rotation::rewrite::Tally;
 
-/// Where shards run and the `ConfigMap` is.
+/// Where shards run and the `ConfigMap`s are.
 pub const NAMESPACE: &str = "kube-envelope";
-/// Its name.
+/// The one with the orders; the names of the others begin with it.
 pub const NAME: &str = "rotate-keys";
-
-const ORDERS: &str = "orders";
-const ASSIGNMENT: &str = "assignment";
-const REPORT: &str = "shard-";
-
-/// How often each side looks at the `ConfigMap`, and reports.
+/// How often each side looks at the orders.
 pub const LOOKS_EVERY: Duration = Duration::from_secs(2);
 /// A coordinator that has not been heard of for so long may be gone: then nobody watches over the API servers'
 /// agreement, and shards stop.
 pub const SILENCE: Duration = Duration::from_secs(20);
-
+/// Labels the reports, with the number of the shard.
+const SHARD_LABEL: &str = "kube-envelope.io/shard";
+/// The key in each of them.
+const CONTENT: &str = "content";
 /// What the coordinator wants of the shards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -53,83 +55,13 @@ pub enum Phase {
     Ended,
 }
 
-/// What a shard has done since the assignment.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// An assignment, and which orders it belongs to.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Report {
-    /// Of which rotation.
-    pub rotation: jiff::Timestamp,
-    /// Of which assignment.
-    pub generation: u64,
-    /// So many shares are done, in their order.
-    pub shares_done: usize,
-    /// Whether all are.
-    pub finished: bool,
-    /// Requests under way, at most, just now.
-    pub concurrency: usize,
-    /// By resource.
-    pub counts: BTreeMap<String, Counts>,
-    /// Why it stopped, if it did.
-    pub problem: Option<String>,
-}
-
-/// What happened to objects, without their names: whatever was refused is asked again by the coordinator, who names it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Counts {
-    /// Stored again.
-    pub rewritten: u64,
-    /// Found stored under the server's key already.
-    pub fresh: u64,
-    /// Stored after all servers had adopted the key: not asked.
-    pub newer: u64,
-    /// Deleted meanwhile.
-    pub gone: u64,
-    /// Changed by an admission webhook.
-    pub altered: u64,
-    /// Refused, or not readable.
-    pub refused: u64,
-}
-
-impl Counts {
-    /// Those of a tally.
-    pub fn of(tally: &Tally) -> Self {
-        let &Tally { rewritten, fresh, newer, gone, altered, .. } = tally;
-        let refused = (tally.refused.len() + tally.undecryptable.len()) as u64;
-        Self { rewritten, fresh, newer, gone, altered, refused }
-    }
-
-    /// The sum.
-    #[must_use]
-    pub fn plus(self, other: Self) -> Self {
-        Self {
-            rewritten: self.rewritten + other.rewritten,
-            fresh: self.fresh + other.fresh,
-            newer: self.newer + other.newer,
-            gone: self.gone + other.gone,
-            altered: self.altered + other.altered,
-            refused: self.refused + other.refused,
-        }
-    }
-
-    /// As a tally, which names no object.
-    pub fn tally(self) -> Tally {
-        let Self { rewritten, fresh, newer, gone, altered, refused: _ } = self;
-        Tally { rewritten, fresh, newer, gone, altered, ..Tally::default() }
-    }
-}
-
-/// All that is posted.
-#[derive(Debug, Default)]
-pub struct Posted {
-    /// Resource version of the `ConfigMap`.
-    pub version: String,
-    /// What the coordinator wants; nothing before the first one came.
-    pub orders: Option<Orders>,
-    /// Who rewrites what.
-    pub assignment: Option<Assignment>,
-    /// What each shard has done.
-    pub reports: BTreeMap<u32, Report>,
+struct Assigned<A> {
+    rotation: jiff::Timestamp,
+    generation: u64,
+    assignment: A,
 }
 
 #[derive(Deserialize)]
@@ -139,7 +71,22 @@ struct ConfigMap {
     data: BTreeMap<String, String>,
 }
 
-/// The `ConfigMap` of a cluster.
+#[derive(Deserialize)]
+struct ConfigMaps {
+    #[serde(default, deserialize_with = "crate::rotation::cluster::api::null_as_empty")]
+    items: Vec<ConfigMap>,
+}
+
+/// From where something is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// From etcd, through the API server.
+    Etcd,
+    /// From the API server's watch cache.
+    Cache,
+}
+
+/// The `ConfigMap`s of a cluster.
 pub struct Board {
     api: Api,
 }
@@ -150,73 +97,146 @@ impl Board {
         Self { api }
     }
 
-    /// Makes the namespace and the `ConfigMap`, unless they are there.
+    /// Makes the namespace and the `ConfigMap` of the orders, unless they are there.
+    ///
+    /// # Errors
+    /// If the API server refuses or does not answer, as all that follow.
     pub async fn ensure(&self) -> Result<(), RotationError> {
         let made = self.api.ensure("ConfigMap", "configmaps", NAMESPACE, NAME).await;
-        made.map_err(RotationError::api(format!("make the ConfigMap {NAME} in {NAMESPACE}")))
+        made.map_err(failed("make", NAME))
     }
 
-    /// Reads everything; `None` where there is no `ConfigMap` yet.
-    pub async fn read(&self) -> Result<Option<Posted>, RotationError> {
-        let failed = || RotationError::api(format!("read the ConfigMap {NAME} in {NAMESPACE}"));
-        let answer = self.api.get(&path(), "application/json").await.map_err(failed())?;
-        if answer.status == 404 {
-            return Ok(None);
-        }
-        let body = self.api.success(answer).map_err(failed())?;
-        let ConfigMap { metadata, data } = self.api.parse(&body).map_err(failed())?;
-        let mut posted = Posted { version: metadata.resource_version, ..Posted::default() };
-        for (key, text) in &data {
-            match key.strip_prefix(REPORT).map(str::parse) {
-                Some(Ok(index)) => _ = posted.reports.insert(index, parsed(key, text)?),
-                _ if key == ORDERS => posted.orders = Some(parsed(key, text)?),
-                _ if key == ASSIGNMENT => posted.assignment = Some(parsed(key, text)?),
-                _ => {}
+    /// The orders, and the version of their `ConfigMap`; nothing before the first one came.
+    pub async fn orders(&self, from: Source) -> Result<(String, Option<Orders>), RotationError> {
+        self.read(NAME, from).await
+    }
+
+    /// The assignment that belongs to these orders, if it is posted.
+    pub async fn assignment(&self, orders: &Orders) -> Result<Option<Assignment>, RotationError> {
+        let (_, posted): (_, Option<Assigned<Assignment>>) = self.read(&assignment_name(), Source::Cache).await?;
+        let belongs =
+            |posted: &Assigned<_>| (posted.rotation, posted.generation) == (orders.rotation, orders.generation);
+        Ok(posted.filter(belongs).map(|posted| posted.assignment))
+    }
+
+    /// What one shard has reported last.
+    pub async fn reported(&self, index: u32) -> Result<Option<Report>, RotationError> {
+        Ok(self.read(&report_name(index), Source::Cache).await?.1)
+    }
+
+    /// What every shard has reported last.
+    pub async fn reports(&self) -> Result<BTreeMap<u32, Report>, RotationError> {
+        let mut reports = BTreeMap::new();
+        for ConfigMap { metadata, data } in self.report_maps().await? {
+            if let (Some(index), Some(text)) = (index_of(&metadata.name), data.get(CONTENT)) {
+                reports.insert(index, parsed(&metadata.name, text)?);
             }
         }
-        Ok(Some(posted))
+        Ok(reports)
     }
 
-    /// Posts orders with a new assignment, and takes the reports on former ones away. Fails if the `ConfigMap` has
-    /// changed since it was read.
-    pub async fn assign(&self, orders: &Orders, assignment: &Assignment, read: &Posted) -> Result<(), RotationError> {
-        let mut data: Map<String, Value> =
-            read.reports.keys().map(|index| (format!("{REPORT}{index}"), Value::Null)).collect();
-        data.insert(ORDERS.into(), text(orders));
-        data.insert(ASSIGNMENT.into(), text(assignment));
-        self.patch(json!({"metadata": {"resourceVersion": read.version}, "data": data})).await
+    /// Makes a `ConfigMap` for the reports of each shard, unless it is there.
+    pub async fn ensure_reports(&self, shards: usize) -> Result<(), RotationError> {
+        let there: Vec<_> = self.report_maps().await?.iter().filter_map(|map| index_of(&map.metadata.name)).collect();
+        for index in (0..).take(shards).filter(|index| !there.contains(index)) {
+            self.make(&report_name(index), &json!({SHARD_LABEL: index.to_string()})).await?;
+        }
+        Ok(())
     }
 
-    /// Posts orders alone.
+    /// Posts orders, unless the `ConfigMap` has changed since it had this version: the API server then answers 409.
+    pub async fn claim(&self, orders: &Orders, version: &str) -> Result<(), RotationError> {
+        let document = json!({"metadata": {"resourceVersion": version}, "data": {CONTENT: text(orders)}});
+        self.patch(NAME, &document).await
+    }
+
+    /// Posts orders.
     pub async fn order(&self, orders: &Orders) -> Result<(), RotationError> {
-        self.patch(json!({"data": {ORDERS: text(orders)}})).await
+        self.patch(NAME, &json!({"data": {CONTENT: text(orders)}})).await
+    }
+
+    /// Posts the assignment that belongs to these orders.
+    pub async fn assign(&self, orders: &Orders, assignment: &Assignment) -> Result<(), RotationError> {
+        self.make(&assignment_name(), &json!({})).await?;
+        let assigned = Assigned { rotation: orders.rotation, generation: orders.generation, assignment };
+        self.patch(&assignment_name(), &json!({"data": {CONTENT: text(&assigned)}})).await
     }
 
     /// Posts what a shard has done.
     pub async fn report(&self, index: u32, report: &Report) -> Result<(), RotationError> {
-        self.patch(json!({"data": {format!("{REPORT}{index}"): text(report)}})).await
+        self.patch(&report_name(index), &json!({"data": {CONTENT: text(report)}})).await
     }
 
-    async fn patch(&self, document: Value) -> Result<(), RotationError> {
-        let failed = || RotationError::api(format!("write the ConfigMap {NAME} in {NAMESPACE}"));
-        let answer = self.api.patch(&path(), &document.to_string()).await.map_err(failed())?;
-        self.api.success(answer).map(|_| ()).map_err(failed())
+    async fn read<T: DeserializeOwned>(&self, name: &str, from: Source) -> Result<(String, Option<T>), RotationError> {
+        let cached = if from == Source::Cache { "?resourceVersion=0" } else { "" };
+        let answer = self.get(name, &format!("{}/{name}{cached}", folder())).await?;
+        if answer.status == 404 {
+            return Ok((String::new(), None));
+        }
+        let body = self.api.success(answer).map_err(failed("read", name))?;
+        let ConfigMap { metadata, data } = self.api.parse(&body).map_err(failed("read", name))?;
+        let content = data.get(CONTENT).map(|text| parsed(name, text)).transpose()?;
+        Ok((metadata.resource_version, content))
+    }
+
+    async fn report_maps(&self) -> Result<Vec<ConfigMap>, RotationError> {
+        let label = crate::rotation::cluster::api::escaped(SHARD_LABEL);
+        let path = format!("{}?labelSelector={label}&resourceVersion=0", folder());
+        let answer = self.get("rotate-keys-shard-…", &path).await?;
+        let failed = || failed("list", "rotate-keys-shard-…");
+        let body = self.api.success(answer).map_err(failed())?;
+        Ok(self.api.parse::<ConfigMaps>(&body).map_err(failed())?.items)
+    }
+
+    async fn get(&self, name: &str, path: &str) -> Result<Answer, RotationError> {
+        self.api.get(path, "application/json").await.map_err(failed("read", name))
+    }
+
+    async fn make(&self, name: &str, labels: &Value) -> Result<(), RotationError> {
+        let metadata = json!({"name": name, "namespace": NAMESPACE, "labels": labels});
+        let document = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata});
+        let answer = self.api.post(&folder(), &document).await.map_err(failed("make", name))?;
+        if answer.status == 409 {
+            return Ok(());
+        }
+        self.api.success(answer).map(|_| ()).map_err(failed("make", name))
+    }
+
+    async fn patch(&self, name: &str, document: &Value) -> Result<(), RotationError> {
+        let answer = self.api.patch(&format!("{}/{name}", folder()), &document.to_string()).await;
+        self.api.success(answer.map_err(failed("write", name))?).map(|_| ()).map_err(failed("write", name))
     }
 }
 
-fn path() -> String {
-    format!("/api/v1/namespaces/{NAMESPACE}/configmaps/{NAME}")
+fn failed(what: &str, name: &str) -> impl FnOnce(crate::rotation::cluster::api::ApiError) -> RotationError + use<> {
+    RotationError::api(format!("{what} the ConfigMap {name} in {NAMESPACE}"))
+}
+
+fn folder() -> String {
+    format!("/api/v1/namespaces/{NAMESPACE}/configmaps")
+}
+
+fn assignment_name() -> String {
+    format!("{NAME}-assignment")
+}
+
+fn report_name(index: u32) -> String {
+    format!("{NAME}-shard-{index}")
+}
+
+fn index_of(name: &str) -> Option<u32> {
+    name.strip_prefix(NAME)?.strip_prefix("-shard-")?.parse().ok()
 }
 
 fn text(value: &impl Serialize) -> Value {
     Value::String(serde_json::to_string(value).expect("what is posted has only string keys"))
 }
 
-fn parsed<T: DeserializeOwned>(key: &str, text: &str) -> Result<T, RotationError> {
+fn parsed<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, RotationError> {
     serde_json::from_str(text).map_err(|error| {
         RotationError::Unusable(format!(
-            "{key} in the ConfigMap {NAME} in {NAMESPACE} cannot be read ({error}): run the same version of this \
-             program everywhere, or delete the ConfigMap"
+            "the ConfigMap {name} in {NAMESPACE} cannot be read ({error}): run the same version of this program \
+             everywhere, or delete the ConfigMap"
         ))
     })
 }
@@ -232,10 +252,11 @@ impl Pulse {
     /// Takes a look into account.
     pub fn feel(&mut self, orders: &Orders, now: Instant) {
         let beat = (orders.generation, orders.beat);
-        if self.last.is_some_and(|last| last != beat) {
+        // Two API servers behind a balancer may show beats of different age: only a greater one is a sign of life.
+        if self.last.is_some_and(|last| beat > last) {
             self.grew = Some(now);
         }
-        self.last = Some(beat);
+        self.last = self.last.max(Some(beat));
     }
 
     /// Whether it was felt lately.
@@ -260,7 +281,10 @@ mod tests {
         orders.beat += 1;
         pulse.feel(&orders, now);
         assert!(pulse.is_felt(now));
-        pulse.feel(&orders, now + SILENCE);
-        assert!(!pulse.is_felt(now + SILENCE));
+        for beat in [7, 8, 7, 8] {
+            orders.beat = beat;
+            pulse.feel(&orders, now + SILENCE);
+        }
+        assert!(!pulse.is_felt(now + SILENCE), "two caches of different age are no pulse");
     }
 }

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::assignment::Assignment;
-use super::board::{Board, Counts, LOOKS_EVERY, Orders, Phase, Posted, Pulse, Report, SILENCE};
+use super::board::{Board, LOOKS_EVERY, Orders, Phase, Pulse, SILENCE, Source};
+use super::report::{Counts, Report, report_interval};
 use crate::rotation::cluster::api::{Api, ApiError};
 use crate::rotation::error::RotationError;
 
-/// A shard of which nothing new is heard for so long is named.
+/// A shard of which nothing new is heard for so long is named; at least, see [`named_after`].
 const NAMED_AFTER: Duration = Duration::from_secs(20);
 /// A shard of which nothing new is heard for so long will not come any more.
 const GONE_AFTER: Duration = Duration::from_mins(10);
-/// So long the `ConfigMap` may be out of reach.
+/// So long the `ConfigMap`s may be out of reach.
 const BLIND_FOR: Duration = Duration::from_mins(2);
 
 /// What is heard while the shards work.
@@ -38,8 +39,7 @@ impl Coordinator {
         let mut coordinator = Self { board, orders };
         let (began, mut pulse) = (Instant::now(), Pulse::default());
         loop {
-            let posted = coordinator.read().await?;
-            let Some(theirs) = posted.orders else { return Ok(coordinator) };
+            let Some(theirs) = coordinator.board.orders(Source::Etcd).await?.1 else { return Ok(coordinator) };
             coordinator.orders.generation = theirs.generation;
             if theirs.rotation == rotation || theirs.phase == Phase::Ended || began.elapsed() > SILENCE {
                 return Ok(coordinator);
@@ -65,7 +65,7 @@ impl Coordinator {
         heard: &(dyn Fn(Heard<'_>) + Send + Sync),
     ) -> Result<BTreeMap<String, Counts>, RotationError> {
         self.hand_out(assignment).await?;
-        let mut roll = Roll::call(assignment.shards.len());
+        let mut roll = Roll::call(assignment.shards);
         let mut seen = Instant::now();
         loop {
             tokio::time::sleep(LOOKS_EVERY).await;
@@ -85,27 +85,36 @@ impl Coordinator {
         }
     }
 
-    /// Posts the next generation. A shard that reports at the same moment is no reason to fail; another coordinator is.
+    /// Posts the next generation. Whoever posts it first has the shards; these begin once they see its assignment.
     async fn hand_out(&mut self, assignment: &Assignment) -> Result<(), RotationError> {
-        let known = self.orders.generation;
-        (self.orders.phase, self.orders.beat) = (Phase::Rewrite, 0);
-        self.orders.generation += 1;
-        loop {
-            let posted = self.read().await?;
-            if posted.orders.as_ref().is_some_and(|orders| orders.generation != known) {
-                return Err(taken());
-            }
-            match self.board.assign(&self.orders, assignment, &posted).await {
-                Err(RotationError::Api { source, .. }) if source.status() == Some(409) => {}
-                ended => return ended,
-            }
+        self.board.ensure_reports(assignment.shards).await?;
+        let (version, posted) = self.board.orders(Source::Etcd).await?;
+        if posted.is_some_and(|orders| orders.generation != self.orders.generation) {
+            return Err(taken());
         }
+        (self.orders.phase, self.orders.beat) = (Phase::Paused, 0);
+        self.orders.generation += 1;
+        match self.board.claim(&self.orders, &version).await {
+            Err(RotationError::Api { source, .. }) if source.status() == Some(409) => return Err(taken()),
+            ended => ended?,
+        }
+        self.board.assign(&self.orders, assignment).await?;
+        self.orders.phase = Phase::Rewrite;
+        self.beat().await
     }
 
     async fn look(&mut self, roll: &mut Roll) -> Result<(), RotationError> {
-        let posted = self.read().await?;
-        self.check_own(&posted)?;
-        roll.take(posted.reports, &self.orders, Instant::now());
+        roll.take(self.board.reports().await?, &self.orders, Instant::now());
+        self.beat().await
+    }
+
+    async fn beat(&mut self) -> Result<(), RotationError> {
+        let posted = self.board.orders(Source::Etcd).await?.1;
+        let own =
+            |orders: &Orders| (orders.rotation, orders.generation) == (self.orders.rotation, self.orders.generation);
+        if !posted.as_ref().is_some_and(own) {
+            return Err(taken());
+        }
         self.orders.beat += 1;
         self.board.order(&self.orders).await
     }
@@ -121,24 +130,18 @@ impl Coordinator {
     }
 
     async fn leave(&mut self, phase: Phase) -> Result<(), RotationError> {
-        let posted = self.read().await?;
-        if posted.orders.is_some_and(|orders| orders.rotation != self.orders.rotation) {
+        let posted = self.board.orders(Source::Etcd).await?.1;
+        if posted.is_some_and(|orders| orders.rotation != self.orders.rotation) {
             return Ok(());
         }
         self.orders.phase = phase;
         self.board.order(&self.orders).await
     }
+}
 
-    async fn read(&self) -> Result<Posted, RotationError> {
-        Ok(self.board.read().await?.unwrap_or_default())
-    }
-
-    fn check_own(&self, posted: &Posted) -> Result<(), RotationError> {
-        let own = posted.orders.as_ref().is_some_and(|orders| {
-            (orders.rotation, orders.generation) == (self.orders.rotation, self.orders.generation)
-        });
-        if own { Ok(()) } else { Err(taken()) }
-    }
+/// A shard of which nothing new is heard for so long is named: it reports the less often, the more shards there are.
+fn named_after(shards: usize) -> Duration {
+    NAMED_AFTER.max(3 * report_interval(shards))
 }
 
 fn taken() -> RotationError {
@@ -202,12 +205,13 @@ impl Roll {
     /// What is new and worth saying; fails when a shard does not come any more.
     fn concerns(&mut self, now: Instant) -> Result<Vec<String>, RotationError> {
         let mut concerns = Vec::new();
+        let named_after = named_after(self.shards.len());
         for (index, entry) in self.shards.iter_mut().enumerate().filter(|(_, entry)| !entry.is_finished()) {
             let silent = now.duration_since(entry.changed);
             let problem = entry.report.as_ref().and_then(|report| report.problem.as_ref());
             let concern = match problem {
                 Some(problem) => format!("shard {index} stopped: {problem}"),
-                None if silent >= NAMED_AFTER => {
+                None if silent >= named_after => {
                     format!(
                         "nothing new from shard {index}: look at its pod; its Job is manifests/rotate-keys-job.yaml"
                     )

@@ -4,13 +4,15 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::assignment::{Assignment, Share};
-use super::board::{Board, Counts, LOOKS_EVERY, Orders, Phase, Posted, Pulse, Report, SILENCE};
+use super::board::{Board, LOOKS_EVERY, Orders, Phase, Pulse, SILENCE, Source};
+use super::report::{Counts, Report, report_interval};
 use crate::rotation::cluster::api::{Api, chain};
 use crate::rotation::cluster::listing::namespaces;
 use crate::rotation::cluster::{Access, Cluster};
 use crate::rotation::error::RotationError;
 use crate::rotation::event::{Event, Reporter};
 use crate::rotation::rewrite::pace::Pace;
+use crate::rotation::rewrite::risk::Risk;
 use crate::rotation::rewrite::{Ask, Sweep, Tally};
 
 /// A look that takes longer is given up, so that silence is noticed in time.
@@ -35,10 +37,8 @@ pub async fn work(access: &Access, index: u32, report: Reporter<'_>) -> Result<u
     let mut said = String::new();
     loop {
         let why = match worker.line.look().await? {
-            Some(posted) if posted.orders.as_ref().is_some_and(|orders| orders.phase == Phase::Ended) => {
-                return Ok(worker.refused());
-            }
-            Some(posted) => worker.turn(posted).await?,
+            Some(orders) if orders.phase == Phase::Ended => return Ok(worker.refused()),
+            Some(orders) => worker.turn(orders).await?,
             None => "nothing heard from rotate-keys --shards yet".to_owned(),
         };
         if why != said {
@@ -51,23 +51,24 @@ pub async fn work(access: &Access, index: u32, report: Reporter<'_>) -> Result<u
 
 impl Worker<'_> {
     /// Does what there is to do, and says what it waits for then.
-    async fn turn(&mut self, posted: Posted) -> Result<String, RotationError> {
-        let (Some(orders), Some(assignment)) = (posted.orders, posted.assignment) else {
+    async fn turn(&mut self, orders: Orders) -> Result<String, RotationError> {
+        let Some(assignment) = self.line.seen(self.line.board.assignment(&orders)).await?.flatten() else {
             return Ok("nothing is assigned yet".into());
         };
-        let Some(shares) = assignment.shards.get(self.line.index as usize) else {
+        let Some(shares) = assignment.shares(self.line.index as usize) else {
             return Err(RotationError::Unusable(format!(
                 "there is no shard {} of {}: give the Job as many completions as rotate-keys has --shards",
-                self.line.index,
-                assignment.shards.len()
+                self.line.index, assignment.shards
             )));
         };
-        let report = self.done.take_if(|report| is_about(report, &orders));
         // After a restart, what the former process reported.
-        let report =
-            report.or_else(|| posted.reports.get(&self.line.index).cloned().filter(|one| is_about(one, &orders)));
+        let Some(posted) = self.line.seen(self.line.board.reported(self.line.index)).await? else {
+            return Ok("what this shard reported before cannot be read just now".into());
+        };
+        let report = self.done.take_if(|report| is_about(report, &orders));
+        let report = report.or_else(|| posted.clone().filter(|one| is_about(one, &orders)));
         let report = report.unwrap_or_else(|| begun(&orders));
-        if posted.reports.get(&self.line.index) != Some(&report) {
+        if posted.as_ref() != Some(&report) {
             self.line.tell(&report).await;
         }
         if report.finished || orders.phase != Phase::Rewrite || !self.line.pulse.is_felt(Instant::now()) {
@@ -79,8 +80,8 @@ impl Worker<'_> {
         let report = Mutex::new(Report { problem: None, ..report });
         let api = self.server(&assignment).await;
         let ended = tokio::select! {
-            ended = rewrite(&api, &assignment, shares, &report, self.report) => ended.map(|()| "done".to_owned()),
-            why = self.line.attend(&orders, &report) => Ok(why),
+            ended = rewrite(&api, &assignment, &shares, &report, self.report) => ended.map(|()| "done".to_owned()),
+            why = self.line.attend(&orders, &report, report_interval(assignment.shards)) => Ok(why),
         };
         let mut report = report.into_inner().expect("nothing panics while it is held");
         report.problem = ended.as_ref().err().map(|error| chain(error));
@@ -129,7 +130,7 @@ fn begun(orders: &Orders) -> Report {
 async fn rewrite(
     api: &Api,
     assignment: &Assignment,
-    shares: &[Share],
+    shares: &[Share<'_>],
     report: &Mutex<Report>,
     tell: Reporter<'_>,
 ) -> Result<(), RotationError> {
@@ -138,14 +139,16 @@ async fn rewrite(
     let mut pace = Pace::new(assignment.concurrency, assignment.rate, Instant::now());
     let begin = locked().shares_done;
     for share in &shares[begin.min(shares.len())..] {
-        let name = share.resource.to_string();
+        let name = share.of.resource.to_string();
+        let risk = Risk { mutators: share.of.mutators.clone(), ..Risk::default() };
         let before = locked().counts.get(&name).copied().unwrap_or_default();
         let mut tally = Tally::default();
         let sweep = Sweep {
             api,
             folders: share.folders(&namespaces),
             ask: Ask::Rewrite,
-            adopted_at: share.adopted_at,
+            adopted_at: share.of.adopted_at,
+            risk: Some(&risk),
             pace: &mut pace,
             tally: &mut tally,
             keys: None,
@@ -157,7 +160,7 @@ async fn rewrite(
         };
         sweep.run(&mut seen).await?;
         let counts = before.plus(Counts::of(&tally));
-        for (path, why) in tally.refused.iter().chain(&tally.undecryptable) {
+        for (path, why) in tally.refused.iter().chain(&tally.withheld).chain(&tally.undecryptable) {
             tell(Event::Note(&format!("refused: {path}: {why}")));
         }
         if let Some(why) = &tally.unlistable {
@@ -179,18 +182,23 @@ struct Line {
 }
 
 impl Line {
-    /// Looks at what is posted; nothing if it cannot be seen just now.
-    async fn look(&mut self) -> Result<Option<Posted>, RotationError> {
-        let seen = match tokio::time::timeout(LOOK_WITHIN, self.board.read()).await {
-            Ok(Ok(seen)) => seen,
-            // Rights that are missing do not come by waiting.
-            Ok(Err(error)) if is_final(&error) => return Err(error),
-            Ok(Err(_)) | Err(_) => None,
-        };
-        if let Some(orders) = seen.as_ref().and_then(|posted| posted.orders.as_ref()) {
+    /// Looks at the orders; nothing if they cannot be seen just now.
+    async fn look(&mut self) -> Result<Option<Orders>, RotationError> {
+        let seen = self.seen(self.board.orders(Source::Cache)).await?.and_then(|(_, orders)| orders);
+        if let Some(orders) = &seen {
             self.pulse.feel(orders, Instant::now());
         }
         Ok(seen)
+    }
+
+    /// What is read; nothing if it cannot be read just now.
+    async fn seen<T>(&self, reads: impl Future<Output = Result<T, RotationError>>) -> Result<Option<T>, RotationError> {
+        match tokio::time::timeout(LOOK_WITHIN, reads).await {
+            Ok(Ok(seen)) => Ok(Some(seen)),
+            // Rights that are missing do not come by waiting.
+            Ok(Err(error)) if is_final(&error) => Err(error),
+            Ok(Err(_)) | Err(_) => Ok(None),
+        }
     }
 
     /// Posts what was done; whether it arrived.
@@ -200,16 +208,19 @@ impl Line {
     }
 
     /// Reports again and again, and looks whether the rewrite may go on; ends, with the reason, when it may not.
-    async fn attend(&mut self, orders: &Orders, report: &Mutex<Report>) -> String {
-        let mut last = None;
+    async fn attend(&mut self, orders: &Orders, report: &Mutex<Report>, interval: Duration) -> String {
+        let (mut last, mut told) = (None, Instant::now());
         loop {
             tokio::time::sleep(LOOKS_EVERY).await;
-            let now = report.lock().expect("nothing panics while it is held").clone();
-            if last.as_ref() != Some(&now) {
-                last = self.tell(&now).await.then_some(now);
+            if told.elapsed() >= interval {
+                let now = report.lock().expect("nothing panics while it is held").clone();
+                if last.as_ref() != Some(&now) {
+                    last = self.tell(&now).await.then_some(now);
+                }
+                told = Instant::now();
             }
             // What keeps it from being seen is told once the rewrite has stopped for it.
-            if let Ok(Some(Posted { orders: Some(now), .. })) = self.look().await
+            if let Ok(Some(now)) = self.look().await
                 && (now.rotation, now.generation, now.phase) != (orders.rotation, orders.generation, Phase::Rewrite)
             {
                 return "the coordinator stopped the rewrite".into();
