@@ -22,6 +22,9 @@ pub struct ClusterArgs {
     /// URL of one API server, given once for each; else the endpoints of default/kubernetes.
     #[arg(long = "server", value_name = "URL")]
     pub servers: Vec<String>,
+    /// Authority of the API servers' own certificates, where the kubeconfig leads to a balancer with another one.
+    #[arg(long, value_name = "FILE")]
+    pub server_ca: Option<PathBuf>,
     /// How many API servers there are, where Leases, endpoints and Nodes do not tell.
     #[arg(long = "servers", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub server_count: Option<u16>,
@@ -111,6 +114,10 @@ pub struct RotateKeysArgs {
     /// is still looked for.
     #[arg(long, value_name = "RESOURCE")]
     pub skip: Vec<String>,
+    /// Store objects again also where that changes them beyond their ciphertext: of one resource, or of all where none
+    /// is named. Without it they are named and left.
+    #[arg(long, value_name = "RESOURCE", num_args = 0..=1, require_equals = true, default_missing_value = "*")]
+    pub allow_changes: Vec<String>,
     /// The newest snapshot of etcd, as `etcdctl snapshot save` wrote it, given once for each etcd cluster: its
     /// revision is read from the file.
     #[arg(long, value_name = "FILE")]
@@ -121,6 +128,9 @@ pub struct RotateKeysArgs {
     /// A shell command that takes a snapshot of etcd; run before anything is rewritten, and after the settle time.
     #[arg(long, value_name = "COMMAND", conflicts_with = "snapshot_taken")]
     pub snapshot_command: Option<String>,
+    /// Write progress and verdict there as Prometheus text, for example for node_exporter's textfile collector.
+    #[arg(long, value_name = "FILE")]
+    pub metrics_file: Option<PathBuf>,
     /// Split the rewrite over N pods of manifests/rotate-keys-job.yaml, for clusters of a million objects. --qps and
     /// --max-concurrency are for all of them together.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]

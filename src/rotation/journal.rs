@@ -156,6 +156,9 @@ pub struct Journal {
     /// What the data were stored under before anything was done.
     #[serde(default)]
     pub first_survey: Option<Scan>,
+    /// How each former key is disabled, where that is known.
+    #[serde(default)]
+    pub disabling: Vec<String>,
     /// What was shown so far, and what could not be shown.
     #[serde(default)]
     pub claims: BTreeMap<Subject, Claim>,
@@ -218,6 +221,7 @@ impl Journal {
             earlier_cluster: None,
             target_keys: BTreeSet::new(),
             first_survey: None,
+            disabling: Vec::new(),
             claims: BTreeMap::new(),
             verdict: None,
         }
@@ -312,6 +316,11 @@ impl Journal {
             }
             KeyName::Kek { .. } | KeyName::Prefix(_) | KeyName::Clear => self.target_keys.contains(key),
         }
+    }
+
+    /// How many objects were left because storing them again would change them.
+    pub fn withheld(&self) -> usize {
+        self.resources.iter().map(|progress| progress.tally.withheld.len()).sum()
     }
 
     /// Objects that the API servers refused to store again, by path.

@@ -4,14 +4,16 @@
 mod fate;
 pub mod pace;
 pub mod reads;
+pub mod risk;
+mod tally;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use serde::{Deserialize, Serialize};
 
 use self::fate::{Fate, fate};
+pub use self::tally::Tally;
 use crate::rotation::cluster::api::{Answer, Api, ApiError, Metadata, MetadataList, Partial};
 use crate::rotation::cluster::listing::{
     FIRST_WAIT, Folder, LONGEST_WAIT, PAGE, Page, TRIES, is_undecryptable, page_after,
@@ -20,6 +22,7 @@ use crate::rotation::cluster::webhooks::webhook_that_failed;
 use crate::rotation::error::RotationError;
 use crate::rotation::leftovers::keys_in_etcd::{KeysInEtcd, Position};
 use crate::rotation::rewrite::pace::Pace;
+use crate::rotation::rewrite::risk::Risk;
 
 /// An object that fails while others get through is given up after this time: it alone is at fault.
 const ALONE_AFTER: Duration = Duration::from_secs(20);
@@ -29,9 +32,6 @@ const ALONE_TRIES: u32 = 4;
 const HANGS: Duration = Duration::from_secs(2);
 /// How many requests may wait for such a webhook.
 const HANGING: usize = 256;
-/// So many altered objects are named in each pass.
-const ALTERED_NAMED: usize = 1_000;
-
 /// What is asked for each object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
@@ -41,48 +41,6 @@ pub enum Ask {
     DryRun,
     /// Read from etcd, and metadata answered.
     Read,
-}
-
-/// What happened to the objects of one resource.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Tally {
-    /// Stored again.
-    pub rewritten: u64,
-    /// Found stored under the server's key already.
-    pub fresh: u64,
-    /// Stored after all servers had adopted the key: not asked.
-    pub newer: u64,
-    /// Deleted meanwhile.
-    pub gone: u64,
-    /// Changed by an admission webhook that took the empty patch as an occasion.
-    pub altered: u64,
-    /// Some of those.
-    pub altered_named: BTreeSet<String>,
-    /// Refused by admission or validation: path → why.
-    pub refused: BTreeMap<String, String>,
-    /// Could not be read by the server: path → why.
-    pub undecryptable: BTreeMap<String, String>,
-    /// Why the whole resource cannot be listed.
-    pub unlistable: Option<String>,
-}
-
-impl Tally {
-    /// How many objects were dealt with.
-    pub fn total(&self) -> u64 {
-        self.rewritten + self.fresh + self.newer + self.gone + (self.refused.len() + self.undecryptable.len()) as u64
-    }
-
-    /// Adds what a later pass did. Its findings about single objects replace earlier ones.
-    pub fn add(&mut self, later: Self) {
-        self.rewritten += later.rewritten;
-        self.altered += later.altered;
-        self.altered_named.extend(later.altered_named.into_iter().take(ALTERED_NAMED));
-        self.gone += later.gone;
-        (self.fresh, self.newer) = (later.fresh, later.newer);
-        (self.refused, self.undecryptable) = (later.refused, later.undecryptable);
-        self.unlistable = later.unlistable;
-    }
 }
 
 /// One pass over objects.
@@ -95,6 +53,8 @@ pub struct Sweep<'a> {
     pub ask: Ask,
     /// Objects with a greater resource version are left alone.
     pub adopted_at: Option<u64>,
+    /// What would change objects beyond their ciphertext: these are left; `None` stores them again all the same.
+    pub risk: Option<&'a Risk>,
     /// How fast.
     pub pace: &'a mut Pace,
     /// What was done so far; kept when the pass is dropped half way.
@@ -118,6 +78,8 @@ struct Object {
     first_failed: Option<Instant>,
     /// The webhook that could not be called for it.
     webhook: Option<String>,
+    /// Whether it is only tried whether storing it would change it.
+    tried_first: bool,
 }
 
 type Answered = (Object, Instant, Result<Answer, ApiError>);
@@ -129,6 +91,12 @@ impl Sweep<'_> {
     /// [`RotationError::Paused`] when the server does not answer any more.
     pub async fn run(mut self, seen: &mut (dyn FnMut(&Tally, usize) + Send)) -> Result<(), RotationError> {
         let (api, ask, keys) = (self.api, self.ask, self.keys);
+        if let Some(risk) = self.risk {
+            self.tally.withheld_all = self.tally.withheld_all.take().or_else(|| risk.converted.clone());
+            if self.tally.withheld_all.is_some() {
+                return Ok(());
+            }
+        }
         let mut folders = std::mem::take(&mut self.folders).into_iter();
         let mut queue: VecDeque<Object> = VecDeque::new();
         let mut later: Vec<(Instant, Object)> = Vec::new();
@@ -145,7 +113,7 @@ impl Sweep<'_> {
             {
                 self.pace.sent(now);
                 sent.push(now);
-                under_way.push(answer(api, ask, object, now));
+                under_way.push(answer(api, if object.tried_first { Ask::DryRun } else { ask }, object, now));
             }
             if queue.is_empty() && later.is_empty() && under_way.is_empty() && page.is_none() {
                 return Ok(());
@@ -225,7 +193,14 @@ impl Sweep<'_> {
                 continue;
             }
             let path = folder.resource.object_path(metadata.namespace.as_deref(), &metadata.name);
-            chosen.push(Object { path, metadata, tries: 0, first_failed: None, webhook: None });
+            let schemas = self.risk.and_then(|risk| risk.schemas.as_ref());
+            if let Some(field) = schemas.and_then(|schemas| schemas.dropped(&metadata.fields)) {
+                let why = format!("its field {field} is not in the schema any more, so that a rewrite would drop it");
+                self.tally.withheld.insert(path, why);
+                continue;
+            }
+            let tried_first = self.ask == Ask::Rewrite && self.risk.is_some_and(|risk| !risk.mutators.is_empty());
+            chosen.push(Object { path, metadata, tries: 0, first_failed: None, webhook: None, tried_first });
         }
         chosen
     }
@@ -239,7 +214,7 @@ impl Sweep<'_> {
                 if let Some(webhook) = &object.webhook {
                     self.pace.webhooks.recovered(webhook);
                 }
-                return self.stored(&object, &answer).map(|()| None);
+                return Ok(self.stored(object, &answer)?.map(|again| (now, again)));
             }
             Ok(answer) => (Some(answer.status), answer.retry_after, answer.refusal().message),
             Err(error) => (error.status(), None, error.to_string()),
@@ -295,25 +270,32 @@ impl Sweep<'_> {
         self.tally.refused.insert(path, format!("{}: {message}", status.unwrap_or(0)));
     }
 
-    fn stored(&mut self, object: &Object, answer: &Answer) -> Result<(), RotationError> {
+    /// Takes a success in; returns the object where it was only tried so far.
+    fn stored(&mut self, object: Object, answer: &Answer) -> Result<Option<Object>, RotationError> {
         if self.ask == Ask::Read {
             self.tally.fresh += 1;
-            return Ok(());
+            return Ok(None);
         }
         let what = || format!("rewrite {}", object.path);
         let Partial { metadata } = self.api.parse(&answer.body).map_err(RotationError::api(what()))?;
+        let changed = altered(&object.metadata, &metadata);
+        let tried = self.ask == Ask::DryRun || object.tried_first;
+        if let Some(risk) = self.risk.filter(|_| changed && tried) {
+            self.tally.withheld.insert(object.path, format!("{} would change it", risk.suspects()));
+            return Ok(None);
+        }
+        if object.tried_first {
+            return Ok(Some(Object { tried_first: false, tries: 0, first_failed: None, ..object }));
+        }
         if self.ask == Ask::DryRun || metadata.resource_version == object.metadata.resource_version {
             self.tally.fresh += 1;
         } else {
             self.tally.rewritten += 1;
         }
-        if altered(&object.metadata, &metadata) {
-            self.tally.altered += 1;
-            if self.tally.altered_named.len() < ALTERED_NAMED {
-                self.tally.altered_named.insert(object.path.clone());
-            }
+        if changed {
+            self.tally.name_altered(object.path);
         }
-        Ok(())
+        Ok(None)
     }
 }
 

@@ -10,15 +10,12 @@ use axum::routing::post;
 use axum::{Json, Router};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use kube::api::{Patch, PatchParams, PostParams};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use crate::control_plane::{ControlPlane, Shape, secret};
+use crate::https::Tls;
 use crate::objects::{delete, post as create};
-use crate::support::{free_port, wait_until};
+use crate::support::wait_until;
 
 const VALIDATING: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
 const MUTATING: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
@@ -39,51 +36,20 @@ impl Drop for Webhook {
     }
 }
 
-/// Ends TLS before axum.
-struct Tls {
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-}
-
-impl axum::serve::Listener for Tls {
-    type Io = TlsStream<TcpStream>;
-    type Addr = std::net::SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        loop {
-            let (stream, from) = self.listener.accept().await.unwrap();
-            if let Ok(stream) = self.acceptor.accept(stream).await {
-                return (stream, from);
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.listener.local_addr()
-    }
-}
-
 impl Webhook {
-    /// Serves `/refuse/NAME`, `/alter` and `/hesitate`.
+    /// Serves `/refuse/NAME`, `/alter`, `/inject`, `/fill` and `/hesitate`.
     async fn start() -> Self {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap().self_signed(&key).unwrap();
-        let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let config = rustls::ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], private)
-            .unwrap();
-        let port = free_port();
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let (tls, certificate, port) = Tls::listen().await;
         let calls = Arc::new(AtomicUsize::new(0));
         let router = Router::new()
             .route("/refuse/{name}", post(refuse))
             .route("/alter", post(alter))
+            .route("/inject", post(inject))
+            .route("/fill", post(fill))
             .route("/hesitate", post(hesitate))
             .with_state(calls.clone());
-        let tls = Tls { listener, acceptor: TlsAcceptor::from(Arc::new(config)) };
         let task = tokio::spawn(async move { axum::serve(tls, router).await.unwrap() });
-        Self { authority: BASE64_STANDARD.encode(certificate.pem()), port, calls, task }
+        Self { authority: BASE64_STANDARD.encode(certificate), port, calls, task }
     }
 
     /// A configuration that has updates of Secrets judged at `path`; `more` goes into the webhook.
@@ -120,6 +86,27 @@ async fn alter(State(calls): State<Arc<AtomicUsize>>, Json(review): Json<Value>)
     };
     let patch = BASE64_STANDARD.encode(patch.to_string());
     answer(&review, &json!({"allowed": true, "patchType": "JSONPatch", "patch": patch}))
+}
+
+/// Adds a container to a Deployment, as the injector of a service mesh does.
+async fn inject(State(calls): State<Arc<AtomicUsize>>, Json(review): Json<Value>) -> Json<Value> {
+    calls.fetch_add(1, SeqCst);
+    let sidecar = json!({"name": "sidecar", "image": "example.com/sidecar"});
+    let patch = json!([{"op": "add", "path": "/spec/template/spec/containers/-", "value": sidecar}]);
+    answer(
+        &review,
+        &json!({"allowed": true, "patchType": "JSONPatch", "patch": BASE64_STANDARD.encode(patch.to_string())}),
+    )
+}
+
+/// Adds data to a Secret, and nothing to its metadata.
+async fn fill(State(calls): State<Arc<AtomicUsize>>, Json(review): Json<Value>) -> Json<Value> {
+    calls.fetch_add(1, SeqCst);
+    let patch = json!([{"op": "add", "path": "/data/more", "value": "bW9yZQ=="}]);
+    answer(
+        &review,
+        &json!({"allowed": true, "patchType": "JSONPatch", "patch": BASE64_STANDARD.encode(patch.to_string())}),
+    )
 }
 
 /// Out of order at first, then all is well.
@@ -222,15 +209,93 @@ async fn a_webhook_that_alters_objects_is_named_before_and_counted_after() {
     create(&plane, MUTATING, &webhook.configuration(kind, "stamp-elsewhere", "/alter", &elsewhere)).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
 
-    plane.run("rotate-keys", &["--dry-run"]).exits(0).says("0 would be refused, 50 altered by a webhook");
+    let ended = plane.run("rotate-keys", &["--dry-run"]).exits(3).says("50 would be changed");
+    ended.says("the mutating webhook stamp-elsewhere").says("--allow-changes");
     assert_eq!(plane.secrets(0).get("s-0").await.unwrap().metadata.annotations, None, "that was only tried");
 
     plane.rotate_keyrings(0..1);
     let new = plane.wait_key_id(0..1, &old).await;
-    let ended = plane.run("rotate-keys", &[]).exits(0).says("mutating webhooks see every rewrite");
+    let ended = plane.run("rotate-keys", &[]).exits(3).says("No: 50 object(s) were left");
+    ended.says("left: /api/v1/namespaces/default/secrets/s-1:").says("--allow-changes");
+    assert_eq!(plane.secrets(0).get("s-0").await.unwrap().metadata.annotations, None, "it was left as it was");
+    assert_eq!(plane.stored().await[&old], 50);
+
+    let ended = plane.run("rotate-keys", &["--allow-changes"]).exits(0).says("mutating webhooks see every rewrite");
     let ended = ended.says("stamp-elsewhere").says("50 object(s) were changed by a mutating webhook");
     ended.says("altered: /api/v1/namespaces/default/secrets/s-1:");
     plane.check_all_under(&new).await;
     plane.check_secrets(0, "s", 50).await;
     assert!(plane.secrets(0).get("s-0").await.unwrap().metadata.annotations.is_some());
+}
+
+/// A Deployment without any pods.
+fn deployment(name: &str) -> Value {
+    let labels = json!({"app": name});
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+        "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": {
+            "metadata": {"labels": labels}, "spec": {"containers": [{"name": "main", "image": "example.com/main"}]},
+        }},
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_injector_rolls_no_deployment_because_of_a_rewrite() {
+    let plane = ControlPlane::start(Shape { resources: vec!["secrets", "deployments.apps"], ..Shape::of(1) }).await;
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    for name in ["a", "b"] {
+        create(&plane, deployments, &deployment(name)).await;
+    }
+    let webhook = Webhook::start().await;
+    let rules = json!({"rules": [
+        {"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["*"], "resources": ["deployments"]},
+    ]});
+    let injector = webhook.configuration("MutatingWebhookConfiguration", "injector", "/inject", &rules);
+    create(&plane, MUTATING, &injector).await;
+    wait_until("the injector is in force", Duration::from_secs(30), async || {
+        let tried = format!("{deployments}/a?dryRun=All");
+        let request = http::Request::patch(tried).header("content-type", "application/merge-patch+json");
+        let _ = plane.servers[0].client().request_text(request.body(b"{}".to_vec()).unwrap()).await;
+        webhook.calls.load(SeqCst) > 0
+    })
+    .await;
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    plane.wait_key_id(0..1, &old).await;
+    let ended = plane.run("rotate-keys", &[]).exits(3).says("No: 2 object(s) were left");
+    ended.says(&format!("left: {deployments}/a:")).says("the mutating webhook injector");
+    let (_, text) = plane.servers[0].get(&format!("{deployments}/a")).await.unwrap();
+    let stored: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(stored["metadata"]["generation"], 1, "{stored}");
+    assert!(!plane.etcd.key_ids("/registry/secrets/").await.contains_key(&old), "all else was rewritten");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_data_that_metadata_do_not_show_stops_its_resource_at_the_first_object() {
+    let plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 50).await;
+    let webhook = Webhook::start().await;
+    let only = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "default"}}});
+    let fills = webhook.configuration("MutatingWebhookConfiguration", "fills", "/fill", &only);
+    create(&plane, MUTATING, &fills).await;
+    wait_until("the webhook is in force", Duration::from_secs(30), async || {
+        let _ = would_be_stored(&plane, "s-0").await;
+        webhook.calls.load(SeqCst) > 0
+    })
+    .await;
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    let new = plane.wait_key_id(0..1, &old).await;
+    let ended = plane.run("rotate-keys", &[]).exits(6).says("secrets were left");
+    let ended = ended.says("as the first object was stored again").says("the mutating webhook fills");
+    let revision = ended.says("--rev=");
+    assert!(plane.stored().await[&old] >= 49, "{revision:?}");
+    let filled = async || {
+        let all = plane.secrets(0).list(&kube::api::ListParams::default()).await.unwrap().items;
+        all.iter().filter(|secret| secret.data.as_ref().is_some_and(|data| data.contains_key("more"))).count()
+    };
+    assert!(filled().await <= 1);
+    plane.run("rotate-keys", &["--allow-changes=secrets"]).exits(0).says("Yes: ");
+    plane.check_all_under(&new).await;
+    assert_eq!(filled().await, 50);
 }

@@ -26,6 +26,7 @@ pub fn weigh(journal: &Journal) -> Verdict {
     let (conclusion, sentence) = conclude(journal, &former, bad.len(), &unproven, &waits);
     let mut missing: Vec<String> =
         journal.refused().iter().map(|path| format!("rewrite {path}: it was refused")).collect();
+    missing.extend(left(journal));
     missing.extend(bad);
     missing.extend(unproven);
     if conclusion != Conclusion::NothingRotated {
@@ -36,6 +37,7 @@ pub fn weigh(journal: &Journal) -> Verdict {
         conclusion,
         sentence,
         may_be_disabled: if yes { may_be_disabled(journal, &former) } else { Vec::new() },
+        commands: if yes { journal.disabling.clone() } else { Vec::new() },
         must_stay: must_stay(journal, &former, yes),
         holds: holds(journal),
         evidence,
@@ -56,6 +58,13 @@ fn conclude(
     let names = journal.names.show_all(former);
     if refused > 0 {
         let text = format!("No: {refused} object(s) were refused and are still stored under a former key.");
+        (Conclusion::Refused, text)
+    } else if journal.withheld() > 0 {
+        let text = format!(
+            "No: {} object(s) were left as they are and still need a former key, since storing them again would change \
+             them.",
+            journal.withheld()
+        );
         (Conclusion::Refused, text)
     } else if left > 0 || unreadable > 0 {
         let text = format!(
@@ -205,6 +214,19 @@ fn objects(journal: &Journal) -> Vec<String> {
     }
     bad.extend(journal.verified.iter().flat_map(|scan| scan.orphaned(&journal.intent.etcd_prefix)));
     bad
+}
+
+/// What was left as it is, and how to have it stored again.
+fn left(journal: &Journal) -> impl Iterator<Item = String> {
+    journal.resources.iter().filter_map(|progress| {
+        let (resource, tally) = (&progress.resource, &progress.tally);
+        let what = match &tally.withheld_all {
+            Some(why) => format!("{resource} were left: {why}"),
+            None if tally.withheld.is_empty() => return None,
+            None => format!("{} object(s) of {resource} were left, each with its reason", tally.withheld.len()),
+        };
+        Some(format!("{what}; if the change is wanted, begin again with --allow-changes={resource}"))
+    })
 }
 
 fn waits(journal: &Journal) -> Vec<String> {

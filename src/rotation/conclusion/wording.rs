@@ -51,7 +51,9 @@ pub(super) fn must_stay(journal: &Journal, former: &BTreeSet<KeyName>, yes: bool
         let others = scan.groups.keys().into_iter().filter(|key| !journal.target_keys.contains(key));
         stay.extend(others.filter(|key| *key != KeyName::Clear).map(|key| {
             let (name, values) = (journal.names.show(&key), scan.groups.needing(&key));
-            let why = if journal.is_target(&key) { "in use" } else { "not the target" };
+            // Where no KEK could be asked, the target is known by its key_id alone.
+            let by_key_id = journal.target_keys.is_empty() && scan.leftovers == 0;
+            let why = if journal.is_target(&key) || by_key_id { "in use" } else { "not the target" };
             format!("{name}: {why}, {values} value(s)")
         }));
     }

@@ -14,6 +14,7 @@ use crate::rotation::error::RotationError;
 const MAY_CHANGE: &[&str] = &[
     "kubeconfig",
     "context",
+    "server-ca",
     "etcd-ca",
     "etcd-cert",
     "etcd-key",
@@ -45,6 +46,8 @@ pub struct Intent {
     pub context: Option<String>,
     /// API servers that were named.
     pub server: Vec<String>,
+    /// More authorities of the API servers' certificates.
+    pub server_ca: Option<PathBuf>,
     /// The `EncryptionConfiguration` of the API servers.
     pub encryption_config: Option<PathBuf>,
     /// etcd endpoints.
@@ -71,6 +74,8 @@ pub struct Intent {
     pub compact: bool,
     /// Resources that are not rewritten.
     pub skip: Vec<String>,
+    /// Resources whose objects may be changed by being stored again.
+    pub allow_changes: Vec<String>,
     /// Snapshots of etcd, one for each cluster.
     pub snapshot_file: Vec<PathBuf>,
     /// Takes a snapshot of etcd.

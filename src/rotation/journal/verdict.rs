@@ -31,6 +31,9 @@ pub struct Verdict {
     /// The keys that may be disabled; empty unless the conclusion is *Yes*.
     #[serde(default)]
     pub may_be_disabled: Vec<String>,
+    /// How each of them is disabled, where that is known: the vendor's command, or words.
+    #[serde(default)]
+    pub commands: Vec<String>,
     /// The keys that must stay, each with the reason.
     #[serde(default)]
     pub must_stay: Vec<String>,

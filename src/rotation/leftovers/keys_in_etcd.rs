@@ -1,11 +1,12 @@
 //! The objects of a resource by their keys in etcd, for a resource that the API cannot list because one of its objects
 //! cannot be read: all others are then asked for by name.
 
-use crate::etcd::{EtcdAccess, EtcdClusters};
+use crate::etcd::{EtcdAccess, EtcdClusters, StoredValue};
 use crate::rotation::cluster::api::{Metadata, MetadataList, Partial};
 use crate::rotation::cluster::listing::{Folder, PAGE};
+use crate::rotation::cluster::resources::Resource;
 use crate::rotation::error::RotationError;
-use crate::rotation::leftovers::layout::folder;
+use crate::rotation::leftovers::layout::{folder, key_of};
 use crate::rotation::leftovers::scan::slashed;
 
 /// Where keys are read.
@@ -35,6 +36,25 @@ impl KeysInEtcd {
     /// The clusters.
     pub fn clusters(&self) -> &EtcdClusters {
         &self.etcd
+    }
+
+    /// How one object is stored now, in whichever cluster it lies.
+    ///
+    /// # Errors
+    /// If etcd answers with an error.
+    pub async fn value(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Option<StoredValue>, RotationError> {
+        let key = format!("{}{}", self.prefix, key_of(resource, namespace, name));
+        for cluster in &self.etcd.clusters {
+            if let Some(stored) = cluster.value(&key).await? {
+                return Ok(Some(stored));
+            }
+        }
+        Ok(None)
     }
 
     /// One page, and where the next one begins. `None` begins at the start.

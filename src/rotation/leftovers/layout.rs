@@ -40,6 +40,11 @@ const BUILT_IN: &[&str] = &[
 /// even where the configuration says `*.*`.
 const INTERNAL: &[&str] = &["masterleases", "peerserverleases", "ranges"];
 
+/// Whether kube-apiserver itself defines the resources of this group.
+pub fn is_built_in(group: &str) -> bool {
+    BUILT_IN.contains(&group)
+}
+
 /// The folder of a resource below the prefix, without slashes around it.
 pub fn folder(resource: &Resource) -> String {
     let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
@@ -47,7 +52,7 @@ pub fn folder(resource: &Resource) -> String {
         return (*folder).into();
     }
     // Two groups about the API itself are stored like custom resources.
-    if BUILT_IN.contains(&group) { plural.into() } else { format!("{group}/{plural}") }
+    if is_built_in(group) { plural.into() } else { format!("{group}/{plural}") }
 }
 
 /// The folder that a key lies in. `key` is without the prefix.

@@ -82,7 +82,8 @@ async fn read_all(
         let before = metrics(api).await?;
         let mut tally = Tally::default();
         let folders = vec![Folder::all(of.resource)];
-        let sweep = Sweep { api, folders, ask: Ask::Read, adopted_at: None, pace, tally: &mut tally, keys: None };
+        let (ask, tally_of) = (Ask::Read, &mut tally);
+        let sweep = Sweep { api, folders, ask, adopted_at: None, risk: None, pace, tally: tally_of, keys: None };
         sweep.run(&mut |tally, limit| seen(of.resource, tally, limit)).await?;
         let after = metrics(api).await?;
         if ServerProcess::of(&before) == ServerProcess::of(&after) {

@@ -6,6 +6,7 @@ use super::states::Run;
 use crate::config::Config;
 use crate::kek::KekVersion;
 use crate::key_id::KeyId;
+use crate::key_stores::Disabling;
 use crate::rotation::claim::Subject;
 use crate::rotation::cluster::metrics::key_id_hash;
 use crate::rotation::error::RotationError;
@@ -150,6 +151,28 @@ impl Run<'_> {
         self.journal.silent_keks =
             answers.iter().filter(|answer| answer.active.is_err()).map(|answer| answer.lineage.to_string()).collect();
         self.journal.claims.insert(Subject::Keks, active_now(&answers, &self.journal.target_keys));
+    }
+
+    /// How each former key is disabled, as far as the plugin's configuration tells.
+    pub(super) fn ways_to_disable(&self) -> Vec<String> {
+        let plugin = self.settings.plugin.iter().flat_map(|plugin| plugin.keks.iter().chain(&plugin.retired));
+        let keks: Vec<_> = plugin.map(|kek| (kek.open().lineage().to_string(), kek)).collect();
+        let active = |of: &str| {
+            self.journal.target_keys.iter().find_map(|key| match key {
+                KeyName::Kek { lineage, version } if lineage == of => Some(version.as_str()),
+                _ => None,
+            })
+        };
+        let former = self.journal.former_keys();
+        let command = |key: &KeyName| {
+            let KeyName::Kek { lineage, version } = key else { return None };
+            let (_, kek) = keks.iter().find(|(of, _)| of == lineage)?;
+            Some(match kek.disabling(version, active(lineage).unwrap_or_default()) {
+                Disabling::Command(command) => command,
+                Disabling::ByHand(words) => format!("{}: {words}", self.journal.names.show(key)),
+            })
+        };
+        former.iter().filter_map(command).collect()
     }
 
     /// Makes the generation of these versions the target.

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::checks::take_snapshot;
-use super::states::{Continuity, Run};
+use super::states::{Continuity, Run, clock};
 use crate::etcd::Room;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
 use crate::rotation::claim::Subject;
@@ -12,6 +12,7 @@ use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::chain;
 use crate::rotation::cluster::listing::{Folder, revision};
 use crate::rotation::conclusion::evidence::weigh;
+use crate::rotation::conclusion::wording::describe;
 use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
 use crate::rotation::journal::State;
@@ -109,9 +110,10 @@ impl Run<'_> {
     /// Looks for leftovers, and enters what was found. How many of them a further pass may rewrite.
     async fn search(&mut self) -> Result<u64, RotationError> {
         let scan = self.survey().await?;
+        (self.report)(Event::Note(&describe(&scan)));
         self.journal.claims.extend(scan.whole.clone().map(|claim| (Subject::Etcd, claim)));
         self.remember_all(&scan).await;
-        let refused = self.journal.refused().len() as u64;
+        let refused = (self.journal.refused().len() + self.journal.withheld()) as u64;
         let left = scan.leftovers.saturating_sub(scan.expiring).saturating_sub(refused);
         let now = jiff::Timestamp::now();
         if scan.leftovers > 0 {
@@ -151,27 +153,34 @@ impl Run<'_> {
         let wait = self.settings.request_timeout * 7 / 6;
         let passed = jiff::Timestamp::now().duration_since(adoption.since).unsigned_abs();
         if let Some(left) = wait.checked_sub(passed) {
-            (self.report)(Event::Waiting(&format!("{} s until earlier writes have reached etcd", left.as_secs() + 1)));
+            let until = clock(jiff::Timestamp::now() + left);
+            (self.report)(Event::Waiting(&format!("earlier writes may still be on their way to etcd, until {until}")));
             tokio::time::sleep(left).await;
         }
     }
 
     pub(super) async fn settle(&mut self) -> Result<State, RotationError> {
-        let until = self.journal.rewritten.unwrap_or(self.journal.started).as_second()
-            + i64::try_from(self.settings.settle.as_secs()).unwrap_or(i64::MAX / 2);
-        let mut missed = 0;
+        let seconds = i64::try_from(self.settings.settle.as_secs()).unwrap_or(i64::MAX / 2);
+        let rewritten = self.journal.rewritten.unwrap_or(self.journal.started);
+        let until = rewritten.saturating_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(jiff::Timestamp::MAX);
+        let (mut missed, mut said) = (0, false);
         let etcd = self.etcd_clusters().await?;
         if let Some(etcd) = &etcd {
             self.compact_old_revisions(etcd).await;
         }
         loop {
-            let left = until - jiff::Timestamp::now().as_second();
-            if self.old_revisions_are_gone(etcd.as_ref(), left <= 0).await? {
+            let left = until.duration_since(jiff::Timestamp::now());
+            if self.old_revisions_are_gone(etcd.as_ref(), !left.is_positive()).await? {
                 return Ok(State::Snapshot);
             }
-            (self.report)(Event::Waiting(&format!("{left} s until old revisions and continue tokens are gone")));
-            let left = Duration::from_secs(left.unsigned_abs());
-            tokio::time::sleep(left.min(self.settings.agreement_interval)).await;
+            if !std::mem::replace(&mut said, true) {
+                (self.report)(Event::Waiting(&format!(
+                    "old revisions and continue tokens still need the former key; they are gone by {} at the latest (--settle{})",
+                    clock(until),
+                    if etcd.is_some() { "; --compact has it at once" } else { "" }
+                )));
+            }
+            tokio::time::sleep(left.unsigned_abs().min(self.settings.agreement_interval)).await;
             let Some(adoption) = self.journal.adoption.clone() else { continue };
             if let Some(why) = look_again(&self.cluster, &self.wanted(), &adoption, &mut missed).await? {
                 return Ok(self.agreement_lost(&why));
@@ -190,13 +199,14 @@ impl Run<'_> {
     }
 
     /// Writes the verdict down. May be called again when more is known.
-    pub(super) fn conclude(&mut self) -> Result<Verdict, RotationError> {
+    pub(super) async fn conclude(&mut self) -> Result<Verdict, RotationError> {
         if self.settings.snapshot_taken.is_some() {
             self.journal.snapshot = self.settings.snapshot_taken;
         }
+        self.journal.disabling = self.ways_to_disable();
         let verdict = weigh(&self.journal);
         self.journal.verdict = Some(verdict.clone());
-        self.write()?;
+        self.write().await?;
         Ok(verdict)
     }
 
@@ -218,18 +228,26 @@ impl Run<'_> {
 
     /// Goes through every resource that is not done, while the servers' agreement is looked at again and again.
     async fn pass(&mut self) -> Result<Pass, RotationError> {
-        let (cluster, wanted) = (&self.cluster, self.wanted());
+        let wanted = self.wanted();
         let Some(adoption) = self.journal.adoption.clone() else {
             return Ok(Pass::AgreementLost("no adoption was seen".into()));
         };
         let (api, mut pace) = (self.converged().await?, self.pace());
         let keys = self.keys_in_etcd().await?;
         let etcd = keys.as_ref().map(KeysInEtcd::clusters);
-        let mut rewritten = 0;
+        let risks = self.risks(&api).await?;
+        let (cluster, mut rewritten) = (&self.cluster, 0);
         while let Some(at) = self.journal.resources.iter().position(|progress| !progress.done) {
             let progress = &self.journal.resources[at];
             let (resource, objects) = (progress.resource.clone(), progress.objects);
-            let mut tally = Tally::default();
+            let risk = risks.get(at).and_then(Option::as_ref);
+            let mut tally = Tally { withheld_all: progress.tally.withheld_all.clone(), ..Tally::default() };
+            if let (Some(keys), Some(risk)) = (&keys, risk)
+                && tally.withheld_all.is_none()
+            {
+                let shown = self.pioneers(&api, keys, &resource, progress.adopted_at, risk).await?;
+                (tally.rewritten, tally.withheld_all) = (shown.rewritten, shown.changed);
+            }
             let report = self.report;
             let mut seen = |tally: &Tally, concurrency: usize| {
                 report(Event::Progress { resource: &resource, tally, objects, concurrency });
@@ -239,6 +257,7 @@ impl Run<'_> {
                 folders: vec![Folder::all(&resource)],
                 ask: Ask::Rewrite,
                 adopted_at: progress.adopted_at,
+                risk,
                 pace: &mut pace,
                 tally: &mut tally,
                 keys: keys.as_ref(),
@@ -252,7 +271,7 @@ impl Run<'_> {
             let progress = &mut self.journal.resources[at];
             progress.tally.add(tally);
             progress.done = matches!(ended, Ended::Swept(Ok(())));
-            self.write()?;
+            self.write().await?;
             match ended {
                 Ended::Swept(Err(RotationError::Paused(why))) => return self.no_answer(why, &wanted, &adoption).await,
                 Ended::Swept(done) => done?,

@@ -83,16 +83,16 @@ impl Encrypted {
         self
     }
 
-    /// Refuses a `--skip` that names nothing.
+    /// Refuses a `--skip` or `--allow-changes` that names nothing.
     ///
     /// # Errors
     /// [`RotationError::Unusable`], naming what could be meant.
-    pub fn check_skip(&self, skip: &[String]) -> Result<(), RotationError> {
+    pub fn check_names(&self, flag: &str, named: &[String]) -> Result<(), RotationError> {
         let names: Vec<String> = self.resources.iter().map(|(resource, _)| resource.to_string()).collect();
-        match skip.iter().find(|name| !names.contains(name)) {
+        match named.iter().find(|name| *name != "*" && !names.contains(name)) {
             None => Ok(()),
             Some(name) => Err(RotationError::Unusable(format!(
-                "--skip {name}: no encrypted resource has this name; they are {}",
+                "{flag} {name}: no encrypted resource has this name; they are {}",
                 names.join(", ")
             ))),
         }

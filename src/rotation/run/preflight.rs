@@ -10,6 +10,7 @@ use crate::rotation::error::RotationError;
 use crate::rotation::journal::Journal;
 use crate::rotation::leftovers::keys_in_etcd::KeysInEtcd;
 use crate::rotation::rewrite::pace::Pace;
+use crate::rotation::rewrite::risk::Risk;
 use crate::rotation::rewrite::{Ask, Sweep, Tally};
 
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
@@ -57,18 +58,21 @@ async fn may(api: &Api, verb: &str, group: &str, resource: &str) -> Result<bool,
     Ok(review.status.allowed)
 }
 
-/// Tries the rewrite of every object without storing anything, and enters what would be refused.
+/// Tries the rewrite of every object without storing anything, and enters what would be refused or changed. `risks` are
+/// those of the journal's resources.
 pub async fn dry_run(
     api: &Api,
     keys: Option<&KeysInEtcd>,
+    risks: &[Option<Risk>],
     journal: &mut Journal,
     pace: &mut Pace,
     seen: &mut (dyn FnMut(&Resource, &Tally, usize) + Send),
 ) -> Result<(), RotationError> {
-    for progress in &mut journal.resources {
-        let resource = &progress.resource;
+    for (progress, risk) in journal.resources.iter_mut().zip(risks) {
+        let (resource, risk) = (&progress.resource, risk.as_ref());
         let folders = vec![Folder::all(resource)];
-        let sweep = Sweep { api, folders, ask: Ask::DryRun, adopted_at: None, pace, tally: &mut progress.tally, keys };
+        let (ask, tally) = (Ask::DryRun, &mut progress.tally);
+        let sweep = Sweep { api, folders, ask, adopted_at: None, risk, pace, tally, keys };
         sweep.run(&mut |tally, limit| seen(resource, tally, limit)).await?;
         progress.done = true;
     }

@@ -17,7 +17,8 @@ pub fn rbac(journal: &Journal, with_etcd: bool, with_shards: bool) -> String {
     let namespaces = if with_shards { "create, list" } else { "create" };
     rules.extend([
         rule("apiregistration.k8s.io", "apiservices", "list"),
-        rule("admissionregistration.k8s.io", "mutatingwebhookconfigurations", "list"),
+        rule("admissionregistration.k8s.io", "mutatingwebhookconfigurations, mutatingadmissionpolicies", "list"),
+        rule("apiextensions.k8s.io", "customresourcedefinitions", "get"),
         "- nonResourceURLs: [/metrics, /readyz]\n  verbs: [get]\n".into(),
         rule("", "namespaces", namespaces),
         rule("", "nodes", "list"),
@@ -38,7 +39,7 @@ pub fn rbac(journal: &Journal, with_etcd: bool, with_shards: bool) -> String {
         let mut rules = encrypted(journal, "list, patch");
         rules.push(rule("", "namespaces", "list"));
         objects.extend([
-            role("Role", NAME, Some(board::NAMESPACE), &[rule("", "configmaps", "create, get, patch")]),
+            role("Role", NAME, Some(board::NAMESPACE), &[rule("", "configmaps", "create, get, list, patch")]),
             role("ClusterRole", SHARD, None, &rules),
             role("Role", SHARD, Some("default"), &[rule("discovery.k8s.io", "endpointslices", "list")]),
             role("Role", SHARD, Some(board::NAMESPACE), &[rule("", "configmaps", "get, patch")]),

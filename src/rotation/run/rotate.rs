@@ -26,7 +26,7 @@ impl Run<'_> {
         let before = self.journal.keks_before.entry(name.clone()).or_insert_with(|| active.version.clone()).clone();
         let replaced = KekVersion { lineage: active.lineage, version: before.clone() };
         self.journal.keys_seen.insert(KeyName::kek(&replaced));
-        self.write()?;
+        self.write().await?;
         let rotating = config.open_rotating().await.map_err(failed)?;
         let now = if active.version == before { rotating.rotate().await.map_err(failed)? } else { active };
         let version = &now.version;
@@ -35,7 +35,7 @@ impl Run<'_> {
             (self.report)(Event::Note(&work));
         }
         self.journal.keks_rotated.insert(name, version.clone());
-        self.write()?;
+        self.write().await?;
         Ok(now)
     }
 }

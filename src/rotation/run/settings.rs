@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::etcd::EtcdAccess;
 use crate::rotation::cluster::Access;
+use crate::rotation::cluster::resources::Resource;
 
 /// What a rotation is run with.
 #[derive(Clone, Debug)]
@@ -53,10 +54,19 @@ pub struct Settings {
     pub compact: bool,
     /// Resources that are not rewritten.
     pub skip: Vec<String>,
+    /// Resources whose objects may be changed by being stored again; `*` for all.
+    pub allow_changes: Vec<String>,
     /// Snapshots of etcd, one for each cluster.
     pub snapshot_files: Vec<PathBuf>,
     /// When a snapshot of etcd was taken.
     pub snapshot_taken: Option<jiff::Timestamp>,
     /// A command that takes a snapshot of etcd.
     pub snapshot_command: Option<String>,
+}
+
+impl Settings {
+    /// Whether objects of this resource may be changed by being stored again.
+    pub fn may_change(&self, resource: &Resource) -> bool {
+        self.allow_changes.iter().any(|allowed| allowed == "*" || *allowed == resource.to_string())
+    }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::settings::Settings;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, attempt, joined, look, look_fresh};
 use crate::rotation::cluster::Cluster;
-use crate::rotation::cluster::api::{Api, ApiError};
+use crate::rotation::cluster::api::Api;
 use crate::rotation::cluster::canary::canaries;
 use crate::rotation::cluster::lease::{Holder, Lease};
 use crate::rotation::cluster::metrics::key_id_hash;
@@ -22,6 +22,9 @@ use crate::rotation::run::preflight::dry_run;
 
 /// How often a server is asked whether it has adopted the target key.
 const LOOKS_EVERY: Duration = Duration::from_secs(2);
+
+/// How long a full disk is waited for.
+const DISK_IS_FULL_FOR: Duration = Duration::from_mins(10);
 
 /// Whether a proof goes on from an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,9 +65,11 @@ impl<'a> Run<'a> {
     /// report must be of now.
     pub async fn plan(&mut self, fresh: bool) -> Result<(), RotationError> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
-        found.check_skip(&self.settings.skip)?;
+        found.check_names("--skip", &self.settings.skip)?;
+        found.check_names("--allow-changes", &self.settings.allow_changes)?;
         let found = found.for_rewriting(self.settings.include_events, &self.settings.skip);
         let seen = if fresh && self.settings.key_id.is_none() {
+            (self.report)(Event::Waiting("every API server must ask its plugin for the key again, within 90 s"));
             look_fresh(&self.cluster, &self.coverage.providers(), true).await
         } else {
             look(&self.cluster, true).await
@@ -82,7 +87,13 @@ impl<'a> Run<'a> {
             self.journal.targets =
                 self.coverage.providers().into_iter().map(|provider| (provider, hash.clone())).collect();
         }
-        fill(&mut self.journal, self.cluster.entry(), &found).await
+        fill(&mut self.journal, self.cluster.entry(), &found).await?;
+        if fresh {
+            let objects: u64 = self.journal.resources.iter().map(|progress| progress.objects).sum();
+            let resources = self.journal.resources.len();
+            (self.report)(Event::Note(&format!("{resources} encrypted resource(s), about {objects} object(s)")));
+        }
+        Ok(())
     }
 
     /// Tries the rewrite of every object without storing anything.
@@ -91,17 +102,12 @@ impl<'a> Run<'a> {
         let report = self.report;
         let counts: BTreeMap<_, _> =
             self.journal.resources.iter().map(|progress| (progress.resource.clone(), progress.objects)).collect();
-        let (mut pace, keys) = (self.pace(), self.keys_in_etcd().await?);
-        dry_run(
-            self.cluster.entry(),
-            keys.as_ref(),
-            &mut self.journal,
-            &mut pace,
-            &mut |resource, tally, concurrency| {
-                let objects = counts.get(resource).copied().unwrap_or(0);
-                report(Event::Progress { resource, tally, objects, concurrency });
-            },
-        )
+        let api = self.cluster.entry().clone();
+        let (mut pace, keys, risks) = (self.pace(), self.keys_in_etcd().await?, self.risks(&api).await?);
+        dry_run(&api, keys.as_ref(), &risks, &mut self.journal, &mut pace, &mut |resource, tally, concurrency| {
+            let objects = counts.get(resource).copied().unwrap_or(0);
+            report(Event::Progress { resource, tally, objects, concurrency });
+        })
         .await?;
         self.foretell_too_large().await
     }
@@ -113,9 +119,9 @@ impl<'a> Run<'a> {
     pub async fn to_end(&mut self) -> Result<Verdict, RotationError> {
         let report = self.report;
         let waiting = move |why: &str| report(Event::Waiting(why));
-        self.write()?;
+        self.write().await?;
         self.etcd_takes_writes().await?;
-        let lease = Lease::take(self.cluster.entry().clone(), Holder::this_process(), &waiting).await?;
+        let lease = Lease::take(self.cluster.entry().patient(), Holder::this_process(), &waiting).await?;
         let ended = tokio::select! {
             ended = self.drive() => ended,
             other = lease.keep() => Err(RotationError::Paused(format!("another rotate-keys took this one's place: {other}"))),
@@ -132,7 +138,7 @@ impl<'a> Run<'a> {
     async fn drive(&mut self) -> Result<Verdict, RotationError> {
         self.journal.paused = None;
         loop {
-            self.write()?;
+            self.write().await?;
             (self.report)(Event::State(self.journal.state));
             match self.step().await {
                 Ok(None) => {}
@@ -142,7 +148,7 @@ impl<'a> Run<'a> {
                 }
                 Err(error) => {
                     self.journal.paused = Some(crate::rotation::cluster::api::chain(&error));
-                    self.write()?;
+                    self.write().await?;
                     return Err(error);
                 }
             }
@@ -185,17 +191,37 @@ impl<'a> Run<'a> {
             State::Done => match self.confirm().await? {
                 None => {
                     self.look_at_etcd_again().await?;
-                    return self.conclude().map(Some);
+                    return self.conclude().await.map(Some);
                 }
                 Some(back) => back,
             },
-            State::Aborted => return self.conclude().map(Some),
+            State::Aborted => return self.conclude().await.map(Some),
         };
         Ok(None)
     }
 
-    pub(super) fn write(&self) -> Result<(), RotationError> {
-        self.journal.write(&self.settings.journal)
+    /// Writes the journal. A disk that is full is waited for.
+    pub(super) async fn write(&self) -> Result<(), RotationError> {
+        let began = Instant::now();
+        let mut said = false;
+        loop {
+            match self.journal.write(&self.settings.journal) {
+                Err(RotationError::File { file, source, .. })
+                    if is_full(&source) && began.elapsed() < DISK_IS_FULL_FOR =>
+                {
+                    if !said {
+                        (self.report)(Event::Waiting(&format!(
+                            "{} cannot be written ({source}): make room on that disk; the rotation waits for up to {}",
+                            file.display(),
+                            humantime::format_duration(DISK_IS_FULL_FOR)
+                        )));
+                        said = true;
+                    }
+                    tokio::time::sleep(LOOKS_EVERY).await;
+                }
+                ended => return ended,
+            }
+        }
     }
 
     pub(super) fn pace(&self) -> Pace {
@@ -215,6 +241,7 @@ impl<'a> Run<'a> {
             resources: resources().map(|progress| progress.resource.clone()).filter(|one| !one.is_event()).collect(),
             writers: resources().map(|progress| (progress.resource.to_string(), progress.provider.clone())).collect(),
             elsewhere: self.coverage.other_prefixes(),
+            names: self.journal.names.clone(),
         }
     }
 
@@ -222,6 +249,7 @@ impl<'a> Run<'a> {
     /// proof without a gap.
     pub(super) async fn await_adoption(&mut self) -> Result<Continuity, RotationError> {
         let began = Instant::now();
+        let until = jiff::Timestamp::now() + self.settings.adoption_timeout;
         let mut said = String::new();
         loop {
             let why = match attempt(&self.cluster, &self.wanted(), self.journal.adoption.as_ref()).await {
@@ -232,9 +260,7 @@ impl<'a> Run<'a> {
                     "metrics cannot be read, so time must pass".to_owned()
                 }
                 Err(Obstacle::NotYet(why)) => why,
-                Err(Obstacle::Failed(RotationError::Api { source: source @ ApiError::Unreachable { .. }, .. })) => {
-                    source.to_string()
-                }
+                Err(Obstacle::Failed(RotationError::Api { source, .. })) if source.is_transient() => source.to_string(),
                 Err(Obstacle::TargetChanged(why)) => {
                     return Err(RotationError::Paused(format!(
                         "{why}: another rotation began meanwhile; give this one up (--abort) and begin anew"
@@ -252,7 +278,7 @@ impl<'a> Run<'a> {
                 return Err(RotationError::NotConverged(said));
             }
             if said != why {
-                (self.report)(Event::Waiting(&why));
+                (self.report)(Event::Waiting(&format!("{why} (until {}, --adoption-timeout)", clock(until))));
                 said = why;
             }
             tokio::time::sleep(LOOKS_EVERY).await;
@@ -294,6 +320,15 @@ impl<'a> Run<'a> {
         let same = servers.into_iter().find(|api| adopted.is_some_and(|server| server.address == api.address()));
         Ok(same.unwrap_or_else(|| self.cluster.entry().clone()))
     }
+}
+
+/// A moment as it is written in messages.
+pub(super) fn clock(moment: jiff::Timestamp) -> String {
+    moment.strftime("%H:%M:%SZ").to_string()
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 
 /// A journal is about one cluster, whatever the kubeconfig says now.
