@@ -14,11 +14,11 @@ use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::Api;
 use crate::rotation::cluster::canary::{Canary, NAMESPACE, Touched};
 use crate::rotation::cluster::ledger::{Account, Breach, Ledger, Permitted};
-pub use crate::rotation::cluster::metrics::short;
 use crate::rotation::cluster::resources::Resource;
 use crate::rotation::cluster::roster::Doubt;
 use crate::rotation::cluster::webhooks::mutating_webhooks;
 use crate::rotation::error::RotationError;
+use crate::rotation::keys::name::{KeyName, KeyNames};
 
 /// Over how many connections an empty patch goes through a balancer, where no single server can be reached.
 const TOUCHES_THROUGH_BALANCER: usize = 16;
@@ -55,6 +55,15 @@ pub struct Wanted {
     pub writers: BTreeMap<String, String>,
     /// How prefixes begin that the configuration has some resource written with, by no KMS v2 provider.
     pub elsewhere: BTreeSet<String>,
+    /// What keys are called.
+    pub names: KeyNames,
+}
+
+impl Wanted {
+    /// The name of the key of a provider whose `key_id` has this hash.
+    pub fn name(&self, provider: &str, hash: &str) -> String {
+        self.names.show(&KeyName::KeyIdHash { provider: provider.to_owned(), hash: hash.to_owned() })
+    }
 }
 
 /// That every API server stores under the target key.
@@ -286,38 +295,55 @@ async fn altered(server: &Api, canary: &Canary) -> Obstacle {
     ))
 }
 
+/// Which plugin is behind, as far as that is known, and what to do there.
+fn different_keys(wanted: &Wanted, provider: &str, hashes: &BTreeMap<&str, Vec<String>>) -> String {
+    let target = wanted.targets.get(provider);
+    let side = |(hash, servers): (&&str, &Vec<String>)| {
+        let behind = match target {
+            Some(target) if target == hash => " (as it should be)",
+            Some(_) => " (behind)",
+            None => "",
+        };
+        format!("{} at API server {}{behind}", wanted.name(provider, hash), servers.join(", "))
+    };
+    let sides: Vec<_> = hashes.iter().map(side).collect();
+    format!(
+        "plugins of {provider} report different keys: {}. A plugin follows within its refreshInterval; where it does \
+         not, run kube-envelope status there: a keyring must be copied to every node",
+        sides.join("; ")
+    )
+}
+
 /// The `key_id` hashes that the plugins report; all servers must say the same.
 pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<String, String>, Obstacle> {
     let mut targets = BTreeMap::new();
     for provider in &wanted.providers {
-        let mut hashes: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut hashes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for one in seen {
             let Some(scrape) = &one.scrape else { continue };
             let Some((hash, _)) = scrape.reported.get(provider) else {
                 return Err(Obstacle::NotYet(format!(
                     "API server {} has no KMS v2 provider {provider}: give it the same EncryptionConfiguration",
-                    one.api.address()
+                    one.name()
                 )));
             };
-            hashes.entry(hash).or_default().push(one.api.address());
+            hashes.entry(hash).or_default().push(one.name());
         }
         if hashes.len() > 1 {
-            let sides: Vec<_> =
-                hashes.iter().map(|(hash, servers)| format!("{} at {}", short(hash), servers.join(", "))).collect();
-            return Err(Obstacle::NotYet(format!("plugins of {provider} report different keys: {}", sides.join("; "))));
+            return Err(Obstacle::NotYet(different_keys(wanted, provider, &hashes)));
         }
         let Some((hash, _)) = hashes.pop_first() else { continue };
         if wanted.former.get(provider).is_some_and(|former| former == hash) {
             return Err(Obstacle::NotYet(format!(
-                "the plugins of {provider} still report the former key {}",
-                short(hash)
+                "the plugins of {provider} still report the former key, {}",
+                wanted.name(provider, hash)
             )));
         }
         if let Some(target) = wanted.targets.get(provider).filter(|target| *target != hash) {
             let why = format!(
-                "provider {provider} reports key {}, and this rotation is about {}",
-                short(hash),
-                short(target)
+                "provider {provider} reports {}, and this rotation is about {}",
+                wanted.name(provider, hash),
+                wanted.name(provider, target)
             );
             return Err(if wanted.was_adopted { Obstacle::TargetChanged(why) } else { Obstacle::NotYet(why) });
         }

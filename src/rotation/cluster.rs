@@ -2,11 +2,13 @@
 
 pub mod api;
 pub mod canary;
+mod connect;
 pub mod discovery;
 pub mod lease;
 pub mod ledger;
 pub mod listing;
 pub mod metrics;
+mod proxy;
 pub mod resources;
 pub mod roster;
 pub mod webhooks;
@@ -14,14 +16,14 @@ pub mod webhooks;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 
-use http::{HeaderValue, Uri, header};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use http::Uri;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::rotation::cluster::api::{Api, Renew, null_as_empty};
+use self::connect::{client, read};
+use crate::rotation::cluster::api::{Api, null_as_empty};
 use crate::rotation::cluster::metrics::key_id_hash;
 use crate::rotation::cluster::roster::{ControlPlaneNode, IdentityLease, LeaseWatch, Sources};
 use crate::rotation::error::RotationError;
@@ -41,6 +43,8 @@ pub struct Access {
     pub servers: Vec<String>,
     /// How many API servers there are, by the operator's word.
     pub server_count: Option<usize>,
+    /// More authorities of the API servers' own certificates, where the kubeconfig has that of a balancer alone.
+    pub server_ca: Option<PathBuf>,
 }
 
 /// A cluster that can be asked.
@@ -153,6 +157,7 @@ impl Cluster {
     pub async fn uid(&self) -> Result<String, RotationError> {
         let namespace: Value = self
             .entry
+            .patient()
             .get_json("/api/v1/namespaces/kube-system")
             .await
             .map_err(RotationError::api("find out which cluster this is (uid of the namespace kube-system)"))?;
@@ -255,27 +260,6 @@ impl Cluster {
     }
 }
 
-/// Reads the configuration from its files.
-async fn read(access: &Access) -> Result<kube::Config, RotationError> {
-    let unusable = |error: &dyn std::error::Error| {
-        RotationError::Unusable(format!("cannot reach a cluster: {}", crate::rotation::cluster::api::chain(error)))
-    };
-    let options = KubeConfigOptions { context: access.context.clone(), ..KubeConfigOptions::default() };
-    let mut config = if let Some(file) = &access.kubeconfig {
-        let kubeconfig = Kubeconfig::read_from(file).map_err(|error| unusable(&error))?;
-        kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| unusable(&error))?
-    } else if access.context.is_some() {
-        kube::Config::from_kubeconfig(&options).await.map_err(|error| unusable(&error))?
-    } else {
-        kube::Config::infer().await.map_err(|error| unusable(&error))?
-    };
-    // What is tried again, and when, is decided by the rewrite alone.
-    config.default_retry = false;
-    let agent = concat!("kube-envelope/", env!("CARGO_PKG_VERSION"));
-    config.headers.push((header::USER_AGENT, HeaderValue::from_static(agent)));
-    Ok(config)
-}
-
 /// The host in a URL or an authority, without brackets and port.
 pub fn host_of(address: &str) -> String {
     let authority = address.split_once("://").map_or(address, |(_, rest)| rest);
@@ -285,22 +269,6 @@ pub fn host_of(address: &str) -> String {
         _ => authority,
     };
     host.trim_matches(['[', ']']).to_owned()
-}
-
-/// A client of the address in `config` that reads its credentials again when they are refused.
-fn client(config: kube::Config, access: &Access) -> Result<Api, RotationError> {
-    let authority = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
-    let (access, unchanged) = (access.clone(), config.clone());
-    let renew: Renew = Arc::new(move || {
-        let (access, mut config) = (access.clone(), unchanged.clone());
-        Box::pin(async move {
-            config.auth_info = read(&access).await.ok()?.auth_info;
-            kube::Client::try_from(config).ok()
-        })
-    });
-    let client = kube::Client::try_from(config)
-        .map_err(|error| RotationError::Unusable(format!("cannot make a client for {authority}: {error}")))?;
-    Ok(Api::new(client, authority, Some(renew)))
 }
 
 #[cfg(test)]

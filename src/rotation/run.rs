@@ -4,6 +4,7 @@ mod checks;
 mod in_etcd;
 mod keys;
 mod passes;
+mod pioneers;
 pub mod plan;
 pub mod preflight;
 pub mod rbac;

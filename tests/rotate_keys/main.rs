@@ -8,6 +8,8 @@ mod ageing;
 #[cfg(feature = "aws")]
 mod aws;
 mod balancer;
+mod board;
+mod changes;
 mod control_plane;
 mod crashes;
 mod disagreement;
@@ -16,6 +18,8 @@ mod etcd_clusters;
 mod etcd_space;
 mod failover;
 mod flip_flop;
+mod https;
+mod interruptions;
 mod leftovers;
 #[cfg(feature = "transit")]
 mod migration;
@@ -26,6 +30,8 @@ mod other_plugin;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
 mod preflight;
+mod proxy;
+mod reach;
 mod resume;
 mod roster;
 mod shards;

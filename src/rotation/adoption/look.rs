@@ -9,6 +9,7 @@ use crate::rotation::cluster::ledger::ServerProcess;
 use crate::rotation::cluster::metrics::{Scrape, scrape};
 use crate::rotation::cluster::roster::{Doubt, IdentityLease, Met, Renewal, Sources, doubts};
 use crate::rotation::cluster::{Cluster, host_of};
+use crate::rotation::error::RotationError;
 
 /// Over how many new connections a balancer is asked for servers that were not met.
 const CONNECTIONS: usize = 24;
@@ -23,6 +24,24 @@ pub struct Seen {
     pub api: Api,
     /// Its metrics.
     pub scrape: Option<Scrape>,
+    /// The host that it runs on, by its identity Lease.
+    pub host: Option<String>,
+}
+
+impl Seen {
+    /// How messages call it: by its address, and by its host where the address may be a balancer's.
+    pub fn name(&self) -> String {
+        match &self.host {
+            Some(host) if *host != host_of(self.api.address()) => format!("{} ({host})", self.api.address()),
+            _ => self.api.address().to_owned(),
+        }
+    }
+
+    /// Whether both are one process.
+    pub fn is(&self, other: &Self) -> bool {
+        let process = |one: &Self| one.scrape.as_ref().map(ServerProcess::of);
+        self.api.address() == other.api.address() && process(self) == process(other)
+    }
 }
 
 /// What one look showed.
@@ -58,7 +77,14 @@ pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Loo
         match meet(&api).await {
             Ok(scrape) => _ = add(&mut seen, api, scrape),
             Err(_) if accept_unproven => {}
-            Err(error) if matches!(error.status(), Some(401 | 403 | 404)) => {
+            Err(error) if error.is_untrusted() => {
+                return Err(Obstacle::Failed(RotationError::Unusable(format!(
+                    "API server {} has a certificate of another authority than the kubeconfig's: name that authority \
+                     with --server-ca (kubeadm: /etc/kubernetes/pki/ca.crt): {error}",
+                    api.address()
+                ))));
+            }
+            Err(error) if matches!(error.status(), Some(403 | 404)) => {
                 return Err(Obstacle::Unreadable(format!("cannot read the metrics of an API server: {error}")));
             }
             Err(error) => failures.push(error.to_string()),
@@ -66,7 +92,7 @@ pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Loo
     }
     if accept_unproven {
         if seen.is_empty() {
-            seen.push(Seen { api: cluster.entry().clone(), scrape: None });
+            seen.push(Seen { api: cluster.entry().clone(), scrape: None, host: None });
         }
         return Ok(Look { seen, doubts: Vec::new(), failures });
     }
@@ -75,12 +101,22 @@ pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Loo
     if seen.is_empty() {
         return Err(Obstacle::NotYet(failures.pop().unwrap_or_else(|| "no API server answers".into())));
     }
+    name_hosts(&sources, &mut seen);
     let doubts = doubts(&sources, &met(&seen), &cluster.lease_watch(), Instant::now());
     if !cluster.servers_are_named() && doubts.is_empty() {
         // An endpoint may be an address that cannot be reached from here, and its server was met otherwise.
         failures.clear();
     }
     Ok(Look { seen, doubts, failures })
+}
+
+/// Enters each server's host, by its identity Lease.
+fn name_hosts(sources: &Sources, seen: &mut [Seen]) {
+    for one in seen {
+        let identity = one.scrape.as_ref().and_then(|scrape| scrape.identities.first());
+        let lease = sources.leases.iter().find(|lease| Some(&lease.identity) == identity);
+        one.host = lease.and_then(|lease| lease.host.clone());
+    }
 }
 
 async fn meet(api: &Api) -> Result<Scrape, ApiError> {
@@ -93,7 +129,7 @@ fn add(seen: &mut Vec<Seen>, api: Api, scrape: Scrape) -> bool {
     let process = ServerProcess::of(&scrape);
     let known = seen.iter().filter_map(|one| one.scrape.as_ref()).any(|scrape| ServerProcess::of(scrape) == process);
     if !known {
-        seen.push(Seen { api, scrape: Some(scrape) });
+        seen.push(Seen { api, scrape: Some(scrape), host: None });
     }
     !known
 }
@@ -157,12 +193,12 @@ pub async fn look_fresh(
     accept_unproven: bool,
 ) -> Result<Vec<Seen>, Obstacle> {
     let began = Instant::now();
-    let mut first: BTreeMap<(String, String), f64> = BTreeMap::new();
+    let mut first: BTreeMap<(ServerProcess, String), f64> = BTreeMap::new();
     loop {
         let seen = look(cluster, accept_unproven).await?;
         let mut stale = None;
-        for (server, provider, at) in statuses(&seen) {
-            if providers.contains(&provider) && *first.entry((server.clone(), provider.clone())).or_insert(at) >= at {
+        for (server, process, provider, at) in statuses(&seen) {
+            if providers.contains(&provider) && *first.entry((process, provider.clone())).or_insert(at) >= at {
                 stale = Some((server, provider));
             }
         }
@@ -178,12 +214,15 @@ pub async fn look_fresh(
     }
 }
 
-/// (server, provider, when its plugin last answered Status) by the servers' own clocks.
-fn statuses(seen: &[Seen]) -> Vec<(String, String, f64)> {
+/// (server, process, provider, when its plugin last answered Status) by the servers' own clocks. Behind a balancer
+/// several processes have one address.
+fn statuses(seen: &[Seen]) -> Vec<(String, ServerProcess, String, f64)> {
     let mut statuses = Vec::new();
     for one in seen {
-        for (provider, (_, at)) in one.scrape.iter().flat_map(|scrape| &scrape.reported) {
-            statuses.push((one.api.address().to_owned(), provider.clone(), *at));
+        if let Some(scrape) = &one.scrape {
+            for (provider, (_, at)) in &scrape.reported {
+                statuses.push((one.name(), ServerProcess::of(scrape), provider.clone(), *at));
+            }
         }
     }
     statuses

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Obstacle, Seen, ServerAdoption, Wanted, short};
+use super::{Obstacle, Seen, ServerAdoption, Wanted};
 use crate::rotation::cluster::api::{Api, ApiError};
 use crate::rotation::cluster::canary::Canary;
 use crate::rotation::cluster::ledger::{Account, ServerProcess};
@@ -41,7 +41,7 @@ pub async fn prove_writes(
         return Err(Obstacle::NotYet(format!("API server {} was another one in between", proven.address)));
     }
     for canary in &wanted.canaries {
-        let hash = stored_under(&proven.address, canary, &before, &after, targets)?;
+        let hash = stored_under(one, canary, &before, &after, (wanted, targets))?;
         proven.stored_under.insert(canary.provider.clone(), hash);
         proven.wrote.push(canary.resource.to_string());
     }
@@ -52,12 +52,13 @@ pub async fn prove_writes(
 
 /// What the server stored a canary under between two scrapes, if that is the target.
 fn stored_under(
-    address: &str,
+    server: &Seen,
     canary: &Canary,
     before: &Scrape,
     after: &Scrape,
-    targets: &BTreeMap<String, String>,
+    (wanted, targets): (&Wanted, &BTreeMap<String, String>),
 ) -> Result<String, Obstacle> {
+    let address = server.name();
     let of_provider: Vec<String> = growth(&before.stored, &after.stored)
         .into_keys()
         .filter(|(provider, _)| *provider == canary.provider)
@@ -69,15 +70,11 @@ fn stored_under(
     });
     match (of_provider.as_slice(), targets.get(&canary.provider)) {
         ([hash], Some(target)) if hash == target && by_provider => Ok(hash.clone()),
-        ([], _) => Err(not_stored(address, &resource, &canary.provider)),
-        ([hash], Some(target)) if hash == target => Err(not_stored(address, &resource, &canary.provider)),
+        ([], _) => Err(not_stored(&address, &resource, &canary.provider)),
+        ([hash], Some(target)) if hash == target => Err(not_stored(&address, &resource, &canary.provider)),
         (hashes, _) => {
-            let hashes: Vec<_> = hashes.iter().map(|hash| short(hash)).collect();
-            Err(Obstacle::NotYet(format!(
-                "API server {address} still stores under {} with provider {}",
-                hashes.join(" and "),
-                canary.provider
-            )))
+            let keys: Vec<_> = hashes.iter().map(|hash| wanted.name(&canary.provider, hash)).collect();
+            Err(Obstacle::NotYet(format!("API server {address} still stores under {}", keys.join(" and "))))
         }
     }
 }
@@ -95,7 +92,7 @@ fn provider_of(prefix: &str) -> Option<&str> {
 
 /// Has every server read what `writer` just wrote: the empty patch that is only tried reads from etcd and opens.
 pub async fn prove_reads(servers: &[Seen], writer: &Seen, canaries: &[Canary]) -> Result<(), Obstacle> {
-    for reader in servers.iter().filter(|reader| reader.api.address() != writer.api.address()) {
+    for reader in servers.iter().filter(|reader| !reader.is(writer)) {
         for canary in canaries {
             let why = match opens(&reader.api, &canary.path()).await.map_err(not_yet)? {
                 Opened::Yes => continue,
@@ -104,8 +101,8 @@ pub async fn prove_reads(servers: &[Seen], writer: &Seen, canaries: &[Canary]) -
             };
             return Err(Obstacle::NotYet(format!(
                 "API server {} cannot read what {} stores: {why}; give the plugin beside it the same keys",
-                reader.api.address(),
-                writer.api.address()
+                reader.name(),
+                writer.name()
             )));
         }
     }

@@ -29,6 +29,8 @@ const LIST_METADATA: &str = "application/json;as=PartialObjectMetadataList;g=met
 
 /// How long a server that is overloaded, being restarted or not reachable for a moment is waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// The same where it answers 500.
+const SHORT_PATIENCE: Duration = Duration::from_secs(5);
 /// The wait between two tries while it is waited for.
 const TRIES_EVERY: Duration = Duration::from_secs(1);
 
@@ -82,6 +84,18 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// Whether it may be otherwise in a moment, without anybody doing anything: nobody answers, or the server is
+    /// overloaded or being restarted. Refused credentials count, since whoever renews them does so in time.
+    pub fn is_transient(&self) -> bool {
+        self.status().is_none_or(|status| matches!(status, 401 | 408 | 429 | 500..))
+            && !matches!(self, Self::Malformed { .. })
+    }
+
+    /// Whether the server's certificate is signed by nobody whom this client trusts.
+    pub fn is_untrusted(&self) -> bool {
+        matches!(self, Self::Unreachable { problem, .. } if problem.contains("UnknownIssuer"))
+    }
+
     /// The HTTP status, where there was one.
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -135,19 +149,23 @@ pub struct Metadata {
     pub content: Option<u64>,
     /// A digest of who set fields, and when.
     pub managed_fields: u64,
+    /// Who set which fields: `managedFields` as the API tells it, without any value.
+    pub fields: Value,
 }
 
 impl From<Value> for Metadata {
     fn from(mut value: Value) -> Self {
         let mut taken = value.as_object_mut().map(std::mem::take).unwrap_or_default();
-        let managed_fields = digest(&taken.remove("managedFields").unwrap_or_default());
+        let fields = taken.remove("managedFields").unwrap_or_default();
+        let managed_fields = digest(&fields);
         let mut text = |name: &str| match taken.remove(name) {
             Some(Value::String(text)) => Some(text),
             _ => None,
         };
         let (name, namespace) = (text("name").unwrap_or_default(), text("namespace"));
         let resource_version = text("resourceVersion").unwrap_or_default();
-        Self { name, namespace, resource_version, content: Some(digest(&Value::Object(taken))), managed_fields }
+        let content = Some(digest(&Value::Object(taken)));
+        Self { name, namespace, resource_version, content, managed_fields, fields }
     }
 }
 
@@ -292,18 +310,21 @@ impl Api {
             let result = self.exchange(client, &method, path, accept, body.as_ref()).await;
             match &result {
                 Ok(answer) if answer.status == 401 && self.session.renewed(generation).await => {}
-                _ if began.elapsed() >= self.patience || !self.passes(&result) => return result,
+                _ if began.elapsed() >= self.patience.min(self.passes_within(&result)) => return result,
                 Ok(Answer { retry_after, .. }) => tokio::time::sleep(retry_after.unwrap_or(TRIES_EVERY)).await,
                 Err(_) => tokio::time::sleep(TRIES_EVERY).await,
             }
         }
     }
 
-    /// Whether it may be otherwise in a moment.
-    fn passes(&self, result: &Result<Answer, ApiError>) -> bool {
+    /// How long it may take until it is otherwise, without anybody doing anything. With 500 a server that is being
+    /// started or has no etcd leader answers for a moment, and for ever where an object cannot be read.
+    fn passes_within(&self, result: &Result<Answer, ApiError>) -> Duration {
         match result {
-            Ok(answer) => matches!(answer.status, 401 | 429 | 503),
-            Err(_) => self.session.ever_answered(),
+            Ok(answer) if matches!(answer.status, 401 | 408 | 429 | 502 | 503 | 504) => PATIENCE,
+            Ok(answer) if answer.status == 500 => SHORT_PATIENCE,
+            Err(_) if self.session.ever_answered() => PATIENCE,
+            _ => Duration::ZERO,
         }
     }
 
