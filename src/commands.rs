@@ -3,6 +3,8 @@
 pub mod doctor;
 pub mod init;
 pub mod keyring;
+#[cfg(feature = "rotate")]
+mod metrics_file;
 pub mod policy;
 #[cfg(feature = "rotate")]
 pub mod rotate_keys;
@@ -10,6 +12,8 @@ pub mod rotate_keys;
 mod rotation_display;
 pub mod serve;
 pub mod status;
+#[cfg(feature = "rotate")]
+mod verdict_screen;
 #[cfg(feature = "rotate")]
 pub mod verify;
 

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rand::RngExt;
@@ -19,6 +19,18 @@ pub fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
     let unfinished = write_beside(file, content)?;
     fs::rename(&unfinished, file).inspect_err(|_| remove(&unfinished))?;
     sync_folder(file)
+}
+
+/// The same with mode 0644: for what is not secret, and read by another user.
+///
+/// # Errors
+/// Of the file system; `file` is then unchanged.
+#[cfg(feature = "rotate")]
+pub fn replace_readable(file: &Path, content: &[u8]) -> io::Result<()> {
+    let unfinished = write_beside(file, content)?;
+    let readable = fs::Permissions::from_mode(0o644);
+    let moved = fs::set_permissions(&unfinished, readable).and_then(|()| fs::rename(&unfinished, file));
+    moved.inspect_err(|_| remove(&unfinished))
 }
 
 /// Creates `file` with `content` and mode 0600.

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::intent::{begin, given, settings};
+use super::metrics_file::MetricsFile;
 use super::rotation_display::{Display, print_plan, print_rotation};
 use super::{Exit, block_on};
 use crate::cli::OutputFormat;
@@ -16,9 +17,12 @@ use crate::cli::rotation::{ClusterArgs, DEFAULT_JOURNAL, RotateKeysArgs};
 use crate::etcd::EtcdAccess;
 use crate::files::create_private_folder;
 use crate::rotation::cluster::Access;
+use crate::rotation::cluster::resources::{Coverage, Resource};
 use crate::rotation::error::RotationError;
+use crate::rotation::journal::intent::Intent;
 use crate::rotation::journal::verdict::Conclusion;
 use crate::rotation::journal::{Journal, State, write_whole};
+use crate::rotation::rewrite::Tally;
 use crate::rotation::run::Run;
 use crate::rotation::run::rbac::rbac;
 use crate::rotation::shards::worker::work;
@@ -64,7 +68,13 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     let settings = settings(&journal.intent, &args)?;
     let output = args.cluster.output;
     let display = Display::new(output == OutputFormat::Json);
-    let report = |event: crate::rotation::event::Event<'_>| display.show(&event);
+    let metrics = args.metrics_file.clone().map(MetricsFile::new);
+    let report = |event: crate::rotation::event::Event<'_>| {
+        display.show(&event);
+        if let Some(metrics) = &metrics {
+            metrics.observe(&event);
+        }
+    };
     let mut run = Run::take_up(settings, journal, &report).await?;
     let ended = tokio::select! {
         ended = run.to_end() => Some(ended),
@@ -72,6 +82,9 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     };
     display.finish();
     let journal = run.journal();
+    if let Some(metrics) = &metrics {
+        metrics.conclude(journal);
+    }
     let hint = || eprintln!("state: {}; go on with: {}", journal.state, command_line(&args, "--resume"));
     let Some(ended) = ended else {
         hint();
@@ -80,7 +93,9 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     let verdict = ended.inspect_err(|_| hint())?;
     let evidence = evidence_file(&args.journal, journal);
     let text = serde_json::to_string_pretty(journal)?;
-    write_whole(&evidence, &text)?;
+    if let Err(error) = write_whole(&evidence, &text) {
+        eprintln!("the evidence could not be written; the journal has all of it: {error:#}");
+    }
     match output {
         OutputFormat::Json => println!("{text}"),
         OutputFormat::Table => print_rotation(journal, Some(&evidence)),
@@ -127,6 +142,12 @@ async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
     let intent = begin(args)?;
     let settings = settings(&intent, args)?;
     let with_etcd = settings.etcd.is_some();
+    if args.print_rbac
+        && let Some(journal) = named_resources(&intent)?
+    {
+        print!("{}", rbac(&journal, with_etcd, args.shards.is_some()));
+        return Ok(Exit::Done);
+    }
     let json = args.cluster.output == OutputFormat::Json;
     let display = Display::new(json);
     let report = |event: crate::rotation::event::Event<'_>| display.show(&event);
@@ -145,7 +166,27 @@ async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
     } else {
         print_plan(run.journal(), args.dry_run);
     }
-    Ok(if run.journal().refused().is_empty() { Exit::Done } else { Exit::Quarantined })
+    let is_left = |tally: &Tally| !tally.withheld.is_empty() || tally.withheld_all.is_some();
+    let some_left = args.dry_run && run.journal().resources.iter().any(|progress| is_left(&progress.tally));
+    Ok(if run.journal().refused().is_empty() && !some_left { Exit::Done } else { Exit::Quarantined })
+}
+
+/// A journal with the encrypted resources, where the `EncryptionConfiguration` names each of them and no cluster need
+/// be asked what a wildcard stands for.
+fn named_resources(intent: &Intent) -> Result<Option<Journal>> {
+    let Some(file) = &intent.encryption_config else { return Ok(None) };
+    let mut journal = Journal::new(intent.clone());
+    for (pattern, is_encrypted) in Coverage::read(file)?.patterns() {
+        if pattern.contains('*') {
+            return Ok(None);
+        }
+        if is_encrypted {
+            let (plural, group) = pattern.split_once('.').unwrap_or((&pattern, ""));
+            let (plural, group) = (plural.to_owned(), group.to_owned());
+            journal.resource_mut(&Resource { group, version: String::new(), plural, namespaced: true }, "");
+        }
+    }
+    Ok(Some(journal))
 }
 
 fn status(args: &RotateKeysArgs) -> Result<Exit> {
@@ -251,6 +292,7 @@ pub fn access(args: &ClusterArgs) -> Access {
         context: args.context.clone(),
         servers: args.servers.clone(),
         server_count: args.server_count.map(usize::from),
+        server_ca: args.server_ca.clone(),
     }
 }
 

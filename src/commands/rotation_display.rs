@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::verdict_screen::{Screen, next_step};
 use crate::rotation::conclusion::wording::describe;
 use crate::rotation::event::Event;
 use crate::rotation::journal::Journal;
+use crate::rotation::journal::verdict::Verdict;
 use crate::rotation::keys::group::Groups;
 use crate::rotation::keys::name::KeyNames;
 use crate::rotation::leftovers::scan::Scan;
@@ -113,8 +115,15 @@ pub fn print_plan(journal: &Journal, tried: bool) {
         let note = match (&progress.tally.unlistable, tried) {
             (Some(_), _) => "cannot be listed".to_owned(),
             (None, true) => {
-                let Tally { refused, altered, .. } = &progress.tally;
-                format!("{} would be refused, {altered} altered by a webhook", refused.len())
+                let Tally { refused, withheld, withheld_all, altered, .. } = &progress.tally;
+                match withheld_all {
+                    Some(_) => "all would be left".to_owned(),
+                    None => format!(
+                        "{} would be refused, {} would be changed",
+                        refused.len(),
+                        withheld.len() as u64 + altered
+                    ),
+                }
             }
             (None, false) => String::new(),
         };
@@ -131,8 +140,23 @@ pub fn print_plan(journal: &Journal, tried: bool) {
 fn print_objects(journal: &Journal) {
     let tallies = || journal.resources.iter().map(|progress| &progress.tally);
     print_named("refused", tallies().flat_map(|tally| &tally.refused));
+    print_named("left", tallies().flat_map(|tally| &tally.withheld));
+    for progress in &journal.resources {
+        if let Some(why) = &progress.tally.withheld_all {
+            println!("{} were left: {why}", progress.resource);
+        }
+    }
+    if tallies().any(|tally| !tally.withheld.is_empty() || tally.withheld_all.is_some()) {
+        println!("to have them stored again all the same: --allow-changes, or --allow-changes=RESOURCE");
+    }
     let why = "a mutating webhook takes the empty patch as an occasion".to_owned();
     print_named("altered", tallies().flat_map(|tally| &tally.altered_named).map(|path| (path, &why)));
+}
+
+/// Whether something happened to objects of a resource that a person may want to see.
+fn is_eventful(tally: &Tally) -> bool {
+    let named = [&tally.refused, &tally.withheld, &tally.undecryptable].iter().any(|named| !named.is_empty());
+    tally.rewritten + tally.gone + tally.altered > 0 || named || tally.unlistable.is_some()
 }
 
 /// Where a rotation stands, what it did, and the verdict if there is one.
@@ -147,7 +171,8 @@ pub fn print_rotation(journal: &Journal, evidence: Option<&Path>) {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["RESOURCE", "REWRITTEN", "CURRENT", "DELETED", "ALTERED", "REFUSED", "UNREADABLE"]);
-    for progress in &journal.resources {
+    let (eventful, quiet): (Vec<_>, Vec<_>) = journal.resources.iter().partition(|one| is_eventful(&one.tally));
+    for progress in eventful {
         let tally = &progress.tally;
         let unreadable = tally.unlistable.as_ref().map_or(tally.undecryptable.len().to_string(), |_| "all".into());
         table.add_row([
@@ -161,22 +186,41 @@ pub fn print_rotation(journal: &Journal, evidence: Option<&Path>) {
         ]);
     }
     println!("{}", table.trim_fmt());
+    if !quiet.is_empty() {
+        println!("and {} resource(s) of which nothing had to be stored again", quiet.len());
+    }
     print_objects(journal);
     if let Some(scan) = &journal.verified {
         print_named("leftover", &scan.named);
     }
     if let Some(verdict) = &journal.verdict {
-        println!("\nWhich keys may be disabled?\n{}", verdict.sentence);
-        verdict.may_be_disabled.iter().for_each(|key| println!("  may be disabled: {key}"));
-        verdict.must_stay.iter().for_each(|key| println!("  must stay: {key}"));
-        verdict.holds.iter().for_each(|line| println!("  holds: {line}"));
-        verdict.evidence.iter().for_each(|line| println!("  evidence: {line}"));
-        verdict.not_looked_at.iter().for_each(|line| println!("  not looked at: {line}"));
-        verdict.missing.iter().for_each(|line| println!("  missing: {line}"));
+        let next = next_step(journal, verdict);
+        if std::io::stdout().is_terminal() {
+            print!("\n{}", Screen::of_this_terminal().verdict(verdict, &next, evidence));
+            return;
+        }
+        print_verdict(verdict, &next);
     }
     if let Some(file) = evidence {
         println!("evidence: {}", file.display());
     }
+}
+
+/// All of a verdict, for logs and programs that read lines.
+fn print_verdict(verdict: &Verdict, next: &str) {
+    println!("\nWhich keys may be disabled?\n{}", verdict.sentence);
+    for (what, lines) in [
+        ("may be disabled", &verdict.may_be_disabled),
+        ("command", &verdict.commands),
+        ("must stay", &verdict.must_stay),
+        ("holds", &verdict.holds),
+        ("evidence", &verdict.evidence),
+        ("not looked at", &verdict.not_looked_at),
+        ("missing", &verdict.missing),
+    ] {
+        lines.iter().for_each(|line| println!("  {what}: {line}"));
+    }
+    println!("  next: {next}");
 }
 
 /// What `verify` found.

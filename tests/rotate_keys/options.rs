@@ -27,7 +27,18 @@ async fn events_are_left_to_expire_or_rewritten_when_asked_for_and_the_state_of_
     plane.check_all_under(&new).await;
     plane.run("verify", &[]).exits(6).says(key);
 
-    plane.run("rotate-keys", &["--include-events", "no-etcd"]).exits(0).says("Yes: ").says("events");
+    let metrics = plane.folder.path().join("rotation.prom");
+    let metrics_file = format!("--metrics-file={}", metrics.display());
+    let more = ["--include-events", "no-etcd", &metrics_file];
+    plane.run("rotate-keys", &more).exits(0).says("Yes: ").says("events");
+    let metrics = std::fs::read_to_string(metrics).unwrap();
+    for line in [
+        "kube_envelope_rotation_verdict{conclusion=\"mayBeDisabled\"} 1",
+        "kube_envelope_rotation_state{state=\"done\"} 1",
+        "kube_envelope_rotation_objects{resource=\"events\",outcome=\"rewritten\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
     assert_eq!(plane.etcd.key_id(key).await.as_ref(), Some(&new));
     assert!(!plane.etcd.key_ids("/registry/events/").await.contains_key(&old));
     plane.run("verify", &[]).exits(0);

@@ -14,6 +14,8 @@ mod hostile_input;
 mod init;
 mod keyring;
 mod kms_v2_contract;
+#[cfg(feature = "rotate")]
+mod rotation;
 mod running;
 mod secrets_stay_inside;
 #[cfg(feature = "rotate")]

@@ -56,3 +56,41 @@ async fn key_exchange_offered_first(listener: &TcpListener) -> NamedGroup {
     let handshake = LazyConfigAcceptor::new(Acceptor::default(), socket).await.unwrap();
     handshake.client_hello().named_groups().unwrap()[0]
 }
+
+/// A kubeconfig that leads to a port where nobody listens, with a client certificate of X.509 version 1.
+fn kubeconfig_with_version_1(folder: &std::path::Path) -> std::path::PathBuf {
+    let vectors = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/x509-version-1");
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+         clusters: [{{name: c, cluster: {{server: \"https://127.0.0.1:1\"}}}}]\n\
+         users: [{{name: u, user: {{client-certificate: {0}/client.crt, client-key: {0}/client.key}}}}]\n\
+         contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n",
+        vectors.display()
+    );
+    let file = folder.join("kubeconfig");
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+#[tokio::test]
+async fn a_client_certificate_of_version_1_is_named_in_plain_words() {
+    support::prepare();
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = format!("--kubeconfig={}", kubeconfig_with_version_1(folder.path()).display());
+    let ran = crate::run(&["rotate-keys", "--plan", &kubeconfig]);
+    assert_eq!(ran.code, Some(2), "{}", ran.error);
+    assert!(ran.error.contains("the client certificate is of X.509 version 1"), "{}", ran.error);
+    assert!(ran.error.contains("openssl x509 -req"), "{}", ran.error);
+
+    let ca = folder.path().join("ca.pem");
+    std::fs::write(&ca, TestIssuer::new().pem).unwrap();
+    let vectors = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/x509-version-1");
+    let access = EtcdAccess {
+        endpoints: vec!["https://127.0.0.1:1".into()],
+        ca: Some(ca),
+        certificate: Some(vectors.join("client.crt")),
+        key: Some(vectors.join("client.key")),
+    };
+    let error = EtcdClusters::connect(&access, "/registry/").await.unwrap_err().to_string();
+    assert!(error.contains("the client certificate is of X.509 version 1"), "{error}");
+}

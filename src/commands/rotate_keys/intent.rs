@@ -45,10 +45,12 @@ pub fn given(args: &RotateKeysArgs) -> Result<Map<String, Value>> {
     given.flag("compact", args.compact);
     given.list("former", &args.former);
     given.list("skip", &args.skip);
+    given.list("allow-changes", &args.allow_changes);
     given.list("server", &cluster.servers);
     given.list("etcd", &cluster.etcd);
     given.file("config", cluster.config.as_deref())?;
     given.file("kubeconfig", cluster.kubeconfig.as_deref())?;
+    given.file("server-ca", cluster.server_ca.as_deref())?;
     given.file("encryption-config", cluster.encryption_config.as_deref())?;
     given.file("etcd-ca", cluster.etcd_ca.as_deref())?;
     given.file("etcd-cert", cluster.etcd_cert.as_deref())?;
@@ -134,6 +136,7 @@ pub fn settings(intent: &Intent, args: &RotateKeysArgs) -> Result<Settings> {
         context: intent.context.clone(),
         servers: intent.server.clone(),
         server_count: intent.servers.map(usize::from),
+        server_ca: intent.server_ca.clone(),
     };
     Ok(Settings {
         access,
@@ -157,6 +160,7 @@ pub fn settings(intent: &Intent, args: &RotateKeysArgs) -> Result<Settings> {
         agreement_interval: duration(&intent.agreement_interval)?,
         compact: intent.compact,
         skip: intent.skip.clone(),
+        allow_changes: intent.allow_changes.clone(),
         snapshot_files: intent.snapshot_file.clone(),
         snapshot_taken: args.snapshot_taken.map(checked).transpose()?,
         snapshot_command: intent.snapshot_command.clone(),

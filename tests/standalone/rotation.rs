@@ -1,0 +1,81 @@
+//! What `rotate-keys` answers without any server.
+
+use crate::run;
+use crate::support::plugin::encryption_configuration;
+
+#[test]
+fn a_rate_at_which_nothing_gets_done_is_refused() {
+    for rate in ["0", "-1", "nan", "inf", "0.001", "many"] {
+        let ran = run(&["rotate-keys", "--plan", &format!("--qps={rate}")]);
+        assert_eq!(ran.code, Some(2), "{rate}: {}", ran.error);
+        assert!(ran.error.contains("--qps"), "{rate}: {}", ran.error);
+    }
+}
+
+#[test]
+fn the_least_rights_are_printed_without_a_cluster_where_the_configuration_names_its_resources() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("encryption.yaml");
+    let kms = "{kms: {apiVersion: v2, name: p, endpoint: \"unix:///run/p.sock\"}}";
+    let flag = format!("--encryption-config={}", file.display());
+    let arguments = ["rotate-keys", "--print-rbac", &flag, "--kubeconfig=/nonexistent"];
+    std::fs::write(&file, encryption_configuration(&["secrets", "widgets.example.com"], &[kms, "{identity: {}}"]))
+        .unwrap();
+    let ran = run(&arguments);
+    assert_eq!(ran.code, Some(0), "{}", ran.error);
+    assert!(ran.out.contains("apiGroups: [\"example.com\"]\n  resources: [widgets]"), "{}", ran.out);
+    assert!(ran.out.contains("customresourcedefinitions"), "{}", ran.out);
+    std::fs::write(&file, encryption_configuration(&["*.*"], &[kms, "{identity: {}}"])).unwrap();
+    let ran = run(&arguments);
+    assert_eq!(ran.code, Some(2), "what a wildcard stands for only a cluster knows: {}", ran.out);
+}
+
+#[test]
+fn a_verdict_names_the_vendors_own_command_for_each_kind_of_kek() {
+    use kube_envelope::key_stores::{Disabling, KekItem};
+    let key = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+    let aws = format!("{{name: k, awsKms: {{key: {key}}}}}");
+    let material = "1234abcd-12ab-34cd-56ef-1234567890ab/aa";
+    for (settings, version, active, expected) in [
+        (
+            "{name: k, keyring: {file: /etc/kube-envelope/keyring.json}}",
+            "v1",
+            "v2",
+            "kube-envelope keyring destroy /etc/kube-envelope/keyring.json v1",
+        ),
+        #[cfg(feature = "aws")]
+        (
+            &aws,
+            "0000abcd-12ab-34cd-56ef-1234567890ab@1700000000000",
+            material,
+            "aws kms disable-key --key-id 0000abcd-12ab-34cd-56ef-1234567890ab --region eu-central-1",
+        ),
+        #[cfg(feature = "aws")]
+        (&aws, "1234abcd-12ab-34cd-56ef-1234567890ab/bb", material, "there is nothing to do"),
+        #[cfg(feature = "gcp")]
+        (
+            "{name: k, gcpKms: {key: projects/p/locations/l/keyRings/r/cryptoKeys/c}}",
+            "3@2026-01-31T12:00:00Z",
+            "4@2026-02-28T12:00:00Z",
+            "gcloud kms keys versions disable 3 --key c --keyring r --location l --project p",
+        ),
+        #[cfg(feature = "azure")]
+        (
+            "{name: k, azureKeyVault: {vault: 'https://v.vault.azure.net', key: c, credential: {managedIdentity: {}}}}",
+            "0123",
+            "4567",
+            "az keyvault key set-attributes --id https://v.vault.azure.net/keys/c/0123 --enabled false",
+        ),
+        #[cfg(feature = "transit")]
+        (
+            "{name: k, transit: {addresses: ['https://v:8200'], key: c, auth: {tokenFile: /t}}}",
+            "3@1700000000",
+            "4@1800000000",
+            "vault write transit/keys/c/config min_decryption_version=4",
+        ),
+    ] {
+        let item: KekItem = serde_saphyr::from_str(settings).unwrap();
+        let (Disabling::Command(said) | Disabling::ByHand(said)) = item.parse().unwrap().disabling(version, active);
+        assert!(said.contains(expected), "{settings}: {said}");
+    }
+}
