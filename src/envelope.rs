@@ -97,6 +97,9 @@ pub struct Ciphertext<'a> {
 
 impl<'a> Ciphertext<'a> {
     /// Checks length, mark and format.
+    ///
+    /// # Errors
+    /// What is wrong with the form; nothing is opened here.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         match bytes.len() {
             0 => return Err(EnvelopeError::Empty),
@@ -120,12 +123,35 @@ impl<'a> Ciphertext<'a> {
     }
 
     /// Opens the seed with the DEK that [`Ciphertext::dek_id`] names.
+    ///
+    /// # Errors
+    /// [`EnvelopeError::DoesNotOpen`] if DEK, cluster, `key_id` or the bytes are not those of the sealing.
     pub fn open(&self, dek: &Dek, cluster: &str, key_id: &str) -> Result<Seed, EnvelopeError> {
         open_seed(dek, &aad(self.header, cluster, key_id), self.sealed).map_err(|_| EnvelopeError::DoesNotOpen)
     }
 }
 
-/// Seals `seed` into a ciphertext of format 1.
+/// Seals `seed` into a ciphertext of format 1, bound to the cluster and the `key_id`.
+///
+/// ```
+/// use kube_envelope::crypto::seal::{dek_id, os_random};
+/// use kube_envelope::crypto::secret::{Dek, Seed};
+/// use kube_envelope::envelope::{Ciphertext, EnvelopeError, seal};
+/// use kube_envelope::key_id::KeyId;
+///
+/// let dek = Dek::generate(&mut os_random());
+/// let key_id = KeyId::derive(1, []);
+/// let stored = seal(&dek, dek_id(&dek), "prod", &key_id, &Seed::new(vec![1; 32]), &mut os_random())?;
+///
+/// let ciphertext = Ciphertext::parse(&stored)?;
+/// assert_eq!(ciphertext.dek_id, dek_id(&dek));
+/// assert_eq!(ciphertext.open(&dek, "prod", key_id.as_str())?.expose(), [1; 32]);
+/// assert_eq!(ciphertext.open(&dek, "staging", key_id.as_str()).err(), Some(EnvelopeError::DoesNotOpen));
+/// # Ok::<(), EnvelopeError>(())
+/// ```
+///
+/// # Errors
+/// [`EnvelopeError::SeedSize`] for a seed of 0 or more than [`MAX_SEED_BYTES`] bytes.
 pub fn seal(
     dek: &Dek,
     dek_id: DekId,

@@ -19,6 +19,21 @@ pub struct KeyId(String);
 
 impl KeyId {
     /// Derives the name. The order of `versions` does not matter: nodes may list their KEKs differently.
+    ///
+    /// ```
+    /// use kube_envelope::kek::{KekVersion, Lineage};
+    /// use kube_envelope::key_id::KeyId;
+    ///
+    /// let version = |home: &str, version: &str| KekVersion {
+    ///     lineage: Lineage::derive("transit", &[home]),
+    ///     version: version.into(),
+    /// };
+    /// let (eu, us) = (version("vault-eu", "3"), version("vault-us", "7"));
+    /// let key_id = KeyId::derive(1, [&eu, &us]);
+    /// assert_eq!(key_id, KeyId::derive(1, [&us, &eu]));
+    /// assert_ne!(key_id, KeyId::derive(1, [&version("vault-eu", "4"), &us]));
+    /// assert_ne!(key_id, KeyId::derive(2, [&eu, &us]), "raising the epoch asks for a new generation");
+    /// ```
     pub fn derive<'a>(epoch: u64, versions: impl IntoIterator<Item = &'a KekVersion>) -> Self {
         let mut versions: Vec<_> = versions.into_iter().collect();
         versions.sort();

@@ -54,6 +54,18 @@ pub struct OpenError;
 
 /// Seals `plain` under `key`: salt (32) ‖ nonce (12) ‖ ciphertext ‖ tag (16).
 ///
+/// ```
+/// use kube_envelope::crypto::seal::{OVERHEAD, Purpose, open, os_random, seal};
+///
+/// let key = [7; 32];
+/// let sealed = seal(&key, Purpose::Wrap, b"context", b"plain", &mut os_random());
+/// assert_eq!(sealed.len(), b"plain".len() + OVERHEAD);
+/// assert_eq!(*open(&key, Purpose::Wrap, b"context", &sealed)?, *b"plain");
+/// assert!(open(&key, Purpose::Wrap, b"another context", &sealed).is_err());
+/// assert!(open(&key, Purpose::Seed, b"context", &sealed).is_err());
+/// # Ok::<(), kube_envelope::crypto::seal::OpenError>(())
+/// ```
+///
 /// # Panics
 /// Never: AES-GCM refuses only messages over 64 GiB.
 pub fn seal(key: &[u8; 32], purpose: Purpose, aad: &[u8], plain: &[u8], rng: &mut impl CryptoRng) -> Vec<u8> {

@@ -1,10 +1,9 @@
-//! `RotationError`: why a rotation or a check did not go on.
+//! `RotationError`: why a rotation or a check did not go on; `ApiError`: why a request to an API server failed.
 
 use std::path::PathBuf;
 
 use crate::etcd::EtcdError;
 use crate::kek::KekError;
-use crate::rotation::cluster::api::ApiError;
 
 /// Why a rotation or a check did not go on.
 #[derive(Debug, thiserror::Error)]
@@ -57,5 +56,58 @@ impl RotationError {
     pub fn api(what: impl Into<String>) -> impl FnOnce(ApiError) -> Self {
         let what = what.into();
         move |source| Self::Api { what, source }
+    }
+}
+
+/// Why a request did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No answer.
+    #[error("no answer from {address}: {problem}")]
+    Unreachable {
+        /// Who was asked.
+        address: String,
+        /// What happened.
+        problem: String,
+    },
+    /// An answer other than success.
+    #[error("{address} answered {status}: {message}")]
+    Refused {
+        /// Who was asked.
+        address: String,
+        /// HTTP status.
+        status: u16,
+        /// The server's own words.
+        message: String,
+    },
+    /// An answer that is not what the API promises.
+    #[error("{address} sent an answer that cannot be read")]
+    Malformed {
+        /// Who was asked.
+        address: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+impl ApiError {
+    /// Whether it may be otherwise in a moment, without anybody doing anything: nobody answers, or the server is
+    /// overloaded or being restarted. Refused credentials count, since whoever renews them does so in time.
+    pub fn is_transient(&self) -> bool {
+        self.status().is_none_or(|status| matches!(status, 401 | 408 | 429 | 500..))
+            && !matches!(self, Self::Malformed { .. })
+    }
+
+    /// Whether the server's certificate is signed by nobody whom this client trusts.
+    pub fn is_untrusted(&self) -> bool {
+        matches!(self, Self::Unreachable { problem, .. } if problem.contains("UnknownIssuer"))
+    }
+
+    /// The HTTP status, where there was one.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused { status, .. } => Some(*status),
+            _ => None,
+        }
     }
 }

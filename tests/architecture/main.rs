@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod cycles;
+mod rooms;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

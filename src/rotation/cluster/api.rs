@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 pub use self::session::Renew;
 use self::session::Session;
 use crate::error_chain::joined;
+pub use crate::rotation::error::ApiError;
 
 /// The API server's own limit for a mutating request is 34 s; a little more than that means it is lost.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
@@ -50,59 +51,6 @@ pub struct Answer {
     pub retry_after: Option<Duration>,
     /// The body.
     pub body: Vec<u8>,
-}
-
-/// Why a request did not do what it should.
-#[derive(Debug, thiserror::Error)]
-pub enum ApiError {
-    /// No answer.
-    #[error("no answer from {address}: {problem}")]
-    Unreachable {
-        /// Who was asked.
-        address: String,
-        /// What happened.
-        problem: String,
-    },
-    /// An answer other than success.
-    #[error("{address} answered {status}: {message}")]
-    Refused {
-        /// Who was asked.
-        address: String,
-        /// HTTP status.
-        status: u16,
-        /// The server's own words.
-        message: String,
-    },
-    /// An answer that is not what the API promises.
-    #[error("{address} sent an answer that cannot be read")]
-    Malformed {
-        /// Who was asked.
-        address: String,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-}
-
-impl ApiError {
-    /// Whether it may be otherwise in a moment, without anybody doing anything: nobody answers, or the server is
-    /// overloaded or being restarted. Refused credentials count, since whoever renews them does so in time.
-    pub fn is_transient(&self) -> bool {
-        self.status().is_none_or(|status| matches!(status, 401 | 408 | 429 | 500..))
-            && !matches!(self, Self::Malformed { .. })
-    }
-
-    /// Whether the server's certificate is signed by nobody whom this client trusts.
-    pub fn is_untrusted(&self) -> bool {
-        matches!(self, Self::Unreachable { problem, .. } if problem.contains("UnknownIssuer"))
-    }
-
-    /// The HTTP status, where there was one.
-    pub fn status(&self) -> Option<u16> {
-        match self {
-            Self::Refused { status, .. } => Some(*status),
-            _ => None,
-        }
-    }
 }
 
 /// Metadata of a list, without its objects' content.
