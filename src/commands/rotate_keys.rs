@@ -75,7 +75,7 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
             metrics.observe(&event);
         }
     };
-    let mut run = Run::take_up(settings, journal, &report).await?;
+    let mut run = Run::start_or_resume(settings, journal, &report).await?;
     let ended = tokio::select! {
         ended = run.to_end() => Some(ended),
         () = interrupted() => None,
@@ -151,7 +151,7 @@ async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
     let json = args.cluster.output == OutputFormat::Json;
     let display = Display::new(json);
     let report = |event: crate::rotation::event::Event<'_>| display.show(&event);
-    let mut run = Run::take_up(settings, Journal::new(intent), &report).await?;
+    let mut run = Run::start_or_resume(settings, Journal::new(intent), &report).await?;
     run.plan(false).await?;
     if args.print_rbac {
         print!("{}", rbac(run.journal(), with_etcd, args.shards.is_some()));

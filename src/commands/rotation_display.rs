@@ -20,7 +20,7 @@ use crate::rotation::rewrite::Tally;
 
 /// Where there is no terminal, a line about progress this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
-/// So many names are shown; the evidence file has all.
+/// How many names are shown; the evidence file has all.
 const SHOWN: usize = 20;
 
 /// Shows events on standard error.

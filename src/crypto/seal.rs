@@ -2,8 +2,8 @@
 //! The only file that names a cipher crate.
 //!
 //! `key' = HKDF-SHA256(key, salt, info = purpose ‖ format)`, then AES-256-GCM under `key'` with a random
-//! nonce (RFC 5869, NIST SP 800-38D). With a fresh 32-byte salt for each message no subkey repeats, so there
-//! is no number of messages after which a key must be changed.
+//! nonce (RFC 5869, NIST SP 800-38D). With a fresh 32-byte salt for each message no subkey repeats, so no
+//! number of messages forces a key to be changed.
 
 use aes_gcm::{AeadInOut, Aes256Gcm, KeyInit};
 use hkdf::Hkdf;

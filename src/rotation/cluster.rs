@@ -168,7 +168,7 @@ impl Cluster {
     pub async fn servers(&self) -> Result<Vec<Api>, RotationError> {
         let urls = if self.access.servers.is_empty() { self.endpoints().await? } else { self.access.servers.clone() };
         if urls.is_empty() {
-            // An API server that is not ready is no endpoint, and may be asked all the same.
+            // An API server that is not ready is not an endpoint, and may be asked all the same.
             return Ok(vec![self.entry.clone()]);
         }
         urls.iter().map(|url| self.server(url)).collect()
@@ -248,7 +248,7 @@ impl Cluster {
     }
 
     fn server(&self, url: &str) -> Result<Api, RotationError> {
-        let bad = || RotationError::Unusable(format!("{url:?} is no address of an API server"));
+        let bad = || RotationError::Unusable(format!("{url:?} is not the address of an API server"));
         let uri: Uri = url.parse().map_err(|_| bad())?;
         let host = uri.host().ok_or_else(bad)?.trim_matches(['[', ']']).to_owned();
         let mut config = self.config.clone();

@@ -246,7 +246,7 @@ impl Journal {
         };
         let journal: Self = serde_json::from_str(&text).map_err(|error| {
             RotationError::Unusable(format!(
-                "{} is no journal of this program ({error}); move it away to begin anew: rewriting twice does no harm",
+                "{} is not a journal of this program ({error}); move it away to start over: rewriting twice does no harm",
                 file.display()
             ))
         })?;

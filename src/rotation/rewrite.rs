@@ -131,8 +131,8 @@ impl Sweep<'_> {
                 }
                 fetched = async { page.as_mut().expect("checked").await }, if page.is_some() && queue.len() < PAGE as usize => {
                     let (folder, fetched, next) = fetched;
-                    if let Some(list) = self.took(fetched?) {
-                        queue.extend(self.chosen(&folder, list.items));
+                    if let Some(list) = self.accept_page(fetched?) {
+                        queue.extend(self.select_objects(&folder, list.items));
                     }
                     let next = next.map(|from| (folder, from));
                     let next = next.or_else(|| folders.next().map(|folder| (folder, From::Api(String::new()))));
@@ -170,7 +170,7 @@ impl Sweep<'_> {
         later.iter().map(|(at, _)| *at).chain(may_send).min()
     }
 
-    fn took(&mut self, page: Page) -> Option<MetadataList> {
+    fn accept_page(&mut self, page: Page) -> Option<MetadataList> {
         match page {
             Page::Listed(list) => Some(list),
             Page::Absent => None,
@@ -181,7 +181,7 @@ impl Sweep<'_> {
         }
     }
 
-    fn chosen(&mut self, folder: &Folder, items: Vec<Partial>) -> Vec<Object> {
+    fn select_objects(&mut self, folder: &Folder, items: Vec<Partial>) -> Vec<Object> {
         let mut chosen = Vec::with_capacity(items.len());
         for Partial { metadata } in items {
             if !folder.names.contains(&metadata.name) {

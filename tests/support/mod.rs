@@ -47,7 +47,7 @@ pub fn prepare() {
     });
     assert!(
         UdpSocket::bind((Ipv4Addr::new(10, 99, 0, 1), 0)).is_ok(),
-        "10.99.0.1 is no address of this machine: run through scripts/in-netns (scripts/test does)"
+        "10.99.0.1 is not an address of this machine: run through scripts/in-netns (scripts/test does)"
     );
 }
 

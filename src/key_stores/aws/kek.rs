@@ -109,7 +109,7 @@ impl Kek for AwsKek {
     async fn unwrap(&self, wrapped: &WrappedDek, context: &WrapContext) -> Result<Unwrapped, KekError> {
         let key_id = key_id_of(&wrapped.version.version)?;
         if !self.key.may_be(key_id) {
-            let text = format!("{} is no version of {}", wrapped.version.version, self.key);
+            let text = format!("{} is not a version of {}", wrapped.version.version, self.key);
             return Err(KekError::new(KekCause::UnknownVersion, text));
         }
         if !(1..=MAX_CIPHERTEXT_BYTES).contains(&wrapped.blob.len()) {

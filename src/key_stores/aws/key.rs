@@ -175,7 +175,7 @@ pub(super) fn key_id_of(version: &str) -> Result<&str, KekError> {
     if is_key_id(id) && rest_fits {
         Ok(id)
     } else {
-        Err(KekError::new(KekCause::UnknownVersion, format!("{version:?} is no version of an AWS KMS key")))
+        Err(KekError::new(KekCause::UnknownVersion, format!("{version:?} is not a version of an AWS KMS key")))
     }
 }
 

@@ -53,7 +53,7 @@ impl AzureKek {
         }
     }
 
-    /// The version that an answer names. Its host is looked at by nobody.
+    /// The version that an answer names; its host is ignored.
     fn version_of(&self, answer: &impl ResourceExt) -> Result<String, KekError> {
         let id = answer.resource_id().map_err(|_| KekError::unmapped("answer of Key Vault names no key"))?;
         match id.version {

@@ -17,7 +17,7 @@ use crate::key_stores::shared::http;
 use crate::key_stores::shared::renewing::Renewing;
 use crate::key_stores::shared::secret_text::SecretText;
 
-/// A key, as far as it is looked at.
+/// The fields of a key that are used here.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CryptoKey {
@@ -25,7 +25,7 @@ pub(super) struct CryptoKey {
     pub(super) primary: Option<CryptoKeyVersion>,
 }
 
-/// One of its versions, as far as it is looked at.
+/// The fields of a version that are used here.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CryptoKeyVersion {
@@ -204,7 +204,7 @@ impl Client {
         let mut plain = Zeroizing::new([0; DEK_BYTES + 4]);
         let length = BASE64_STANDARD
             .decode_slice(answer.plaintext.expose().as_bytes(), plain.as_mut_slice())
-            .map_err(|_| KekError::new(KekCause::Rejected, "Cloud KMS unwrapped something that is no DEK"))?;
+            .map_err(|_| KekError::new(KekCause::Rejected, "Cloud KMS unwrapped something that is not a DEK"))?;
         let plain = &mut plain[..length];
         if answer.plaintext_crc32c != Some(Crc(crc32c::crc32c(plain))) {
             return Err(damaged("the plaintext from Cloud KMS does not match its checksum"));

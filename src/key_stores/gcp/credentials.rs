@@ -58,7 +58,7 @@ struct Issued {
     expires_in: u64,
 }
 
-/// What is looked at of a credentials file.
+/// The fields of a credentials file that are used here.
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum CredentialsFile {

@@ -41,7 +41,7 @@ struct Status {
     details: Vec<Detail>,
 }
 
-/// What is looked at of `PreconditionFailure`, `RetryInfo` and `ErrorInfo` (`google/rpc/error_details.proto`).
+/// The fields that are used of `PreconditionFailure`, `RetryInfo` and `ErrorInfo` (`google/rpc/error_details.proto`).
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Detail {

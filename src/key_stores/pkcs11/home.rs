@@ -92,7 +92,7 @@ impl Home {
         Ok(active)
     }
 
-    /// Not seeing a key is no denial: a token loses and finds its objects (a folder that is away, a session that was
+    /// Not seeing a key is not a denial: a token loses and finds its objects (a folder that is away, a session that was
     /// logged out, a slow replica), and a key that was destroyed looks the same.
     fn not_visible(&self, session: &Session, by: Mechanism) -> Trouble {
         let (is, other, setting) = if by.is_rsa() {

@@ -66,7 +66,7 @@ fn oaep(by: Mechanism) -> Call<'static> {
 
 /// Key wrapping takes an object and not bytes: the DEK becomes one that ends with the call.
 fn wrap_object(session: &Session, by: &Call, key: ObjectHandle, plain: &[u8]) -> Result<Vec<u8>, Error> {
-    let mut template = [Attribute::Value(plain.to_vec())].into_iter().chain(of_the_moment()).collect::<Vec<_>>();
+    let mut template = [Attribute::Value(plain.to_vec())].into_iter().chain(session_key_template()).collect::<Vec<_>>();
     let made = session.create_object(&template);
     for attribute in &mut template {
         if let Attribute::Value(value) = attribute {
@@ -76,11 +76,11 @@ fn wrap_object(session: &Session, by: &Call, key: ObjectHandle, plain: &[u8]) ->
     let dek = made?;
     let wrapped = session.wrap_key(by, key, dek);
     session.destroy_object(dek)?;
-    wrapped.map(cut)
+    wrapped.map(trim_zero_padding)
 }
 
 fn unwrap_object(session: &Session, by: &Call, key: ObjectHandle, made: &[u8]) -> Result<Vec<u8>, Error> {
-    let dek = session.unwrap_key(by, key, made, &of_the_moment())?;
+    let dek = session.unwrap_key(by, key, made, &session_key_template())?;
     let value = session.get_attributes(dek, &[AttributeType::Value]);
     session.destroy_object(dek)?;
     let value = value?.into_iter().find_map(|attribute| match attribute {
@@ -91,7 +91,7 @@ fn unwrap_object(session: &Session, by: &Call, key: ObjectHandle, made: &[u8]) -
 }
 
 /// An object of the session that can be read.
-fn of_the_moment() -> [Attribute; 6] {
+fn session_key_template() -> [Attribute; 6] {
     [
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::GENERIC_SECRET),
@@ -103,7 +103,7 @@ fn of_the_moment() -> [Attribute; 6] {
 }
 
 /// Without the zeros that stand behind a wrapped key where the token gave too great a length first.
-fn cut(mut wrapped: Vec<u8>) -> Vec<u8> {
+fn trim_zero_padding(mut wrapped: Vec<u8>) -> Vec<u8> {
     const LENGTH: usize = DEK_BYTES + 8;
     if wrapped.len() > LENGTH && wrapped[LENGTH..].iter().all(|&byte| byte == 0) {
         wrapped.truncate(LENGTH);
@@ -117,9 +117,9 @@ mod tests {
 
     #[test]
     fn zeros_behind_a_wrapped_key_are_cut_and_padding_is_not() {
-        assert_eq!(cut([[7; 40].as_slice(), &[0; 24]].concat()), [7; 40]);
-        assert_eq!(cut(vec![7; 40]), [7; 40]);
-        assert_eq!(cut(vec![7; 48]), [7; 48]);
-        assert_eq!(cut(vec![0; 30]), [0; 30]);
+        assert_eq!(trim_zero_padding([[7; 40].as_slice(), &[0; 24]].concat()), [7; 40]);
+        assert_eq!(trim_zero_padding(vec![7; 40]), [7; 40]);
+        assert_eq!(trim_zero_padding(vec![7; 48]), [7; 48]);
+        assert_eq!(trim_zero_padding(vec![0; 30]), [0; 30]);
     }
 }

@@ -46,7 +46,7 @@ impl std::fmt::Debug for Content {
 ///
 /// # Errors
 /// `Unavailable` when the file is missing, empty or cannot be read now: it may come at any moment. `Misconfigured` when
-/// it is no text or far too long.
+/// it is not text, or far too long.
 pub(in crate::key_stores) async fn read(what: &str, file: &Path) -> Result<Content, KekError> {
     let name = file.display();
     let bytes = tokio::fs::read(file)

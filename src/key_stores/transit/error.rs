@@ -76,7 +76,7 @@ const REFUSALS: [&str; 17] = [
     "permission denied",
 ];
 
-/// A login that failed since the server could not ask somebody else is no refusal, whatever else it says.
+/// A login that failed since the server could not ask somebody else is not a refusal, whatever else it says.
 const LOGIN_TROUBLE: [&str; 6] = [
     "fetching keys",
     "error checking oidc discovery",

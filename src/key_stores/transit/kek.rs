@@ -95,7 +95,7 @@ impl Kek for TransitKek {
         let blob = version.strip(&answer.ciphertext).ok_or_else(|| {
             KekError::unmapped(format!("asked to encrypt under version {}, the server used another", version.number))
         })?;
-        // Numbers start again when a key is made anew: only if the key is still the one that was read, the number
+        // Numbers start again when a key is deleted and recreated: only if the key is still the one that was read, the number
         // in the ciphertext means the version named here.
         if self.read_key().await?.version(version.number) != Some(version) {
             return Err(KekError::unavailable(format!("transit key {}/{} was replaced", self.mount, self.key)));
@@ -138,7 +138,7 @@ impl RotateKek for TransitKek {
     }
 }
 
-/// A version of a transit key: its number, and when it was made, since a key made anew begins at 1 again.
+/// A version of a transit key: its number, and when it was made, since a recreated key starts at 1 again.
 /// Written `NUMBER@SECONDS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Version {
@@ -183,7 +183,7 @@ struct Key {
     #[serde(default)]
     derived: bool,
     supports_encryption: bool,
-    /// Number → Unix time; for types that are of no use here something else stands there.
+    /// Number → Unix time; other key types have another value there.
     keys: BTreeMap<String, serde_json::Value>,
 }
 

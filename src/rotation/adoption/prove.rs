@@ -12,7 +12,7 @@ use crate::rotation::cluster::listing::is_undecryptable;
 use crate::rotation::cluster::metrics::{Direction, Scrape, growth, scrape};
 use crate::rotation::cluster::resources::Resource;
 
-/// So many objects of a resource are tried: one may be damaged, or deleted meanwhile.
+/// How many objects of a resource are tried: one may be damaged, or deleted meanwhile.
 const PIONEERS: u32 = 3;
 /// A server has read the object by then; what takes longer is a webhook.
 const OPENS_WITHIN: Duration = Duration::from_secs(5);

@@ -310,7 +310,7 @@ impl Api {
 }
 
 impl Answer {
-    /// What the server says when it refuses; its plain text where it is no Status document.
+    /// What the server says when it refuses; its plain text where it is not a Status document.
     pub fn refusal(&self) -> Refusal {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| Refusal {
             message: String::from_utf8_lossy(&self.body).chars().take(300).collect(),

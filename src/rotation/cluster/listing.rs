@@ -11,7 +11,7 @@ use crate::rotation::error::RotationError;
 
 /// Objects in a page.
 pub const PAGE: u32 = 500;
-/// So often a request is sent until it counts as failed.
+/// Maximum attempts per request.
 pub const TRIES: u32 = 10;
 /// The wait after the first failure; each later one is twice as long.
 pub const FIRST_WAIT: Duration = Duration::from_millis(250);
@@ -128,7 +128,7 @@ pub async fn revision(api: &Api, resource: &Resource) -> Result<(u64, u64), Rota
     let list = shortest(api, &Folder::all(resource)).await?;
     let revision = list.metadata.resource_version.parse().map_err(|_| {
         RotationError::Unusable(format!(
-            "resource version {:?} of {resource} is no number",
+            "resource version {:?} of {resource} is not a number",
             list.metadata.resource_version
         ))
     })?;

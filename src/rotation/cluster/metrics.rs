@@ -52,7 +52,7 @@ pub async fn scrape(api: &Api) -> Result<Scrape, ApiError> {
     Ok(parse(&String::from_utf8_lossy(&body)))
 }
 
-/// Reads the text of a scrape; what is no line of interest is passed over.
+/// Reads the text of a scrape; lines of no interest are skipped.
 pub fn parse(text: &str) -> Scrape {
     let mut scrape = Scrape::default();
     for line in text.lines() {

@@ -68,7 +68,7 @@ pub struct Intent {
     pub settle: String,
     /// The longest that adoption may take.
     pub adoption_timeout: String,
-    /// How often adoption is looked at again.
+    /// How often adoption is checked again.
     pub agreement_interval: String,
     /// Whether etcd is compacted where old revisions stand in the way.
     pub compact: bool,

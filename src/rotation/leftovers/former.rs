@@ -12,7 +12,7 @@ use crate::rotation::error::RotationError;
 use crate::rotation::leftovers::layout::Folders;
 use crate::rotation::leftovers::scan::slashed;
 
-/// So many objects of each key are tried until one opens: a single one may be damaged.
+/// How many objects of each key are tried until one opens: a single one may be damaged.
 const OF_EACH_KEY: usize = 3;
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);

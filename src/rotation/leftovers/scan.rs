@@ -13,7 +13,7 @@ use crate::rotation::error::RotationError;
 use crate::rotation::keys::group::Groups;
 use crate::rotation::leftovers::layout::{Folders, folder_of, is_internal, possible_resources};
 
-/// So many leftovers are named; the rest is counted.
+/// How many leftovers are named; the rest are counted.
 const NAMED: usize = 1_000;
 
 /// What everything is to be stored under.

@@ -12,7 +12,7 @@ pub(super) enum Fate {
     Refused,
     /// The server cannot open it.
     Undecryptable,
-    /// It is sent again, up to so many times.
+    /// It is sent again, up to this many times.
     Again { overloaded: bool, tries: u32 },
     /// etcd is full: nothing can be stored until somebody makes room.
     Full,

@@ -91,7 +91,7 @@ impl Run<'_> {
         }
         if compactions > 0 && !self.settings.compact {
             (self.report)(Event::Note(&format!(
-                "{} MiB are stored again, and etcd's quota has no room for so many second revisions: the rewrite will \
+                "{} MiB are stored again, and etcd's quota has no room for that many second revisions: the rewrite will \
                  wait about {compactions} time(s) for the API servers' compaction, or compacts by itself with --compact",
                 sizes.bytes >> 20
             )));

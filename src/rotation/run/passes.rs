@@ -21,14 +21,14 @@ use crate::rotation::leftovers::keys_in_etcd::KeysInEtcd;
 use crate::rotation::rewrite::{Ask, Sweep, Tally};
 use crate::rotation::run::plan::{Encrypted, encrypted};
 
-/// So often everything is gone through again when leftovers are found.
+/// How often everything is rewritten again when leftovers are found.
 const PASSES: u32 = 3;
-/// So often in a row a look may fail before agreement counts as lost.
+/// How many consecutive checks may fail before agreement counts as lost.
 const MISSED_LOOKS: u32 = 2;
 
 /// How a pass ended.
 pub(super) enum Pass {
-    /// Everything was gone through; so many objects were stored again.
+    /// Everything was gone through; this many objects were stored again.
     Complete(u64),
     /// The API servers do not agree any more.
     AgreementLost(String),
@@ -226,7 +226,7 @@ impl Run<'_> {
         Ok(self.journal.resources.len() > before)
     }
 
-    /// Goes through every resource that is not done, while the servers' agreement is looked at again and again.
+    /// Goes through every resource that is not done, while the servers' agreement is checked at intervals.
     async fn pass(&mut self) -> Result<Pass, RotationError> {
         let wanted = self.wanted();
         let Some(adoption) = self.journal.adoption.clone() else {
@@ -347,7 +347,7 @@ fn lost(obstacle: Obstacle) -> Result<String, RotationError> {
         Obstacle::NotYet(why) | Obstacle::Unreadable(why) => Ok(why),
         Obstacle::Failed(error) => Ok(chain(&error)),
         Obstacle::TargetChanged(why) => Err(RotationError::Paused(format!(
-            "{why}: another rotation began meanwhile; give this one up (--abort) and begin anew"
+            "{why}: another rotation began meanwhile; give this one up (--abort) and start over"
         ))),
     }
 }

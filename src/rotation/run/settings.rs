@@ -46,7 +46,7 @@ pub struct Settings {
     pub settle: Duration,
     /// How long adoption may take.
     pub adoption_timeout: Duration,
-    /// How often adoption is looked at again.
+    /// How often adoption is checked again.
     pub agreement_interval: Duration,
     /// How long an API server lets a write be under way.
     pub request_timeout: Duration,

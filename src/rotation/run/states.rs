@@ -48,7 +48,11 @@ pub struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// Takes up a journal: a new one, or one that was left.
-    pub async fn take_up(settings: Settings, journal: Journal, report: Reporter<'a>) -> Result<Self, RotationError> {
+    pub async fn start_or_resume(
+        settings: Settings,
+        journal: Journal,
+        report: Reporter<'a>,
+    ) -> Result<Self, RotationError> {
         let cluster = Cluster::connect(&settings.access).await?;
         let mut journal = journal;
         same_cluster(&cluster, &mut journal).await?;
@@ -263,7 +267,7 @@ impl<'a> Run<'a> {
                 Err(Obstacle::Failed(RotationError::Api { source, .. })) if source.is_transient() => source.to_string(),
                 Err(Obstacle::TargetChanged(why)) => {
                     return Err(RotationError::Paused(format!(
-                        "{why}: another rotation began meanwhile; give this one up (--abort) and begin anew"
+                        "{why}: another rotation began meanwhile; give this one up (--abort) and start over"
                     )));
                 }
                 Err(Obstacle::Unreadable(why)) => {

@@ -187,7 +187,7 @@ fn cuts(counts: &[(String, u64)], shards: usize) -> Vec<Cut> {
     (1..shards).map(|at| cut_at(counts, total * at as u64 / shards as u64)).collect()
 }
 
-/// The cut before which so many objects lie.
+/// The cut that has this many objects before it.
 fn cut_at(counts: &[(String, u64)], objects: u64) -> Cut {
     let mut before = 0;
     for (namespace, count) in counts {

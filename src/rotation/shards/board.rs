@@ -22,9 +22,9 @@ pub const NAMESPACE: &str = "kube-envelope";
 pub const NAME: &str = "rotate-keys";
 /// How often each side looks at the orders.
 pub const LOOKS_EVERY: Duration = Duration::from_secs(2);
-/// A coordinator that has not been heard of for so long may be gone: then nobody watches over the API servers'
+/// A coordinator that has been silent for this long may be gone: then nobody watches over the API servers'
 /// agreement, and shards stop.
-pub const SILENCE: Duration = Duration::from_secs(20);
+pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Labels the reports, with the number of the shard.
 const SHARD_LABEL: &str = "kube-envelope.io/shard";
 /// The key in each of them.
@@ -35,7 +35,7 @@ const CONTENT: &str = "content";
 pub struct Orders {
     /// Which rotation: when it began.
     pub rotation: jiff::Timestamp,
-    /// Counts the assignments. A shard begins anew with each.
+    /// Counts the assignments. A shard starts over with each.
     pub generation: u64,
     /// What is to be done.
     pub phase: Phase,
@@ -243,14 +243,14 @@ fn parsed<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, RotationErro
 
 /// Whether a coordinator lives, by its beat and by one's own clock.
 #[derive(Debug, Default)]
-pub struct Pulse {
+pub struct Heartbeat {
     last: Option<(u64, u64)>,
     grew: Option<Instant>,
 }
 
-impl Pulse {
+impl Heartbeat {
     /// Takes a look into account.
-    pub fn feel(&mut self, orders: &Orders, now: Instant) {
+    pub fn observe(&mut self, orders: &Orders, now: Instant) {
         let beat = (orders.generation, orders.beat);
         // Two API servers behind a balancer may show beats of different age: only a greater one is a sign of life.
         if self.last.is_some_and(|last| beat > last) {
@@ -260,8 +260,8 @@ impl Pulse {
     }
 
     /// Whether it was felt lately.
-    pub fn is_felt(&self, now: Instant) -> bool {
-        self.grew.is_some_and(|at| now.duration_since(at) < SILENCE)
+    pub fn is_alive(&self, now: Instant) -> bool {
+        self.grew.is_some_and(|at| now.duration_since(at) < HEARTBEAT_TIMEOUT)
     }
 }
 
@@ -270,21 +270,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_dead_coordinator_left_is_no_pulse_and_a_living_one_is_felt_at_its_second_beat() {
+    fn what_a_dead_coordinator_left_is_no_pulse_and_a_living_one_is_alive_at_its_second_beat() {
         let mut orders =
             Orders { rotation: jiff::Timestamp::UNIX_EPOCH, generation: 3, phase: Phase::Rewrite, beat: 7 };
-        let (mut pulse, now) = (Pulse::default(), Instant::now());
+        let (mut heartbeat, now) = (Heartbeat::default(), Instant::now());
         for _ in 0..3 {
-            pulse.feel(&orders, now);
-            assert!(!pulse.is_felt(now));
+            heartbeat.observe(&orders, now);
+            assert!(!heartbeat.is_alive(now));
         }
         orders.beat += 1;
-        pulse.feel(&orders, now);
-        assert!(pulse.is_felt(now));
+        heartbeat.observe(&orders, now);
+        assert!(heartbeat.is_alive(now));
         for beat in [7, 8, 7, 8] {
             orders.beat = beat;
-            pulse.feel(&orders, now + SILENCE);
+            heartbeat.observe(&orders, now + HEARTBEAT_TIMEOUT);
         }
-        assert!(!pulse.is_felt(now + SILENCE), "two caches of different age are no pulse");
+        assert!(!heartbeat.is_alive(now + HEARTBEAT_TIMEOUT), "two caches of different age are no heartbeat");
     }
 }

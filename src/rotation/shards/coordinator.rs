@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::assignment::Assignment;
-use super::board::{Board, LOOKS_EVERY, Orders, Phase, Pulse, SILENCE, Source};
+use super::board::{Board, HEARTBEAT_TIMEOUT, Heartbeat, LOOKS_EVERY, Orders, Phase, Source};
 use super::report::{Counts, Report, report_interval};
 use crate::rotation::cluster::api::{Api, ApiError};
 use crate::rotation::error::RotationError;
 
 /// A shard of which nothing new is heard for so long is named; at least, see [`named_after`].
 const NAMED_AFTER: Duration = Duration::from_secs(20);
-/// A shard of which nothing new is heard for so long will not come any more.
+/// A shard that has been silent for this long counts as gone.
 const GONE_AFTER: Duration = Duration::from_mins(10);
 /// So long the `ConfigMap`s may be out of reach.
 const BLIND_FOR: Duration = Duration::from_mins(2);
 
 /// What is heard while the shards work.
 pub enum Heard<'a> {
-    /// So much is done, by resource, with so many requests at once.
+    /// What is done, by resource, and with how many requests in flight.
     Progress(&'a BTreeMap<String, Counts>, usize),
     /// Something that a person should know.
     Concern(&'a str),
@@ -37,15 +37,15 @@ impl Coordinator {
         board.ensure().await?;
         let orders = Orders { rotation, generation: 0, phase: Phase::Paused, beat: 0 };
         let mut coordinator = Self { board, orders };
-        let (began, mut pulse) = (Instant::now(), Pulse::default());
+        let (began, mut heartbeat) = (Instant::now(), Heartbeat::default());
         loop {
             let Some(theirs) = coordinator.board.orders(Source::Etcd).await?.1 else { return Ok(coordinator) };
             coordinator.orders.generation = theirs.generation;
-            if theirs.rotation == rotation || theirs.phase == Phase::Ended || began.elapsed() > SILENCE {
+            if theirs.rotation == rotation || theirs.phase == Phase::Ended || began.elapsed() > HEARTBEAT_TIMEOUT {
                 return Ok(coordinator);
             }
-            pulse.feel(&theirs, Instant::now());
-            if pulse.is_felt(Instant::now()) {
+            heartbeat.observe(&theirs, Instant::now());
+            if heartbeat.is_alive(Instant::now()) {
                 return Err(RotationError::Unusable(format!(
                     "another rotate-keys, begun at {}, has the shards of this cluster: let it end, or stop it",
                     theirs.rotation
@@ -72,7 +72,9 @@ impl Coordinator {
             match self.look(&mut roll).await {
                 Ok(()) => seen = Instant::now(),
                 // The shards stop by themselves as long as nothing can be posted.
-                Err(RotationError::Api { source, .. }) if passes(&source) && seen.elapsed() < BLIND_FOR => continue,
+                Err(RotationError::Api { source, .. }) if is_transient(&source) && seen.elapsed() < BLIND_FOR => {
+                    continue;
+                }
                 Err(error) => return Err(error),
             }
             heard(Heard::Progress(&roll.counts(), roll.concurrency()));
@@ -149,7 +151,7 @@ fn taken() -> RotationError {
 }
 
 /// Whether it may be over in a moment.
-fn passes(error: &ApiError) -> bool {
+fn is_transient(error: &ApiError) -> bool {
     error.status().is_none_or(|status| status == 429 || status >= 500)
 }
 

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::assignment::{Assignment, Share};
-use super::board::{Board, LOOKS_EVERY, Orders, Phase, Pulse, SILENCE, Source};
+use super::board::{Board, HEARTBEAT_TIMEOUT, Heartbeat, LOOKS_EVERY, Orders, Phase, Source};
 use super::report::{Counts, Report, report_interval};
 use crate::rotation::cluster::api::{Api, chain};
 use crate::rotation::cluster::listing::namespaces;
@@ -20,7 +20,7 @@ const LOOK_WITHIN: Duration = Duration::from_secs(8);
 
 struct Worker<'a> {
     cluster: Cluster,
-    line: Line,
+    coordinator: CoordinatorLink,
     /// What this shard has done of the assignment that it saw last.
     done: Option<Report>,
     report: Reporter<'a>,
@@ -32,11 +32,12 @@ struct Worker<'a> {
 /// When the API server refuses to serve it, or does not answer any more; a new process goes on where this one was.
 pub async fn work(access: &Access, index: u32, report: Reporter<'_>) -> Result<u64, RotationError> {
     let cluster = Cluster::connect(access).await?;
-    let line = Line { board: Board::new(cluster.entry().clone()), index, pulse: Pulse::default() };
-    let mut worker = Worker { cluster, line, done: None, report };
+    let coordinator =
+        CoordinatorLink { board: Board::new(cluster.entry().clone()), index, heartbeat: Heartbeat::default() };
+    let mut worker = Worker { cluster, coordinator, done: None, report };
     let mut said = String::new();
     loop {
-        let why = match worker.line.look().await? {
+        let why = match worker.coordinator.look().await? {
             Some(orders) if orders.phase == Phase::Ended => return Ok(worker.refused()),
             Some(orders) => worker.turn(orders).await?,
             None => "nothing heard from rotate-keys --shards yet".to_owned(),
@@ -52,26 +53,27 @@ pub async fn work(access: &Access, index: u32, report: Reporter<'_>) -> Result<u
 impl Worker<'_> {
     /// Does what there is to do, and says what it waits for then.
     async fn turn(&mut self, orders: Orders) -> Result<String, RotationError> {
-        let Some(assignment) = self.line.seen(self.line.board.assignment(&orders)).await?.flatten() else {
+        let Some(assignment) = self.coordinator.seen(self.coordinator.board.assignment(&orders)).await?.flatten()
+        else {
             return Ok("nothing is assigned yet".into());
         };
-        let Some(shares) = assignment.shares(self.line.index as usize) else {
+        let Some(shares) = assignment.shares(self.coordinator.index as usize) else {
             return Err(RotationError::Unusable(format!(
                 "there is no shard {} of {}: give the Job as many completions as rotate-keys has --shards",
-                self.line.index, assignment.shards
+                self.coordinator.index, assignment.shards
             )));
         };
         // After a restart, what the former process reported.
-        let Some(posted) = self.line.seen(self.line.board.reported(self.line.index)).await? else {
+        let Some(posted) = self.coordinator.seen(self.coordinator.board.reported(self.coordinator.index)).await? else {
             return Ok("what this shard reported before cannot be read just now".into());
         };
         let report = self.done.take_if(|report| is_about(report, &orders));
         let report = report.or_else(|| posted.clone().filter(|one| is_about(one, &orders)));
         let report = report.unwrap_or_else(|| begun(&orders));
         if posted.as_ref() != Some(&report) {
-            self.line.tell(&report).await;
+            self.coordinator.tell(&report).await;
         }
-        if report.finished || orders.phase != Phase::Rewrite || !self.line.pulse.is_felt(Instant::now()) {
+        if report.finished || orders.phase != Phase::Rewrite || !self.coordinator.heartbeat.is_alive(Instant::now()) {
             let why = if report.finished { "this shard is done; the others go on" } else { "the rewrite stands still" };
             self.done = Some(report);
             return Ok(why.into());
@@ -81,18 +83,18 @@ impl Worker<'_> {
         let api = self.server(&assignment).await;
         let ended = tokio::select! {
             ended = rewrite(&api, &assignment, &shares, &report, self.report) => ended.map(|()| "done".to_owned()),
-            why = self.line.attend(&orders, &report, report_interval(assignment.shards)) => Ok(why),
+            why = self.coordinator.attend(&orders, &report, report_interval(assignment.shards)) => Ok(why),
         };
         let mut report = report.into_inner().expect("nothing panics while it is held");
         report.problem = ended.as_ref().err().map(|error| chain(error));
-        self.line.tell(&report).await;
+        self.coordinator.tell(&report).await;
         self.done = Some(report);
         ended
     }
 
     /// The API server that this shard asks: shards spread over those that have adopted the key.
     async fn server(&self, assignment: &Assignment) -> Api {
-        let wanted = assignment.servers.iter().cycle().nth(self.line.index as usize);
+        let wanted = assignment.servers.iter().cycle().nth(self.coordinator.index as usize);
         let servers = self.cluster.servers().await.unwrap_or_default();
         let same = servers.into_iter().find(|api| wanted.is_some_and(|address| address == api.address()));
         same.unwrap_or_else(|| self.cluster.entry().clone())
@@ -175,18 +177,18 @@ async fn rewrite(
 }
 
 /// What a shard hears of the coordinator, and tells it. Each look has its time, so that silence is noticed.
-struct Line {
+struct CoordinatorLink {
     board: Board,
     index: u32,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
 }
 
-impl Line {
+impl CoordinatorLink {
     /// Looks at the orders; nothing if they cannot be seen just now.
     async fn look(&mut self) -> Result<Option<Orders>, RotationError> {
         let seen = self.seen(self.board.orders(Source::Cache)).await?.and_then(|(_, orders)| orders);
         if let Some(orders) = &seen {
-            self.pulse.feel(orders, Instant::now());
+            self.heartbeat.observe(orders, Instant::now());
         }
         Ok(seen)
     }
@@ -225,8 +227,8 @@ impl Line {
             {
                 return "the coordinator stopped the rewrite".into();
             }
-            if !self.pulse.is_felt(Instant::now()) {
-                return format!("nothing heard from the coordinator for {} s", SILENCE.as_secs());
+            if !self.heartbeat.is_alive(Instant::now()) {
+                return format!("nothing heard from the coordinator for {} s", HEARTBEAT_TIMEOUT.as_secs());
             }
         }
     }
