@@ -44,6 +44,9 @@ pub enum Command {
     /// Create and change a local keyring file.
     #[command(subcommand)]
     Keyring(KeyringCommand),
+    /// Work with audit logs.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Run a key store's library in a process of its own. Started by the plugin, for itself.
     #[command(hide = true)]
     KeyStoreHost {
@@ -92,6 +95,22 @@ pub struct DoctorArgs {
     /// The form of the answer.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,
+}
+
+/// The commands on audit logs.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Is an audit log whole: nothing changed, missing, moved or cut off?
+    Verify {
+        /// The files, oldest first; without any, the one of the configuration.
+        files: Vec<PathBuf>,
+        /// The configuration file that names the log.
+        #[arg(long, default_value = DEFAULT_PATH)]
+        config: PathBuf,
+        /// A record that is known to have been written, as `status` or the metrics showed it; without it, the one in FILE.head.
+        #[arg(long, value_name = "NUMBER:HASH")]
+        head: Option<String>,
+    },
 }
 
 /// The commands on a keyring file. Copy the file to all nodes after each change.

@@ -1,5 +1,6 @@
 //! One file for each command: composes what the modules offer, and prints.
 
+mod audit;
 pub mod doctor;
 pub mod init;
 pub mod keyring;
@@ -63,6 +64,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Keyring(command) => keyring::run(command),
         Command::Init(args) => init::run(&args),
         Command::Policy(args) => policy::run(&args),
+        Command::Audit(command) => audit::run(command),
         Command::KeyStoreHost { kind } => {
             serve::hardening::apply();
             key_stores::host(&kind)?;

@@ -1,16 +1,18 @@
 //! The YAML file → a validated [`Config`]. Every default and every bound stands here.
 
+mod listen;
+mod paths;
 mod syntax;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
+pub use self::listen::{HealthAddress, HealthSettings, SocketAddress, SocketSettings};
 use crate::key_stores::{KekConfig, KekItem};
 
 /// Where the configuration is looked for unless `--config` names another place.
@@ -25,8 +27,6 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/kube-envelope";
 /// Default of [`Config::health_listen`].
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8380";
 
-/// The longest path of a unix socket in bytes: `sun_path` of unix(7), less its closing zero.
-const MAX_SOCKET_PATH_BYTES: usize = 107;
 const MAX_CLUSTER_BYTES: usize = 63;
 
 /// What the plugin runs by.
@@ -37,9 +37,7 @@ pub struct Config {
     /// Raised on all nodes to force a new generation under unchanged KEKs.
     pub epoch: u64,
     /// The socket that the API server connects to.
-    pub socket: PathBuf,
-    /// Uids that may connect besides the plugin's own and root.
-    pub allowed_uids: Vec<u32>,
+    pub socket: SocketSettings,
     /// Where wrapped DEKs are kept; a cache, may be lost.
     pub state_dir: PathBuf,
     /// The KEKs that wrap every DEK.
@@ -53,7 +51,38 @@ pub struct Config {
     /// How often each KEK is asked to unwrap the active DEK again.
     pub prove_interval: Duration,
     /// Where `/livez`, `/readyz`, `/metrics` and `/status` are served.
-    pub health_listen: SocketAddr,
+    pub health: HealthSettings,
+    /// The audit log, where there is one.
+    pub audit: Option<AuditSettings>,
+    /// What the process gives up after its start.
+    pub sandbox: SandboxSettings,
+    /// Every absolute path that the KEKs' settings name.
+    pub files: Vec<PathBuf>,
+}
+
+/// The audit log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditSettings {
+    /// The file.
+    pub file: PathBuf,
+    /// Whether a key is used only if that is recorded.
+    pub required: bool,
+}
+
+/// What the process gives up after its start.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct SandboxSettings {
+    /// Whether it gives up anything.
+    pub enabled: bool,
+    /// Files and folders that it reads, besides those that are known to be needed.
+    pub read_paths: Vec<PathBuf>,
+}
+
+impl Default for SandboxSettings {
+    fn default() -> Self {
+        Self { enabled: true, read_paths: Vec::new() }
+    }
 }
 
 /// What is wrong with a configuration, where, and how it is put right.
@@ -109,9 +138,13 @@ struct File {
     #[serde(default = "default_epoch")]
     epoch: Spanned<u64>,
     #[serde(default = "default_socket")]
-    socket: Spanned<PathBuf>,
+    socket: Spanned<String>,
     #[serde(default)]
-    allowed_uids: Vec<u32>,
+    socket_mode: Option<Spanned<String>>,
+    #[serde(default)]
+    socket_group: Option<String>,
+    #[serde(default)]
+    allowed_uids: Option<Vec<u32>>,
     #[serde(default = "default_state_dir")]
     state_dir: Spanned<PathBuf>,
     keks: Spanned<Vec<Spanned<KekItem>>>,
@@ -125,24 +158,43 @@ struct File {
     prove_interval: Spanned<String>,
     #[serde(default)]
     health: Health,
+    #[serde(default)]
+    audit: Option<Audit>,
+    #[serde(default)]
+    sandbox: SandboxSettings,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Audit {
+    file: Spanned<PathBuf>,
+    #[serde(default)]
+    required: bool,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Health {
+    #[serde(default = "default_listen")]
     listen: Spanned<String>,
+    #[serde(default)]
+    hosts: Vec<String>,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { listen: unplaced(DEFAULT_LISTEN.into()) }
+        Self { listen: default_listen(), hosts: Vec::new() }
     }
+}
+
+fn default_listen() -> Spanned<String> {
+    unplaced(DEFAULT_LISTEN.into())
 }
 
 fn default_epoch() -> Spanned<u64> {
     unplaced(1)
 }
-fn default_socket() -> Spanned<PathBuf> {
+fn default_socket() -> Spanned<String> {
     unplaced(DEFAULT_SOCKET.into())
 }
 fn default_state_dir() -> Spanned<PathBuf> {
@@ -167,9 +219,17 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with file, line, column, field and fix; all wrong values at once.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        Self::load_with_text(file).map(|(config, _)| config)
+    }
+
+    /// The same, and the text that it was read from.
+    ///
+    /// # Errors
+    /// As for [`Config::load`].
+    pub fn load_with_text(file: &Path) -> Result<(Self, String), ConfigError> {
         let text =
             std::fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
-        Self::parse(file, &text)
+        Ok((Self::parse(file, &text)?, text))
     }
 
     /// Checks `text`; `file` is for the messages.
@@ -178,6 +238,13 @@ impl Config {
         let parsed: File = serde_saphyr::from_str_with_options(text, options)
             .map_err(|error| ConfigError::Syntax { file: file.to_owned(), problem: syntax::describe(text, &error) })?;
         Checker { file, text, problems: Vec::new() }.check(parsed)
+    }
+}
+
+impl Config {
+    /// Whether a KEK runs a vendor's library, which opens files that nobody knows beforehand.
+    pub fn hosts_a_library(&self) -> bool {
+        self.keks.iter().chain(&self.retired).any(KekConfig::hosts_a_library)
     }
 }
 
@@ -193,7 +260,7 @@ impl Checker<'_> {
         if file.epoch.value == 0 {
             self.add(&file.epoch, "epoch", "must be 1 or more");
         }
-        self.socket(&file.socket);
+        let socket = self.socket(&file);
         if !file.state_dir.value.is_absolute() {
             self.add(&file.state_dir, "stateDir", "must be an absolute path");
         }
@@ -206,14 +273,12 @@ impl Checker<'_> {
         let max_offline_age = self.duration(&file.max_offline_age, "maxOfflineAge", "0s", "30days");
         let refresh_interval = self.duration(&file.refresh_interval, "refreshInterval", "1s", "1h");
         let prove_interval = self.duration(&file.prove_interval, "proveInterval", "1s", "1day");
-        let listen = &file.health.listen;
-        let health_listen = listen.value.parse().unwrap_or_else(|_| {
-            self.add(
-                listen,
-                "health.listen",
-                &format!("{:?} is not an address and port; write for example {DEFAULT_LISTEN}", listen.value),
-            );
-            ([127, 0, 0, 1], 0).into()
+        let health = self.health(file.health);
+        let audit = file.audit.map(|Audit { file, required }| {
+            if !file.value.is_absolute() {
+                self.add(&file, "audit.file", "must be an absolute path");
+            }
+            AuditSettings { file: file.value, required }
         });
         if !self.problems.is_empty() {
             return Err(ConfigError::Invalid(self.problems));
@@ -221,15 +286,17 @@ impl Checker<'_> {
         Ok(Config {
             cluster: file.cluster.value,
             epoch: file.epoch.value,
-            socket: file.socket.value,
-            allowed_uids: file.allowed_uids,
+            socket,
             state_dir: file.state_dir.value,
             keks,
             retired,
             max_offline_age,
             refresh_interval,
             prove_interval,
-            health_listen,
+            health,
+            audit,
+            sandbox: file.sandbox,
+            files: paths::of_keks(self.text),
         })
     }
 
@@ -256,19 +323,32 @@ impl Checker<'_> {
         }
     }
 
-    fn socket(&mut self, socket: &Spanned<PathBuf>) {
-        let length = socket.value.as_os_str().len();
-        if length > MAX_SOCKET_PATH_BYTES {
-            self.add(
-                socket,
-                "socket",
-                &format!(
-                    "is {length} bytes long, and unix sockets allow {MAX_SOCKET_PATH_BYTES}; choose a shorter path"
-                ),
-            );
-        } else if !socket.value.is_absolute() {
-            self.add(socket, "socket", "must be an absolute path: the API server's endpoint names it");
+    fn socket(&mut self, file: &File) -> SocketSettings {
+        let allowed_uids = file.allowed_uids.clone().unwrap_or_default();
+        let address = SocketAddress::parse(&file.socket.value).unwrap_or_else(|problem| {
+            self.add(&file.socket, "socket", &problem);
+            SocketAddress::File(PathBuf::new())
+        });
+        if matches!(address, SocketAddress::Abstract(_)) && file.allowed_uids.is_none() {
+            let problem = "an abstract socket has no mode; list the API server's uid under allowedUids (0 for root)";
+            self.add(&file.socket, "socket", problem);
         }
+        let default = SocketSettings::default_mode(file.socket_group.as_deref(), &allowed_uids);
+        let mode = file.socket_mode.as_ref().map_or(default, |mode| {
+            listen::parse_mode(&mode.value).unwrap_or_else(|problem| {
+                self.add(mode, "socketMode", &problem);
+                default
+            })
+        });
+        SocketSettings { address, mode, group: file.socket_group.clone(), allowed_uids }
+    }
+
+    fn health(&mut self, health: Health) -> HealthSettings {
+        let listen = HealthAddress::parse(&health.listen.value).unwrap_or_else(|problem| {
+            self.add(&health.listen, "health.listen", &problem);
+            HealthAddress::Off
+        });
+        HealthSettings { listen, hosts: health.hosts }
     }
 
     fn keks(&mut self, list: &str, items: Vec<Spanned<KekItem>>, names: &mut HashSet<String>) -> Vec<KekConfig> {

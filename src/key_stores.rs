@@ -61,6 +61,11 @@ impl KekConfig {
         self.key_store.policy(cluster)
     }
 
+    /// Whether it runs a vendor's library, in a process of its own.
+    pub fn hosts_a_library(&self) -> bool {
+        self.key_store.hosts_a_library()
+    }
+
     /// The KEK. Whatever it needs and cannot get now (a file, a module, a certificate) makes its calls fail with that
     /// reason, until it can be had.
     pub fn open(&self) -> Box<dyn Kek> {
@@ -125,6 +130,10 @@ pub const KINDS: &[&str] = &[
     #[cfg(feature = "pkcs11")]
     "pkcs11",
 ];
+
+/// How the names of environment variables begin by which SDKs are told of files.
+pub const ENVIRONMENT: &[&str] =
+    &["AWS_", "AZURE_", "CLOUDSDK_", "CREDENTIALS_DIRECTORY", "GOOGLE_", "IDENTITY_", "SSL_CERT_", "VAULT_"];
 
 impl KekItem {
     /// Checks the settings and turns them into values. Looks at nothing but the settings: whether a file, a token or

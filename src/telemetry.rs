@@ -1,7 +1,9 @@
 //! What the plugin shows of itself: metrics and logs.
 
+mod log_limit;
 mod logs;
 mod metrics;
 
+pub use self::log_limit::LogLimit;
 pub use self::logs::{LogFormat, start_logs, subscriber};
 pub use self::metrics::{KekOperation, KekOutcome, Metrics, Outcome, Rpc};

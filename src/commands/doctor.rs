@@ -90,17 +90,19 @@ fn report(config: &Config, findings: &[Finding]) -> serde_json::Value {
 /// The settings as they are in force, defaults included.
 fn settings(config: &Config) -> Vec<(&'static str, String)> {
     let duration = |duration: Duration| humantime::format_duration(duration).to_string();
-    let uids: Vec<_> = config.allowed_uids.iter().map(ToString::to_string).collect();
+    let uids: Vec<_> = config.socket.allowed_uids.iter().map(ToString::to_string).collect();
     vec![
         ("cluster", config.cluster.clone()),
         ("epoch", config.epoch.to_string()),
-        ("socket", config.socket.display().to_string()),
+        ("socket", config.socket.address.to_string()),
+        ("socketMode", format!("{:04o}", config.socket.mode)),
+        ("socketGroup", config.socket.group.clone().unwrap_or("the plugin's own".into())),
         ("allowedUids", if uids.is_empty() { "own, root".into() } else { format!("own, root, {}", uids.join(", ")) }),
         ("stateDir", config.state_dir.display().to_string()),
         ("maxOfflineAge", duration(config.max_offline_age)),
         ("refreshInterval", duration(config.refresh_interval)),
         ("proveInterval", duration(config.prove_interval)),
-        ("health.listen", config.health_listen.to_string()),
+        ("health.listen", config.health.listen.to_string()),
     ]
 }
 

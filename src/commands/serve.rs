@@ -1,78 +1,119 @@
 //! `serve`: puts the plugin together, runs it until a signal comes, and takes it apart.
 
 mod dev;
-pub(super) mod hardening;
+pub mod hardening;
 mod reload;
+pub mod sandbox;
+mod watchdog;
 
 use std::future::Future;
-use std::io;
-use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+use self::hardening::Descriptors;
+use self::reload::Reload;
+use self::sandbox::Sandbox;
 use super::Exit;
 use crate::cli::ServeArgs;
 use crate::config::{Config, ConfigError, Problem};
 use crate::dek::cache::DekCache;
 use crate::dek::store::{DekStore, is_private};
+use crate::files;
 use crate::key_stores;
-use crate::plugin::health::{Health, router};
+use crate::plugin::audit::{Audit, Event};
+use crate::plugin::health::{Health, listener};
 use crate::plugin::refresh::{Refresh, Settings};
+use crate::plugin::server;
 use crate::plugin::service::Service;
-use crate::plugin::{grpc, socket::Socket};
+use crate::plugin::socket::Socket;
 use crate::telemetry::{Metrics, start_logs};
-
-/// How long requests under way may take once the plugin is told to stop, and idle connections stay open.
-const GRACE: Duration = Duration::from_millis(1500);
-
-/// Requests at once on one connection. An API server has one connection: with a lower limit its Status would wait until
-/// its Decrypts have had their answers.
-const STREAMS: u32 = 4096;
-
-/// How long a health port that is taken waits for the next attempt.
-const HEALTH_AGAIN: Duration = Duration::from_secs(10);
 
 /// Worker threads: the API server sends little; two keep a slow request from holding up Status.
 const THREADS: usize = 2;
 
 /// Runs the command.
 pub fn run(args: &ServeArgs) -> Result<Exit> {
-    let (path, config) = match &args.dev {
+    // First of all: a signal that nobody handles ends the process, SIGHUP too. The handlers stay when this runtime ends,
+    // and what is changed meanwhile is seen by the comparison with what was loaded.
+    super::block_on(async { Ok(Signals::handle()?) })?;
+    let (path, (config, text)) = match &args.dev {
         Some(folder) => dev::prepare(folder)?,
-        None => (args.config.clone(), Config::load(&args.config)?),
+        None => (args.config.clone(), Config::load_with_text(&args.config)?),
     };
     start_logs(args.log_format);
     hardening::apply();
+    let metrics = Arc::new(Metrics::new());
+    let settings = settings(&path, &config, &metrics)?;
+    let opened = Opened::open(&config)?;
+    let reload = Reload { path, loaded: text, sandbox: Sandbox::enter(&config), running: config };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
-    let served = runtime.block_on(serve(path, config, args.dev.is_some()));
+    let served = runtime.block_on(serve(reload, settings, metrics, opened, args.dev.is_some()));
     // A blocking task that hangs must not hold up the end.
     runtime.shutdown_timeout(Duration::from_millis(100));
     served.map(|()| Exit::Done)
 }
 
-async fn serve(path: std::path::PathBuf, config: Config, dev: bool) -> Result<()> {
-    // Before anything that takes time: a SIGHUP that nobody handles ends the process.
-    let hangup = signal(SignalKind::hangup())?;
-    let metrics = Arc::new(Metrics::new());
-    let settings = settings(&path, &config, &metrics)?;
-    let store = DekStore::open(&config.state_dir).with_context(|| {
-        format!("cannot use stateDir {}; make it writable for the plugin", config.state_dir.display())
-    })?;
-    if !is_private(&config.state_dir) {
-        warn!(folder = %config.state_dir.display(), "others can read stateDir; nothing in it is secret, yet chmod 0700 it");
+/// What is opened before the plugin has threads.
+struct Opened {
+    store: DekStore,
+    socket: Socket,
+    health: listener::Bound,
+    descriptors: Descriptors,
+}
+
+impl Opened {
+    fn open(config: &Config) -> Result<Self> {
+        let descriptors = hardening::raise_descriptors();
+        let store = DekStore::open(&config.state_dir).with_context(|| {
+            format!("cannot use stateDir {}; make it writable for the plugin", config.state_dir.display())
+        })?;
+        if !is_private(&config.state_dir) {
+            warn!(folder = %config.state_dir.display(), "others can read stateDir; nothing in it is secret, yet chmod 0700 it");
+        }
+        if let Some(folder) = config.audit.as_ref().and_then(|audit| audit.file.parent())
+            && let Err(error) = files::create_private_folder(folder)
+        {
+            warn!(folder = %folder.display(), %error, "the folder of audit.file cannot be made");
+        }
+        let socket = Socket::listen(&config.socket)?;
+        Ok(Self { store, socket, health: listener::Bound::bind(&config.health), descriptors })
     }
-    let socket = Socket::listen(&config.socket)?;
-    let health_listener = TcpListener::bind(config.health_listen).await;
+}
+
+/// The signals that the plugin handles.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn handle() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened: Opened, dev: bool) -> Result<()> {
+    let Signals { hangup, terminate, interrupt } = Signals::handle()?;
+    let config = reload.running.clone();
+    let Opened { store, socket, health: health_listener, descriptors } = opened;
+    let audit = Arc::new(Audit::start(config.audit.as_ref())?);
+    audit.note(Event::Start { version: env!("CARGO_PKG_VERSION") });
     let keks = settings.keks.clone();
-    let service = Arc::new(Service::new(config.cluster.clone(), keks, Arc::new(DekCache::new()), store));
+    let service = Service::new(config.cluster.clone(), keks, Arc::new(DekCache::new()), store);
+    let service = Arc::new(service.with_audit(audit.clone()));
     let kek_health = Arc::new(ArcSwap::default());
     let health = Health {
         service: service.clone(),
@@ -85,85 +126,40 @@ async fn serve(path: std::path::PathBuf, config: Config, dev: bool) -> Result<()
     let (new_settings, settings) = watch::channel(settings);
     let mut background = JoinSet::new();
     background.spawn(refresh.run(settings));
-    background.spawn(reload::watch(path, config.clone(), metrics.clone(), hangup, new_settings));
-    background.spawn(serve_health(config.health_listen, health_listener, health));
-    info!(socket = %config.socket.display(), health = %config.health_listen, "listening");
+    background.spawn(Arc::new(reload).watch(metrics.clone(), hangup, new_settings));
+    background.spawn(listener::serve(config.health.clone(), health_listener, health, descriptors.health));
+    background.spawn(watchdog::keep_alive(metrics.clone(), config.refresh_interval));
+    let connections = socket.connections(config.socket.allowed_uids.clone(), descriptors.connections)?;
+    info!(socket = %config.socket.address, health = %config.health.listen, "listening");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     if dev {
-        tokio::spawn(dev::self_check(config.socket.clone()));
+        tokio::spawn(dev::self_check(config.socket.address.clone()));
     }
-    let stop = stop_signal()?;
-    tokio::select! {
-        served = run_grpc(&socket, &config, service, metrics, stop) => served,
+    let ended = tokio::select! {
+        served = server::serve(connections, service, metrics, stop_signal(terminate, interrupt)) => {
+            served.context("the gRPC server ended")
+        }
         // No task ends by itself: without one of them the plugin would go on, and follow nothing.
         Some(ended) = background.join_next() => match ended {
-            Ok(()) => bail!("a background task ended; the plugin has to be started again"),
-            Err(error) => bail!("a background task failed ({error}); the plugin has to be started again"),
+            Ok(()) => Err(anyhow!("a background task ended; the plugin has to be started again")),
+            Err(error) => Err(anyhow!("a background task failed ({error}); the plugin has to be started again")),
         },
-    }
+    };
+    audit.stop().await;
+    ended
 }
 
-/// Serves the health endpoints until it is dropped. A port that is taken costs them, not the plugin.
-async fn serve_health(address: SocketAddr, mut listener: io::Result<TcpListener>, health: Health) {
-    let mut is_reported = false;
-    loop {
-        let ended = match listener {
-            Ok(listener) => axum::serve(listener, router(health.clone())).await.err(),
-            Err(error) => Some(error),
-        };
-        if let Some(error) = ended.filter(|_| !is_reported) {
-            error!(%address, %error, "cannot serve health.listen; tried again every 10 s, the RPCs are served");
-            is_reported = true;
-        }
-        tokio::time::sleep(HEALTH_AGAIN).await;
-        listener = TcpListener::bind(address).await;
-    }
-}
-
-/// Serves until `stop`; then until all requests are answered, or [`GRACE`] is over.
-async fn run_grpc(
-    socket: &Socket,
-    config: &Config,
-    service: Arc<Service>,
-    metrics: Arc<Metrics>,
-    stop: impl Future<Output = ()>,
-) -> Result<()> {
-    let (stopping, stopped) = watch::channel(false);
-    let server = tonic::transport::Server::builder()
-        .max_concurrent_streams(STREAMS)
-        .http2_max_header_list_size(16 * 1024)
-        .add_service(grpc::server(service, metrics))
-        .serve_with_incoming_shutdown(socket.connections(config.allowed_uids.clone()), stop_requested(stopped));
-    tokio::pin!(server);
-    tokio::select! {
-        ended = &mut server => return ended.context("the gRPC server ended"),
-        () = stop => info!("stopping"),
-    }
-    let _ = stopping.send(true);
-    // A peer that connected and sends nothing would hold the server open for as long as it likes.
-    if tokio::time::timeout(GRACE, server).await.is_err() {
-        info!("closing connections that are still open");
-    }
-    Ok(())
-}
-
-async fn stop_requested(mut stopped: watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stopped| *stopped).await;
-}
-
-fn stop_signal() -> Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
+fn stop_signal(mut terminate: Signal, mut interrupt: Signal) -> impl Future<Output = ()> {
+    async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-    })
+    }
 }
 
 /// Builds the KEKs and gathers what may change while the plugin runs.
-fn settings(path: &std::path::Path, config: &Config, metrics: &Arc<Metrics>) -> Result<Settings, ConfigError> {
+fn settings(path: &Path, config: &Config, metrics: &Arc<Metrics>) -> Result<Settings, ConfigError> {
     let keks = key_stores::open_set(&config.keks, &config.retired, metrics).map_err(|(name, error)| {
         let problem = error.problem();
         ConfigError::Invalid(vec![Problem { file: path.to_owned(), at: None, field: format!("KEK {name}"), problem }])

@@ -1,15 +1,15 @@
 //! `status`: asks the running plugin's health endpoint and shows the answer.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use comfy_table::Table;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 
 use super::{Exit, block_on};
 use crate::cli::{OutputFormat, StatusArgs};
-use crate::config::Config;
+use crate::config::{Config, HealthAddress};
 use crate::plugin::health::{Activity, StatusReport};
 
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -17,13 +17,17 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Runs the command. A plugin that does not serve is [`Exit::Error`].
 pub fn run(args: &StatusArgs) -> Result<Exit> {
     let config = Config::load(&args.config)?;
-    let listen = config.health_listen;
+    let listen = config.health.listen;
     let body = block_on(async move {
-        tokio::time::timeout(PATIENCE, get(listen, "/status"))
+        tokio::time::timeout(PATIENCE, ask(&listen, "/status"))
             .await
             .map_err(anyhow::Error::from)
             .flatten()
-            .with_context(|| format!("no plugin answers at http://{listen}/status; is it running?"))
+            .with_context(|| match &listen {
+                HealthAddress::Off => "the running plugin cannot be asked".to_owned(),
+                HealthAddress::Tcp(address) => format!("no plugin answers at http://{address}/status; is it running?"),
+                HealthAddress::Unix(_) => format!("no plugin answers at {listen}; is it running?"),
+            })
     })?;
     let report: StatusReport = serde_json::from_str(&body).context("what answers there is not kube-envelope")?;
     match args.output {
@@ -34,10 +38,17 @@ pub fn run(args: &StatusArgs) -> Result<Exit> {
     Ok(if serves { Exit::Done } else { Exit::Error })
 }
 
+async fn ask(listen: &HealthAddress, path: &str) -> Result<String> {
+    match listen {
+        HealthAddress::Off => bail!("health.listen is off in the configuration"),
+        HealthAddress::Tcp(address) => get(TcpStream::connect(address).await?, path).await,
+        HealthAddress::Unix(socket) => get(UnixStream::connect(socket).await?, path).await,
+    }
+}
+
 /// One GET over HTTP/1.0: the answer ends with the connection.
-async fn get(address: SocketAddr, path: &str) -> Result<String> {
-    let mut stream = tokio::net::TcpStream::connect(address).await?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> Result<String> {
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).await?;
     let mut answer = String::new();
     stream.take(1 << 20).read_to_string(&mut answer).await?;
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;

@@ -107,6 +107,14 @@ impl Endpoint {
         }
     }
 
+    /// Whether both lead to one socket.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match other {
+            Self::Path(path) => self.leads_to(path),
+            Self::Abstract(name) => matches!(self, Self::Abstract(own) if own == name),
+        }
+    }
+
     /// Whether a path is meant, and it is this one: without double slashes, and with `/var/run` for `/run`, which it
     /// links to.
     pub fn leads_to(&self, path: &Path) -> bool {

@@ -1,22 +1,21 @@
 //! A client of the plugin's own socket: what the API server does, for self-checks and commands.
 
-use std::path::{Path, PathBuf};
-
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::grpc::v2::key_management_service_client::KeyManagementServiceClient;
 use super::grpc::v2::{DecryptRequest, EncryptRequest, StatusRequest};
+use crate::config::SocketAddress;
 
 /// Why a self-check failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SelfCheckError {
     /// Nobody answers on the socket.
-    #[error("cannot connect to {}", .socket.display())]
+    #[error("cannot connect to {socket}")]
     Connect {
         /// The socket.
-        socket: PathBuf,
+        socket: SocketAddress,
         /// Why.
         source: tonic::transport::Error,
     },
@@ -45,19 +44,37 @@ pub struct SelfCheck {
 }
 
 /// Connects as kube-apiserver does, with the authority `localhost`.
-pub async fn connect(socket: &Path) -> Result<KeyManagementServiceClient<Channel>, SelfCheckError> {
-    let path = socket.to_owned();
+///
+/// # Errors
+/// [`SelfCheckError::Connect`].
+pub async fn connect(socket: &SocketAddress) -> Result<KeyManagementServiceClient<Channel>, SelfCheckError> {
+    channel(socket).await.map(KeyManagementServiceClient::new)
+}
+
+/// The connection alone.
+///
+/// # Errors
+/// [`SelfCheckError::Connect`].
+pub async fn channel(socket: &SocketAddress) -> Result<Channel, SelfCheckError> {
+    let address = socket.clone();
     let dial = move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        let address = address.clone();
+        async move { open(&address).await.map(TokioIo::new) }
     };
     let channel = Endpoint::from_static("http://localhost").connect_with_connector(tower::service_fn(dial)).await;
-    let channel = channel.map_err(|source| SelfCheckError::Connect { socket: socket.to_owned(), source })?;
-    Ok(KeyManagementServiceClient::new(channel))
+    channel.map_err(|source| SelfCheckError::Connect { socket: socket.clone(), source })
+}
+
+async fn open(address: &SocketAddress) -> std::io::Result<UnixStream> {
+    match address {
+        SocketAddress::File(path) => UnixStream::connect(path).await,
+        // Tokio and the kernel know an abstract name by its leading zero byte.
+        SocketAddress::Abstract(name) => UnixStream::connect(format!("\0{name}")).await,
+    }
 }
 
 /// Status, Encrypt of random bytes, Decrypt of the result, through the socket.
-pub async fn self_check(socket: &Path) -> Result<SelfCheck, SelfCheckError> {
+pub async fn self_check(socket: &SocketAddress) -> Result<SelfCheck, SelfCheckError> {
     let refused = |rpc| move |status| SelfCheckError::Refused { rpc, status: Box::new(status) };
     let mut client = connect(socket).await?;
     let status = client.status(StatusRequest {}).await.map_err(refused("Status"))?.into_inner();

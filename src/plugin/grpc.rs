@@ -8,16 +8,18 @@ use std::sync::Arc;
 use futures::FutureExt;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 use tracing::{debug, warn};
 
 use self::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
+use super::audit::{Event, Peer, Use};
 use super::service::{Service, ServiceError};
-use crate::crypto::secret::Seed;
+use crate::crypto::secret::{DekId, Seed};
 use crate::envelope::ANNOTATION;
 use crate::kek::KekCause;
 use crate::kek::guard::DEADLINE;
-use crate::telemetry::{Metrics, Outcome, Rpc};
+use crate::telemetry::{LogLimit, Metrics, Outcome, Rpc};
 
 /// The generated KMS v2 API.
 #[allow(missing_docs, clippy::pedantic, reason = "generated from proto/kms_v2.proto, which documents it")]
@@ -36,17 +38,27 @@ const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// nobody, and never wait for Decrypts.
 const CONCURRENCY: usize = 256;
 
+const MAX_UID_CHARS: usize = 64;
+
+/// The longest text of a refusal: it travels in a header, and what many KEKs say adds up.
+const MAX_TEXT_CHARS: usize = 2000;
+
+/// Refusals in full in each minute; the others are counted, here and in the metrics.
+const REFUSALS_LOGGED: u32 = 20;
+
 /// The three RPCs over a [`Service`].
 #[derive(Debug)]
 pub struct Grpc {
     service: Arc<Service>,
     metrics: Arc<Metrics>,
     permits: Semaphore,
+    refusals: LogLimit,
 }
 
 /// The service, ready to be added to a tonic server.
 pub fn server(service: Arc<Service>, metrics: Arc<Metrics>) -> KeyManagementServiceServer<Grpc> {
-    let grpc = Grpc { service, metrics, permits: Semaphore::new(CONCURRENCY) };
+    let grpc =
+        Grpc { service, metrics, permits: Semaphore::new(CONCURRENCY), refusals: LogLimit::new(REFUSALS_LOGGED) };
     KeyManagementServiceServer::new(grpc).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
@@ -62,14 +74,18 @@ impl KeyManagementService for Grpc {
     }
 
     async fn encrypt(&self, request: Request<v2::EncryptRequest>) -> Result<Response<v2::EncryptResponse>, Status> {
+        let peer = peer_of(&request);
         let v2::EncryptRequest { plaintext, uid } = request.into_inner();
         let seed = Seed::new(plaintext);
         let answer = async {
             let encrypted = self.service.encrypt(&seed)?;
             let generation = &encrypted.generation;
+            let key_id = generation.key_id().to_string();
+            let used = || Event::Encrypt(key_use(&uid, &key_id, generation.dek_id(), peer));
+            self.service.audit().record(used).await?;
             Ok(v2::EncryptResponse {
                 ciphertext: encrypted.ciphertext,
-                key_id: generation.key_id().to_string(),
+                key_id: key_id.clone(),
                 annotations: HashMap::from([(ANNOTATION.into(), generation.annotation().to_vec())]),
             })
         };
@@ -77,14 +93,34 @@ impl KeyManagementService for Grpc {
     }
 
     async fn decrypt(&self, request: Request<v2::DecryptRequest>) -> Result<Response<v2::DecryptResponse>, Status> {
+        let peer = peer_of(&request);
         let v2::DecryptRequest { ciphertext, uid, key_id, annotations } = request.into_inner();
         let annotation = annotations.get(ANNOTATION).map(Vec::as_slice);
         let answer = async {
-            let seed = self.service.decrypt(&ciphertext, &key_id, annotation).await?;
-            Ok(v2::DecryptResponse { plaintext: seed.into_answer() })
+            let decrypted = self.service.decrypt(&ciphertext, &key_id, annotation).await?;
+            if decrypted.was_unwrapped {
+                let used = || Event::Decrypt(key_use(&uid, &key_id, decrypted.dek_id, peer));
+                self.service.audit().record(used).await?;
+            }
+            Ok(v2::DecryptResponse { plaintext: decrypted.seed.into_answer() })
         };
         self.observe(Rpc::Decrypt, &uid, answer).await
     }
+}
+
+/// Who asks, as the kernel tells; nothing where the connection is not a unix socket.
+fn peer_of<T>(request: &Request<T>) -> Option<Peer> {
+    let peer = request.extensions().get::<UdsConnectInfo>()?.peer_cred?;
+    Some(Peer { uid: peer.uid(), pid: peer.pid() })
+}
+
+fn key_use(uid: &str, key_id: &str, dek_id: DekId, peer: Option<Peer>) -> Use {
+    Use { uid: shortened(uid), key_id: key_id.to_owned(), dek_id: dek_id.to_string(), peer }
+}
+
+/// An API server's uid has 36 characters; a longer one is not an API server's.
+fn shortened(uid: &str) -> String {
+    uid.chars().take(MAX_UID_CHARS).collect()
 }
 
 impl Grpc {
@@ -109,33 +145,47 @@ impl Grpc {
         let (outcome, result) = match AssertUnwindSafe(answer).catch_unwind().await {
             Ok(Ok(answer)) => (None, Ok(Response::new(answer))),
             Ok(Err(error)) => {
-                warn!(?rpc, uid, %error, "refused");
-                (Some(error.outcome()), Err(to_status(&error, uid)))
+                if let Some(left_out) = self.refusals.next() {
+                    warn!(%rpc, uid, %error, left_out, "refused");
+                }
+                let (code, class) = row(&error);
+                (Some(class), Err(to_status(code, &error, uid)))
             }
             Err(_panic) => (Some("panic"), Err(Status::internal("the plugin failed on this request; see its log"))),
         };
         let took = started.elapsed();
         self.metrics.rpc(rpc, Outcome(outcome), took);
-        debug!(?rpc, uid, ?took, outcome = outcome.unwrap_or("ok"), "answered");
+        debug!(%rpc, uid, milliseconds = took.as_secs_f64() * 1000.0, outcome = outcome.unwrap_or("ok"), "answered");
         result
     }
 }
 
-/// The code says what the API server or its operator can do; the text has the cause and the request's uid.
-fn to_status(error: &ServiceError, uid: &str) -> Status {
-    let code = match error {
-        ServiceError::NotServing(_) | ServiceError::Slow(_) => Code::Unavailable,
-        ServiceError::Envelope(_) => Code::InvalidArgument,
-        ServiceError::Unwrap { source, .. } => match source.cause() {
-            KekCause::Unavailable | KekCause::Throttled => Code::Unavailable,
-            KekCause::Unauthenticated => Code::Unauthenticated,
-            KekCause::Denied => Code::PermissionDenied,
-            KekCause::UnknownVersion | KekCause::Misconfigured => Code::FailedPrecondition,
-            KekCause::Rejected => Code::InvalidArgument,
-        },
-    };
-    match uid {
-        "" => Status::new(code, error.to_string()),
-        uid => Status::new(code, format!("{error} (request {})", uid.chars().take(64).collect::<String>())),
+/// The table of refusals: what the API server or its operator can do, as a gRPC code, and what a refusal counts as in
+/// metrics. The text is the error's own: no secret gets into one.
+fn row(error: &ServiceError) -> (Code, &'static str) {
+    match error {
+        ServiceError::NotServing(_) => (Code::Unavailable, "not serving"),
+        ServiceError::Unrecorded(_) => (Code::Unavailable, "unrecorded"),
+        ServiceError::Slow(_) => (Code::Unavailable, KekCause::Unavailable.as_str()),
+        ServiceError::Envelope(_) => (Code::InvalidArgument, "refused"),
+        ServiceError::Unwrap { source, .. } => {
+            let cause = source.cause();
+            let code = match cause {
+                KekCause::Unavailable | KekCause::Throttled => Code::Unavailable,
+                KekCause::Unauthenticated => Code::Unauthenticated,
+                KekCause::Denied => Code::PermissionDenied,
+                KekCause::UnknownVersion | KekCause::Misconfigured => Code::FailedPrecondition,
+                KekCause::Rejected => Code::InvalidArgument,
+            };
+            (code, cause.as_str())
+        }
     }
+}
+
+fn to_status(code: Code, error: &ServiceError, uid: &str) -> Status {
+    let mut text: String = error.to_string().chars().take(MAX_TEXT_CHARS).collect();
+    if !uid.is_empty() {
+        text.push_str(&format!(" (request {})", shortened(uid)));
+    }
+    Status::new(code, text)
 }

@@ -1,11 +1,15 @@
 //! `/livez`, `/readyz`, `/metrics` and `/status` over HTTP. Reads what others publish; asks no KEK.
 
+pub mod listener;
+
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header, uri::Authority};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, routing::get};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +54,21 @@ pub struct StatusReport {
     pub deks_kept: usize,
     /// The KEKs that wrap.
     pub keks: Vec<KekReport>,
+    /// The audit log, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditReport>,
+}
+
+/// The audit log in the answer of `/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditReport {
+    /// Number and hash of the last record, for `kube-envelope audit verify --head`.
+    pub head: String,
+    /// Records lost and not yet noted in the log.
+    pub lost: u64,
+    /// Why it cannot be written, where it cannot.
+    pub error: Option<String>,
 }
 
 /// What the plugin does at a moment.
@@ -84,14 +103,41 @@ pub struct KekReport {
     pub error: Option<String>,
 }
 
-/// The endpoints.
-pub fn router(health: Health) -> Router {
+/// The endpoints, asked by an address, as `localhost`, or by one of `hosts`.
+pub fn router(health: Health, hosts: &[String]) -> Router {
+    let hosts: Arc<[String]> = hosts.into();
     Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/status", get(|State(health): State<Health>| async move { Json(health.report()) }))
         .with_state(health)
+        .layer(from_fn(move |request, next| check_host(hosts.clone(), request, next)))
+}
+
+/// A web page may give its own name the address of this machine, and ask us with it (DNS rebinding): a name that is not
+/// known here is refused.
+async fn check_host(hosts: Arc<[String]>, request: Request, next: Next) -> Response {
+    let named = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default().to_owned());
+    let named = request.uri().authority().map(ToString::to_string).into_iter().chain(named);
+    match named.into_iter().find(|host| !is_known(host, &hosts)) {
+        None => next.run(request).await,
+        Some(host) => {
+            let host: String = host.chars().take(64).collect();
+            let text =
+                format!("{host:?} is no name of this listener; use its address, or list the name under health.hosts");
+            (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+        }
+    }
+}
+
+fn is_known(host: &str, hosts: &[String]) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return host.is_empty() };
+    let name = authority.host();
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost"
+        || address.parse::<IpAddr>().is_ok()
+        || hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 async fn readyz(State(health): State<Health>) -> (StatusCode, String) {
@@ -103,6 +149,9 @@ async fn readyz(State(health): State<Health>) -> (StatusCode, String) {
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     health.metrics.cached_deks(health.service.cache().held());
+    if let Some((state, lost)) = health.service.audit().state() {
+        health.metrics.audit(state.head.seq, lost, state.problem.is_some());
+    }
     let form = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, form)], health.metrics.encode())
 }
@@ -139,6 +188,31 @@ impl Health {
             started: self.started,
             deks_kept: self.service.store().count(),
             keks: keks.collect(),
+            audit: self.service.audit().state().map(|(state, lost)| AuditReport {
+                head: state.head.to_string(),
+                lost,
+                error: state.problem,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_localhost_and_configured_names_are_known_and_no_others() {
+        let hosts = ["node-1.example".to_owned()];
+        for known in
+            ["127.0.0.1:8380", "10.0.0.1", "[::1]:8380", "localhost", "localhost:80", "Node-1.example:8380", ""]
+        {
+            assert!(is_known(known, &hosts), "{known}");
+        }
+        for foreign in
+            ["evil.example", "evil.example:8380", "127.0.0.1.evil.example", "localhost.evil.example", "a b", "@"]
+        {
+            assert!(!is_known(foreign, &hosts), "{foreign}");
         }
     }
 }

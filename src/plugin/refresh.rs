@@ -301,7 +301,7 @@ impl Refresh {
     fn log_failure(&mut self, lineage: Lineage, name: &str, probe: Probe, error: &KekError) {
         let text = error.chain();
         if self.failures.get(&(lineage, probe)) != Some(&text) {
-            warn!(kek = name, ?probe, error = text, "KEK did not answer well");
+            warn!(kek = name, error = %text, "KEK did not answer well");
             self.failures.insert((lineage, probe), text);
         }
     }
@@ -327,7 +327,7 @@ impl Refresh {
         let trouble = trouble.map(|reason| if silent { Trouble::Coasting(reason) } else { Trouble::Degraded(reason) });
         if trouble != *before {
             if let Some(trouble) = &trouble {
-                warn!(?trouble, "serving goes on");
+                warn!(reason = trouble.reason(), "serving goes on");
             } else {
                 info!("all KEKs answer again");
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tracing::{info, warn};
 
+use super::audit::{Audit, Event, Unrecorded};
 use super::state::Serving;
 use crate::crypto::seal::digest;
 use crate::crypto::secret::{Dek, DekId, Seed};
@@ -12,9 +13,9 @@ use crate::dek::cache::DekCache;
 use crate::dek::store::DekStore;
 use crate::envelope::{Ciphertext, EnvelopeError, WrappedDekSet};
 use crate::generation::Generation;
+use crate::kek::WrapContext;
 use crate::kek::guard::DEADLINE;
 use crate::kek::set::{KekSet, UnwrapError};
-use crate::kek::{KekCause, WrapContext};
 
 /// What the API server is served from. Shared by the RPCs and the refresh loop, which alone publishes into it.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub struct Service {
     keks: ArcSwap<KekSet>,
     cache: Arc<DekCache>,
     store: DekStore,
+    audit: Arc<Audit>,
 }
 
 /// Why a request is not answered.
@@ -46,18 +48,20 @@ pub enum ServiceError {
     /// The KEKs take longer than the API server waits; the unwrap goes on.
     #[error("key {0} of this ciphertext is still being unwrapped; ask again")]
     Slow(DekId),
+    /// The use of the key could not be recorded, and has to be.
+    #[error(transparent)]
+    Unrecorded(#[from] Unrecorded),
 }
 
-impl ServiceError {
-    /// The word for it in metrics.
-    pub fn outcome(&self) -> &'static str {
-        match self {
-            Self::NotServing(_) => "not serving",
-            Self::Envelope(_) => "refused",
-            Self::Unwrap { source, .. } => source.cause().as_str(),
-            Self::Slow(_) => KekCause::Unavailable.as_str(),
-        }
-    }
+/// A decrypted seed.
+#[derive(Debug)]
+pub struct Decrypted {
+    /// To be answered.
+    pub seed: Seed,
+    /// The DEK that it was sealed under.
+    pub dek_id: DekId,
+    /// Whether a KEK had to unwrap it.
+    pub was_unwrapped: bool,
 }
 
 /// An encrypted seed.
@@ -73,7 +77,20 @@ impl Service {
     /// A service that waits for its first generation.
     pub fn new(cluster: String, keks: KekSet, cache: Arc<DekCache>, store: DekStore) -> Self {
         let waiting = Serving::Waiting { reason: "starting: no KEK has answered yet".into() };
-        Self { cluster, serving: ArcSwap::from_pointee(waiting), keks: ArcSwap::from_pointee(keks), cache, store }
+        Self {
+            cluster,
+            serving: ArcSwap::from_pointee(waiting),
+            keks: ArcSwap::from_pointee(keks),
+            cache,
+            store,
+            audit: Arc::default(),
+        }
+    }
+
+    /// The same, recording the uses of keys.
+    #[must_use]
+    pub fn with_audit(self, audit: Arc<Audit>) -> Self {
+        Self { audit, ..self }
     }
 
     /// The generation that the API server shall write with. No I/O.
@@ -96,23 +113,27 @@ impl Service {
         ciphertext: &[u8],
         key_id: &str,
         annotation: Option<&[u8]>,
-    ) -> Result<Seed, ServiceError> {
+    ) -> Result<Decrypted, ServiceError> {
         let ciphertext = Ciphertext::parse(ciphertext)?;
+        let dek_id = ciphertext.dek_id;
         let annotation = annotation.ok_or(EnvelopeError::NoAnnotation)?;
         if let Some(generation) = self.serving.load().generation()
             && generation.stored(ciphertext.dek_id, key_id, annotation)
         {
-            return Ok(ciphertext.open(generation.dek(), &self.cluster, key_id)?);
+            let seed = ciphertext.open(generation.dek(), &self.cluster, key_id)?;
+            return Ok(Decrypted { seed, dek_id, was_unwrapped: false });
         }
         let wrapped = WrappedDekSet::decode(annotation)?;
         wrapped.check(&self.cluster, key_id)?;
-        let dek = match self.cache.get(ciphertext.dek_id) {
+        let cached = self.cache.get(dek_id);
+        let was_unwrapped = cached.is_none();
+        let dek = match cached {
             Some(dek) => dek,
-            None => tokio::time::timeout(DEADLINE, self.unwrap(ciphertext.dek_id, wrapped))
+            None => tokio::time::timeout(DEADLINE, self.unwrap(dek_id, wrapped))
                 .await
-                .map_err(|_| ServiceError::Slow(ciphertext.dek_id))??,
+                .map_err(|_| ServiceError::Slow(dek_id))??,
         };
-        Ok(ciphertext.open(&dek, &self.cluster, key_id)?)
+        Ok(Decrypted { seed: ciphertext.open(&dek, &self.cluster, key_id)?, dek_id, was_unwrapped })
     }
 
     /// Unwraps a DEK into the cache and keeps it in the store; one call for all that ask for the same DEK.
@@ -145,7 +166,20 @@ impl Service {
 
     /// Publishes, in one step for all three RPCs.
     pub fn publish(&self, serving: Serving) {
-        self.serving.store(Arc::new(serving));
+        let serving = Arc::new(serving);
+        let before = self.serving.swap(serving.clone());
+        match (&*before, &*serving) {
+            (_, Serving::Ready { generation, .. })
+                if before.generation().is_none_or(|before| before.dek_id() != generation.dek_id()) =>
+            {
+                let (key_id, dek_id) = (generation.key_id().to_string(), generation.dek_id().to_string());
+                self.audit.note(Event::Adopted { key_id, dek_id });
+            }
+            (Serving::Waiting { .. } | Serving::Ready { .. }, Serving::Stopped { reason }) => {
+                self.audit.note(Event::Denied { reason: reason.clone() });
+            }
+            _ => {}
+        }
     }
 
     /// The KEKs in use.
@@ -161,6 +195,11 @@ impl Service {
     /// The cluster that this plugin serves.
     pub fn cluster(&self) -> &str {
         &self.cluster
+    }
+
+    /// Where uses of keys are recorded.
+    pub fn audit(&self) -> &Arc<Audit> {
+        &self.audit
     }
 
     /// The DEKs in memory.

@@ -1,16 +1,26 @@
 //! The unix socket: restricted before anyone can connect, never taken from a living plugin, open to few uids.
 
+mod connection;
+mod folder;
+
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
 use rustix::fs::FlockOperation;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{UnixListener, UnixStream};
-use tracing::warn;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{error, warn};
+
+pub use self::connection::Connection;
+pub use self::folder::{FolderProblem, group_id, problem_of_folder};
+use crate::config::{SocketAddress, SocketSettings};
+use crate::telemetry::LogLimit;
 
 /// Connections the kernel keeps waiting; an API server opens one.
 const BACKLOG: i32 = 128;
@@ -18,95 +28,163 @@ const BACKLOG: i32 = 128;
 /// How long accepting rests after a failure such as "too many open files".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Refused connections that are logged in a minute.
+const REFUSALS_LOGGED: u32 = 20;
+
 /// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// A living process has it.
-    #[error("{} is served by another process; stop that one first", .0.display())]
-    Served(PathBuf),
+    #[error("{0} is served by another process; stop that one first")]
+    Served(String),
     /// Something else lies there.
     #[error("{} exists and is not a socket; remove it or configure another path", .0.display())]
     NotASocket(PathBuf),
     /// Others could put their own socket there.
-    #[error("folder {} can be written by others (mode {mode:04o}); fix with: chmod go-w {}", .folder.display(), .folder.display())]
-    OpenFolder {
-        /// The folder.
-        folder: PathBuf,
-        /// Its mode.
-        mode: u32,
-    },
+    #[error(transparent)]
+    Folder(#[from] FolderProblem),
     /// The system refused a step.
-    #[error("cannot {step} {}", .path.display())]
+    #[error("cannot {step} {place}")]
     System {
         /// What was tried.
         step: &'static str,
         /// On what.
-        path: PathBuf,
+        place: String,
         /// Why not.
         source: io::Error,
     },
 }
 
-/// A socket that listens. Dropping it removes the file.
+/// A socket that listens, without a runtime. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Socket {
+    listener: std::os::unix::net::UnixListener,
+    /// Held while this process serves; a dead process holds none. An abstract socket has no file and needs no lock.
+    _file: Option<SocketFile>,
+}
+
+#[derive(Debug)]
+struct SocketFile {
     path: PathBuf,
-    listener: UnixListener,
-    /// Held while this process serves; a dead process holds none.
     _lock: fs::File,
 }
 
 impl Socket {
-    /// Binds `path` with mode 0600. Nobody can connect before the mode is set: listening begins after it.
-    pub fn listen(path: &Path) -> Result<Self, SocketError> {
-        prepare_folder(path)?;
+    /// Binds what `settings` name, with its mode and group. Nobody can connect before they are set: listening begins
+    /// after it. A group that cannot be given is an error in the log, and leaves the socket to its owner.
+    ///
+    /// # Errors
+    /// A living plugin there, a folder that others could change, or what the system refuses.
+    pub fn listen(settings: &SocketSettings) -> Result<Self, SocketError> {
+        let path = match &settings.address {
+            SocketAddress::File(path) => path,
+            SocketAddress::Abstract(name) => {
+                let listener = bind_abstract(name).map_err(|source| match source.kind() {
+                    io::ErrorKind::AddrInUse => SocketError::Served(settings.address.to_string()),
+                    _ => failed("listen on", &settings.address, source),
+                })?;
+                return Ok(Self { listener, _file: None });
+            }
+        };
+        let group = settings.group.as_deref().map(folder::group_id);
+        let (group, mode) = match group {
+            None => (None, settings.mode),
+            Some(Ok(group)) => (Some(group), settings.mode),
+            Some(Err(problem)) => {
+                error!(problem, "socketGroup has no effect: only the plugin's own user and root can connect");
+                (None, 0o600)
+            }
+        };
+        folder::prepare(path, mode, group)?;
         let lock = lock(path)?;
         remove_dead(path)?;
-        let listener = bind(path).map_err(|source| failed("listen on", path, source))?;
-        Ok(Self { path: path.to_owned(), listener, _lock: lock })
+        let listener = bind(path, mode, group).map_err(|source| failed("listen on", &path.display(), source))?;
+        Ok(Self { listener, _file: Some(SocketFile { path: path.clone(), _lock: lock }) })
     }
 
-    /// The connections of the plugin's own uid, of root, and of `allowed_uids`; others are closed unread.
-    pub fn connections(&self, allowed_uids: Vec<u32>) -> impl Stream<Item = io::Result<UnixStream>> + '_ {
-        let own = rustix::process::geteuid().as_raw();
-        futures::stream::unfold(allowed_uids, move |allowed_uids| async move {
-            loop {
-                match self.listener.accept().await {
-                    Ok((stream, _)) => match stream.peer_cred().map(|peer| peer.uid()) {
-                        Ok(uid) if uid == own || uid == 0 || allowed_uids.contains(&uid) => {
-                            return Some((Ok(stream), allowed_uids));
-                        }
-                        Ok(uid) => warn!(uid, "connection refused: uid is not in allowedUids"),
-                        Err(error) => warn!(%error, "connection refused: peer unknown"),
-                    },
-                    Err(error) => {
-                        warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+    /// The connections of the plugin's own uid, of root, and of `allowed_uids`, at most `most` at once; others are
+    /// closed unread.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch the socket.
+    pub fn connections(
+        &self,
+        allowed_uids: Vec<u32>,
+        most: usize,
+    ) -> io::Result<impl Stream<Item = io::Result<Connection>> + use<>> {
+        let door = Door {
+            own: rustix::process::geteuid().as_raw(),
+            allowed_uids,
+            most,
+            listener: self.listener()?,
+            permits: Arc::new(Semaphore::new(most)),
+            refusals: LogLimit::new(REFUSALS_LOGGED),
+        };
+        Ok(futures::stream::unfold(door, async |door| Some((Ok(door.next().await), door))))
+    }
+
+    /// A listener of the socket for the runtime that calls this.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch the socket.
+    pub fn listener(&self) -> io::Result<UnixListener> {
+        UnixListener::from_std(self.listener.try_clone()?)
+    }
+}
+
+/// Who is let in.
+struct Door {
+    own: u32,
+    allowed_uids: Vec<u32>,
+    most: usize,
+    listener: UnixListener,
+    permits: Arc<Semaphore>,
+    refusals: LogLimit,
+}
+
+impl Door {
+    async fn next(&self) -> Connection {
+        loop {
+            let stream = self.accept().await;
+            match self.check(&stream) {
+                Ok(permit) => return Connection::new(stream, permit),
+                Err(problem) => {
+                    if let Some(left_out) = self.refusals.next() {
+                        warn!(left_out, "connection refused: {problem}");
                     }
                 }
             }
-        })
+        }
+    }
+
+    fn check(&self, stream: &UnixStream) -> Result<OwnedSemaphorePermit, String> {
+        let uid = stream.peer_cred().map_err(|error| format!("the peer is unknown: {error}"))?.uid();
+        if uid != self.own && uid != 0 && !self.allowed_uids.contains(&uid) {
+            return Err(format!("uid {uid} is not in allowedUids"));
+        }
+        let permit = self.permits.clone().try_acquire_owned();
+        permit.map_err(|_| format!("uid {uid} has one too many: {} are open", self.most))
+    }
+
+    async fn accept(&self) -> UnixStream {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => return stream,
+                Err(error) => {
+                    if let Some(left_out) = self.refusals.next() {
+                        warn!(left_out, %error, "cannot accept a connection");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
     }
 }
 
-impl Drop for Socket {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
-}
-
-fn prepare_folder(path: &Path) -> Result<(), SocketError> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    if !folder.exists() {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|source| failed("create folder", folder, source))?;
-    }
-    let mode = fs::metadata(folder).map_err(|source| failed("examine folder", folder, source))?.mode() & 0o7777;
-    let sticky = mode & 0o1000 != 0;
-    if mode & 0o022 != 0 && !sticky {
-        return Err(SocketError::OpenFolder { folder: folder.to_owned(), mode });
-    }
-    Ok(())
 }
 
 /// Of several plugins that start at once, one gets the lock; the kernel frees it however the process ends.
@@ -117,13 +195,13 @@ fn lock(path: &Path) -> Result<fs::File, SocketError> {
         .truncate(false)
         .write(true)
         .open(&file)
-        .map_err(|source| failed("create", &file, source))?;
+        .map_err(|source| failed("create", &file.display(), source))?;
     let private = handle.set_permissions(fs::Permissions::from_mode(0o600));
-    private.map_err(|source| failed("restrict", &file, source))?;
+    private.map_err(|source| failed("restrict", &file.display(), source))?;
     match rustix::fs::flock(&handle, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(handle),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(SocketError::Served(path.to_owned())),
-        Err(error) => Err(failed("lock", &file, error.into())),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(SocketError::Served(path.display().to_string())),
+        Err(error) => Err(failed("lock", &file.display(), error.into())),
     }
 }
 
@@ -132,77 +210,123 @@ fn remove_dead(path: &Path) -> Result<(), SocketError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(failed("examine", path, source)),
+        Err(source) => return Err(failed("examine", &path.display(), source)),
     };
     if !metadata.file_type().is_socket() {
         return Err(SocketError::NotASocket(path.to_owned()));
     }
     match std::os::unix::net::UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|source| failed("remove dead socket", path, source))
+            fs::remove_file(path).map_err(|source| failed("remove dead socket", &path.display(), source))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(_) => Err(SocketError::Served(path.to_owned())),
-        Err(source) => Err(failed("probe", path, source)),
+        Ok(_) => Err(SocketError::Served(path.display().to_string())),
+        Err(source) => Err(failed("probe", &path.display(), source)),
     }
 }
 
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+fn bind(path: &Path, mode: u32, group: Option<u32>) -> io::Result<std::os::unix::net::UnixListener> {
+    let socket = new_socket()?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    let mode = match group.map(|group| std::os::unix::fs::chown(path, None, Some(group))) {
+        Some(Err(error)) => {
+            error!(%error, "cannot give the socket to socketGroup: only the plugin's own user and root can connect");
+            0o600
+        }
+        _ => mode,
+    };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     rustix::net::listen(&socket, BACKLOG)?;
-    UnixListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
-fn failed(step: &'static str, path: &Path, source: io::Error) -> SocketError {
-    SocketError::System { step, path: path.to_owned(), source }
+fn bind_abstract(name: &str) -> io::Result<std::os::unix::net::UnixListener> {
+    let socket = new_socket()?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn new_socket() -> io::Result<std::os::fd::OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
+}
+
+fn failed(step: &'static str, place: &dyn std::fmt::Display, source: io::Error) -> SocketError {
+    SocketError::System { step, place: place.to_string(), source }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
-    #[tokio::test]
-    async fn the_socket_has_mode_0600_and_goes_with_its_owner() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("kms.sock");
-        let socket = Socket::listen(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        drop(socket);
-        assert!(!path.exists());
+    fn listen(path: &Path) -> Result<Socket, SocketError> {
+        listen_with(path, 0o600, None)
     }
 
-    #[tokio::test]
-    async fn a_socket_that_is_served_is_not_taken() {
+    fn listen_with(path: &Path, mode: u32, group: Option<&str>) -> Result<Socket, SocketError> {
+        let address = SocketAddress::File(path.to_owned());
+        Socket::listen(&SocketSettings { address, mode, group: group.map(str::to_owned), allowed_uids: Vec::new() })
+    }
+
+    #[test]
+    fn the_socket_has_its_mode_and_group_and_goes_with_its_owner() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kms.sock");
-        let _served = Socket::listen(&path).unwrap();
-        assert!(matches!(Socket::listen(&path), Err(SocketError::Served(_))));
+        let own = rustix::process::getegid().as_raw();
+        for (mode, group) in [(0o600, None), (0o660, Some(own)), (0o666, None)] {
+            let socket = listen_with(&path, mode, group.map(|group| group.to_string()).as_deref()).unwrap();
+            let metadata = fs::metadata(&path).unwrap();
+            assert_eq!(metadata.mode() & 0o777, mode);
+            assert_eq!(metadata.gid(), own);
+            drop(socket);
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn a_group_that_does_not_exist_leaves_the_socket_to_its_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kms.sock");
+        let _socket = listen_with(&path, 0o660, Some("no such group")).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_socket_that_is_served_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kms.sock");
+        let _served = listen(&path).unwrap();
+        assert!(matches!(listen(&path), Err(SocketError::Served(_))));
         let foreign = folder.path().join("foreign.sock");
         let _other_program = std::os::unix::net::UnixListener::bind(&foreign).unwrap();
-        assert!(matches!(Socket::listen(&foreign), Err(SocketError::Served(_))));
+        assert!(matches!(listen(&foreign), Err(SocketError::Served(_))));
         assert!(foreign.exists() && path.exists());
     }
 
-    #[tokio::test]
-    async fn a_dead_socket_is_replaced_and_a_file_is_not() {
+    #[test]
+    fn an_abstract_socket_that_is_served_is_not_taken_and_leaves_nothing_behind() {
+        let name = format!("kube-envelope-test-{}", std::process::id());
+        let address = SocketAddress::Abstract(name);
+        let settings = SocketSettings { address, mode: 0o600, group: None, allowed_uids: vec![0] };
+        let served = Socket::listen(&settings).unwrap();
+        let refused = Socket::listen(&settings).unwrap_err();
+        assert!(refused.to_string().starts_with("unix:///@kube-envelope-test-"), "{refused}");
+        drop(served);
+        Socket::listen(&settings).unwrap();
+    }
+
+    #[test]
+    fn a_dead_socket_is_replaced_and_a_file_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kms.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "a closed listener leaves its file behind");
-        Socket::listen(&path).unwrap();
+        listen(&path).unwrap();
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(Socket::listen(&path), Err(SocketError::NotASocket(_))));
+        assert!(matches!(listen(&path), Err(SocketError::NotASocket(_))));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
-    }
-
-    #[tokio::test]
-    async fn a_folder_that_others_can_write_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let refused = Socket::listen(&folder.path().join("kms.sock"));
-        assert!(matches!(refused, Err(SocketError::OpenFolder { mode: 0o777, .. })));
     }
 }

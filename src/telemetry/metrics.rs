@@ -1,7 +1,9 @@
 //! Names of metrics and the enums that label them. Labels are enums and configured names, never text from outside.
 
+use std::fmt;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram};
@@ -54,14 +56,19 @@ pub enum KekOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Outcome(pub Option<&'static str>);
 
-impl EncodeLabelValue for Rpc {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let name = match self {
+impl fmt::Display for Rpc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Self::Status => "Status",
             Self::Encrypt => "Encrypt",
             Self::Decrypt => "Decrypt",
-        };
-        name.encode(encoder)
+        })
+    }
+}
+
+impl EncodeLabelValue for Rpc {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.to_string().encode(encoder)
     }
 }
 
@@ -142,6 +149,11 @@ pub struct Metrics {
     serving: Gauge,
     coasting: Gauge,
     cached_deks: Gauge,
+    refresh_turn_age: Gauge<f64, AtomicU64>,
+    last_turn: Mutex<Instant>,
+    audit_records: Gauge,
+    audit_lost: Gauge,
+    audit_failing: Gauge,
 }
 
 impl Default for Metrics {
@@ -166,6 +178,11 @@ impl Metrics {
             serving: Gauge::default(),
             coasting: Gauge::default(),
             cached_deks: Gauge::default(),
+            refresh_turn_age: Gauge::default(),
+            last_turn: Mutex::new(Instant::now()),
+            audit_records: Gauge::default(),
+            audit_lost: Gauge::default(),
+            audit_failing: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -200,6 +217,18 @@ impl Metrics {
         registry.register("serving", "1 while Status answers ok", self.serving.clone());
         registry.register("coasting", "1 while no KEK can be reached and the cache serves", self.coasting.clone());
         registry.register("cached_deks", "Unwrapped DEKs in memory", self.cached_deks.clone());
+        registry.register(
+            "refresh_turn_age_seconds",
+            "Time since the refresh loop last ended a turn; grows beyond refreshInterval when it stands still",
+            self.refresh_turn_age.clone(),
+        );
+        registry.register("audit_last_record", "Number of the audit log's last record", self.audit_records.clone());
+        registry.register(
+            "audit_lost_records",
+            "Audit records lost and not yet noted in the log",
+            self.audit_lost.clone(),
+        );
+        registry.register("audit_failing", "1 while the audit log cannot be written", self.audit_failing.clone());
     }
 
     /// Counts an RPC that was answered.
@@ -233,8 +262,9 @@ impl Metrics {
         self.adoptions.inc();
     }
 
-    /// Notes whether Status answers ok, and whether from the cache alone.
+    /// Notes what a turn of the refresh loop ended with: whether Status answers ok, and whether from the cache alone.
     pub fn serving(&self, serving: bool, coasting: bool) {
+        *self.last_turn.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.serving.set(i64::from(serving));
         self.coasting.set(i64::from(coasting));
     }
@@ -244,8 +274,21 @@ impl Metrics {
         self.cached_deks.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// Notes how the audit log stands.
+    pub fn audit(&self, last_record: u64, lost: u64, failing: bool) {
+        self.audit_records.set(i64::try_from(last_record).unwrap_or(i64::MAX));
+        self.audit_lost.set(i64::try_from(lost).unwrap_or(i64::MAX));
+        self.audit_failing.set(i64::from(failing));
+    }
+
+    /// How long ago [`Metrics::serving`] was called last; before the first turn, the time since the start.
+    pub fn refresh_turn_age(&self) -> Duration {
+        self.last_turn.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
     /// The metrics as `OpenMetrics` text, version 1.0.0.
     pub fn encode(&self) -> String {
+        self.refresh_turn_age.set(self.refresh_turn_age().as_secs_f64());
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)
             .expect("writing to a string does not fail");

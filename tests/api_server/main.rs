@@ -12,6 +12,8 @@ mod cold_start;
 mod idle;
 mod manifests;
 #[cfg(feature = "transit")]
+mod memory;
+#[cfg(feature = "transit")]
 mod outages;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;

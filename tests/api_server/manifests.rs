@@ -22,10 +22,10 @@ fn the_example_configuration_shows_the_defaults() {
 
     let parse = |text: &str| Config::parse(Path::new("config.yaml"), text).unwrap_or_else(|error| panic!("{error}"));
     let config = parse(&text);
-    assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
+    assert_eq!(config.socket.address.file(), Some(Path::new(DEFAULT_SOCKET)));
 
     let (uncommented, count) = uncomment(&text);
-    assert_eq!(count, 9, "each default is shown");
+    assert_eq!(count, 11, "each default is shown");
     assert_eq!(format!("{:?}", parse(&uncommented)), format!("{config:?}"));
 }
 
@@ -83,8 +83,26 @@ fn the_systemd_unit_serves_at_the_default_places() {
         ("NoNewPrivileges", "yes"),
         ("CapabilityBoundingSet", ""),
         ("ProtectSystem", "strict"),
+        ("LogsDirectory", "kube-envelope"),
+        ("LogsDirectoryMode", "0700"),
+        ("DevicePolicy", "closed"),
     ] {
         assert_eq!(values(key), [value], "{key}");
+    }
+}
+
+/// docs/keks/pkcs11.md sends USB tokens and the TPM through these lines; the refresh loop may stand still for five
+/// minutes before systemd is not told any more that the plugin is alive.
+#[test]
+fn the_systemd_unit_lets_tokens_through_and_has_a_watchdog() {
+    let unit = manifest("kube-envelope.service");
+    for line in ["DeviceAllow=char-usb_device rw", "DeviceAllow=/dev/tpmrm0 rw", "WatchdogSec=60"] {
+        assert!(unit.lines().any(|found| found == line), "{line}");
+    }
+    assert!(!unit.contains("\nPrivateDevices="), "it would hide the devices");
+    let families = unit.lines().find(|line| line.starts_with("RestrictAddressFamilies=")).unwrap();
+    for family in ["AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"] {
+        assert!(families.split([' ', '=']).any(|word| word == family), "{family}: {families}");
     }
 }
 

@@ -39,6 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "dek",
             "envelope",
             "error_chain",
+            "files",
             "generation",
             "kek",
             "key_id",
@@ -311,6 +312,23 @@ fn only_commands_print() {
     for source in sources().iter().filter(|source| source.module[0] != "commands" && source.name != "main.rs") {
         for print in ["println!", "print!(", "dbg!("] {
             assert!(!source.code.contains(print), "{} has {print}; commands print, modules log", source.name);
+        }
+    }
+}
+
+/// A debug form is for whoever has the source: logs are for operators.
+#[test]
+fn logs_hold_no_debug_forms() {
+    for source in sources() {
+        for event in ["trace!(", "debug!(", "info!(", "warn!(", "error!("] {
+            for (at, _) in source.code.match_indices(event) {
+                let rest = &source.code[at + event.len()..];
+                let call = &rest[..rest.find(';').unwrap_or(rest.len())];
+                // `?name`, `name = ?name` and `"{name:?}"`; not `f()?`.
+                let is_debug =
+                    call.starts_with('?') || [", ?", "= ?", "(?", ":?}"].iter().any(|form| call.contains(form));
+                assert!(!is_debug, "{}: {event}{call}", source.name);
+            }
         }
     }
 }

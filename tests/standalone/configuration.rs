@@ -43,8 +43,10 @@ fn with(line: &str) -> String {
 fn an_unknown_field_is_refused_with_the_known_ones() {
     refused(
         &with("clutser: c"),
-        &["1:1: clutser: unknown field; expected one of cluster, epoch, socket, allowedUids, stateDir, keks, \
-           retired, maxOfflineAge, refreshInterval, proveInterval, health"],
+        &[
+            "1:1: clutser: unknown field; expected one of cluster, epoch, socket, socketMode, socketGroup, allowedUids, stateDir, \
+           keks, retired, maxOfflineAge, refreshInterval, proveInterval, health, audit, sandbox",
+        ],
     );
 }
 
@@ -203,7 +205,9 @@ fn a_uid_that_is_none_is_refused() {
 fn a_listen_address_that_is_none_is_refused_with_an_example() {
     refused(
         &with("health: {listen: localhost}"),
-        &["1:18: health.listen: \"localhost\" is not an address and port; write for example 127.0.0.1:8380"],
+        &[
+            "1:18: health.listen: \"localhost\" is not an address and port; write for example 127.0.0.1:8380, unix:///run/kube-envelope/health.sock or off",
+        ],
     );
 }
 
@@ -250,7 +254,7 @@ fn every_wrong_value_is_told_at_once() {
         &[
             "1:8: epoch: must be 1 or more",
             "2:16: proveInterval: \"1ms\" is outside 1s to 1day",
-            "3:18: health.listen: \"x\" is not an address and port; write for example 127.0.0.1:8380",
+            "3:18: health.listen: \"x\" is not an address and port; write for example 127.0.0.1:8380, unix:///run/kube-envelope/health.sock or off",
         ],
     );
 }

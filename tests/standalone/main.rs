@@ -5,11 +5,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod audit;
 mod configuration;
 mod doctor;
 mod envelope_vectors;
 #[cfg(feature = "rotate")]
 mod fuzz_corpus;
+mod health_listener;
 mod hostile_input;
 mod init;
 mod keyring;
@@ -17,6 +19,7 @@ mod kms_v2_contract;
 #[cfg(feature = "rotate")]
 mod rotation;
 mod running;
+mod sandbox;
 mod secrets_stay_inside;
 #[cfg(feature = "rotate")]
 mod tls;

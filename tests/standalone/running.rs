@@ -55,6 +55,53 @@ async fn sighup_with_a_bad_configuration_keeps_the_one_in_use() {
     assert!(plugin.process.is_running());
 }
 
+/// The change and its signal come at any moment from the start on: never does the signal end the process, nor is the
+/// change lost.
+#[tokio::test]
+async fn sighup_at_any_moment_of_the_start_reloads() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&keyring.settings("early")).await;
+    let mut key_id = plugin.wait_healthy().await;
+    let text = std::fs::read_to_string(plugin.config_file()).unwrap();
+    for round in 0..6_u64 {
+        plugin.stop();
+        plugin.process.restart();
+        let status = format!("/proc/{}/status", plugin.process.id());
+        let handles = || {
+            let status = std::fs::read_to_string(&status).unwrap();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
+            u64::from_str_radix(&caught, 16).unwrap() & 1 == 1
+        };
+        wait_until("the signal is handled", FOLLOWED_WITHIN, async || handles()).await;
+        tokio::time::sleep(Duration::from_millis(round * round * 10)).await;
+        std::fs::write(plugin.config_file(), format!("{text}epoch: {}\n", round + 2)).unwrap();
+        plugin.process.signal(rustix::process::Signal::HUP);
+        let followed = async || plugin.status().await.is_some_and(|status| status.key_id != key_id);
+        // Less than the time after which the file would be read without a signal.
+        wait_until("the new epoch is followed", Duration::from_secs(8), followed).await;
+        key_id = plugin.wait_healthy().await;
+    }
+}
+
+#[tokio::test]
+async fn systemd_is_told_that_the_plugin_is_alive() {
+    let keyring = KeyringFile::create();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("notify.sock");
+    let systemd = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    systemd.set_read_timeout(Some(support::STARTS_WITHIN)).unwrap();
+    let environment = [("NOTIFY_SOCKET", path(&socket)), ("WATCHDOG_USEC", "1000000")];
+    let _plugin = Plugin::spawn_with(&keyring.settings("watched"), &environment);
+    let mut told = Vec::new();
+    while told.len() < 4 {
+        let mut message = [0; 256];
+        let length = systemd.recv(&mut message).unwrap();
+        told.push(String::from_utf8_lossy(&message[..length]).trim().to_owned());
+    }
+    assert_eq!(told.iter().filter(|message| *message == "WATCHDOG=1").count(), 3, "{told:?}");
+    assert!(told.iter().any(|message| message == "READY=1"), "{told:?}");
+}
+
 #[tokio::test]
 async fn sighup_with_another_kek_makes_a_generation_of_both() {
     let (keyring, other) = (KeyringFile::create(), KeyringFile::create());

@@ -64,7 +64,7 @@ pub fn reconfigure(plugin: &Plugin, settings: &str) {
     let before = std::fs::read_to_string(&file).unwrap();
     let kept: Vec<_> = before
         .lines()
-        .filter(|line| ["socket:", "stateDir:", "health:"].iter().any(|key| line.starts_with(key)))
+        .filter(|line| ["socket:", "stateDir:", "health:", "sandbox:"].iter().any(|key| line.starts_with(key)))
         .collect();
     std::fs::write(&file, format!("{settings}\n{}\n", kept.join("\n"))).unwrap();
     plugin.process.signal(rustix::process::Signal::HUP);

@@ -13,6 +13,7 @@ pub mod key_store;
 pub mod keyring;
 #[cfg(feature = "aws")]
 pub mod localstack;
+pub mod memory;
 pub mod plugin;
 pub mod process;
 #[cfg(feature = "rotate")]

@@ -15,6 +15,9 @@ pub mod proto {
 use proto::key_management_service_client::KeyManagementServiceClient;
 use proto::{StatusRequest, StatusResponse};
 
+/// Tests change files in folders of their own while the plugin runs; those of the sandbox itself take this line out.
+pub const SANDBOX: &str = "sandbox: { readPaths: [/tmp, /dev/shm] }";
+
 /// A running plugin.
 pub struct Plugin {
     pub process: Process,
@@ -44,7 +47,7 @@ impl Plugin {
         let health_port = free_port();
         let at = |name: &str| folder.path().join(name);
         let config = format!(
-            "{settings}\nsocket: {}\nstateDir: {}\nhealth: {{ listen: \"127.0.0.1:{health_port}\" }}\n",
+            "{settings}\nsocket: {}\nstateDir: {}\nhealth: {{ listen: \"127.0.0.1:{health_port}\" }}\n{SANDBOX}\n",
             at("kms.sock").display(),
             at("state").display(),
         );

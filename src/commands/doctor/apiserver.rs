@@ -84,7 +84,7 @@ fn check_encryption(config: &Config, encryption: &EncryptionConfiguration, pod: 
     }
     let secrets = encryption.entry("secrets", "").and_then(Entry::writer).and_then(Provider::kms);
     if !is_listed {
-        let detail = format!("no KMS provider has the endpoint unix://{}", config.socket.display());
+        let detail = format!("no KMS provider has the endpoint {}", config.socket.address.endpoint());
         findings.push(Finding::failed(
             ENCRYPTION,
             detail,
@@ -103,12 +103,12 @@ fn check_encryption(config: &Config, encryption: &EncryptionConfiguration, pod: 
 
 /// Whether the endpoint leads to the plugin's socket; a path of the API server's container is looked up on the host.
 fn is_ours(endpoint: &Endpoint, config: &Config, pod: Option<&Pod>) -> bool {
-    match (endpoint, pod) {
-        (Endpoint::Path(path), Some(pod)) => {
-            pod.on_host(path).is_some_and(|path| Endpoint::Path(path).leads_to(&config.socket))
-        }
-        (endpoint, _) => endpoint.leads_to(&config.socket),
-    }
+    let own = Endpoint::parse(&config.socket.address.endpoint()).ok();
+    let on_host = match (endpoint, pod) {
+        (Endpoint::Path(path), Some(pod)) => pod.on_host(path).map(Endpoint::Path),
+        _ => Some(endpoint.clone()),
+    };
+    own.zip(on_host).is_some_and(|(own, on_host)| on_host.is_same(&own))
 }
 
 fn provider_problems(kms: &Kms) -> Vec<Finding> {

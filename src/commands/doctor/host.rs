@@ -2,23 +2,39 @@
 //! nothing.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::fs::{Access, access};
 
 use super::Finding;
-use crate::config::Config;
+use crate::config::{Config, HealthAddress, SocketAddress, SocketSettings};
 use crate::dek::store::is_private;
+use crate::plugin::socket::{FolderProblem, group_id, problem_of_folder};
 
 /// Checks the machine for the user that runs this command: it should be the plugin's.
 pub(super) fn check(config: &Config) -> Vec<Finding> {
-    let served = UnixStream::connect(&config.socket).is_ok();
-    vec![socket(&config.socket, served), state_dir(&config.state_dir), health(config.health_listen, served)]
+    let (socket, served) = match &config.socket.address {
+        SocketAddress::File(path) => {
+            let served = UnixStream::connect(path).is_ok();
+            (self::socket(path, served), served)
+        }
+        SocketAddress::Abstract(_) => {
+            (Finding::ok("socket", format!("{} needs no folder", config.socket.address)), false)
+        }
+    };
+    let mut findings = vec![socket];
+    findings.extend(group(&config.socket));
+    findings.extend([state_dir(&config.state_dir), health(&config.health.listen, served)]);
+    findings
 }
 
 fn socket(path: &Path, served: bool) -> Finding {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    if let Some(FolderProblem { problem, fix }) = problem_of_folder(folder) {
+        return Finding::failed("socket", problem, fix);
+    }
     if served {
         return Finding::ok("socket", format!("{} is being served", path.display()));
     }
@@ -26,16 +42,13 @@ fn socket(path: &Path, served: bool) -> Finding {
         let detail = format!("{} exists and is not a socket", path.display());
         return Finding::failed("socket", detail, "remove it, or configure another path");
     }
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    match fs::metadata(folder) {
-        Err(_) => will_be_made("socket", folder),
-        Ok(metadata) if metadata.mode() & 0o022 != 0 && metadata.mode() & 0o1000 == 0 => Finding::failed(
-            "socket",
-            format!("folder {} can be written by others: they could put their own socket there", folder.display()),
-            format!("chmod go-w {}", folder.display()),
-        ),
-        Ok(_) => writable("socket", folder),
-    }
+    if folder.exists() { writable("socket", folder) } else { will_be_made("socket", folder) }
+}
+
+/// A group that does not exist leaves the socket to its owner.
+fn group(socket: &SocketSettings) -> Option<Finding> {
+    let problem = group_id(socket.group.as_deref()?).err()?;
+    Some(Finding::failed("socketGroup", problem, "create the group, or give the number of another one"))
 }
 
 fn state_dir(folder: &Path) -> Finding {
@@ -55,13 +68,20 @@ fn state_dir(folder: &Path) -> Finding {
     }
 }
 
-fn health(listen: std::net::SocketAddr, served: bool) -> Finding {
-    match std::net::TcpListener::bind(listen) {
-        Ok(_) => Finding::ok("health.listen", format!("{listen} is free")),
-        Err(_) if served => Finding::ok("health.listen", format!("{listen} is in use, as a plugin runs")),
-        Err(error) => {
-            Finding::failed("health.listen", format!("cannot listen on {listen}: {error}"), "choose another port")
-        }
+fn health(listen: &HealthAddress, served: bool) -> Finding {
+    const CHECK: &str = "health.listen";
+    match listen {
+        HealthAddress::Off => Finding::advice(
+            CHECK,
+            "is off: no probe, no metrics, and `kube-envelope status` has nothing to ask",
+            "set a loopback address or a unix socket",
+        ),
+        HealthAddress::Tcp(address) => match std::net::TcpListener::bind(address) {
+            Ok(_) => Finding::ok(CHECK, format!("{address} is free")),
+            Err(_) if served => Finding::ok(CHECK, format!("{address} is in use, as a plugin runs")),
+            Err(error) => Finding::failed(CHECK, format!("cannot listen on {address}: {error}"), "choose another port"),
+        },
+        HealthAddress::Unix(path) => Finding { check: CHECK.into(), ..socket(path, UnixStream::connect(path).is_ok()) },
     }
 }
 

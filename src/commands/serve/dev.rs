@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::config::Config;
+use crate::config::{Config, SocketAddress};
 use crate::key_stores::keyring::Keyring;
 use crate::plugin::client::self_check as check;
 
@@ -14,7 +14,7 @@ use crate::plugin::client::self_check as check;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes keyring and configuration in `folder` on the first start, reuses them afterwards, and says what to do next.
-pub fn prepare(folder: &Path) -> Result<(PathBuf, Config)> {
+pub fn prepare(folder: &Path) -> Result<(PathBuf, (Config, String))> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let folder = folder.canonicalize().with_context(|| format!("cannot use folder {}", folder.display()))?;
     let (keyring, file) = (folder.join("keyring.json"), folder.join("config.yaml"));
@@ -24,28 +24,25 @@ pub fn prepare(folder: &Path) -> Result<(PathBuf, Config)> {
     if !file.exists() {
         std::fs::write(&file, configuration(&folder))?;
     }
-    let config = Config::load(&file)?;
+    let (config, text) = Config::load_with_text(&file)?;
     eprintln!(
         "kube-envelope serve --dev: NOT FOR PRODUCTION. The KEK lies in {} beside what it protects: \
          whoever reads this disk reads every Secret.",
         keyring.display()
     );
-    println!("{}", next_step(&config.socket));
-    Ok((file, config))
+    println!("{}", next_step(&config.socket.address));
+    Ok((file, (config, text)))
 }
 
 /// Shows, through the plugin's own socket, that it does its job.
-pub async fn self_check(socket: PathBuf) {
+pub async fn self_check(socket: SocketAddress) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         match check(&socket).await {
             Ok(seen) => {
                 println!(
-                    "self-check through {}: Status ok, Encrypt ok, Decrypt ok; key_id {}, {} bytes of ciphertext, {} of annotations",
-                    socket.display(),
-                    seen.key_id,
-                    seen.ciphertext_bytes,
-                    seen.annotation_bytes
+                    "self-check through {socket}: Status ok, Encrypt ok, Decrypt ok; key_id {}, {} bytes of ciphertext, {} of annotations",
+                    seen.key_id, seen.ciphertext_bytes, seen.annotation_bytes
                 );
                 return;
             }
@@ -70,8 +67,8 @@ fn configuration(folder: &Path) -> String {
     )
 }
 
-fn next_step(socket: &Path) -> String {
-    let socket = socket.display();
+fn next_step(socket: &SocketAddress) -> String {
+    let endpoint = socket.endpoint();
     format!(
         "Give this file to the API server with --encryption-provider-config:\n\n\
          apiVersion: apiserver.config.k8s.io/v1\n\
@@ -82,7 +79,7 @@ fn next_step(socket: &Path) -> String {
          \x20     - kms:\n\
          \x20         apiVersion: v2\n\
          \x20         name: kube-envelope\n\
-         \x20         endpoint: \"unix://{socket}\"\n\
+         \x20         endpoint: \"{endpoint}\"\n\
          \x20     - identity: {{}}\n"
     )
 }

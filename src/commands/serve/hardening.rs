@@ -5,6 +5,34 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpabl
 use rustix::thread::{CapabilitySet, capabilities, set_no_new_privs};
 use tracing::warn;
 
+/// How many file descriptors the two listeners may use; the rest is for the KEKs, files and logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptors {
+    /// Connections to the socket.
+    pub connections: usize,
+    /// Connections to the health endpoints.
+    pub health: usize,
+}
+
+impl Descriptors {
+    /// At most a quarter of `limit` for the socket, where one connection is needed, and a sixteenth for health.
+    fn within(limit: u64) -> Self {
+        let share = |part, most| usize::try_from(limit / part).unwrap_or(usize::MAX).clamp(4, most);
+        Self { connections: share(4, 256), health: share(16, 64) }
+    }
+}
+
+/// Raises the limit of open files to what is allowed, and divides it.
+pub fn raise_descriptors() -> Descriptors {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        warn!(%error, "the limit of open files is not raised");
+    }
+    Descriptors::within(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+}
+
 /// Applies what is allowed; what is not is a warning that says what to grant.
 pub fn apply() {
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
@@ -31,5 +59,20 @@ fn lock_memory() {
     };
     if let Err(error) = locked {
         warn!(error, "keys in memory may be swapped out; grant CAP_IPC_LOCK or set LimitMEMLOCK=infinity");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_listeners_never_take_all_descriptors() {
+        for limit in [64, 256, 1024, 65_536, u64::MAX] {
+            let Descriptors { connections, health } = Descriptors::within(limit);
+            let left = limit.saturating_sub(u64::try_from(connections + health).unwrap());
+            assert!(left >= limit / 2, "{limit}: {connections} and {health}");
+            assert!(connections >= 4 && health >= 4, "{limit}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
+use super::sandbox::Sandbox;
 use super::settings;
 use crate::config::Config;
 use crate::plugin::refresh::Settings;
@@ -17,53 +18,72 @@ use crate::telemetry::Metrics;
 /// The file is read this often: the kubelet swaps symlinks, which file watches lose.
 const POLL: Duration = Duration::from_secs(10);
 
-/// Watches the file until the plugin ends. A bad configuration is reported, and the one in use stays.
-pub async fn watch(
-    path: PathBuf,
-    running: Config,
-    metrics: Arc<Metrics>,
-    mut hangup: Signal,
-    settings: watch::Sender<Settings>,
-) {
-    let mut seen = std::fs::read(&path).ok();
-    loop {
-        let asked = tokio::select! {
-            _ = hangup.recv() => true,
-            () = sleep(POLL) => false,
-        };
-        let content = std::fs::read(&path).ok();
-        if content == seen && !asked {
-            continue;
-        }
-        seen = content;
-        reload(&path, &running, &metrics, &settings);
-    }
+/// The configuration in use, and where a new one comes from.
+pub struct Reload {
+    /// The file.
+    pub path: PathBuf,
+    /// Its content as it was loaded.
+    pub loaded: String,
+    /// What was made of it.
+    pub running: Config,
+    /// What the process may still do.
+    pub sandbox: Sandbox,
 }
 
-fn reload(path: &std::path::Path, running: &Config, metrics: &Arc<Metrics>, sender: &watch::Sender<Settings>) {
-    let loaded = match Config::load(path) {
-        Ok(config) => settings(path, &config, metrics).map(|settings| (config, settings)),
-        Err(error) => Err(error),
-    };
-    match loaded {
-        Ok((config, settings)) => {
-            for field in needs_restart(running, &config) {
-                warn!(field, "changed in the configuration; takes effect only after a restart");
+impl Reload {
+    /// Watches the file until the plugin ends. A bad configuration is reported, and the one in use stays.
+    pub async fn watch(self: Arc<Self>, metrics: Arc<Metrics>, mut hangup: Signal, settings: watch::Sender<Settings>) {
+        let mut seen = Some(self.loaded.as_bytes().to_vec());
+        let mut asked = false;
+        loop {
+            // The first look is at once: the file may have changed since it was loaded, and its signal come too early.
+            let content = tokio::fs::read(&self.path).await.ok();
+            if content != seen || asked {
+                seen = content;
+                self.clone().reload(metrics.clone(), &settings).await;
             }
-            info!(file = %path.display(), "configuration reloaded");
-            let _ = sender.send(settings);
+            asked = tokio::select! {
+                _ = hangup.recv() => true,
+                () = sleep(POLL) => false,
+            };
         }
-        Err(error) => error!(%error, "new configuration refused; the one in use stays"),
+    }
+
+    async fn reload(self: Arc<Self>, metrics: Arc<Metrics>, sender: &watch::Sender<Settings>) {
+        let this = self.clone();
+        // It reads files, which may hang; the RPCs must not.
+        let loaded = tokio::task::spawn_blocking(move || this.load(&metrics)).await;
+        match loaded.map_err(anyhow::Error::from).flatten() {
+            Ok((config, settings)) => {
+                for field in needs_restart(&self.running, &config) {
+                    warn!(field, "changed in the configuration; takes effect only after a restart");
+                }
+                info!(file = %self.path.display(), "configuration reloaded");
+                let _ = sender.send(settings);
+            }
+            Err(error) => error!(error = format!("{error:#}"), "new configuration refused; the one in use stays"),
+        }
+    }
+
+    fn load(&self, metrics: &Arc<Metrics>) -> anyhow::Result<(Config, Settings)> {
+        let config = Config::load(&self.path)?;
+        self.sandbox.covers(&config)?;
+        let settings = settings(&self.path, &config, metrics)?;
+        Ok((config, settings))
     }
 }
 
 fn needs_restart(running: &Config, new: &Config) -> Vec<&'static str> {
     let changed = [
         ("cluster", running.cluster != new.cluster),
-        ("socket", running.socket != new.socket),
-        ("allowedUids", running.allowed_uids != new.allowed_uids),
+        ("socket", running.socket.address != new.socket.address),
+        ("socketMode", running.socket.mode != new.socket.mode),
+        ("socketGroup", running.socket.group != new.socket.group),
+        ("allowedUids", running.socket.allowed_uids != new.socket.allowed_uids),
         ("stateDir", running.state_dir != new.state_dir),
-        ("health.listen", running.health_listen != new.health_listen),
+        ("health", running.health != new.health),
+        ("audit", running.audit != new.audit),
+        ("sandbox", running.sandbox != new.sandbox),
     ];
     changed.into_iter().filter_map(|(field, changed)| changed.then_some(field)).collect()
 }

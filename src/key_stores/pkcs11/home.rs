@@ -62,7 +62,7 @@ impl Home {
             return Ok(*chosen);
         }
         let chosen = self.token.choose_mechanism(self.wanted)?;
-        tracing::info!(mechanism = ?chosen, "mechanism of the token chosen");
+        tracing::info!(mechanism = %chosen, "mechanism of the token chosen");
         Ok(*self.mechanism.get_or_init(|| chosen))
     }
 

@@ -1,5 +1,7 @@
 //! The ways in which a token wraps a DEK: which of them one offers, and how each marks what it made.
 
+use std::fmt;
+
 use cryptoki::mechanism::MechanismType;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +21,18 @@ pub enum Mechanism {
     RsaOaep,
     /// The same with SHA-1, for tokens that know no other.
     RsaOaepSha1,
+}
+
+impl fmt::Display for Mechanism {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AesGcm => "aesGcm",
+            Self::AesKeyWrapPad => "aesKeyWrapPad",
+            Self::AesKeyWrap => "aesKeyWrap",
+            Self::RsaOaep => "rsaOaep",
+            Self::RsaOaepSha1 => "rsaOaepSha1",
+        })
+    }
 }
 
 /// Bytes of AES-GCM's nonce, before the ciphertext.

@@ -67,6 +67,10 @@ impl TokenKey {
 
 #[async_trait]
 impl KeyStore for TokenKey {
+    fn hosts_a_library(&self) -> bool {
+        true
+    }
+
     fn lineage(&self) -> Lineage {
         Lineage::derive("pkcs11", &[&self.token_label, &self.key_label])
     }

@@ -18,6 +18,11 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
         true
     }
 
+    /// Whether it runs a vendor's library, in a process of its own.
+    fn hosts_a_library(&self) -> bool {
+        false
+    }
+
     /// What works and could be better.
     fn advice(&self) -> Vec<Advice> {
         Vec::new()

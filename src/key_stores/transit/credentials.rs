@@ -131,7 +131,10 @@ impl Tokens {
         let life = lookup.as_ref().and_then(|lookup| life(lookup.ttl));
         let renewable = lookup.is_some_and(|lookup| lookup.renewable);
         if life.is_some() && !renewable {
-            tracing::warn!(lives = ?life, "the token in the token file cannot be renewed; replace the file in time");
+            tracing::warn!(
+                lives = in_words(life),
+                "the token in the token file cannot be renewed; replace the file in time"
+            );
         }
         let token = Token { text, renewable, issued: None, whole: life };
         Ok(Loaded::for_time(Arc::new(token), life))
@@ -141,7 +144,7 @@ impl Tokens {
         let request = token_request(Method::POST, "renew-self");
         let issued: LoggedIn = self.client.send(&request, Some(&held.text)).await?.parse()?;
         let life = life(issued.auth.lease_duration);
-        tracing::debug!(lives = ?life, "token renewed");
+        tracing::debug!(lives = in_words(life), "token renewed");
         let token = Token { text: held.text.clone(), renewable: issued.auth.renewable, ..*held };
         Ok(Loaded::for_time(Arc::new(token), life))
     }
@@ -192,7 +195,7 @@ impl Source for Tokens {
         }
         let LoggedIn { auth } = self.client.send(&request, None).await?.parse()?;
         let life = life(auth.lease_duration);
-        tracing::info!(path = request.path, lives = ?life, "logged in");
+        tracing::info!(path = request.path, lives = in_words(life), "logged in");
         let token =
             Token { text: auth.client_token, renewable: auth.renewable, issued: Some(Instant::now()), whole: life };
         Ok(Loaded::for_time(Arc::new(token), life))
@@ -221,4 +224,7 @@ impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tokens").field("login", &self.login).finish_non_exhaustive()
     }
+}
+fn in_words(life: Option<Duration>) -> String {
+    life.map_or("without end".into(), |life| humantime::format_duration(life).to_string())
 }

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::encryption_config::{EncryptionConfigError, EncryptionConfiguration, Entry, Kms, KmsVersion, Provider};
+use crate::encryption_config::{
+    EncryptionConfigError, EncryptionConfiguration, Endpoint, Entry, Kms, KmsVersion, Provider,
+};
 use crate::rotation::cluster::api::escaped;
 use crate::rotation::cluster::metrics::{Direction, Scrape};
 use crate::rotation::error::RotationError;
@@ -161,9 +163,9 @@ impl Coverage {
     }
 
     /// The KMS v2 provider whose plugin serves this socket, where the configuration tells.
-    pub fn provider_at(&self, socket: &Path) -> Option<String> {
+    pub fn provider_at(&self, socket: &Endpoint) -> Option<String> {
         let Self::Configured(configuration) = self else { return None };
-        let here = |kms: &&Kms| kms.version == KmsVersion::V2 && kms.endpoint.leads_to(socket);
+        let here = |kms: &&Kms| kms.version == KmsVersion::V2 && kms.endpoint.is_same(socket);
         let all = configuration.entries.iter().flat_map(|entry| &entry.providers);
         all.filter_map(Provider::kms).find(here).map(|kms| kms.name.clone())
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use crate::config::Config;
+use crate::encryption_config::Endpoint;
 use crate::kek::{KekError, KekVersion, Lineage};
 use crate::key_id::KeyId;
 use crate::key_stores::KekConfig;
@@ -47,7 +48,8 @@ impl KekAnswer {
 pub fn own_provider(coverage: &Coverage, plugin: &Config, named: bool) -> Option<String> {
     let providers = coverage.providers();
     let only = || providers.first().filter(|_| named && providers.len() == 1).cloned();
-    coverage.provider_at(&plugin.socket).or_else(only)
+    let socket = Endpoint::parse(&plugin.socket.address.endpoint()).ok();
+    socket.and_then(|socket| coverage.provider_at(&socket)).or_else(only)
 }
 
 /// Asks every KEK that wraps which version is active.

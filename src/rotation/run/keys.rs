@@ -107,7 +107,7 @@ impl Run<'_> {
             self.journal.names = names(plugin);
             return Ok(());
         }
-        let socket = plugin.socket.display();
+        let socket = &plugin.socket.address;
         let why = format!("the socket {socket} of the plugin's configuration is the endpoint of no KMS v2 provider");
         if self.settings.rotate_kek {
             return Err(RotationError::Blocked(vec![format!(

@@ -283,3 +283,42 @@ proptest! {
         }
     }
 }
+
+/// Field case F27: whoever sends what is refused fills no disk with it.
+#[tokio::test]
+async fn two_thousand_refusals_are_a_few_log_lines_and_a_count() {
+    let keyring = KeyringFile::create();
+    let mut plugin = plugin(&keyring).await;
+    let good = stored(&plugin).await;
+    let mut client = plugin.client().await.unwrap();
+    for _ in 0..2000 {
+        refusal(&mut client, with_ciphertext(&good, b"KE\x01 not one of ours")).await;
+    }
+    let lines = plugin.process.log().lines().filter(|line| line.contains("refused")).count();
+    assert!((1..=60).contains(&lines), "{lines} lines");
+    let labels = ["method=\"Decrypt\"", "outcome=\"refused\""];
+    assert_eq!(plugin.metric("kube_envelope_rpcs_total", &labels).to_string(), "2000");
+    assert_unharmed(&mut plugin, &good).await;
+}
+
+/// Field case F23: an `EncryptionConfiguration` without `apiVersion: v2`.
+#[tokio::test]
+async fn an_api_server_that_speaks_kms_v1_is_named_once() {
+    use kube_envelope::plugin::grpc::v2::{StatusRequest, StatusResponse};
+    let keyring = KeyringFile::create();
+    let mut plugin = plugin(&keyring).await;
+    let good = stored(&plugin).await;
+    let socket = kube_envelope::config::SocketAddress::File(plugin.socket());
+    let channel = kube_envelope::plugin::client::channel(&socket).await.unwrap();
+    let mut client = tonic::client::Grpc::new(channel);
+    for _ in 0..3 {
+        client.ready().await.unwrap();
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static("/v1beta1.KeyManagementService/Version");
+        let codec = tonic_prost::ProstCodec::<StatusRequest, StatusResponse>::default();
+        let refused = client.unary(tonic::Request::new(StatusRequest {}), path, codec).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unimplemented);
+        assert!(refused.message().contains("set apiVersion: v2"), "{refused:?}");
+    }
+    assert_eq!(plugin.process.log().matches("asks by KMS v1").count(), 1, "{}", plugin.process.log_tail());
+    assert_unharmed(&mut plugin, &good).await;
+}

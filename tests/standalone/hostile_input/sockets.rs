@@ -5,7 +5,11 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use kube_envelope::config::SocketAddress;
+use kube_envelope::plugin::client::connect;
+
 use super::*;
+use crate::support::{Process, STARTS_WITHIN, wait_until};
 
 /// A user that is neither root nor allowed.
 const NOBODY: u32 = 65534;
@@ -102,30 +106,103 @@ async fn a_plugin_killed_with_9_is_followed_by_another_on_its_stale_socket() {
 
 /// The socket's mode is loosened on purpose: then the kernel lets everybody in, and the uid is what is left to check.
 #[tokio::test]
-async fn a_peer_of_another_uid_is_refused_unless_it_is_allowed() {
-    assert!(rustix::process::geteuid().is_root(), "only root can become another uid: run this test as root");
+async fn a_peer_of_another_uid_is_refused() {
+    assert_root();
     let keyring = KeyringFile::create();
-    for (allowed, settings) in [(false, keyring.settings(CLUSTER)), (true, keyring.settings(CLUSTER))] {
-        let uids = if allowed { format!("\nallowedUids: [{NOBODY}]") } else { String::new() };
-        let plugin = Plugin::start(&format!("{settings}{uids}")).await;
-        plugin.wait_healthy().await;
-        std::fs::set_permissions(plugin.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        std::fs::set_permissions(plugin.socket(), std::fs::Permissions::from_mode(0o666)).unwrap();
-        let socket = plugin.socket();
-        let answer = std::thread::spawn(move || {
-            // Of this thread alone, as the kernel counts; it ends with the thread.
-            let nobody = rustix::fs::Uid::from_raw(NOBODY);
-            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
-            let mut stream = UnixStream::connect(socket).unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-            let _ = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
-            let mut byte = [0];
-            // A connection that is closed with unread bytes in it reads as end or as reset.
-            stream.read(&mut byte).is_ok_and(|read| read == 1)
-        });
-        assert_eq!(answer.join().unwrap(), allowed);
-        assert_eq!(plugin.process.log().contains("uid is not in allowedUids"), !allowed);
+    let plugin = Plugin::start(&keyring.settings(CLUSTER)).await;
+    plugin.wait_healthy().await;
+    std::fs::set_permissions(plugin.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(plugin.socket(), std::fs::Permissions::from_mode(0o666)).unwrap();
+    status_as_nobody(SocketAddress::File(plugin.socket())).await.expect_err("refused");
+    assert!(plugin.process.log().contains("uid 65534 is not in allowedUids"), "{}", plugin.process.log_tail());
+}
+
+/// Field case F7: a kube-apiserver that is not root, with nothing but settings.
+#[tokio::test]
+async fn an_api_server_of_another_user_connects_without_a_chmod_by_hand_also_after_a_restart() {
+    assert_root();
+    let keyring = KeyringFile::create();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let uids = format!("allowedUids: [{NOBODY}]");
+    let file = SocketAddress::File(folder.path().join("run/kms.sock"));
+    let name = SocketAddress::Abstract(format!("kube-envelope-{}", std::process::id()));
+    for (address, settings, mode) in [
+        (&file, uids.clone(), Some(0o666)),
+        (&file, format!("{uids}\nsocketGroup: \"{NOBODY}\""), Some(0o660)),
+        (&file, format!("{uids}\nsocketGroup: {NOBODY}\nsocketMode: 0620"), Some(0o620)),
+        (&name, uids.clone(), None),
+    ] {
+        let mut plugin = Plugin::spawn(&format!("{}\n{settings}", keyring.settings(CLUSTER)));
+        plugin.kill();
+        let text = std::fs::read_to_string(plugin.config_file()).unwrap();
+        let own = format!("socket: {}", plugin.socket().display());
+        std::fs::write(plugin.config_file(), text.replace(&own, &format!("socket: {address}"))).unwrap();
+        for _ in 0..2 {
+            plugin.process.restart();
+            let serves = async || status_as_nobody(address.clone()).await.is_ok();
+            wait_until("an API server of another user is served", STARTS_WITHIN, serves).await;
+            if let (SocketAddress::File(path), Some(mode)) = (address, mode) {
+                assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, mode);
+                let folder = std::fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777;
+                assert_eq!(folder & 0o044, 0, "to pass through is not to list: {folder:o}");
+            }
+            plugin.stop();
+        }
     }
+}
+
+fn assert_root() {
+    assert!(rustix::process::geteuid().is_root(), "only root can become another uid: run this test as root");
+}
+
+/// Status as another user asks it.
+async fn status_as_nobody(address: SocketAddress) -> Result<(), String> {
+    let asked = std::thread::spawn(move || {
+        // Of this thread alone, as the kernel counts; it ends with the thread.
+        let (uid, gid) = (rustix::fs::Uid::from_raw(NOBODY), rustix::fs::Gid::from_raw(NOBODY));
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut client = connect(&address).await.map_err(|error| format!("{error:?}"))?;
+            let request = kube_envelope::plugin::grpc::v2::StatusRequest {};
+            client.status(request).await.map(|_| ()).map_err(|status| status.to_string())
+        })
+    });
+    tokio::task::spawn_blocking(move || asked.join().unwrap()).await.unwrap()
+}
+
+/// A limit of 64 open files, and peers that open as many connections as they can: files and KEKs still have theirs.
+#[tokio::test]
+async fn connections_never_use_up_the_descriptors_that_a_kek_needs() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::spawn(&format!("{}\nrefreshInterval: 1s", keyring.settings(CLUSTER)));
+    plugin.kill();
+    let serve = format!(
+        "ulimit -n 64; exec {} serve --config {}",
+        env!("CARGO_BIN_EXE_kube-envelope"),
+        plugin.config_file().display()
+    );
+    let arguments = vec!["-c".into(), serve.into()];
+    let process =
+        Process::start("limited", "/bin/bash".into(), arguments, Vec::new(), plugin.folder().join("limited.log"));
+    let before = plugin.wait_healthy().await;
+    let mut api_server = plugin.client().await.unwrap();
+    let mut peers = Vec::new();
+    for _ in 0..200 {
+        peers.push(UnixStream::connect(plugin.socket()).unwrap());
+    }
+    keyring.rotate();
+    wait_until("the rotation is followed", STARTS_WITHIN, async || {
+        let status = api_server.status(crate::support::plugin::proto::StatusRequest {}).await;
+        status.unwrap().into_inner().key_id != before
+    })
+    .await;
+    let open = std::fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap().count();
+    assert!(open < 48, "{open} of 64 are in use");
+    drop(peers);
 }
 
 #[tokio::test(flavor = "multi_thread")]

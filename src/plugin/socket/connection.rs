@@ -1,0 +1,125 @@
+//! One connection to the socket: it counts while it is open, and a peer that connects and says nothing is closed.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Sleep, sleep};
+use tonic::transport::server::Connected;
+
+/// How long a peer may take to begin with HTTP/2. An API server sends it as it connects.
+const PREFACE_WITHIN: Duration = Duration::from_secs(10);
+
+/// `PRI * HTTP/2.0…`, which every client sends first (RFC 9113, 3.4).
+const PREFACE_BYTES: usize = 24;
+
+/// A connection of an allowed peer.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    /// Bytes of the preface that are still missing, and until when they may be.
+    missing: usize,
+    deadline: Pin<Box<Sleep>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    pub(super) fn new(stream: UnixStream, permit: OwnedSemaphorePermit) -> Self {
+        Self { stream, missing: PREFACE_BYTES, deadline: Box::pin(sleep(PREFACE_WITHIN)), _permit: permit }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if self.missing > 0 {
+            self.missing = self.missing.saturating_sub(buf.filled().len().saturating_sub(before));
+            if read.is_pending() && self.deadline.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the peer connected and sent nothing",
+                )));
+            }
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = <UnixStream as Connected>::ConnectInfo;
+
+    fn connect_info(&self) -> Self::ConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    async fn connection() -> (UnixStream, Connection, Arc<Semaphore>) {
+        let (peer, stream) = UnixStream::pair().unwrap();
+        let permits = Arc::new(Semaphore::new(1));
+        let permit = permits.clone().try_acquire_owned().unwrap();
+        (peer, Connection::new(stream, permit), permits)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_sends_half_a_preface_is_closed_and_its_place_is_free() {
+        for sent in [0, 1, PREFACE_BYTES - 1] {
+            let (mut peer, mut connection, permits) = connection().await;
+            peer.write_all(&[b'P'; PREFACE_BYTES][..sent]).await.unwrap();
+            let mut bytes = Vec::new();
+            let ended = connection.read_to_end(&mut bytes).await.unwrap_err();
+            assert_eq!((ended.kind(), bytes.len()), (io::ErrorKind::TimedOut, sent));
+            drop(connection);
+            assert_eq!(permits.available_permits(), 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_began_may_be_idle_for_as_long_as_it_likes() {
+        let (mut peer, mut connection, _permits) = connection().await;
+        peer.write_all(&[b'P'; PREFACE_BYTES]).await.unwrap();
+        let mut bytes = [0; PREFACE_BYTES];
+        connection.read_exact(&mut bytes).await.unwrap();
+        let idle = tokio::time::timeout(Duration::from_hours(1), connection.read_u8()).await;
+        assert!(idle.is_err(), "{idle:?}");
+    }
+}
