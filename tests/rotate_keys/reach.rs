@@ -88,7 +88,7 @@ async fn an_api_server_that_does_not_answer_is_said_not_to_answer() {
     plane.servers[0].stop();
     let address = plane.servers[0].url().trim_start_matches("https://").to_owned();
     for (command, more) in [("rotate-keys", &["--plan"][..]), ("rotate-keys", &[]), ("verify", &[])] {
-        let ended = plane.run(command, more).exits(1).says("onnection refused").says(&address);
+        let ended = plane.run(command, more).exits(1).says("refused").says(&address);
         assert!(!ended.err.contains("metrics show nothing"), "{}", ended.err);
     }
 }
