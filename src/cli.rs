@@ -7,7 +7,7 @@ pub mod rotation;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use self::output::OutputFormat;
 use crate::config::DEFAULT_PATH;
@@ -20,6 +20,34 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// As kubectl finds it, a plugin of its own.
+const KUBECTL_PLUGIN: &str = "kubectl-envelope";
+
+impl Cli {
+    /// The arguments of this process; a usage error ends it. Under the name `kubectl-envelope` its help speaks of
+    /// `kubectl envelope`.
+    pub fn of_process() -> Self {
+        let mut command = Self::command();
+        let program = std::env::args_os().next().map(PathBuf::from);
+        if program.as_deref().and_then(std::path::Path::file_stem).is_some_and(|name| name == KUBECTL_PLUGIN) {
+            command = command.bin_name("kubectl envelope");
+        }
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
+}
+
+impl Command {
+    /// Whether nothing is lost when the command ends at once because nobody reads what it prints.
+    pub fn only_prints(&self) -> bool {
+        match self {
+            Self::Serve(_) | Self::KeyStoreHost { .. } | Self::Keyring(_) | Self::Init(_) => false,
+            #[cfg(feature = "rotate")]
+            Self::RotateKeys(_) => false,
+            _ => true,
+        }
+    }
 }
 
 /// The commands.
@@ -47,6 +75,16 @@ pub enum Command {
     /// Work with audit logs.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages, one for each command.
+    Man {
+        /// An existing folder.
+        folder: PathBuf,
+    },
     /// Run a key store's library in a process of its own. Started by the plugin, for itself.
     #[command(hide = true)]
     KeyStoreHost {
@@ -57,6 +95,10 @@ pub enum Command {
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kube-envelope serve
+  kube-envelope serve --dev /tmp/kube-envelope-dev")]
 pub struct ServeArgs {
     /// The configuration file.
     #[arg(long, default_value = DEFAULT_PATH)]
@@ -71,6 +113,10 @@ pub struct ServeArgs {
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kube-envelope status
+  kube-envelope status --output json")]
 pub struct StatusArgs {
     /// The configuration file of the running plugin; says where its health endpoint is.
     #[arg(long, default_value = DEFAULT_PATH)]
@@ -82,6 +128,10 @@ pub struct StatusArgs {
 
 /// Arguments of `doctor`. Run it as the plugin's user, with the plugin's environment.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kube-envelope doctor --apiserver-manifest /etc/kubernetes/manifests/kube-apiserver.yaml
+  kube-envelope doctor --encryption-config /etc/kubernetes/encryption/encryption-configuration.yaml --output json")]
 pub struct DoctorArgs {
     /// The configuration file.
     #[arg(long, default_value = DEFAULT_PATH)]
@@ -115,6 +165,12 @@ pub enum AuditCommand {
 
 /// The commands on a keyring file. Copy the file to all nodes after each change.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  kube-envelope keyring create /etc/kube-envelope/keyring.json
+  kube-envelope keyring add /etc/kube-envelope/keyring.json
+  kube-envelope keyring activate /etc/kube-envelope/keyring.json
+  kube-envelope keyring list /etc/kube-envelope/keyring.json")]
 pub enum KeyringCommand {
     /// Make a new keyring with one active version. An existing file is never touched.
     Create {

@@ -4,6 +4,7 @@ mod audit;
 pub mod doctor;
 pub mod init;
 pub mod keyring;
+mod manual;
 #[cfg(feature = "rotate")]
 mod metrics_file;
 pub mod policy;
@@ -65,6 +66,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Init(args) => init::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Audit(command) => audit::run(command),
+        Command::Completions { shell } => Ok(manual::completions(shell)),
+        Command::Man { folder } => manual::pages(&folder),
         Command::KeyStoreHost { kind } => {
             serve::hardening::apply();
             key_stores::host(&kind)?;

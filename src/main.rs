@@ -3,7 +3,6 @@
 use std::alloc::System;
 use std::process::ExitCode;
 
-use clap::Parser;
 use kube_envelope::cli::Cli;
 use kube_envelope::commands;
 use zeroizing_alloc::ZeroAlloc;
@@ -14,7 +13,10 @@ use zeroizing_alloc::ZeroAlloc;
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::of_process();
+    if cli.command.only_prints() {
+        sigpipe::reset();
+    }
     // One TLS stack, chosen once, before any client exists. A second call would fail; there is none.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let exit = commands::run(cli).unwrap_or_else(|error| {

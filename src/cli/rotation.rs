@@ -77,6 +77,15 @@ fn rate(text: &str) -> Result<f64, String> {
 /// Arguments of `rotate-keys`.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+#[command(after_help = "\
+Examples:
+  kube-envelope rotate-keys --plan --kubeconfig /etc/kubernetes/admin.conf
+  kube-envelope rotate-keys --kubeconfig /etc/kubernetes/admin.conf \\
+    --encryption-config /etc/kubernetes/encryption/encryption-configuration.yaml \\
+    --etcd https://127.0.0.1:2379 --etcd-ca /etc/kubernetes/pki/etcd/ca.crt \\
+    --etcd-cert /etc/kubernetes/pki/apiserver-etcd-client.crt \\
+    --etcd-key /etc/kubernetes/pki/apiserver-etcd-client.key
+  kube-envelope rotate-keys --resume")]
 pub struct RotateKeysArgs {
     /// How the cluster is reached.
     #[command(flatten)]
@@ -163,8 +172,16 @@ pub struct RotateKeysArgs {
 
 /// Arguments of `verify`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kube-envelope verify --kubeconfig /etc/kubernetes/admin.conf
+  kube-envelope verify --kubeconfig /etc/kubernetes/admin.conf --output json \\
+    --metrics-file /var/lib/node_exporter/textfile_collector/kube-envelope.prom")]
 pub struct VerifyArgs {
     /// How the cluster is reached.
     #[command(flatten)]
     pub cluster: ClusterArgs,
+    /// Write the outcome as metrics to this file, for the node exporter's textfile collector.
+    #[arg(long, value_name = "FILE")]
+    pub metrics_file: Option<PathBuf>,
 }

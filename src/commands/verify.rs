@@ -1,9 +1,11 @@
 //! `verify`: is anything left on a former key? Rewrites nothing; the answer is the exit code.
 
+mod metrics_file;
+
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::rotate_keys::intent::{defaults, plugin_config};
@@ -67,6 +69,14 @@ pub fn run(args: VerifyArgs) -> Result<Exit> {
         }
         Err(error) => return Err(error.into()),
     };
+    if let Some(file) = args.metrics_file {
+        let outcome = metrics_file::Outcome {
+            at: jiff::Timestamp::now().as_second(),
+            exit: found.exit() as u8,
+            found: found.scan.as_ref().map(|scan| (scan.looked_at, scan.leftovers)),
+        };
+        metrics_file::write(&file, outcome).with_context(|| format!("cannot write {}", file.display()))?;
+    }
     match output {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&found)?),
         OutputFormat::Table => found.print(),

@@ -8,10 +8,13 @@ mod support;
 mod audit;
 mod configuration;
 mod doctor;
+#[cfg(feature = "rotate")]
+mod documents;
 mod envelope_vectors;
 #[cfg(feature = "rotate")]
 mod fuzz_corpus;
 mod health_listener;
+mod habits;
 mod hostile_input;
 mod init;
 mod keyring;

@@ -1,0 +1,23 @@
+//! `completions` and `man`: both from the very arguments that the program takes.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use super::Exit;
+use crate::cli::Cli;
+
+/// Prints the completion script for `shell`.
+pub(super) fn completions(shell: Shell) -> Exit {
+    clap_complete::generate(shell, &mut Cli::command(), "kube-envelope", &mut std::io::stdout());
+    Exit::Done
+}
+
+/// Writes `kube-envelope.1` and one page for each command into `folder`.
+pub(super) fn pages(folder: &Path) -> Result<Exit> {
+    clap_mangen::generate_to(Cli::command(), folder)
+        .with_context(|| format!("cannot write manual pages to {}; name an existing folder", folder.display()))?;
+    Ok(Exit::Done)
+}

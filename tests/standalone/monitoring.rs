@@ -1,0 +1,100 @@
+//! Rules, dashboard and reference against a plugin that runs: nothing in them is about a metric that does not exist, and
+//! no metric is missing in the reference. What the rules do is tested by promtool (scripts/e2e rules).
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use kube_envelope::telemetry::Metrics;
+use serde_json::Value;
+
+/// Written by `verify --metrics-file`, whose own test names them.
+const OF_VERIFY: &[&str] = &[
+    "kube_envelope_verify_exit_code",
+    "kube_envelope_verify_last_run_timestamp_seconds",
+    "kube_envelope_verify_last_yes_timestamp_seconds",
+    "kube_envelope_verify_leftovers",
+    "kube_envelope_verify_looked_at",
+];
+
+fn file(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+/// Every word of the text that begins as our metrics do.
+fn named(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("kube_envelope_")).map(str::to_owned).collect()
+}
+
+/// The series of a plugin, as Prometheus calls them.
+fn series() -> BTreeSet<String> {
+    let mut names: BTreeSet<String> = OF_VERIFY.iter().map(ToString::to_string).collect();
+    for line in Metrics::new().encode().lines() {
+        let mut words = line.split_whitespace();
+        if (words.next(), words.next()) != (Some("#"), Some("TYPE")) {
+            continue;
+        }
+        let (name, kind) = (words.next().unwrap(), words.next().unwrap());
+        match kind {
+            "counter" => names.extend([format!("{name}_total")]),
+            "histogram" => names.extend(["bucket", "sum", "count"].map(|end| format!("{name}_{end}"))),
+            "info" => names.extend([format!("{name}_info")]),
+            _ => names.extend([name.to_owned()]),
+        }
+    }
+    assert!(names.len() > 15, "{names:?}");
+    names
+}
+
+#[test]
+fn every_metric_of_rules_and_dashboard_exists() {
+    let series = series();
+    for name in ["rules.yaml", "rules-test.yaml", "dashboard.json"] {
+        let unknown: Vec<_> =
+            named(&file(&format!("manifests/monitoring/{name}"))).difference(&series).cloned().collect();
+        assert!(unknown.is_empty(), "{name}: {unknown:?}");
+    }
+}
+
+#[test]
+fn the_operators_rules_are_the_plain_ones() {
+    let plain: Value = serde_saphyr::from_str(&file("manifests/monitoring/rules.yaml")).unwrap();
+    let operator: Value = serde_saphyr::from_str(&file("manifests/monitoring/prometheus-rule.yaml")).unwrap();
+    assert_eq!(operator["kind"], "PrometheusRule");
+    assert_eq!(operator["spec"]["groups"], plain["groups"]);
+}
+
+#[test]
+fn every_alert_says_what_to_do_and_has_a_unit_test_that_fires_and_one_that_does_not() {
+    let rules: Value = serde_saphyr::from_str(&file("manifests/monitoring/rules.yaml")).unwrap();
+    let tests: Value = serde_saphyr::from_str(&file("manifests/monitoring/rules-test.yaml")).unwrap();
+    let document = file("docs/monitoring.md");
+    let cases: Vec<_> = tests["tests"].as_array().unwrap().iter().map(|test| &test["alert_rule_test"][0]).collect();
+    let alerts = rules["groups"][0]["rules"].as_array().unwrap();
+    assert!(alerts.len() > 10);
+    for alert in alerts {
+        let name = alert["alert"].as_str().unwrap();
+        assert!(alert["annotations"]["action"].is_string(), "{name}");
+        let fires = |fires: bool| {
+            cases
+                .iter()
+                .any(|case| case["alertname"] == name && case["exp_alerts"].as_array().unwrap().is_empty() != fires)
+        };
+        assert!(fires(true) && fires(false), "{name} has no test that fires, or none that stays silent");
+        assert!(document.contains(&format!("`{name}`")), "docs/monitoring.md lacks {name}");
+    }
+}
+
+#[test]
+fn the_reference_names_every_metric_and_no_other() {
+    let document = named(&file("docs/monitoring.md"));
+    let plain = |name: &String| {
+        let ends = ["_bucket", "_sum", "_count"];
+        ends.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
+    };
+    let wanted: BTreeSet<_> = series().iter().map(plain).collect();
+    let missing: Vec<_> = wanted.difference(&document).collect();
+    let unknown: Vec<_> = document.difference(&wanted).collect();
+    assert!(missing.is_empty() && unknown.is_empty(), "missing: {missing:?}; unknown: {unknown:?}");
+}
