@@ -13,6 +13,7 @@ use anyhow::Result;
 
 use super::Exit;
 use crate::cli::install::InitArgs;
+use crate::config::DEFAULT_STATE_DIR;
 
 /// A wrong or missing argument: exit code 2, and nothing was touched.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,10 @@ pub fn run(args: &InitArgs) -> Result<Exit> {
         return Ok(Exit::Error);
     }
     output::write(&wanted.root, &files)?;
+    if !wanted.place.is_given_to_a_tool() {
+        // Else the kubelet makes it, for everybody to read.
+        crate::files::create_private_folder(&wanted.root.join(DEFAULT_STATE_DIR.trim_start_matches('/')))?;
+    }
     print!("{}", steps::text(&wanted));
     Ok(Exit::Done)
 }

@@ -13,8 +13,8 @@ mod documents;
 mod envelope_vectors;
 #[cfg(feature = "rotate")]
 mod fuzz_corpus;
-mod health_listener;
 mod habits;
+mod health_listener;
 mod hostile_input;
 mod init;
 mod keyring;
