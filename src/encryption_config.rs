@@ -25,6 +25,8 @@ pub struct Entry {
     pub resources: Vec<String>,
     /// The first one writes, all of them read.
     pub providers: Vec<Provider>,
+    /// The name of the key that writes, where the first provider is one with keys in the configuration itself.
+    pub writing_key: Option<String>,
 }
 
 /// One provider.
@@ -189,9 +191,9 @@ struct RawEntry {
 
 #[derive(Deserialize)]
 struct RawProvider {
-    aesgcm: Option<serde::de::IgnoredAny>,
-    aescbc: Option<serde::de::IgnoredAny>,
-    secretbox: Option<serde::de::IgnoredAny>,
+    aesgcm: Option<serde_json::Value>,
+    aescbc: Option<serde_json::Value>,
+    secretbox: Option<serde_json::Value>,
     identity: Option<serde::de::IgnoredAny>,
     kms: Option<RawKms>,
 }
@@ -248,15 +250,22 @@ impl RawEntry {
                 ));
             }
         }
+        let writing_key = self.providers.first().and_then(RawProvider::first_key);
         let providers = self.providers.into_iter().enumerate();
         let providers =
             providers.filter_map(|(index, provider)| provider.check(&format!("{at}.providers[{index}]"), problems));
         let providers = providers.collect();
-        Entry { resources: self.resources, providers }
+        Entry { resources: self.resources, providers, writing_key }
     }
 }
 
 impl RawProvider {
+    /// The name of the first of its own keys: that one writes.
+    fn first_key(&self) -> Option<String> {
+        let keys = self.aesgcm.as_ref().or(self.aescbc.as_ref()).or(self.secretbox.as_ref())?;
+        keys["keys"][0]["name"].as_str().map(str::to_owned)
+    }
+
     fn check(self, at: &str, problems: &mut Vec<String>) -> Option<Provider> {
         let mut set = Vec::new();
         for (name, is_set) in [

@@ -127,7 +127,12 @@ pub fn print_plan(journal: &Journal, tried: bool) {
             }
             (None, false) => String::new(),
         };
-        table.add_row([progress.resource.to_string(), progress.provider.clone(), progress.objects.to_string(), note]);
+        table.add_row([
+            progress.resource.to_string(),
+            progress.provider.trim_end_matches(':').to_owned(),
+            progress.objects.to_string(),
+            note,
+        ]);
     }
     println!("{}", table.trim_fmt());
     for (what, why) in &journal.skipped {

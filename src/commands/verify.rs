@@ -163,7 +163,8 @@ async fn verify(args: &ClusterArgs, plugin: Option<&Config>) -> Result<Found, Ro
 /// What everything should be stored under, and why that is not certain.
 fn targets(args: &ClusterArgs, coverage: &Coverage, seen: &[Seen]) -> Result<(Targets, Option<String>), RotationError> {
     let providers = coverage.providers();
-    let wanted = Wanted { providers: providers.clone(), ..Wanted::default() };
+    let local = coverage.local_writers().into_iter().map(|provider| (provider, String::new())).collect();
+    let wanted = Wanted { providers: providers.clone(), targets: local, ..Wanted::default() };
     let reported = match targets_reported(seen, &wanted) {
         Ok(reported) => reported,
         Err(Obstacle::Failed(error)) => return Err(error),

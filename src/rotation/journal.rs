@@ -14,7 +14,7 @@ use crate::files;
 use crate::rotation::adoption::Adoption;
 use crate::rotation::claim::{Claim, Subject};
 use crate::rotation::cluster::metrics::key_id_hash;
-use crate::rotation::cluster::resources::Resource;
+use crate::rotation::cluster::resources::{Resource, is_local, local_words};
 use crate::rotation::error::RotationError;
 use crate::rotation::journal::intent::Intent;
 use crate::rotation::journal::verdict::{Conclusion, Verdict};
@@ -296,6 +296,9 @@ impl Journal {
 
     /// The name of the key of a provider whose `key_id` has this hash.
     pub fn target_name(&self, provider: &str, hash: &str) -> String {
+        if is_local(provider) {
+            return local_words(provider).map_or_else(|| "in clear".into(), |words| format!("provider {words}"));
+        }
         let key_id = KeyName::KeyIdHash { provider: provider.to_owned(), hash: hash.to_owned() };
         let key_id = self.names.show(&key_id);
         let is_target = self.targets.get(provider).is_some_and(|target| target == hash);

@@ -20,6 +20,7 @@ mod failover;
 mod flip_flop;
 mod https;
 mod interruptions;
+mod leaving;
 mod leftovers;
 #[cfg(feature = "transit")]
 mod migration;

@@ -10,7 +10,7 @@ use crate::rotation::cluster::canary::Canary;
 use crate::rotation::cluster::ledger::{Account, ServerProcess};
 use crate::rotation::cluster::listing::is_undecryptable;
 use crate::rotation::cluster::metrics::{Direction, Scrape, growth, scrape};
-use crate::rotation::cluster::resources::Resource;
+use crate::rotation::cluster::resources::{Resource, is_inner_prefix, is_local, is_prefix_of};
 
 /// How many objects of a resource are tried: one may be damaged, or deleted meanwhile.
 const PIONEERS: u32 = 3;
@@ -59,6 +59,9 @@ fn stored_under(
     (wanted, targets): (&Wanted, &BTreeMap<String, String>),
 ) -> Result<String, Obstacle> {
     let address = server.name();
+    if is_local(&canary.provider) {
+        return stored_locally(&address, canary, before, after);
+    }
     let of_provider: Vec<String> = growth(&before.stored, &after.stored)
         .into_keys()
         .filter(|(provider, _)| *provider == canary.provider)
@@ -76,6 +79,22 @@ fn stored_under(
             let keys: Vec<_> = hashes.iter().map(|hash| wanted.name(&canary.provider, hash)).collect();
             Err(Obstacle::NotYet(format!("API server {address} still stores under {}", keys.join(" and "))))
         }
+    }
+}
+
+/// The same for a local provider, which has no `key_id`: by the prefix that the server counts the write under.
+fn stored_locally(address: &str, canary: &Canary, before: &Scrape, after: &Scrape) -> Result<String, Obstacle> {
+    let resource = canary.resource.to_string();
+    let grown: Vec<String> = growth(&before.operations, &after.operations)
+        .into_keys()
+        .filter(|(of, prefix, direction)| {
+            of == &resource && *direction == Direction::Stored && !is_inner_prefix(prefix)
+        })
+        .map(|(_, prefix, _)| prefix)
+        .collect();
+    match grown.as_slice() {
+        [prefix] if is_prefix_of(&canary.provider, prefix) => Ok(String::new()),
+        _ => Err(not_stored(address, &resource, canary.provider.trim_end_matches(':'))),
     }
 }
 

@@ -35,7 +35,7 @@ pub fn canaries(coverage: &Coverage) -> Vec<Canary> {
     for plural in ["secrets", "configmaps"] {
         let resource = Resource { group: String::new(), version: "v1".into(), plural: plural.into(), namespaced: true };
         if let Some(provider) = coverage.provider(&resource) {
-            canaries.push(Canary { provider: provider.into(), resource });
+            canaries.push(Canary { provider, resource });
         }
     }
     canaries

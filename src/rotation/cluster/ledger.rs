@@ -9,7 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::rotation::cluster::metrics::{Direction, Scrape, counted_since, short};
-use crate::rotation::cluster::resources::KMS_V2_PREFIX;
+use crate::rotation::cluster::resources::{KMS_V2_PREFIX, is_inner_prefix, is_prefix_of};
 
 /// One run of one API server: a restarted server is another process, and has counted nothing yet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -90,6 +90,9 @@ pub struct Permitted {
 impl Permitted {
     fn is_permitted(&self, resource: &str, prefix: &str) -> bool {
         let Some(writer) = self.writers.get(resource) else { return true };
+        if is_inner_prefix(prefix) || is_prefix_of(writer, prefix) {
+            return true;
+        }
         prefix.strip_prefix(KMS_V2_PREFIX).is_some_and(|rest| rest.trim_end_matches(':') == writer)
             || self.elsewhere.iter().any(|other| if other.is_empty() { prefix.is_empty() } else { prefix.starts_with(other) })
             // Values of a KMS v2 provider are counted by key as well, and judged there.

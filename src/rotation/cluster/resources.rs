@@ -90,10 +90,11 @@ impl Coverage {
             error => RotationError::Unusable(format!("{}: {error}", file.display())),
         })?;
         let coverage = Self::Configured(configuration);
-        if coverage.providers().is_empty() {
+        if coverage.providers().is_empty() && coverage.local_writers().is_empty() {
             return Err(RotationError::Unusable(format!(
-                "in {} no resource has a KMS v2 provider first, so nothing is written under a KMS key; put the kms \
-                 provider before the others and restart the API servers",
+                "in {} no resource has a KMS v2 provider, so nothing is written under a KMS key, and nothing is moved away \
+                 from one; put the kms provider before the others, or, to leave it, behind the one that writes from now \
+                 on, and restart the API servers",
                 file.display()
             )));
         }
@@ -136,11 +137,22 @@ impl Coverage {
         }
     }
 
-    /// The KMS v2 provider that writes this resource.
-    pub fn provider(&self, resource: &Resource) -> Option<&str> {
+    /// The provider that writes this resource: a KMS v2 plugin, or a local one (see [`is_local`]) to which it is moved.
+    pub fn provider(&self, resource: &Resource) -> Option<String> {
         match self {
-            Self::Configured(configuration) => kms_v2_writer(configuration.entry(&resource.plural, &resource.group)?),
-            Self::Inferred(found) => found.get(&resource.to_string()).map(String::as_str),
+            Self::Configured(configuration) => {
+                let entry = configuration.entry(&resource.plural, &resource.group)?;
+                kms_v2_writer(entry).map(Into::into).or_else(|| local_writer(entry))
+            }
+            Self::Inferred(found) => found.get(&resource.to_string()).cloned(),
+        }
+    }
+
+    /// Every local provider to which a resource is moved from a KMS v2 plugin.
+    pub fn local_writers(&self) -> BTreeSet<String> {
+        match self {
+            Self::Configured(configuration) => configuration.entries.iter().filter_map(local_writer).collect(),
+            Self::Inferred(_) => BTreeSet::new(),
         }
     }
 
@@ -176,6 +188,47 @@ impl Coverage {
     }
 }
 
+/// The name of a local provider that writes in place of a KMS v2 plugin, which still reads what it wrote: the field in
+/// the configuration, a colon, and the key that writes. No plugin's name has a colon.
+fn local_writer(entry: &Entry) -> Option<String> {
+    let replaces = entry.providers.iter().skip(1).filter_map(Provider::kms).any(|kms| kms.version == KmsVersion::V2);
+    let name = match entry.writer()? {
+        Provider::Kms(_) => return None,
+        Provider::LocalKeys(kind) => format!("{kind}:{}", entry.writing_key.as_deref().unwrap_or_default()),
+        Provider::Identity => IDENTITY.to_owned(),
+    };
+    replaces.then_some(name)
+}
+
+/// The local provider that stores in clear.
+const IDENTITY: &str = "identity:";
+
+/// Whether a provider is a local one, to which a resource is moved from a KMS v2 plugin.
+pub fn is_local(provider: &str) -> bool {
+    provider.contains(':')
+}
+
+/// The words of the prefix that a local provider puts before a value in etcd (`aescbc v1 KEY`); `None` where it puts none
+/// and stores in clear, or where it is not a local one.
+pub fn local_words(provider: &str) -> Option<String> {
+    let (kind, key) = provider.split_once(':')?;
+    (provider != IDENTITY).then(|| format!("{kind} v1 {key}"))
+}
+
+/// Whether an API server's metrics call a local provider by this prefix.
+pub fn is_prefix_of(provider: &str, prefix: &str) -> bool {
+    match provider.split_once(':') {
+        Some(_) if provider == IDENTITY => prefix.is_empty(),
+        Some((kind, _)) => prefix.starts_with(&format!("k8s:enc:{kind}:")),
+        None => false,
+    }
+}
+
+/// Whether metrics count here what they count under the provider's own prefix as well: by the name of a key of it.
+pub fn is_inner_prefix(prefix: &str) -> bool {
+    !prefix.is_empty() && !prefix.starts_with("k8s:enc:")
+}
+
 /// The name of the provider that writes, where it is a KMS v2 plugin.
 fn kms_v2_writer(entry: &Entry) -> Option<&str> {
     let kms = entry.writer()?.kms()?;
@@ -208,11 +261,29 @@ mod tests {
                     'unix:/x'}}]\n\
                     - resources: ['*.*']\n  providers: [{kms: {apiVersion: v2, name: b, endpoint: 'unix:/y'}}]\n";
         let coverage = Coverage::Configured(EncryptionConfiguration::parse(text).unwrap());
-        assert_eq!(coverage.provider(&resource("secrets", "")), Some("a"));
-        assert_eq!(coverage.provider(&resource("widgets", "example.com")), Some("a"));
-        assert_eq!(coverage.provider(&resource("deployments", "apps")), None, "identity is first");
-        assert_eq!(coverage.provider(&resource("configmaps", "")), Some("b"));
-        assert_eq!(coverage.provider(&resource("secrets", "example.com")), Some("b"));
+        let provider = |plural, group| coverage.provider(&resource(plural, group)).unwrap_or_default();
+        assert_eq!(provider("secrets", ""), "a");
+        assert_eq!(provider("widgets", "example.com"), "a");
+        assert_eq!(provider("deployments", "apps"), "identity:", "they leave c");
+        assert_eq!(provider("configmaps", ""), "b");
+        assert_eq!(provider("secrets", "example.com"), "b");
+        assert_eq!(coverage.local_writers().into_iter().collect::<Vec<_>>(), ["identity:"]);
         assert_eq!(coverage.providers().into_iter().collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_plugin_is_left_where_another_provider_writes_and_it_still_reads() {
+        let text = "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
+                    - resources: [secrets]\n  providers: [{aescbc: {keys: [{name: key2, secret: x}, {name: key1, secret: \
+                    x}]}}, {kms: {apiVersion: v2, name: a, endpoint: 'unix:/x'}}, {identity: {}}]\n\
+                    - resources: [events]\n  providers: [{identity: {}}]\n";
+        let coverage = Coverage::Configured(EncryptionConfiguration::parse(text).unwrap());
+        let provider = coverage.provider(&resource("secrets", "")).unwrap();
+        assert_eq!((provider.as_str(), is_local(&provider)), ("aescbc:key2", true));
+        assert_eq!(local_words(&provider).as_deref(), Some("aescbc v1 key2"));
+        assert!(is_prefix_of(&provider, "k8s:enc:aescbc:v1:") && !is_prefix_of(&provider, ""));
+        assert!(is_prefix_of("identity:", "") && !is_prefix_of("identity:", "k8s:enc:aescbc:v1:"));
+        assert_eq!(coverage.provider(&resource("events", "")), None, "never encrypted");
+        assert!(is_inner_prefix("key2:") && !is_inner_prefix(""));
     }
 }

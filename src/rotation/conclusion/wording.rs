@@ -16,6 +16,10 @@ pub(super) fn yes(journal: &Journal, former: &BTreeSet<KeyName>) -> String {
     } else {
         text += " It may be disabled; keep it (not destroyed) as long as a snapshot from before must stay restorable.";
     }
+    if journal.target_keys.contains(&KeyName::Clear) {
+        text += " What was encrypted with it is stored in clear now. Take the kms provider out of the \
+                 EncryptionConfiguration of every API server before it is disabled.";
+    }
     if former.contains(&KeyName::Clear) {
         text += " Snapshots of etcd from before this run hold data in clear: guard or delete them.";
     }
@@ -45,8 +49,8 @@ pub(super) fn may_be_disabled(journal: &Journal, former: &BTreeSet<KeyName>) -> 
 
 /// The keys that must stay, each with the reason.
 pub(super) fn must_stay(journal: &Journal, former: &BTreeSet<KeyName>, yes: bool) -> Vec<String> {
-    let mut stay: Vec<String> =
-        journal.target_keys.iter().map(|key| format!("{}: in use", journal.names.show(key))).collect();
+    let targets = journal.target_keys.iter().filter(|key| **key != KeyName::Clear);
+    let mut stay: Vec<String> = targets.map(|key| format!("{}: in use", journal.names.show(key))).collect();
     if let Some(scan) = &journal.verified {
         let others = scan.groups.keys().into_iter().filter(|key| !journal.target_keys.contains(key));
         stay.extend(others.filter(|key| *key != KeyName::Clear).map(|key| {

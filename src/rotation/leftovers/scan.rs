@@ -8,7 +8,7 @@ use crate::encryption_config::matches;
 use crate::etcd::{ClusterId, EtcdClusters, Stored};
 use crate::rotation::claim::Claim;
 use crate::rotation::cluster::metrics::key_id_hash;
-use crate::rotation::cluster::resources::Resource;
+use crate::rotation::cluster::resources::{Resource, is_local, local_words};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::group::Groups;
 use crate::rotation::leftovers::layout::{Folders, folder_of, is_internal, possible_resources};
@@ -233,10 +233,16 @@ impl<'a> Judge<'a> {
     }
 
     fn judge(&mut self, place: &Place, stored: &Stored) -> (String, bool) {
+        let local = self.providers.get(&place.label).filter(|provider| is_local(provider));
         match stored {
-            Stored::Plain => ("in clear".into(), place.is_covered),
+            Stored::Plain => {
+                let is_wanted = local.is_some_and(|provider| local_words(provider).is_none());
+                ("in clear".into(), place.is_covered && !is_wanted)
+            }
             // Whatever key it is, it must stay readable as long as this value exists.
-            Stored::Otherwise(words) => (words.clone(), true),
+            Stored::Otherwise(words) => {
+                (words.clone(), local.and_then(|provider| local_words(provider)).as_ref() != Some(words))
+            }
             Stored::KmsV2 { provider: by, key_id, .. } => {
                 let hash = self.hashes.entry(key_id.clone()).or_insert_with(|| key_id_hash(key_id));
                 let current = match self.providers.get(&place.label) {
@@ -288,6 +294,24 @@ mod tests {
         assert!(!left("configmaps/default/a", Stored::Plain), "not encrypted, by configuration");
         assert!(left("configmaps/default/a", kms("p", "old")), "no longer encrypted, and needs the old key");
         assert!(left("configmaps/default/a", Stored::Otherwise("aescbc v1 k".into())), "needs the key of aescbc");
+    }
+
+    #[test]
+    fn where_a_plugin_is_left_what_it_stored_is_the_leftover() {
+        let left = |provider: &str, stored: Stored| {
+            let expected =
+                Expected { resources: vec![(resource("secrets", ""), provider.into())], ..Expected::default() };
+            let mut judge = Judge::new(&expected);
+            let place = judge.place("secrets/default/a");
+            judge.judge(&place, &stored).1
+        };
+        assert!(!left("identity:", Stored::Plain));
+        assert!(left("identity:", kms("p", "new")));
+        assert!(left("identity:", Stored::Otherwise("aescbc v1 key1".into())));
+        assert!(!left("aescbc:key2", Stored::Otherwise("aescbc v1 key2".into())));
+        assert!(left("aescbc:key2", Stored::Otherwise("aescbc v1 key1".into())));
+        assert!(left("aescbc:key2", Stored::Plain));
+        assert!(left("aescbc:key2", kms("p", "new")));
     }
 
     #[test]

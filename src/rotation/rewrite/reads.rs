@@ -12,7 +12,7 @@ use crate::rotation::cluster::api::{Answer, Api, ApiError};
 use crate::rotation::cluster::ledger::ServerProcess;
 use crate::rotation::cluster::listing::{Folder, Page, page_after};
 use crate::rotation::cluster::metrics::{Direction, Scrape, growth, scrape};
-use crate::rotation::cluster::resources::{KMS_V2_PREFIX, Resource};
+use crate::rotation::cluster::resources::{KMS_V2_PREFIX, Resource, is_inner_prefix, is_local, is_prefix_of};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::name::KeyName;
 use crate::rotation::leftovers::scan::{Expected, Method, Scan};
@@ -50,7 +50,7 @@ pub async fn scan_reads(
         scan.leftovers = scan.leftovers.saturating_add(left);
         scan.expiring = scan.expiring.saturating_add(if resource.is_event() { left } else { 0 });
         let current = tally.fresh.saturating_sub(left);
-        if let Some(hash) = expected.targets.get(provider).filter(|_| current > 0) {
+        if let Some(hash) = expected.targets.get(provider).filter(|_| current > 0 && !is_local(provider)) {
             let key = KeyName::KeyIdHash { provider: provider.clone(), hash: hash.clone() };
             scan.groups.add_key(key, current, 0);
         }
@@ -111,9 +111,12 @@ fn otherwise(before: &Scrape, after: &Scrape, of: &Of<'_>) -> BTreeMap<KeyName, 
         }
     }
     let name = of.resource.to_string();
+    let writer = of.expected.resources.iter().find(|(resource, _)| resource == of.resource).map(|(_, writer)| writer);
+    let is_wanted = |prefix: &str| is_inner_prefix(prefix) || writer.is_some_and(|writer| is_prefix_of(writer, prefix));
     for ((resource, prefix, direction), count) in growth(&before.operations, &after.operations) {
         // What a KMS v2 provider read was counted above, by key.
-        if resource == name && direction == Direction::Read && !prefix.starts_with(KMS_V2_PREFIX) {
+        if resource == name && direction == Direction::Read && !prefix.starts_with(KMS_V2_PREFIX) && !is_wanted(&prefix)
+        {
             let words = prefix.strip_prefix("k8s:enc:").map(|words| words.trim_end_matches(':').replace(':', " "));
             let sum = found.entry(words.map_or(KeyName::Clear, KeyName::Prefix)).or_default();
             *sum = sum.saturating_add(count);

@@ -9,6 +9,7 @@ use crate::key_id::KeyId;
 use crate::key_stores::Disabling;
 use crate::rotation::claim::Subject;
 use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::cluster::resources::local_words;
 use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
 use crate::rotation::journal::Journal;
@@ -121,9 +122,8 @@ impl Run<'_> {
 
     /// Asks the KEKs what is active: that is what every plugin must use, whatever it reports at this moment.
     pub(super) async fn aim(&mut self) -> Result<(), RotationError> {
-        let Some(plugin) = self.settings.plugin.clone().filter(|_| self.journal.own_provider.is_some()) else {
-            return Ok(());
-        };
+        self.journal.target_keys.extend(self.local_targets());
+        let Some(plugin) = self.writing_plugin() else { return Ok(()) };
         let answers = ask(&plugin.keks).await;
         self.journal.kek_answers = answers.iter().map(KekAnswer::describe).collect();
         self.journal.silent_keks =
@@ -146,11 +146,23 @@ impl Run<'_> {
     /// Asks the KEKs once more, last of all. A KEK that was switched back after the adoption would make a *Yes* name the
     /// version that is active now.
     pub(super) async fn keks_have_stayed(&mut self) {
-        let Some(plugin) = self.settings.plugin.clone().filter(|_| self.journal.own_provider.is_some()) else { return };
+        let Some(plugin) = self.writing_plugin() else { return };
         let answers = ask(&plugin.keks).await;
         self.journal.silent_keks =
             answers.iter().filter(|answer| answer.active.is_err()).map(|answer| answer.lineage.to_string()).collect();
         self.journal.claims.insert(Subject::Keks, active_now(&answers, &self.journal.target_keys));
+    }
+
+    /// The configuration of the plugin, where that is one that still writes.
+    fn writing_plugin(&self) -> Option<Config> {
+        let own = self.journal.own_provider.as_ref()?;
+        self.settings.plugin.clone().filter(|_| self.coverage.providers().contains(own))
+    }
+
+    /// What is stored by local providers to which something is moved.
+    fn local_targets(&self) -> BTreeSet<KeyName> {
+        let name = |provider: String| local_words(&provider).map_or(KeyName::Clear, KeyName::Prefix);
+        self.coverage.local_writers().into_iter().map(name).collect()
     }
 
     /// How each former key is disabled, as far as the plugin's configuration tells.
@@ -178,7 +190,7 @@ impl Run<'_> {
     /// Makes the generation of these versions the target.
     pub(super) fn aim_at(&mut self, versions: &[KekVersion]) {
         let (Some(plugin), Some(provider)) = (&self.settings.plugin, &self.journal.own_provider) else { return };
-        self.journal.target_keys = versions.iter().map(KeyName::kek).collect();
+        self.journal.target_keys = versions.iter().map(KeyName::kek).chain(self.local_targets()).collect();
         let key_id = KeyId::derive(plugin.epoch, versions);
         self.journal.names.insert_key_id(key_id.as_str());
         self.journal.targets.insert(provider.clone(), key_id_hash(key_id.as_str()));

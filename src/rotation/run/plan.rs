@@ -36,7 +36,7 @@ pub async fn encrypted(api: &Api, coverage: &Coverage) -> Result<Encrypted, Rota
             if resource.is_event() && !resource.group.is_empty() {
                 continue;
             }
-            encrypted.resources.push((resource.clone(), provider.to_owned()));
+            encrypted.resources.push((resource.clone(), provider));
         }
     }
     for group in served.aggregated {

@@ -69,6 +69,13 @@ impl<'a> Run<'a> {
     /// report must be of now.
     pub async fn plan(&mut self, fresh: bool) -> Result<(), RotationError> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
+        if self.settings.rotate_kek && self.coverage.providers().is_empty() {
+            return Err(RotationError::Unusable(
+                "--rotate-kek makes a new version of a KEK active, and by the EncryptionConfiguration no KMS v2 provider \
+                 writes any more: leave it out to move everything to the provider that writes now"
+                    .into(),
+            ));
+        }
         found.check_names("--skip", &self.settings.skip)?;
         found.check_names("--allow-changes", &self.settings.allow_changes)?;
         let found = found.for_rewriting(self.settings.include_events, &self.settings.skip);
@@ -235,10 +242,12 @@ impl<'a> Run<'a> {
     pub(super) fn wanted(&self) -> Wanted {
         let rotated = !self.journal.keks_rotated.is_empty() && self.journal.targets.is_empty();
         let resources = || self.journal.resources.iter();
+        // A local provider has no key_id, and is what it is: its target is known from the start.
+        let local = self.coverage.local_writers().into_iter().map(|provider| (provider, String::new()));
         Wanted {
             providers: self.coverage.providers(),
             canaries: canaries(&self.coverage),
-            targets: self.journal.targets.clone(),
+            targets: self.journal.targets.iter().map(|(key, hash)| (key.clone(), hash.clone())).chain(local).collect(),
             former: if rotated { self.journal.former.clone() } else { BTreeMap::new() },
             was_adopted: self.journal.adoption.is_some(),
             accept_unproven: self.settings.accept_unproven,
