@@ -181,6 +181,9 @@ pub struct VerifyArgs {
     /// How the cluster is reached.
     #[command(flatten)]
     pub cluster: ClusterArgs,
+    /// A snapshot of etcd whose content is looked at, too; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    pub snapshot_file: Vec<PathBuf>,
     /// Write the outcome as metrics to this file, for the node exporter's textfile collector.
     #[arg(long, value_name = "FILE")]
     pub metrics_file: Option<PathBuf>,

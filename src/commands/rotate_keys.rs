@@ -118,9 +118,9 @@ async fn interrupted() {
 }
 
 /// Only a *Yes* is success: what follows `rotate-keys &&` may be the command that disables a key.
-fn exit_of(conclusion: Conclusion) -> Exit {
+pub fn exit_of(conclusion: Conclusion) -> Exit {
     match conclusion {
-        Conclusion::MayBeDisabled => Exit::Done,
+        Conclusion::MayBeDisabled | Conclusion::NothingLeft => Exit::Done,
         Conclusion::NothingLeftWait => Exit::NotYet,
         Conclusion::Unproven => Exit::NotProven,
         Conclusion::Refused => Exit::Quarantined,

@@ -13,8 +13,6 @@ use crate::rotation::conclusion::wording::describe;
 use crate::rotation::event::Event;
 use crate::rotation::journal::Journal;
 use crate::rotation::journal::verdict::Verdict;
-use crate::rotation::keys::group::Groups;
-use crate::rotation::keys::name::KeyNames;
 use crate::rotation::leftovers::scan::Scan;
 use crate::rotation::rewrite::Tally;
 
@@ -239,16 +237,6 @@ pub fn print_scan(scan: &Scan) {
     }
     println!("{}\n{}", table.trim_fmt(), describe(scan));
     print_named("leftover", &scan.named);
-}
-
-/// Each key, and how many values need it.
-pub fn print_keys(names: &KeyNames, groups: &Groups) {
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(["KEY", "VALUES"]);
-    for key in groups.keys() {
-        table.add_row([names.show(&key), groups.needing(&key).to_string()]);
-    }
-    println!("{}", table.trim_fmt());
 }
 
 fn print_named<'a>(what: &str, named: impl IntoIterator<Item = (&'a String, &'a String)>) {

@@ -99,6 +99,7 @@ fn wrap(text: &str, columns: usize) -> Vec<String> {
 /// What an operator does after this verdict.
 pub fn next_step(journal: &Journal, verdict: &Verdict) -> String {
     match verdict.conclusion {
+        Conclusion::NothingLeft => "nothing is left to do".into(),
         Conclusion::MayBeDisabled if verdict.may_be_disabled.is_empty() => {
             "nothing is left to do; guard or delete snapshots from before".into()
         }

@@ -2,28 +2,39 @@
 
 mod metrics_file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::rotate_keys::intent::{defaults, plugin_config};
-use super::rotate_keys::{access, etcd_access};
-use super::rotation_display::{Display, print_keys, print_scan};
+use super::rotate_keys::{access, etcd_access, exit_of};
+use super::rotation_display::{Display, print_scan};
 use super::{Exit, block_on};
 use crate::cli::OutputFormat;
 use crate::cli::rotation::{ClusterArgs, VerifyArgs};
 use crate::config::Config;
-use crate::rotation::adoption::{Obstacle, Seen, Wanted, look, look_fresh, targets_reported};
+use crate::rotation::adoption::{Obstacle, Seen, Wanted, look, look_at_all, look_fresh, targets_reported};
+use crate::rotation::claim::{Claim, Question, Subject, Witness};
 use crate::rotation::cluster::Cluster;
+use crate::rotation::cluster::ledger::Account;
 use crate::rotation::cluster::metrics::key_id_hash;
 use crate::rotation::cluster::resources::Coverage;
+use crate::rotation::conclusion::claims::{configuration, reported, searched};
+use crate::rotation::conclusion::evidence::weigh;
 use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
-use crate::rotation::keys::active::{KekAnswer, ask, hash_of, names, own_provider};
-use crate::rotation::keys::name::KeyNames;
+use crate::rotation::journal::Journal;
+use crate::rotation::journal::intent::Intent;
+use crate::rotation::journal::verdict::Verdict;
+use crate::rotation::keys::active::{KekAnswer, active_now, ask, hash_of, names, own_provider, versions_on_file};
+use crate::rotation::keys::group::Groups;
+use crate::rotation::keys::name::KeyName;
+use crate::rotation::keys::usage::{Usage, usage};
 use crate::rotation::leftovers::scan::Scan;
+use crate::rotation::leftovers::snapshots::keys_in;
 use crate::rotation::rewrite::pace::Pace;
 use crate::rotation::rewrite::reads::scan_reads;
 use crate::rotation::run::plan::{Encrypted, encrypted};
@@ -33,22 +44,24 @@ use crate::telemetry::{LogFormat, start_logs};
 /// Provider → hash of the `key_id` that everything should be stored under.
 type Targets = BTreeMap<String, String>;
 
-/// What was found, and what it does not prove.
+/// What was found, what it shows, and what needs each key.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Found {
     #[serde(flatten)]
     scan: Option<Scan>,
-    #[serde(skip)]
-    names: KeyNames,
     /// What each KEK calls active.
     keks: Vec<String>,
     /// Why the API servers' target is not certain.
     not_converged: Option<String>,
-    /// Proofs that are missing, with the remedy.
-    missing: Vec<String>,
-    /// What no search covered.
-    not_looked_at: Vec<String>,
+    /// The verdict, from claims as those of a rotation.
+    verdict: Verdict,
+    /// The claims.
+    claims: BTreeMap<Subject, Claim>,
+    /// What needs each key.
+    usage: Vec<Usage>,
+    /// What of it is a guess.
+    guesses: Vec<String>,
 }
 
 /// Runs the command.
@@ -59,9 +72,9 @@ pub fn run(args: VerifyArgs) -> Result<Exit> {
     if std::env::var_os("RUST_LOG").is_some() {
         start_logs(LogFormat::Text);
     }
-    let output = args.cluster.output;
+    let (output, metrics) = (args.cluster.output, args.metrics_file.clone());
     let plugin = plugin_config(args.cluster.config.as_deref())?;
-    let found = match block_on(async move { Ok(verify(&args.cluster, plugin.as_ref()).await) })? {
+    let found = match block_on(async move { Ok(Box::pin(verify(&args, plugin.as_ref())).await) })? {
         Ok(found) => found,
         Err(error @ RotationError::Unusable(_)) => {
             eprintln!("error: {error}");
@@ -69,7 +82,7 @@ pub fn run(args: VerifyArgs) -> Result<Exit> {
         }
         Err(error) => return Err(error.into()),
     };
-    if let Some(file) = args.metrics_file {
+    if let Some(file) = metrics {
         let outcome = metrics_file::Outcome {
             at: jiff::Timestamp::now().as_second(),
             exit: found.exit() as u8,
@@ -86,38 +99,34 @@ pub fn run(args: VerifyArgs) -> Result<Exit> {
 
 impl Found {
     fn exit(&self) -> Exit {
-        match &self.scan {
-            _ if self.not_converged.is_some() => Exit::NotConverged,
-            Some(scan) if scan.leftovers > 0 => Exit::Leftovers,
-            Some(_) if self.missing.is_empty() => Exit::Done,
-            _ => Exit::NotProven,
-        }
+        if self.not_converged.is_some() { Exit::NotConverged } else { exit_of(self.verdict.conclusion) }
     }
 
     fn print(&self) {
         if let Some(scan) = &self.scan {
             print_scan(scan);
-            print_keys(&self.names, &scan.groups);
         }
+        self.usage.iter().for_each(|usage| println!("{}: {}", usage.key, usage.describe()));
+        self.guesses.iter().for_each(|line| println!("a guess: {line}"));
         self.keks.iter().for_each(|said| println!("{said}"));
-        self.not_looked_at.iter().for_each(|line| println!("not looked at: {line}"));
-        self.missing.iter().for_each(|line| println!("missing: {line}"));
-        match self.exit() {
-            Exit::Done => println!("Nothing is stored under a former key."),
-            Exit::NotConverged => {
-                let why = self.not_converged.as_deref().unwrap_or_default();
+        self.verdict.evidence.iter().for_each(|line| println!("evidence: {line}"));
+        self.verdict.not_looked_at.iter().for_each(|line| println!("not looked at: {line}"));
+        self.verdict.missing.iter().for_each(|line| println!("missing: {line}"));
+        match &self.not_converged {
+            Some(why) => {
                 println!("The API servers do not agree on a key, so what is a leftover is not known: {why}");
             }
-            Exit::Leftovers => println!(
-                "Something is stored under a former key: disabling that key makes the next restart of an API server \
-                 fail. Run rotate-keys."
-            ),
-            _ => println!("Nothing was found under a former key, and that does not prove that nothing is."),
+            None => println!("{}", self.verdict.sentence),
+        }
+        if self.exit() == Exit::Leftovers {
+            println!("Run rotate-keys.");
         }
     }
 }
 
-async fn verify(args: &ClusterArgs, plugin: Option<&Config>) -> Result<Found, RotationError> {
+async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, RotationError> {
+    let snapshots = held(&args.snapshot_file, args.cluster.etcd_prefix.as_deref())?;
+    let args = &args.cluster;
     let cluster = Cluster::connect(&access(args)).await?;
     let seen = match args.key_id {
         Some(_) => look(&cluster, true).await?,
@@ -131,33 +140,55 @@ async fn verify(args: &ClusterArgs, plugin: Option<&Config>) -> Result<Found, Ro
         Some(_) => seen,
         None => look_fresh(&cluster, &coverage.providers(), false).await?,
     };
+    let doubts = doubts(&cluster).await;
     let (targets, not_converged) = targets(args, &coverage, &seen)?;
-    let mut found = Found {
-        scan: None,
-        names: KeyNames::default(),
-        keks: Vec::new(),
-        not_converged,
-        missing: Vec::new(),
-        not_looked_at: Vec::new(),
-    };
+    let mut evidence = Evidence { journal: journal(args)?, not_converged };
+    evidence.journal.targets.clone_from(&targets);
+    evidence.journal.inferred = coverage.is_inferred();
+    let mut known = BTreeSet::new();
     if let Some(plugin) = plugin
         && let Some(provider) = own_provider(&coverage, plugin, args.config.is_some())
     {
-        found.compare_with_keks(plugin, &provider, &targets).await;
+        evidence.compare_with_keks(plugin, &provider).await;
+        known.extend(versions_on_file(plugin).await.iter().map(KeyName::kek));
     }
     let encrypted = encrypted(cluster.entry(), &coverage).await?;
-    found.not_looked_at = encrypted.skipped.iter().map(|(what, why)| format!("{what}: {why}")).collect();
-    if coverage.is_inferred() && args.etcd.is_empty() {
-        found.missing.push(
-            "the encrypted resources were guessed from metrics: give --encryption-config, or scan etcd (--etcd)".into(),
-        );
+    evidence.journal.skipped.clone_from(&encrypted.skipped);
+    if let Some(scan) = search(args, &encrypted, &targets, &seen).await? {
+        evidence.searched(scan, &seen, doubts);
     }
-    found.scan = search(args, &encrypted, &targets, &seen).await?;
-    if let Some(scan) = &found.scan {
-        found.missing.extend(scan.gaps(args.etcd_prefix.as_deref().unwrap_or(&defaults().etcd_prefix)));
-        found.not_looked_at.extend(scan.whole.iter().flat_map(|claim| claim.blind_spots.clone()));
+    Ok(evidence.concluded(&known, &snapshots))
+}
+
+/// A journal that begins and ends with one search.
+fn journal(args: &ClusterArgs) -> Result<Journal, RotationError> {
+    let mut intent = defaults();
+    intent.encryption_config.clone_from(&args.encryption_config);
+    if let Some(prefix) = &args.etcd_prefix {
+        intent.etcd_prefix.clone_from(prefix);
     }
-    Ok(found)
+    Intent::begin(&intent, &serde_json::Map::new()).map(Journal::new)
+}
+
+/// What speaks against these being all the API servers. It does not change what was found, and is said.
+async fn doubts(cluster: &Cluster) -> Vec<String> {
+    match look_at_all(cluster, false).await {
+        Ok(look) => look.doubts.iter().map(ToString::to_string).chain(look.failures).collect(),
+        Err(_) => vec!["which API servers exist: their metrics cannot be read".into()],
+    }
+}
+
+/// What each snapshot holds.
+fn held(files: &[PathBuf], prefix: Option<&str>) -> Result<BTreeMap<String, Groups>, RotationError> {
+    let default = defaults().etcd_prefix;
+    let prefix = prefix.unwrap_or(&default);
+    files.iter().map(|file| Ok((file.display().to_string(), keys_in(file, prefix)?))).collect()
+}
+
+/// What is collected on the way to a verdict.
+struct Evidence {
+    journal: Journal,
+    not_converged: Option<String>,
 }
 
 /// What everything should be stored under, and why that is not certain.
@@ -177,20 +208,64 @@ fn targets(args: &ClusterArgs, coverage: &Coverage, seen: &[Seen]) -> Result<(Ta
     Ok((providers.into_iter().map(|provider| (provider, hash.clone())).collect(), why))
 }
 
-impl Found {
+impl Evidence {
     /// The plugins must use what the KEKs call active.
-    async fn compare_with_keks(&mut self, plugin: &Config, provider: &str, targets: &Targets) {
-        self.names = names(plugin);
+    async fn compare_with_keks(&mut self, plugin: &Config, provider: &str) {
+        self.journal.names = names(plugin);
+        self.journal.own_provider = Some(provider.to_owned());
         let answers = ask(&plugin.keks).await;
-        self.keks = answers.iter().map(KekAnswer::describe).collect();
+        self.journal.kek_answers = answers.iter().map(KekAnswer::describe).collect();
         let versions: Option<Vec<_>> = answers.iter().map(|answer| answer.active.as_ref().ok().cloned()).collect();
-        match versions {
-            None => self.missing.push("a KEK could not be asked which version is active: make it reachable".into()),
-            Some(versions) if targets.get(provider) == Some(&hash_of(plugin.epoch, &versions)) => {}
-            Some(_) if self.not_converged.is_none() => {
-                self.not_converged = Some("the plugins do not use the versions that the KEKs call active".into());
+        let claim = match versions {
+            None => Claim::not_shown(
+                Witness::KeyStores,
+                "a KEK could not be asked which version is active",
+                "make it reachable, and run again",
+            ),
+            Some(versions) => {
+                self.journal.target_keys = versions.iter().map(KeyName::kek).collect();
+                let target = self.journal.targets.get(provider);
+                if target != Some(&hash_of(plugin.epoch, &versions)) && self.not_converged.is_none() {
+                    self.not_converged = Some("the plugins do not use the versions that the KEKs call active".into());
+                }
+                active_now(&answers, &self.journal.target_keys)
             }
-            Some(_) => {}
+        };
+        self.journal.claims.insert(Subject::Keks, claim);
+    }
+
+    fn searched(&mut self, scan: Scan, seen: &[Seen], doubts: Vec<String>) {
+        let now = jiff::Timestamp::now();
+        let account = |one: &Seen| one.scrape.as_ref().map(|scrape| Account::of(one.api.address(), scrape));
+        let accounts: Vec<Account> = seen.iter().filter_map(account).collect();
+        let journal = &mut self.journal;
+        journal.claims.insert(Subject::Adoption, reported(accounts.len(), doubts));
+        journal.claims.insert(Subject::Search, searched(&scan, now));
+        journal.claims.extend(scan.whole.clone().map(|claim| (Subject::Etcd, claim)));
+        (journal.verified, journal.verified_at) = (Some(scan), Some(now));
+        let configuration = configuration(journal, &accounts);
+        journal.claims.insert(Subject::Configuration, configuration);
+    }
+
+    fn concluded(self, known: &BTreeSet<KeyName>, snapshots: &BTreeMap<String, Groups>) -> Found {
+        let Self { journal, not_converged } = self;
+        let verdict = weigh(&journal, Question::IsAnythingLeft);
+        let groups = journal.verified.as_ref().map(|scan| scan.groups.clone()).unwrap_or_default();
+        let mut guesses = Vec::new();
+        if !journal.is_by_etcd() {
+            guesses.push("the numbers of values are what one API server's metrics counted while they were read".into());
+        }
+        if journal.inferred {
+            guesses.push("which resources are encrypted was guessed from the API servers' metrics".into());
+        }
+        Found {
+            usage: usage(known, &journal.target_keys, &groups, snapshots, &journal.names),
+            guesses,
+            verdict,
+            not_converged,
+            keks: journal.kek_answers,
+            claims: journal.claims,
+            scan: journal.verified,
         }
     }
 }

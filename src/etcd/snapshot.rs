@@ -1,13 +1,16 @@
 //! What a snapshot file of etcd says about itself: up to which revision it reaches, and of which members it is. The file
 //! is a bbolt database, to which `etcdctl snapshot save` appends the SHA-256 of the rest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use prost::Message;
 use sha2::{Digest, Sha256};
+
+use super::proto::KeyValue;
 
 const MAGIC: u32 = 0xED0C_DAED;
 const FORMAT: u32 = 2;
@@ -17,6 +20,8 @@ const PAGE_SIZES: std::ops::RangeInclusive<u64> = 512..=(1 << 16);
 /// No tree of pages is deeper; a greater depth means that the file leads in circles.
 const DEEPEST: u32 = 64;
 const HEADER: usize = 16;
+/// A revision as a key of the bucket: two numbers of 8 bytes and what parts them.
+const REVISION: usize = 17;
 const ELEMENT: usize = 16;
 const BRANCH: u16 = 0x01;
 const LEAF: u16 = 0x02;
@@ -39,6 +44,36 @@ impl SnapshotFile {
     /// # Errors
     /// If it cannot be read, is not a snapshot of etcd, or does not match the hash at its end.
     pub fn read(path: &Path) -> io::Result<Self> {
+        Self::read_with(path).map(|(about, ..)| about)
+    }
+
+    /// Reads it, and every value in it: key, value, and whether it is the key's present one.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn each_value(path: &Path, mut each: impl FnMut(&[u8], &[u8], bool)) -> io::Result<Self> {
+        let (about, database, keys) = Self::read_with(path)?;
+        let mut newest: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+        let mut problem = None;
+        database.walk(&keys, 0, &mut |_, revision, value| match KeyValue::decode(value) {
+            Ok(pair) => _ = newest.insert(pair.key, revision.to_vec()),
+            Err(error) => problem = Some(error),
+        })?;
+        if problem.is_some() {
+            return Err(bad("a record is damaged"));
+        }
+        database.walk(&keys, 0, &mut |_, revision, value| {
+            // A longer revision is a deletion.
+            if let Ok(pair) = KeyValue::decode(value)
+                && revision.len() == REVISION
+            {
+                each(&pair.key, &pair.value, newest.get(&pair.key).is_some_and(|newest| newest == revision));
+            }
+        })?;
+        Ok(about)
+    }
+
+    fn read_with(path: &Path) -> io::Result<(Self, Database, Bucket)> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         let hash_verified = length % 512 == HASH;
@@ -59,7 +94,7 @@ impl SnapshotFile {
             })?;
         }
         let revision = revision.ok_or_else(|| bad("its newest key is not a revision"))?;
-        Ok(Self { revision, members, hash_verified })
+        Ok((Self { revision, members, hash_verified }, database, keys))
     }
 }
 

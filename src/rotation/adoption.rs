@@ -3,6 +3,8 @@
 
 mod look;
 mod prove;
+pub mod shown;
+pub mod writers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -126,6 +128,8 @@ pub enum Obstacle {
     NotYet(String),
     /// The plugins report another key than the one this rotation is about.
     TargetChanged(String),
+    /// A server cannot read what another one stores: whatever is written to find out may harm it.
+    Closed(String),
     /// The metrics of a server cannot be read, so that nothing can be proven.
     Unreadable(String),
     /// Something else went wrong.
@@ -141,7 +145,10 @@ impl From<RotationError> for Obstacle {
 impl From<Obstacle> for RotationError {
     fn from(obstacle: Obstacle) -> Self {
         match obstacle {
-            Obstacle::NotYet(why) | Obstacle::TargetChanged(why) | Obstacle::Unreadable(why) => Self::NotConverged(why),
+            Obstacle::NotYet(why)
+            | Obstacle::Closed(why)
+            | Obstacle::TargetChanged(why)
+            | Obstacle::Unreadable(why) => Self::NotConverged(why),
             Obstacle::Failed(error) => error,
         }
     }
@@ -163,7 +170,9 @@ pub async fn attempt(cluster: &Cluster, wanted: &Wanted, earlier: Option<&Adopti
     let mut servers = Vec::new();
     for one in &seen {
         servers.push(prove_writes(one, wanted, &targets).await?);
-        prove_reads(&seen, one, &wanted.canaries).await?;
+        if let Err(obstacle) = prove_reads(&seen, one, &wanted.canaries).await {
+            return Err(withdrawn(&one.api, &wanted.canaries, obstacle).await);
+        }
     }
     let is_shown = |resource: &Resource| {
         covered.contains(&resource.to_string()) || wanted.canaries.iter().any(|canary| &canary.resource == resource)
@@ -185,6 +194,20 @@ pub async fn attempt(cluster: &Cluster, wanted: &Wanted, earlier: Option<&Adopti
         doubts,
         not_shown,
     })
+}
+
+/// Takes the canaries away where a server cannot read them: it would not become ready when it is started again.
+async fn withdrawn(writer: &Api, canaries: &[Canary], obstacle: Obstacle) -> Obstacle {
+    let Obstacle::Closed(why) = obstacle else { return obstacle };
+    let mut left = Vec::new();
+    for canary in canaries {
+        if let Err(error) = canary.remove(writer).await {
+            left.push(format!("{} could not be taken away again ({error}): delete it", canary.path()));
+        }
+    }
+    let end =
+        if left.is_empty() { "what was written to see this was taken away again".into() } else { left.join("; ") };
+    Obstacle::Closed(format!("{why}; {end}"))
 }
 
 /// The ledger of an earlier adoption goes on where nothing voids it; else a new one is opened now.
@@ -245,6 +268,15 @@ fn nobody_missing(doubts: &[Doubt], failures: &[String], earlier: Option<&Adopti
     }
     let why: Vec<String> = open.iter().map(ToString::to_string).chain(failures.iter().cloned()).collect();
     Err(Obstacle::NotYet(why.join("; ")))
+}
+
+/// A connection to each API server that answers; through a balancer, several.
+///
+/// # Errors
+/// As [`look`].
+pub async fn reached(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Api>, RotationError> {
+    let seen = look(cluster, accept_unproven).await?;
+    connections(cluster, &seen)
 }
 
 /// All of them, in one line.

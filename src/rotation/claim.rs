@@ -1,20 +1,28 @@
-//! What was shown, and what could not be: each claim with its time, its revisions and its blind spots. The verdict is
-//! computed from these and from nothing else that could go stale unseen.
+//! What was shown, and what could not be: each claim with who looked, at what, when, up to which revision, how long it
+//! holds, and what the method cannot see. A verdict is computed from claims and from nothing that could go stale unseen.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// What a claim is about. A verdict of *Yes* needs every one of these that [`Subject::is_required`] names.
+/// What a claim is about. A *Yes* needs every one of these that [`Subject::is_required`] names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Subject {
     /// Which API servers exist.
     Roster,
+    /// Every API server stores under the target key.
+    Adoption,
     /// Every API server reads what every other one writes.
     Readability,
+    /// Every API server stores every encrypted resource alike.
+    Writers,
     /// Since adoption no API server wrote under another key, restarted, joined or changed its configuration.
     Ledger,
+    /// Everything that is stored was looked at.
+    Search,
+    /// What was stored, and superseded, between the first clean search and the last one was looked at.
+    History,
     /// The etcd clusters that were read are this cluster's, and hold everything that the API serves.
     Etcd,
     /// The API servers run with the `EncryptionConfiguration` that was given.
@@ -25,6 +33,56 @@ pub enum Subject {
     Snapshot,
     /// At the end the KEKs still say that the target versions are the active ones.
     Keks,
+}
+
+/// What a verdict is to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Which keys may be disabled?
+    MayBeDisabled,
+    /// Is anything stored under another key than those that are active?
+    IsAnythingLeft,
+}
+
+/// What decides which claims a verdict needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The question.
+    pub question: Question,
+    /// Whether etcd itself is at hand.
+    pub by_etcd: bool,
+    /// Whether the plugin's KEKs are known.
+    pub with_keks: bool,
+}
+
+/// Who says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Witness {
+    /// Each API server's own metrics.
+    Metrics,
+    /// What API servers answer to requests.
+    Api,
+    /// etcd.
+    Etcd,
+    /// The key stores.
+    KeyStores,
+    /// A snapshot file.
+    SnapshotFile,
+    /// A person, or a command that a person gave.
+    Operator,
+}
+
+/// How long a claim holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Until {
+    /// For the moment at which it was looked at.
+    ThatMoment,
+    /// Until an API server joins, is started again, or loads another configuration.
+    ServersChange,
+    /// For good, unless etcd is restored.
+    EtcdIsRestored,
 }
 
 /// How far a claim is shown.
@@ -45,16 +103,20 @@ pub enum Finding {
     },
 }
 
-/// One claim: what was looked at, when, how far it holds, and what the method cannot see.
+/// One claim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Claim {
     /// How far it is shown.
     pub finding: Finding,
-    /// One sentence: who looked at what, by which method, and what was found.
+    /// Who says it.
+    pub by: Witness,
+    /// One sentence: what was looked at, by which method, and what was found.
     pub what: String,
     /// When it was looked at.
     pub at: jiff::Timestamp,
+    /// How long it holds.
+    pub until: Until,
     /// etcd cluster → the revision up to which it holds, where that is known.
     #[serde(default)]
     pub revisions: BTreeMap<String, i64>,
@@ -65,18 +127,23 @@ pub struct Claim {
 
 impl Claim {
     /// Something that was shown just now.
-    pub fn shown(what: impl Into<String>) -> Self {
-        Self::found(Finding::Shown, what)
+    pub fn shown(by: Witness, what: impl Into<String>) -> Self {
+        Self::found(Finding::Shown, by, what)
     }
 
     /// Something that will be so later.
-    pub fn not_yet(what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::found(Finding::NotYet { remedy: remedy.into() }, what)
+    pub fn not_yet(by: Witness, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::found(Finding::NotYet { remedy: remedy.into() }, by, what)
     }
 
     /// Something that could not be shown.
-    pub fn not_shown(what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::found(Finding::NotShown { remedy: remedy.into() }, what)
+    pub fn not_shown(by: Witness, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::found(Finding::NotShown { remedy: remedy.into() }, by, what)
+    }
+
+    /// Whether it is shown.
+    pub fn is_shown(&self) -> bool {
+        self.finding == Finding::Shown
     }
 
     /// What to do about it, unless it is shown.
@@ -87,11 +154,13 @@ impl Claim {
         }
     }
 
-    fn found(finding: Finding, what: impl Into<String>) -> Self {
+    fn found(finding: Finding, by: Witness, what: impl Into<String>) -> Self {
         Self {
             finding,
+            by,
             what: what.into(),
             at: jiff::Timestamp::now(),
+            until: Until::ThatMoment,
             revisions: BTreeMap::new(),
             blind_spots: Vec::new(),
         }
@@ -103,21 +172,53 @@ impl Claim {
         self.blind_spots.extend(spots);
         self
     }
+
+    /// It was looked at then.
+    #[must_use]
+    pub fn as_of(mut self, at: jiff::Timestamp) -> Self {
+        self.at = at;
+        self
+    }
+
+    /// It holds for so long.
+    #[must_use]
+    pub fn until(mut self, until: Until) -> Self {
+        self.until = until;
+        self
+    }
+
+    /// It holds up to these revisions.
+    #[must_use]
+    pub fn up_to(mut self, revisions: BTreeMap<String, i64>) -> Self {
+        self.revisions = revisions;
+        self
+    }
 }
 
 impl Subject {
-    /// Whether a *Yes* is impossible without a claim about this. A subject becomes required with the code that makes
-    /// its claim.
-    pub fn is_required(self) -> bool {
-        false
+    /// Whether the answer cannot be *Yes* without a claim about this.
+    pub fn is_required(self, asked: Asked) -> bool {
+        match self {
+            Self::Adoption | Self::Search | Self::Configuration => true,
+            Self::Keks => asked.with_keks,
+            Self::Etcd => asked.by_etcd,
+            Self::History => asked.by_etcd && asked.question == Question::MayBeDisabled,
+            Self::Roster | Self::Readability | Self::Writers | Self::Ledger | Self::Compaction | Self::Snapshot => {
+                asked.question == Question::MayBeDisabled
+            }
+        }
     }
 
     /// What is missing where there is no claim about it.
     pub fn describe(self) -> &'static str {
         match self {
             Self::Roster => "which API servers exist was not settled",
+            Self::Adoption => "no API server was seen to use the target key",
             Self::Readability => "that every API server reads what the others write was not tried",
+            Self::Writers => "that every API server stores every encrypted resource under the target key was not tried",
             Self::Ledger => "what the API servers wrote since adoption was not recorded",
+            Self::Search => "leftovers were not looked for",
+            Self::History => "what was stored and superseded since the first search was not looked at",
             Self::Etcd => "that etcd holds everything that the API serves was not compared",
             Self::Configuration => "the API servers' own configuration was not compared",
             Self::Compaction => "that old revisions are compacted was not shown",
@@ -127,10 +228,14 @@ impl Subject {
     }
 
     /// Every subject.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::Roster,
+        Self::Adoption,
         Self::Readability,
+        Self::Writers,
         Self::Ledger,
+        Self::Search,
+        Self::History,
         Self::Etcd,
         Self::Configuration,
         Self::Compaction,

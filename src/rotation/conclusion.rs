@@ -1,5 +1,6 @@
 //! What follows from the journal: which keys may be disabled, in a verdict, its words, and its announcement.
 
 pub mod announcement;
+pub mod claims;
 pub mod evidence;
 pub mod wording;

@@ -19,10 +19,10 @@ use crate::rotation::error::RotationError;
 use crate::rotation::journal::intent::Intent;
 use crate::rotation::journal::verdict::{Conclusion, Verdict};
 use crate::rotation::keys::name::{KeyName, KeyNames};
-use crate::rotation::leftovers::scan::Scan;
+use crate::rotation::leftovers::scan::{Method, Scan};
 use crate::rotation::rewrite::Tally;
 
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Where a rotation stands. Each step may be begun again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -117,11 +117,17 @@ pub struct Journal {
     /// The revision of each etcd cluster at which the first of these searches ended.
     #[serde(default)]
     pub clean_revisions: BTreeMap<ClusterId, i64>,
+    /// Resource → the list's revision when the first of these searches ended, where there is no etcd to ask.
+    #[serde(default)]
+    pub clean_lists: BTreeMap<String, u64>,
     /// What it was begun with; resuming takes it from here.
     pub intent: Intent,
     /// Uid of the namespace `kube-system`: which cluster this is about.
     #[serde(default)]
     pub cluster: Option<String>,
+    /// The etcd clusters that this is about, each with the newest revision that was met.
+    #[serde(default)]
+    pub etcd_clusters: BTreeMap<ClusterId, i64>,
     /// When the time had passed.
     pub settled: Option<jiff::Timestamp>,
     /// When the snapshot of etcd was taken that one can go back to.
@@ -207,8 +213,10 @@ impl Journal {
             verified_at: None,
             clean_since: None,
             clean_revisions: BTreeMap::new(),
+            clean_lists: BTreeMap::new(),
             intent,
             cluster: None,
+            etcd_clusters: BTreeMap::new(),
             settled: None,
             snapshot_before: None,
             snapshot: None,
@@ -291,7 +299,13 @@ impl Journal {
     /// The keys that were in use, and that nothing needs any more: what a verdict is about.
     pub fn former_keys(&self) -> BTreeSet<KeyName> {
         let needed = |key: &KeyName| self.verified.as_ref().is_some_and(|scan| scan.groups.needing(key) > 0);
-        self.keys_seen.iter().filter(|key| !needed(key) && !self.is_target(key)).cloned().collect()
+        let mut former: BTreeSet<_> =
+            self.keys_seen.iter().filter(|key| !needed(key) && !self.is_target(key)).cloned().collect();
+        // Where a KEK version went out of use, so did every generation with it.
+        if former.iter().any(KeyName::can_be_disabled) {
+            former.retain(|key| !matches!(key, KeyName::Generation { .. }));
+        }
+        former
     }
 
     /// The name of the key of a provider whose `key_id` has this hash.
@@ -311,7 +325,9 @@ impl Journal {
     /// Whether values under this key are where they should be.
     pub fn is_target(&self, key: &KeyName) -> bool {
         match key {
-            KeyName::KeyId { provider, key_id } => self.targets.get(provider) == Some(&key_id_hash(key_id)),
+            KeyName::KeyId { provider, key_id } | KeyName::Generation { provider, key_id } => {
+                self.targets.get(provider) == Some(&key_id_hash(key_id))
+            }
             KeyName::KeyIdHash { provider, hash } => self.targets.get(provider) == Some(hash),
             KeyName::AnyVersion { lineage } => {
                 let of = |key: &KeyName| matches!(key, KeyName::Kek { lineage: own, .. } if own == lineage);
@@ -324,6 +340,16 @@ impl Journal {
     /// How many objects were left because storing them again would change them.
     pub fn withheld(&self) -> usize {
         self.resources.iter().map(|progress| progress.tally.withheld.len()).sum()
+    }
+
+    /// Whether something is to be stored by the plugin whose configuration is known.
+    pub fn is_our_plugin_writing(&self) -> bool {
+        self.own_provider.as_ref().is_some_and(|own| self.targets.contains_key(own))
+    }
+
+    /// Whether etcd itself was searched.
+    pub fn is_by_etcd(&self) -> bool {
+        self.verified.as_ref().is_some_and(|scan| scan.method == Method::Etcd)
     }
 
     /// Objects that the API servers refused to store again, by path.

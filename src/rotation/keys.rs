@@ -3,3 +3,4 @@
 pub mod active;
 pub mod group;
 pub mod name;
+pub mod usage;

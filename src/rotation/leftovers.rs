@@ -1,6 +1,8 @@
 //! Whether anything is still stored under a former key: in etcd, in its old revisions, in snapshots of it.
 
+pub mod compaction;
 pub mod former;
+pub mod history;
 pub mod homes;
 pub mod keys_in_etcd;
 pub mod layout;

@@ -1,6 +1,7 @@
 //! Running a rotation: what it is about, its states, and the checks between them.
 
 mod checks;
+mod claims;
 mod in_etcd;
 mod keys;
 mod passes;

@@ -8,6 +8,39 @@ use crate::control_plane::{ControlPlane, Shape};
 use crate::objects::post;
 use crate::support::{Etcd, wait_until};
 
+/// Resumed with one etcd of two, or with another cluster behind the same address, a rotation is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotation_is_resumed_with_the_etcd_clusters_that_it_began_with() {
+    let (mut plane, mut second) = with_secrets_elsewhere().await;
+    plane.create_secrets("s", 5).await;
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    plane.wait_key_id(0..1, &old).await;
+    let both = format!("--etcd={}", second.url());
+    plane.run("rotate-keys", &[&both]).exits(7);
+    let clusters = plane.journal().unwrap()["etcdClusters"].clone();
+    assert_eq!(clusters.as_object().unwrap().len(), 2, "{clusters}");
+    second.process.stop();
+    let ended = plane.run("rotate-keys", &["--resume", "--adoption-timeout=3s"]);
+    assert!(ended.code != Some(0), "{ended:?}");
+    second.process.restart();
+    plane.servers[0].wait_ready().await;
+
+    let file = plane.journal_file();
+    let mut journal = plane.journal().unwrap();
+    let ids = journal["etcdClusters"].as_object_mut().unwrap();
+    let (id, revision) = ids.iter().next().map(|(id, revision)| (id.clone(), revision.clone())).unwrap();
+    ids.remove(&id);
+    ids.insert("abc".into(), revision);
+    std::fs::write(&file, journal.to_string()).unwrap();
+    plane.run("rotate-keys", &["--resume"]).exits(2).says("and the rotation began with").says("abc");
+    let ids = journal["etcdClusters"].as_object_mut().unwrap();
+    ids.remove("abc");
+    ids.insert(id, serde_json::json!(1_000_000));
+    std::fs::write(&file, journal.to_string()).unwrap();
+    plane.run("rotate-keys", &["--resume"]).exits(4).says("it was restored from a snapshot");
+}
+
 /// A control plane whose API server keeps Secrets in an etcd of their own.
 async fn with_secrets_elsewhere() -> (ControlPlane, Etcd) {
     let second = Etcd::start().await;
@@ -43,7 +76,13 @@ async fn with_both_etcds_named_a_rotation_is_proven_in_both() {
     plane.rotate_keyrings(0..1);
     plane.wait_key_id(0..1, &old).await;
     let both = format!("--etcd={}", second.url());
-    plane.run("rotate-keys", &[&both]).exits(0);
+    plane.run("rotate-keys", &[&both]).exits(7).says("2 etcd clusters").says("--snapshot-file");
+    // One snapshot says nothing about the other cluster, however new it is.
+    let file = |name: &str| format!("--snapshot-file={}", plane.folder.path().join(name).display());
+    plane.etcd.snapshot(&plane.folder.path().join("first.db")).await;
+    plane.run("rotate-keys", &["--resume", &file("first.db")]).exits(7).says("no snapshot of etcd cluster");
+    second.snapshot(&plane.folder.path().join("second.db")).await;
+    plane.run("rotate-keys", &["--resume", &file("first.db"), &file("second.db")]).exits(0);
     let scan = &plane.journal().unwrap()["verified"];
     assert_eq!(scan["clusters"].as_array().unwrap().len(), 2, "{scan}");
 }

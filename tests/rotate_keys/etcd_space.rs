@@ -73,17 +73,75 @@ async fn old_revisions_are_seen_to_be_gone_and_not_waited_for() {
     plane.run("rotate-keys", &["--resume", "--compact"]).exits(0);
 }
 
+/// Without etcd at hand the API servers say whether old revisions can be read: that time has passed proves nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_etcd_old_revisions_are_seen_to_be_gone_by_exact_lists() {
+    for (interval, settle) in [("0", "--settle=3s"), ("2s", "--settle=1m")] {
+        let arguments = vec![format!("--etcd-compaction-interval={interval}")];
+        let plane = ControlPlane::start(Shape { arguments, ..Shape::of(1) }).await;
+        plane.create_secrets("s", 10).await;
+        let old = plane.key_id(0).await;
+        plane.rotate_keyrings(0..1);
+        plane.wait_key_id(0..1, &old).await;
+        let config = format!("--config={}", plane.plugins[0].config_file().display());
+        let ended = plane.run("rotate-keys", &["no-etcd", settle, &config]);
+        if interval == "0" {
+            ended.exits(7).says("old revisions can still be read: ").says("--etcd-compaction-interval");
+        } else {
+            ended.exits(0).says("answered 410 Expired").says("not looked at: etcd itself");
+        }
+    }
+}
+
+/// Put under the former key past the API servers, and replaced before anybody looks: an old revision and a snapshot from
+/// then hold it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_stored_and_superseded_between_two_searches_voids_what_was_clean() {
+    let plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 10).await;
+    let key = "/registry/secrets/default/s-3";
+    let former = plane.etcd.get(key).await.unwrap();
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    plane.wait_key_id(0..1, &old).await;
+    let ended = plane.run("rotate-keys", &["no-snapshot"]).exits(7);
+    assert!(!ended.err.contains("superseded again"), "{}", ended.err);
+    let present = plane.etcd.get(key).await.unwrap();
+    plane.etcd.put(key, &former).await;
+    plane.etcd.put(key, &present).await;
+    let taken = || format!("--snapshot-taken={}", jiff::Timestamp::now());
+    let ended = plane.run("rotate-keys", &["--resume", "no-snapshot", &taken()]).exits(7);
+    let ended = ended.says("superseded again").says(&old);
+    ended.says("a snapshot of etcd must be taken after");
+    plane.run("rotate-keys", &["--resume", "no-snapshot", &taken()]).exits(0).says("superseded ones included");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_revision_of_a_snapshot_is_read_from_its_file() {
     let plane = ControlPlane::start(Shape::of(1)).await;
     plane.create_secrets("s", 10).await;
     let old = plane.key_id(0).await;
+    let former = plane.etcd.get("/registry/secrets/default/s-3").await.unwrap();
     let before = plane.folder.path().join("before.db");
     plane.etcd.snapshot(&before).await;
     plane.rotate_keyrings(0..1);
     plane.wait_key_id(0..1, &old).await;
     let file = |name: &str| format!("--snapshot-file={}", plane.folder.path().join(name).display());
     plane.run("rotate-keys", &["--compact", &file("before.db")]).exits(7).says("before.db").says("revision");
+
+    // Newer than the search, and a value under the former key in it.
+    let key = "/registry/secrets/default/s-3";
+    let (present, former) = (plane.etcd.get(key).await.unwrap(), former);
+    plane.etcd.put(key, &former).await;
+    plane.etcd.snapshot(&plane.folder.path().join("tainted.db")).await;
+    plane.etcd.put(key, &present).await;
+    // Nothing but the snapshot holds it any more.
+    let answer = plane.etcd.post("/v3/kv/range", &serde_json::json!({"key": "YQ=="})).await;
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let compaction = serde_json::json!({"revision": answer["header"]["revision"], "physical": true});
+    plane.etcd.post("/v3/kv/compaction", &compaction).await;
+    let ended = plane.run("rotate-keys", &["--resume", &file("tainted.db")]).exits(7);
+    ended.says("tainted.db").says("under another key than the target").says(key);
 
     plane.etcd.snapshot(&plane.folder.path().join("after.db")).await;
     plane.run("rotate-keys", &["--resume", &file("after.db")]).exits(0).says("after.db");

@@ -41,6 +41,35 @@ async fn verify_names_a_leftover_before_a_restart_would_fail_on_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verify_says_for_each_version_whether_values_or_snapshots_need_it() {
+    let plane = ControlPlane::start(Shape::compacting(1)).await;
+    plane.create_secrets("s", 20).await;
+    let version = |state: &str| {
+        let all = plane.keyrings[0].versions();
+        all.iter().find(|one| one["state"] == state).unwrap()["id"].as_str().unwrap().to_owned()
+    };
+    let former = version("active");
+    let night = plane.folder.path().join("night.db");
+    plane.etcd.snapshot(&night).await;
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    plane.wait_key_id(0..1, &old).await;
+    let config = format!("--config={}", plane.plugins[0].config_file().display());
+    plane.run("rotate-keys", &[&config]).exits(0);
+    plane.prepare_keyrings();
+    let (active, pending) = (version("active"), version("pending"));
+    let snapshot = format!("--snapshot-file={}", night.display());
+    let ended = plane.run("verify", &[&config, &snapshot]).exits(0);
+    let ended = ended.says(&format!("KEK primary version {former}: needed by {}", night.display()));
+    let ended = ended.says(&format!("KEK primary version {active}: in use by "));
+    let ended = ended.says(&format!("KEK primary version {pending}: unused"));
+    let ended = ended.says("not looked at: ");
+    assert!(!ended.out.contains("a guess:"), "{}", ended.out);
+    plane.run("verify", &[&config]).exits(0).says(&format!("KEK primary version {former}: unused"));
+    plane.run("verify", &["no-etcd", &config]).exits(0).says("a guess: ");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcd_is_scanned_over_tls_with_a_client_certificate() {
     let plane = ControlPlane::start(Shape { etcd_tls: true, ..Shape::of(1) }).await;
     plane.create_secrets("s", 700).await;

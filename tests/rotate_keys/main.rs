@@ -33,6 +33,7 @@ mod pkcs11;
 mod preflight;
 mod proxy;
 mod reach;
+mod readable;
 mod resume;
 mod roster;
 mod shards;
@@ -40,5 +41,6 @@ mod shards;
 mod transit;
 #[cfg(all(feature = "azure", feature = "gcp"))]
 mod two_clouds;
+mod two_runs;
 mod unlistable;
 mod webhooks;

@@ -82,9 +82,29 @@ async fn a_second_run_after_a_rotation_finds_no_key_to_disable_unless_it_is_name
     plane.run("rotate-keys", &[&config, "--former=primary:1"]).exits(1).says(&format!("version {former}"));
 }
 
+/// After a DEK may have leaked, `epoch` is raised: the DEKs go out of use, and no KEK version does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_raised_epoch_takes_the_generation_before_it_out_of_use() {
+    let mut plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 20).await;
+    let old = plane.key_id(0).await;
+    let file = plane.plugins[0].config_file();
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{text}\nepoch: 2\n")).unwrap();
+    plane.plugins[0].stop();
+    plane.plugins[0].restart().await;
+    let new = plane.wait_key_id(0..1, &old).await;
+    let config = format!("--config={}", file.display());
+    let ended = plane.run("rotate-keys", &[&config]).exits(0);
+    let ended = ended.says(&format!("Yes: nothing is stored under generation {old}"));
+    let ended = ended.says("no KEK version went out of use");
+    assert!(!ended.out.contains("may be disabled:"), "{}", ended.out);
+    plane.check_all_under(&new).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_etcd_a_version_is_named_only_where_its_key_id_can_be_derived() {
-    let plane = ControlPlane::start(Shape::of(1)).await;
+    let plane = ControlPlane::start(Shape::compacting(1)).await;
     plane.create_secrets("s", 20).await;
     let old = plane.key_id(0).await;
     let former = version(&plane.keyrings[0], "active");

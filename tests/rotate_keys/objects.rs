@@ -169,7 +169,7 @@ async fn an_expired_list_is_followed_to_its_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secret_data_leaves_the_api_server_for_us() {
     let policy = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: RequestResponse}]\n";
-    let plane = ControlPlane::start(Shape { audit_policy: Some(policy.into()), ..Shape::of(1) }).await;
+    let plane = ControlPlane::start(Shape { audit_policy: Some(policy.into()), ..Shape::compacting(1) }).await;
     let secrets = plane.secrets(0);
     for number in 0..20 {
         secrets.create(&PostParams::default(), &secret(&format!("s-{number}"), "precious value")).await.unwrap();

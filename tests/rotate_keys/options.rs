@@ -7,7 +7,7 @@ use crate::objects::post;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_are_left_to_expire_or_rewritten_when_asked_for_and_the_state_of_it_can_be_told_afterwards() {
-    let shape = Shape { resources: vec!["secrets", "configmaps", "events"], ..Shape::of(1) };
+    let shape = Shape { resources: vec!["secrets", "configmaps", "events"], ..Shape::compacting(1) };
     let plane = ControlPlane::start(shape).await;
     plane.create_secrets("s", 20).await;
     let old = plane.key_id(0).await;

@@ -113,16 +113,17 @@ fn provider_of(prefix: &str) -> Option<&str> {
 pub async fn prove_reads(servers: &[Seen], writer: &Seen, canaries: &[Canary]) -> Result<(), Obstacle> {
     for reader in servers.iter().filter(|reader| !reader.is(writer)) {
         for canary in canaries {
-            let why = match opens(&reader.api, &canary.path()).await.map_err(not_yet)? {
+            let (resource, reads, stores) = (&canary.resource, reader.name(), writer.name());
+            return Err(match opens(&reader.api, &canary.path()).await.map_err(not_yet)? {
                 Opened::Yes => continue,
-                Opened::No(why) => why,
-                Opened::Unknown => "it did not answer".into(),
-            };
-            return Err(Obstacle::NotYet(format!(
-                "API server {} cannot read what {} stores: {why}; give the plugin beside it the same keys",
-                reader.name(),
-                writer.name()
-            )));
+                Opened::No(why) => Obstacle::Closed(format!(
+                    "API server {reads} cannot read {resource} that {stores} stores: {why}; give the plugin beside it the \
+                     same keys"
+                )),
+                Opened::Unknown => Obstacle::NotYet(format!(
+                    "whether API server {reads} reads {resource} that {stores} stores is not known: it did not answer"
+                )),
+            });
         }
     }
     Ok(())
@@ -136,7 +137,7 @@ pub async fn prove_coverage(servers: &[Seen], resources: &[Resource]) -> Result<
     for resource in resources {
         pioneers.insert(resource.to_string(), pioneers_of(&servers[0].api, resource).await);
     }
-    let mut shown = BTreeSet::new();
+    let mut shown: Option<BTreeSet<String>> = None;
     for server in servers.iter().filter(|server| server.scrape.is_some()) {
         let before = scrape(&server.api).await.map_err(not_yet)?;
         let mut opened = BTreeSet::new();
@@ -161,9 +162,13 @@ pub async fn prove_coverage(servers: &[Seen], resources: &[Resource]) -> Result<
                 server.api.address()
             )));
         }
-        shown.append(&mut opened);
+        // Shown is what every server opened.
+        shown = Some(match shown {
+            None => opened,
+            Some(before) => before.intersection(&opened).cloned().collect(),
+        });
     }
-    Ok(shown)
+    Ok(shown.unwrap_or_default())
 }
 
 /// Some objects of a resource; none where there are none, or where they cannot be listed.

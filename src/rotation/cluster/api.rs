@@ -197,6 +197,11 @@ impl Api {
         Ok(())
     }
 
+    /// DELETE of an object of our own, any status.
+    pub async fn delete(&self, path: &str) -> Result<Answer, ApiError> {
+        self.send(Method::DELETE, path, "application/json", None).await
+    }
+
     /// JSON merge patch answered by metadata alone, any status. `{}` makes the server store the object again if,
     /// and only if, it is stored under another key than the server's current one.
     pub async fn patch(&self, path: &str, document: &str) -> Result<Answer, ApiError> {

@@ -58,6 +58,12 @@ impl Canary {
         api.success(answer).map(|_| ())
     }
 
+    /// Takes it away.
+    pub async fn remove(&self, api: &Api) -> Result<(), ApiError> {
+        let answer = api.delete(&self.path()).await?;
+        if answer.status == 404 { Ok(()) } else { api.success(answer).map(|_| ()) }
+    }
+
     /// Sends the empty patch and returns what there is after it.
     pub async fn touch(&self, api: &Api) -> Result<Touched, ApiError> {
         let answer = api.patch_own(&self.path(), "{}").await?;

@@ -189,6 +189,12 @@ impl Ledger {
         Self { opened: accounts }
     }
 
+    /// What every server had stored when it was opened.
+    #[must_use]
+    pub fn accounts(&self) -> &[Account] {
+        &self.opened
+    }
+
     /// Whether it was opened: without accounts of single servers nothing is known.
     #[must_use]
     pub fn is_open(&self) -> bool {

@@ -43,5 +43,6 @@ fn reason(conclusion: Conclusion) -> &'static str {
         Conclusion::Refused => "ObjectsRefused",
         Conclusion::Leftovers => "LeftoversFound",
         Conclusion::NothingRotated => "NothingRotated",
+        Conclusion::NothingLeft => "NothingLeft",
     }
 }

@@ -11,7 +11,9 @@ use crate::rotation::leftovers::scan::{Method, Scan};
 pub(super) fn yes(journal: &Journal, former: &BTreeSet<KeyName>) -> String {
     let keys: Vec<_> = former.iter().filter(|key| **key != KeyName::Clear).collect();
     let mut text = format!("Yes: nothing is stored under {}.", journal.names.show_all(keys.iter().copied()));
-    if keys.is_empty() {
+    if !keys.is_empty() && !keys.iter().any(|key| key.can_be_disabled()) {
+        text += " Its DEKs are out of use; no KEK version went out of use, so there is none to disable.";
+    } else if keys.is_empty() {
         text = "Yes: nothing that should be encrypted is stored in clear. There is no former key to disable.".into();
     } else {
         text += " It may be disabled; keep it (not destroyed) as long as a snapshot from before must stay restorable.";
@@ -24,6 +26,15 @@ pub(super) fn yes(journal: &Journal, former: &BTreeSet<KeyName>) -> String {
         text += " Snapshots of etcd from before this run hold data in clear: guard or delete them.";
     }
     text
+}
+
+/// What a search says that found nothing.
+pub(super) fn nothing_left(journal: &Journal) -> String {
+    let active = journal.names.show_all(&journal.target_keys);
+    format!(
+        "Nothing is stored under a former key, as far as was looked: everything is under {}.",
+        or(&active, "the key in use")
+    )
 }
 
 /// Why no key was found that could be disabled: what each side uses.
@@ -44,7 +55,7 @@ pub(super) fn nothing_rotated(journal: &Journal) -> String {
 
 /// The keys that a *Yes* allows to disable.
 pub(super) fn may_be_disabled(journal: &Journal, former: &BTreeSet<KeyName>) -> Vec<String> {
-    former.iter().filter(|key| **key != KeyName::Clear).map(|key| journal.names.show(key)).collect()
+    former.iter().filter(|key| key.can_be_disabled()).map(|key| journal.names.show(key)).collect()
 }
 
 /// The keys that must stay, each with the reason.
@@ -62,7 +73,7 @@ pub(super) fn must_stay(journal: &Journal, former: &BTreeSet<KeyName>, yes: bool
         }));
     }
     if !yes {
-        let keys = former.iter().filter(|key| **key != KeyName::Clear);
+        let keys = former.iter().filter(|key| key.can_be_disabled());
         stay.extend(keys.map(|key| format!("{}: until the verdict is Yes", journal.names.show(key))));
     }
     stay
@@ -91,7 +102,9 @@ pub(super) fn not_looked_at(journal: &Journal) -> Vec<String> {
         )
     });
     let blind = journal.claims.values().flat_map(|claim| claim.blind_spots.iter().cloned());
-    skipped.chain(unchanged).chain(blind).collect()
+    // What no search of this cluster can tell.
+    let elsewhere = "whatever else uses these keys: other clusters, and backups and copies of etcd that were not named";
+    skipped.chain(unchanged).chain(blind).chain([elsewhere.to_owned()]).collect()
 }
 
 /// Providers whose `key_id` is what it was at first, while none of their values was under another one.

@@ -18,6 +18,8 @@ pub enum Conclusion {
     Leftovers,
     /// No key was replaced: there is none that may be disabled.
     NothingRotated,
+    /// Nothing is stored under another key than those that are active, where nothing else was asked.
+    NothingLeft,
 }
 
 /// What is concluded, why, and what is missing.

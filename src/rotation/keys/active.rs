@@ -10,7 +10,7 @@ use crate::encryption_config::Endpoint;
 use crate::kek::{KekError, KekVersion, Lineage};
 use crate::key_id::KeyId;
 use crate::key_stores::KekConfig;
-use crate::rotation::claim::Claim;
+use crate::rotation::claim::{Claim, Witness};
 use crate::rotation::cluster::metrics::key_id_hash;
 use crate::rotation::cluster::resources::Coverage;
 use crate::rotation::keys::name::{KeyName, KeyNames};
@@ -19,6 +19,8 @@ use crate::rotation::keys::name::{KeyName, KeyNames};
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// The most combinations of versions that a hash is compared with.
 const MAX_COMBINATIONS: usize = 4_096;
+/// How many epochs before the present one a hash is compared with.
+const MAX_EPOCHS_BACK: u64 = 16;
 
 /// What one KEK said.
 #[derive(Debug)]
@@ -95,9 +97,10 @@ pub fn active_now(answers: &[KekAnswer], target: &BTreeSet<KeyName>) -> Claim {
     let moved: Vec<String> = answers.iter().filter(moved).map(KekAnswer::describe).collect();
     if moved.is_empty() {
         let said: Vec<String> = answers.iter().map(KekAnswer::describe).collect();
-        return Claim::shown(format!("asked last of all, {}", said.join("; ")));
+        return Claim::shown(Witness::KeyStores, format!("asked last of all, {}", said.join("; ")));
     }
     Claim::not_shown(
+        Witness::KeyStores,
         format!("{}, which is not the version that this run rewrote to", moved.join("; ")),
         "it was rotated again or switched back meanwhile: make the version active that is meant, and run rotate-keys again",
     )
@@ -117,8 +120,18 @@ pub fn hash_of(epoch: u64, versions: &[KekVersion]) -> String {
     key_id_hash(KeyId::derive(epoch, versions).as_str())
 }
 
-/// The versions behind the hash of a `key_id`, where some combination of known ones has that hash.
-pub fn resolve(hash: &str, epoch: u64, known: &BTreeSet<KekVersion>) -> Option<BTreeSet<KeyName>> {
+/// The generation behind the hash of a `key_id`, where some combination of known versions and an epoch up to this one has
+/// that hash: its `key_id` and its versions.
+pub fn resolve(hash: &str, epoch: u64, known: &BTreeSet<KekVersion>) -> Option<(KeyId, BTreeSet<KeyName>)> {
+    let combinations = combinations(known)?;
+    let epochs = (epoch.saturating_sub(MAX_EPOCHS_BACK)..=epoch).rev();
+    let mut all = epochs.flat_map(|epoch| combinations.iter().map(move |versions| (epoch, versions)));
+    let (epoch, versions) = all.find(|(epoch, versions)| hash_of(*epoch, versions) == hash)?;
+    Some((KeyId::derive(epoch, versions), versions.iter().map(KeyName::kek).collect()))
+}
+
+/// Every combination of versions of different KEKs; `None` where they are too many.
+fn combinations(known: &BTreeSet<KekVersion>) -> Option<Vec<Vec<KekVersion>>> {
     let mut by_kek: BTreeMap<Lineage, Vec<&KekVersion>> = BTreeMap::new();
     for version in known {
         by_kek.entry(version.lineage).or_default().push(version);
@@ -135,8 +148,8 @@ pub fn resolve(hash: &str, epoch: u64, known: &BTreeSet<KekVersion>) -> Option<B
             return None;
         }
     }
-    let found = combinations.into_iter().find(|versions| !versions.is_empty() && hash_of(epoch, versions) == hash)?;
-    Some(found.iter().map(KeyName::kek).collect())
+    combinations.retain(|versions| !versions.is_empty());
+    Some(combinations)
 }
 
 /// Every version that the configuration lets one know of without asking a server.
@@ -183,9 +196,12 @@ mod tests {
     fn a_hash_is_resolved_to_the_versions_that_have_it_also_when_a_kek_was_added_since() {
         let known = [version("a", "1"), version("a", "2"), version("b", "1")].into();
         let one = hash_of(1, &[version("a", "1")]);
-        assert_eq!(resolve(&one, 1, &known), Some([KeyName::kek(&version("a", "1"))].into()));
+        let keys = |hash: &str, epoch| resolve(hash, epoch, &known).map(|(_, keys)| keys);
+        assert_eq!(keys(&one, 1), Some([KeyName::kek(&version("a", "1"))].into()));
         let both = [version("a", "2"), version("b", "1")];
-        assert_eq!(resolve(&hash_of(1, &both), 1, &known), Some(both.iter().map(KeyName::kek).collect()));
-        assert_eq!(resolve(&hash_of(2, &both), 1, &known), None, "another epoch");
+        assert_eq!(keys(&hash_of(1, &both), 1), Some(both.iter().map(KeyName::kek).collect()));
+        assert_eq!(keys(&hash_of(2, &both), 1), None, "a later epoch");
+        let (key_id, _) = resolve(&hash_of(1, &both), 2, &known).unwrap();
+        assert_eq!(key_id, KeyId::derive(1, &both), "a former epoch");
     }
 }

@@ -31,7 +31,9 @@ impl Group {
             KeyName::AnyVersion { lineage } => {
                 self.keys.iter().any(|own| matches!(own, KeyName::Kek { lineage: of, .. } if of == lineage))
             }
-            KeyName::KeyId { provider, key_id } => self.is_under(provider, &key_id_hash(key_id)),
+            KeyName::KeyId { provider, key_id } | KeyName::Generation { provider, key_id } => {
+                self.is_under(provider, &key_id_hash(key_id))
+            }
             KeyName::KeyIdHash { provider, hash } => self.is_under(provider, hash),
         }
     }

@@ -33,6 +33,15 @@ pub enum KeyName {
         /// The plugin's name for the key.
         key_id: String,
     },
+    /// A generation of kube-envelope: DEKs that are out of use although their KEK versions are still in use, after a raised
+    /// `epoch` for example.
+    #[serde(rename_all = "camelCase")]
+    Generation {
+        /// The provider in the `EncryptionConfiguration`.
+        provider: String,
+        /// Its name.
+        key_id: String,
+    },
     /// A key of a KMS v2 plugin of which an API server's metrics show nothing but the hash.
     #[serde(rename_all = "camelCase")]
     KeyIdHash {
@@ -51,6 +60,11 @@ impl KeyName {
     /// The name of one version of a KEK.
     pub fn kek(version: &KekVersion) -> Self {
         Self::Kek { lineage: version.lineage.to_string(), version: version.version.clone() }
+    }
+
+    /// Whether it names something that can be disabled at a key store.
+    pub fn can_be_disabled(&self) -> bool {
+        !matches!(self, Self::Clear | Self::Generation { .. })
     }
 
     /// The KEK version that this names, if it names one.
@@ -110,6 +124,7 @@ impl KeyNames {
             KeyName::Kek { lineage, version } => format!("{} version {version}", self.show_kek(lineage)),
             KeyName::AnyVersion { lineage } => format!("{}, any version", self.show_kek(lineage)),
             KeyName::KeyId { provider, key_id } => format!("key_id {key_id} of provider {provider}"),
+            KeyName::Generation { provider, key_id } => format!("generation {key_id} of provider {provider}"),
             KeyName::KeyIdHash { provider, hash } => match self.key_ids.get(hash) {
                 Some(key_id) => format!("key_id {key_id} of provider {provider}"),
                 None => format!("the key_id with hash {hash} of provider {provider}"),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::etcd::{ClusterId, EtcdCluster, EtcdClusters};
-use crate::rotation::claim::Claim;
+use crate::rotation::claim::{Claim, Witness};
 use crate::rotation::cluster::api::{Api, MetadataList, Partial};
 use crate::rotation::cluster::listing::is_undecryptable;
 use crate::rotation::cluster::resources::Resource;
@@ -280,9 +280,9 @@ pub fn claim(homes: &Homes, etcd: &EtcdClusters, scan: &Scan) -> Claim {
         clusters.join(" and ")
     );
     let mut claim = if gaps.is_empty() {
-        Claim::shown(what)
+        Claim::shown(Witness::Etcd, what)
     } else {
-        Claim::not_shown(what, format!("some data were not looked at: {}", gaps.join("; ")))
+        Claim::not_shown(Witness::Etcd, what, format!("some data were not looked at: {}", gaps.join("; ")))
     };
     claim.revisions = scan.clusters.iter().map(|cluster| (cluster.id.to_string(), cluster.revision)).collect();
     let uncounted = homes.resources.iter().filter_map(|(resource, home)| match home {

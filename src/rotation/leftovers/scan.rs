@@ -49,6 +49,9 @@ pub struct ScannedCluster {
     pub endpoints: Vec<String>,
     /// The revision up to which it was read.
     pub revision: i64,
+    /// The newest revision at which one of the values was stored.
+    #[serde(default)]
+    pub newest: i64,
     /// How many keys.
     pub keys: u64,
 }
@@ -144,8 +147,10 @@ pub async fn scan_clusters(etcd: &EtcdClusters, prefix: &str, expected: &Expecte
     let mut judge = Judge::new(expected);
     let prefix = slashed(prefix);
     for cluster in &etcd.clusters {
+        let mut newest = 0;
         let scanned = cluster
-            .scan(&prefix, |key, value, _| {
+            .scan(&prefix, |key, value, stored_at| {
+                newest = stored_at.max(newest);
                 let place = judge.place(key.strip_prefix(&prefix).unwrap_or(key));
                 let how = Stored::of(value);
                 let (stored, left) = judge.judge(&place, &how);
@@ -166,6 +171,7 @@ pub async fn scan_clusters(etcd: &EtcdClusters, prefix: &str, expected: &Expecte
             id: cluster.id,
             endpoints: cluster.endpoints().map(Into::into).collect(),
             revision: scanned.revision,
+            newest,
             keys: scanned.keys,
         });
     }
@@ -190,7 +196,7 @@ fn expected_in(patterns: &[(String, bool)], folder: &str) -> bool {
 }
 
 /// Tells for each value whether it is a leftover.
-struct Judge<'a> {
+pub(super) struct Judge<'a> {
     expected: &'a Expected,
     folders: Folders<'a>,
     /// Name of a resource → its provider.
@@ -200,7 +206,7 @@ struct Judge<'a> {
 
 /// What a key belongs to.
 #[derive(Debug)]
-struct Place {
+pub(super) struct Place {
     /// The resource's name, or the folder if the API serves no such resource.
     label: String,
     is_served: bool,
@@ -211,7 +217,7 @@ struct Place {
 }
 
 impl<'a> Judge<'a> {
-    fn new(expected: &'a Expected) -> Self {
+    pub(super) fn new(expected: &'a Expected) -> Self {
         let all = || expected.resources.iter();
         Self {
             expected,
@@ -221,7 +227,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn place(&self, key: &str) -> Place {
+    pub(super) fn place(&self, key: &str) -> Place {
         if let Some(resource) = self.folders.resource(key) {
             let label = resource.to_string();
             let is_covered = self.providers.contains_key(&label);
@@ -232,7 +238,7 @@ impl<'a> Judge<'a> {
         Place { label: folder.into(), is_served: is_internal(folder), expires: false, is_covered }
     }
 
-    fn judge(&mut self, place: &Place, stored: &Stored) -> (String, bool) {
+    pub(super) fn judge(&mut self, place: &Place, stored: &Stored) -> (String, bool) {
         let local = self.providers.get(&place.label).filter(|provider| is_local(provider));
         match stored {
             Stored::Plain => {

@@ -3,10 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::etcd::{EtcdClusters, SnapshotFile};
-use crate::rotation::claim::Claim;
+use crate::etcd::{EtcdClusters, SnapshotFile, Stored};
+use crate::rotation::claim::{Claim, Until, Witness};
 use crate::rotation::error::RotationError;
-use crate::rotation::leftovers::scan::{Scan, ScannedCluster};
+use crate::rotation::keys::group::Groups;
+use crate::rotation::leftovers::scan::{Expected, Judge, Scan, ScannedCluster, slashed};
 
 /// Clocks of an operator's machine and of this one may differ by this much.
 const CLOCK_SKEW_SECONDS: i64 = 60;
@@ -26,66 +27,158 @@ pub fn checked(taken: jiff::Timestamp) -> Result<jiff::Timestamp, RotationError>
     Ok(taken)
 }
 
-/// Reads snapshot files.
+/// What was found in one snapshot file.
+#[derive(Clone, Debug)]
+struct Content {
+    path: PathBuf,
+    about: SnapshotFile,
+    /// Present values under another key than the target.
+    leftovers: u64,
+    /// One of them: its key in etcd and how it is stored.
+    first: Option<String>,
+    /// Superseded values under another key.
+    older: u64,
+}
+
+/// Goes through every value in a snapshot file under `prefix`: etcd key, value, and whether it is the present one.
+fn each_value(
+    path: &Path,
+    prefix: &str,
+    mut each: impl FnMut(&str, &[u8], bool),
+) -> Result<SnapshotFile, RotationError> {
+    let each = |key: &[u8], value: &[u8], is_present| {
+        let key = String::from_utf8_lossy(key);
+        if key.starts_with(prefix) {
+            each(&key, value, is_present);
+        }
+    };
+    SnapshotFile::each_value(path, each).map_err(|source| RotationError::File {
+        what: "read snapshot",
+        file: path.to_owned(),
+        source,
+    })
+}
+
+/// The keys that the present values of a snapshot need.
+///
+/// # Errors
+/// If it cannot be read, or is not an intact snapshot.
+pub fn keys_in(path: &Path, prefix: &str) -> Result<Groups, RotationError> {
+    let mut groups = Groups::default();
+    each_value(path, &slashed(prefix), |_, value, is_present| {
+        if is_present {
+            groups.count(&Stored::of(value), false);
+        }
+    })?;
+    Ok(groups)
+}
+
+fn content(path: &Path, prefix: &str, expected: &Expected) -> Result<Content, RotationError> {
+    let (prefix, mut judge) = (slashed(prefix), Judge::new(expected));
+    let (mut leftovers, mut older, mut first) = (0, 0, None);
+    let about = each_value(path, &prefix, |key, value, is_present| {
+        let place = judge.place(key.strip_prefix(&prefix).unwrap_or(key));
+        let (how, left) = judge.judge(&place, &Stored::of(value));
+        if left && is_present {
+            leftovers += 1;
+            first.get_or_insert_with(|| format!("{key} ({how})"));
+        }
+        older += u64::from(left && !is_present);
+    })?;
+    Ok(Content { path: path.to_owned(), about, leftovers, first, older })
+}
+
+/// Whether the files are, for every cluster with data, of that cluster, reach at least as far as the search for leftovers
+/// did, and hold nothing under another key than the target.
 ///
 /// # Errors
 /// If one cannot be read, or is not an intact snapshot.
-pub fn read(files: &[PathBuf]) -> Result<Vec<(PathBuf, SnapshotFile)>, RotationError> {
-    let one = |file: &PathBuf| {
-        let read = SnapshotFile::read(file);
-        let read = read.map_err(|source| RotationError::File { what: "read snapshot", file: file.clone(), source })?;
-        Ok((file.clone(), read))
-    };
-    files.iter().map(one).collect()
-}
-
-/// Whether the files reach, for every cluster with data, at least as far as the search for leftovers did.
-pub fn from_files(files: &[(PathBuf, SnapshotFile)], scan: &Scan, etcd: &EtcdClusters) -> Claim {
-    let (mut good, mut bad) = (Vec::new(), Vec::new());
+pub fn from_files(
+    files: &[PathBuf],
+    scan: &Scan,
+    etcd: &EtcdClusters,
+    prefix: &str,
+    expected: &Expected,
+) -> Result<Claim, RotationError> {
+    let read: Vec<Content> = files.iter().map(|file| content(file, prefix, expected)).collect::<Result<_, _>>()?;
+    let (mut good, mut bad, mut older) = (Vec::new(), Vec::new(), Vec::new());
     for cluster in scan.clusters.iter().filter(|cluster| cluster.keys > 0) {
         let members = etcd.clusters.iter().find(|one| one.id == cluster.id).map(|one| one.member_ids());
         let members = members.unwrap_or_default();
-        let of_it = files.iter().filter(|(_, file)| !file.members.is_disjoint(&members));
-        match of_it.max_by_key(|(_, file)| file.revision) {
-            Some((path, file)) => judge(path, file, cluster, &mut good, &mut bad),
-            None => bad.push(format!("no snapshot of etcd cluster {} was named", cluster.id)),
+        let of_it = read.iter().filter(|one| !one.about.members.is_disjoint(&members));
+        let Some(newest) = of_it.max_by_key(|one| one.about.revision) else {
+            bad.push(format!("no snapshot of etcd cluster {} was named", cluster.id));
+            continue;
+        };
+        match judge(newest, cluster) {
+            Ok(text) => good.push(text),
+            Err(text) => bad.push(text),
+        }
+        if newest.older > 0 {
+            older.push(format!(
+                "{} superseded value(s) in {} are under another key; an API server on a restored etcd does not read them",
+                newest.older,
+                newest.path.display()
+            ));
         }
     }
-    if bad.is_empty() && !good.is_empty() {
-        return Claim::shown(good.join("; "));
-    }
-    Claim::not_yet(bad.join("; "), REMEDY)
+    Ok(if bad.is_empty() && !good.is_empty() {
+        Claim::shown(Witness::SnapshotFile, good.join("; ")).until(Until::EtcdIsRestored).blind_to(older)
+    } else {
+        Claim::not_yet(Witness::SnapshotFile, bad.join("; "), REMEDY)
+    })
 }
 
-fn judge(path: &Path, file: &SnapshotFile, of: &ScannedCluster, good: &mut Vec<String>, bad: &mut Vec<String>) {
-    let (path, id, revision) = (path.display(), of.id, file.revision);
+fn judge(content: &Content, of: &ScannedCluster) -> Result<String, String> {
+    let (path, id, revision) = (content.path.display(), of.id, content.about.revision);
     if revision < of.revision {
-        bad.push(format!(
+        return Err(format!(
             "snapshot {path} of etcd cluster {id} reaches revision {revision}, and what it holds was stored before \
              revision {}, at which the search for leftovers ended",
             of.revision
         ));
-    } else {
-        let hash = if file.hash_verified { ", and its hash is right" } else { "" };
-        good.push(format!(
-            "snapshot {path} of etcd cluster {id} reaches revision {revision}, past revision {}{hash}",
-            of.revision
+    }
+    if let Some(first) = &content.first {
+        return Err(format!(
+            "snapshot {path} of etcd cluster {id} holds {} value(s) under another key than the target: {first}",
+            content.leftovers
         ));
     }
+    let hash = if content.about.hash_verified { ", and its hash is right" } else { "" };
+    Ok(format!(
+        "snapshot {path} of etcd cluster {id} holds nothing under another key, and reaches revision {revision}, past \
+         revision {}{hash}",
+        of.revision
+    ))
 }
 
-/// What a time alone shows.
-pub fn from_time(taken: Option<jiff::Timestamp>, verified: Option<jiff::Timestamp>) -> Claim {
+/// What a time alone shows, where the data lie in so many etcd clusters: it does not say of which of them the snapshot is.
+pub fn from_time(taken: Option<jiff::Timestamp>, verified: Option<jiff::Timestamp>, clusters: usize) -> Claim {
+    if clusters > 1 {
+        let what =
+            format!("the data lie in {clusters} etcd clusters, and the time of a snapshot does not say of which it is");
+        return Claim::not_yet(
+            Witness::Operator,
+            what,
+            "name a snapshot of each: rotate-keys --resume --snapshot-file FILE",
+        );
+    }
     match (taken, verified) {
-        (Some(taken), Some(verified)) if taken >= verified => Claim::shown(format!(
-            "a snapshot of etcd was taken at {taken}, after the search for leftovers ({verified})"
-        ))
-        .blind_to(["the snapshot itself: only its time was given (--snapshot-file reads its revision)".into()]),
+        (Some(taken), Some(verified)) if taken >= verified => Claim::shown(
+            Witness::Operator,
+            format!("a snapshot of etcd was taken at {taken}, after the search for leftovers ({verified})"),
+        )
+        .blind_to(["the snapshot itself: only its time is known (--snapshot-file reads what it holds)".into()]),
         (Some(taken), Some(verified)) => Claim::not_yet(
+            Witness::Operator,
             format!("a snapshot of etcd must be taken after {verified}; the newest one is of {taken}"),
             REMEDY,
         ),
-        _ => Claim::not_yet("a snapshot of etcd must be taken after the search for leftovers; none is known", REMEDY),
+        _ => Claim::not_yet(
+            Witness::Operator,
+            "a snapshot of etcd must be taken after the search for leftovers; none is known",
+            REMEDY,
+        ),
     }
 }
 
@@ -105,8 +198,10 @@ mod tests {
     fn only_a_snapshot_from_after_the_search_counts() {
         let at = |text: &str| Some(text.parse().unwrap());
         let (early, late) = (at("2026-01-01T00:00:00Z"), at("2026-01-02T00:00:00Z"));
-        assert_eq!(from_time(late, early).finding, Finding::Shown);
-        for claim in [from_time(early, late), from_time(None, late), from_time(early, None)] {
+        assert_eq!(from_time(late, early, 1).finding, Finding::Shown);
+        for claim in
+            [from_time(early, late, 1), from_time(None, late, 1), from_time(early, None, 1), from_time(late, early, 2)]
+        {
             assert!(matches!(claim.finding, Finding::NotYet { .. }), "{claim:?}");
         }
     }

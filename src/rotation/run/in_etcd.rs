@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use super::states::Run;
 use crate::etcd::{ClusterId, EtcdAccess, EtcdCluster, EtcdClusters, Room};
-use crate::rotation::claim::{Claim, Finding, Subject};
+use crate::rotation::adoption::reached;
+use crate::rotation::claim::{Claim, Subject, Until, Witness};
 use crate::rotation::cluster::api::Api;
 use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
+use crate::rotation::leftovers::compaction::by_lists;
 use crate::rotation::leftovers::homes::{self, Homes};
 use crate::rotation::leftovers::keys_in_etcd::KeysInEtcd;
 use crate::rotation::leftovers::layout::Folders;
@@ -30,7 +32,9 @@ impl Run<'_> {
 
     /// The etcd clusters that were named, where some were.
     pub(super) async fn etcd_clusters(&self) -> Result<Option<EtcdClusters>, RotationError> {
-        Ok(self.keys_in_etcd().await?.map(|keys| keys.clusters().clone()))
+        let Some(etcd) = self.keys_in_etcd().await?.map(|keys| keys.clusters().clone()) else { return Ok(None) };
+        self.same_etcd(&etcd)?;
+        Ok(Some(etcd))
     }
 
     /// Looks at every value, and at whether the etcd that was given is this cluster's and all of it.
@@ -167,14 +171,7 @@ impl Run<'_> {
         time_is_over: bool,
     ) -> Result<bool, RotationError> {
         let Some(etcd) = etcd.filter(|etcd| self.searched(etcd).next().is_some()) else {
-            if time_is_over {
-                let waited = humantime::format_duration(self.settings.settle);
-                let what = format!("{waited} passed after the last rewrite, in which API servers compact etcd");
-                let blind = "whether etcd was really compacted: it was not looked at".to_owned();
-                self.journal.claims.insert(Subject::Compaction, Claim::shown(what).blind_to([blind]));
-                self.journal.settled = Some(jiff::Timestamp::now());
-            }
-            return Ok(time_is_over);
+            return self.old_lists_are_gone(time_is_over).await;
         };
         let prefix = slashed(&self.settings.etcd_prefix);
         let (mut gone, mut left) = (Vec::new(), Vec::new());
@@ -184,7 +181,8 @@ impl Run<'_> {
         }
         if left.is_empty() {
             let what = format!("no old revision can be read any more: etcd cluster {}", gone.join(", "));
-            self.journal.claims.insert(Subject::Compaction, Claim::shown(what));
+            let claim = Claim::shown(Witness::Etcd, what).until(Until::EtcdIsRestored);
+            self.journal.claims.insert(Subject::Compaction, claim);
             self.journal.settled = Some(jiff::Timestamp::now());
             return Ok(true);
         }
@@ -192,24 +190,49 @@ impl Run<'_> {
             let what = format!("old revisions can still be read: etcd cluster {}", left.join(", "));
             let remedy = "they need the former key until the API servers have compacted etcd (every 5 minutes unless \
                           told otherwise); rotate-keys --resume --compact does it now";
-            self.journal.claims.insert(Subject::Compaction, Claim::not_yet(what, remedy));
+            self.journal.claims.insert(Subject::Compaction, Claim::not_yet(Witness::Etcd, what, remedy));
         }
         Ok(time_is_over)
     }
 
+    /// Without etcd the API servers tell: each is asked for each encrypted resource as of the first clean search.
+    async fn old_lists_are_gone(&mut self, time_is_over: bool) -> Result<bool, RotationError> {
+        if self.journal.clean_lists.is_empty() {
+            let what = "something is still stored under a former key";
+            let claim = Claim::not_yet(Witness::Api, what, "run again once it is gone");
+            self.journal.claims.insert(Subject::Compaction, claim);
+            return Ok(time_is_over);
+        }
+        let found = encrypted(self.cluster.entry(), &self.coverage).await?;
+        let resources: Vec<_> = found.resources.into_iter().map(|(resource, _)| resource).collect();
+        let servers = reached(&self.cluster, self.settings.accept_unproven).await?;
+        let claim = by_lists(&servers, &resources, &self.journal.clean_lists).await;
+        let is_gone = claim.is_shown();
+        if is_gone {
+            self.journal.settled = Some(jiff::Timestamp::now());
+        }
+        if is_gone || time_is_over {
+            self.journal.claims.insert(Subject::Compaction, claim);
+        }
+        Ok(is_gone || time_is_over)
+    }
+
     /// What may have come true since the rotation was done: a compaction, a snapshot.
     pub(super) async fn look_at_etcd_again(&mut self) -> Result<(), RotationError> {
-        let seen = self.journal.claims.get(&Subject::Compaction).is_some_and(|claim| claim.finding == Finding::Shown);
-        if !seen && let Some(etcd) = self.etcd_clusters().await? {
-            self.compact_old_revisions(&etcd).await;
-            self.old_revisions_are_gone(Some(&etcd), true).await?;
+        let seen = self.journal.claims.get(&Subject::Compaction).is_some_and(Claim::is_shown);
+        if !seen {
+            let etcd = self.etcd_clusters().await?;
+            if let Some(etcd) = &etcd {
+                self.compact_old_revisions(etcd).await;
+            }
+            self.old_revisions_are_gone(etcd.as_ref(), true).await?;
         }
         self.judge_snapshot().await
     }
 
     /// What is known of a snapshot that holds nothing under a former key.
     pub(super) async fn judge_snapshot(&mut self) -> Result<(), RotationError> {
-        let files = snapshots::read(&self.settings.snapshot_files)?;
+        let files = &self.settings.snapshot_files;
         let taken = self.settings.snapshot_taken.or(self.journal.snapshot);
         let claim = match (&self.journal.verified, self.etcd_clusters().await?) {
             (Some(scan), Some(etcd)) if !files.is_empty() => {
@@ -217,11 +240,15 @@ impl Run<'_> {
                 for cluster in &mut scan.clusters {
                     cluster.revision = *self.journal.clean_revisions.get(&cluster.id).unwrap_or(&cluster.revision);
                 }
-                snapshots::from_files(&files, &scan, &etcd)
+                let found = encrypted(self.cluster.entry(), &self.coverage).await?.expected(&self.journal.targets);
+                snapshots::from_files(files, &scan, &etcd, &self.settings.etcd_prefix, &found)?
             }
-            _ => snapshots::from_time(taken, self.journal.clean_since),
+            (scan, _) => {
+                let clusters = scan.iter().flat_map(|scan| &scan.clusters).filter(|cluster| cluster.keys > 0).count();
+                snapshots::from_time(taken, self.journal.clean_since, clusters)
+            }
         };
-        if claim.finding == Finding::Shown && !files.is_empty() {
+        if claim.is_shown() && !files.is_empty() {
             self.journal.snapshot = Some(claim.at);
         }
         self.journal.claims.insert(Subject::Snapshot, claim);

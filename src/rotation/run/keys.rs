@@ -16,6 +16,7 @@ use crate::rotation::journal::Journal;
 use crate::rotation::keys::active::{
     KekAnswer, active_now, ask, expected, names, own_provider, resolve, versions_on_file,
 };
+use crate::rotation::keys::group::Group;
 use crate::rotation::keys::name::KeyName;
 use crate::rotation::leftovers::scan::Scan;
 use crate::rotation::rewrite::reads::scan_reads;
@@ -60,7 +61,8 @@ impl Run<'_> {
         }
         // Before the target is known, what the plugins report keeps the search from naming every object.
         let targets = if self.journal.targets.is_empty() { &self.journal.former } else { &self.journal.targets };
-        let expected = found.for_rewriting(self.settings.include_events, &[]).expected(targets);
+        // Also what is not rewritten: Events that nobody looked at may need a former key for an hour.
+        let expected = found.expected(targets);
         let (api, report, mut pace) = (self.converged().await?, self.report, self.pace());
         scan_reads(&api, &expected, &mut pace, &mut |resource, tally, concurrency| {
             report(Event::Progress { resource, tally, objects: 0, concurrency });
@@ -76,6 +78,9 @@ impl Run<'_> {
         for key in scan.groups.keys() {
             self.remember(key).await;
         }
+        let own = |group: &&Group| group.keys.iter().any(|key| matches!(key, KeyName::Kek { .. }));
+        let key_ids = scan.groups.iter().filter(own).filter_map(|group| group.key_id.clone());
+        self.journal.keys_seen.extend(key_ids.map(|(provider, key_id)| KeyName::Generation { provider, key_id }));
     }
 
     /// Adds a key that was in use. The hash of a `key_id` of kube-envelope is replaced by its KEK versions where these
@@ -85,7 +90,11 @@ impl Run<'_> {
             (KeyName::KeyIdHash { provider, hash }, Some(plugin))
                 if self.journal.own_provider.as_ref() == Some(provider) =>
             {
-                resolve(hash, plugin.epoch, &self.known_versions(plugin).await)
+                let resolved = resolve(hash, plugin.epoch, &self.known_versions(plugin).await);
+                resolved.map(|(key_id, mut keys)| {
+                    keys.insert(KeyName::Generation { provider: provider.clone(), key_id: key_id.to_string() });
+                    keys
+                })
             }
             _ => None,
         };

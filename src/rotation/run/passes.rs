@@ -1,13 +1,14 @@
 //! From the agreement of all servers to the verdict: note where it began, rewrite what is older, look for leftovers,
 //! wait.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::checks::take_snapshot;
 use super::states::{Continuity, Run, clock};
 use crate::etcd::Room;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
-use crate::rotation::claim::Subject;
+use crate::rotation::claim::{Claim, Question, Subject, Witness};
 use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::chain;
 use crate::rotation::cluster::listing::{Folder, revision};
@@ -96,6 +97,7 @@ impl Run<'_> {
         // What follows from it was shown for an earlier search.
         self.journal.settled = None;
         self.journal.claims.retain(|subject, _| !matches!(subject, Subject::Compaction | Subject::Snapshot));
+        self.writes_have_arrived().await;
         let left = self.search().await?;
         if left > 0 && self.journal.passes < PASSES {
             (self.report)(Event::Note(&format!("{left} leftover(s) found: going through everything once more")));
@@ -111,19 +113,57 @@ impl Run<'_> {
     async fn search(&mut self) -> Result<u64, RotationError> {
         let scan = self.survey().await?;
         (self.report)(Event::Note(&describe(&scan)));
+        self.revisions_went_on(&scan.revisions().collect())?;
         self.journal.claims.extend(scan.whole.clone().map(|claim| (Subject::Etcd, claim)));
         self.remember_all(&scan).await;
+        if scan.leftovers == 0 && self.journal.clean_since.is_some() && !self.history_is_clean(&scan).await? {
+            self.forget_clean();
+        }
         let refused = (self.journal.refused().len() + self.journal.withheld()) as u64;
         let left = scan.leftovers.saturating_sub(scan.expiring).saturating_sub(refused);
         let now = jiff::Timestamp::now();
         if scan.leftovers > 0 {
             self.journal.clean_revisions.clear();
+            self.journal.clean_lists.clear();
+            let what = "something is still stored under a former key, so its old revisions are not all old yet";
+            let claim = Claim::not_yet(Witness::Etcd, what, "run again once it is gone");
+            self.journal.claims.insert(Subject::History, claim);
         } else if self.journal.clean_since.is_none() {
             self.journal.clean_revisions = scan.revisions().collect();
+            self.journal.clean_lists = self.lists_now().await?;
         }
         self.journal.clean_since = if scan.leftovers == 0 { self.journal.clean_since.or(Some(now)) } else { None };
         (self.journal.verified, self.journal.verified_at) = (Some(scan), Some(now));
         Ok(left)
+    }
+
+    /// Whether the last search was the first clean one, so that nothing is known of what comes after it.
+    fn history_begins_anew(&self) -> bool {
+        let is_known = self.journal.claims.contains_key(&Subject::History);
+        self.journal.is_by_etcd() && self.journal.clean_since.is_some() && !is_known
+    }
+
+    /// What was clean is not any more: old revisions and snapshots from before now count as such from before the rewrite.
+    fn forget_clean(&mut self) {
+        (self.journal.clean_since, self.journal.settled, self.journal.snapshot) = (None, None, None);
+        let void = |subject: &Subject| matches!(subject, Subject::Compaction | Subject::Snapshot | Subject::History);
+        self.journal.claims.retain(|subject, _| !void(subject));
+    }
+
+    /// The revision of each encrypted resource now, for a search that has no etcd to ask.
+    async fn lists_now(&self) -> Result<BTreeMap<String, u64>, RotationError> {
+        let mut lists = BTreeMap::new();
+        if self.settings.etcd.is_some() {
+            return Ok(lists);
+        }
+        let api = self.converged().await?;
+        for (resource, _) in encrypted(self.cluster.entry(), &self.coverage).await?.resources {
+            // One that cannot be listed is missing, and then not shown to be compacted.
+            if let Ok((now, _)) = revision(&api, &resource).await {
+                lists.insert(resource.to_string(), now);
+            }
+        }
+        Ok(lists)
     }
 
     /// Evidence ages: before a verdict, every server proves again that it uses the target key, its counters since the
@@ -136,8 +176,15 @@ impl Run<'_> {
             return Ok(None);
         }
         self.writes_have_arrived().await;
+        self.writers_agree().await?;
         let left = self.search().await?;
         self.keks_have_stayed().await;
+        if self.history_begins_anew() && self.journal.passes < PASSES {
+            // What was stored and superseded until now must be compacted, and another snapshot taken.
+            self.journal.passes += 1;
+            self.journal.rewritten = Some(jiff::Timestamp::now());
+            return Ok(Some(State::Settle));
+        }
         if left == 0 || self.journal.passes >= PASSES {
             return Ok(None);
         }
@@ -204,7 +251,8 @@ impl Run<'_> {
             self.journal.snapshot = self.settings.snapshot_taken;
         }
         self.journal.disabling = self.ways_to_disable();
-        let verdict = weigh(&self.journal);
+        self.enter_claims();
+        let verdict = weigh(&self.journal, Question::MayBeDisabled);
         self.journal.verdict = Some(verdict.clone());
         self.write().await?;
         Ok(verdict)
@@ -344,7 +392,7 @@ async fn look_again(
 /// Why agreement is lost, unless it is something that only a person can put right.
 fn lost(obstacle: Obstacle) -> Result<String, RotationError> {
     match obstacle {
-        Obstacle::NotYet(why) | Obstacle::Unreadable(why) => Ok(why),
+        Obstacle::NotYet(why) | Obstacle::Closed(why) | Obstacle::Unreadable(why) => Ok(why),
         Obstacle::Failed(error) => Ok(chain(&error)),
         Obstacle::TargetChanged(why) => Err(RotationError::Paused(format!(
             "{why}: another rotation began meanwhile; give this one up (--abort) and start over"

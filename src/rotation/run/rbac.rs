@@ -25,7 +25,7 @@ pub fn rbac(journal: &Journal, with_etcd: bool, with_shards: bool) -> String {
     ]);
     let in_kube_system = [rule("coordination.k8s.io", "leases", "list"), rule("", "namespaces", "get")];
     let in_own_namespace = [
-        rule("", "secrets, configmaps", "create, get, patch"),
+        rule("", "secrets, configmaps", "create, delete, get, patch"),
         rule("coordination.k8s.io", "leases", "create, get, patch"),
         rule("", "events", "create"),
     ];

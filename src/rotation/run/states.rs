@@ -22,6 +22,8 @@ use crate::rotation::run::preflight::dry_run;
 
 /// How often a server is asked whether it has adopted the target key.
 const LOOKS_EVERY: Duration = Duration::from_secs(2);
+/// The same after a look has shown that a server cannot read what another one stores: each look stores something again.
+const AFTER_CLOSED: Duration = Duration::from_secs(30);
 
 /// How long a full disk is waited for.
 const DISK_IS_FULL_FOR: Duration = Duration::from_mins(10);
@@ -131,6 +133,7 @@ impl<'a> Run<'a> {
         let report = self.report;
         let waiting = move |why: &str| report(Event::Waiting(why));
         self.write().await?;
+        self.note_etcd().await?;
         self.etcd_takes_writes().await?;
         let lease = Lease::take(self.cluster.entry().patient(), Holder::this_process(), &waiting).await?;
         let ended = tokio::select! {
@@ -265,6 +268,7 @@ impl<'a> Run<'a> {
         let until = jiff::Timestamp::now() + self.settings.adoption_timeout;
         let mut said = String::new();
         loop {
+            let mut pause = LOOKS_EVERY;
             let why = match attempt(&self.cluster, &self.wanted(), self.journal.adoption.as_ref()).await {
                 Ok(adoption) => {
                     if !adoption.servers.is_empty() && self.waited_enough(began, &adoption) {
@@ -273,6 +277,10 @@ impl<'a> Run<'a> {
                     "metrics cannot be read, so time must pass".to_owned()
                 }
                 Err(Obstacle::NotYet(why)) => why,
+                Err(Obstacle::Closed(why)) => {
+                    pause = AFTER_CLOSED;
+                    why
+                }
                 Err(Obstacle::Failed(RotationError::Api { source, .. })) if source.is_transient() => source.to_string(),
                 Err(Obstacle::TargetChanged(why)) => {
                     return Err(RotationError::Paused(format!(
@@ -294,7 +302,7 @@ impl<'a> Run<'a> {
                 (self.report)(Event::Waiting(&format!("{why} (until {}, --adoption-timeout)", clock(until))));
                 said = why;
             }
-            tokio::time::sleep(LOOKS_EVERY).await;
+            tokio::time::sleep(pause).await;
         }
     }
 

@@ -1,0 +1,110 @@
+//! Whether the API servers store each encrypted resource alike: one may have another provider first for some of them.
+
+use std::collections::BTreeSet;
+
+use crate::rotation::adoption::Obstacle;
+use crate::rotation::claim::{Claim, Until, Witness};
+use crate::rotation::cluster::api::{Api, ApiError, Metadata, MetadataList, Partial};
+use crate::rotation::cluster::resources::Resource;
+
+/// So many objects of a resource are tried: one may be written by somebody else meanwhile.
+const TRIED: u32 = 5;
+
+/// What an object of one resource showed.
+enum Shown {
+    /// An empty patch through any server leaves it as it is.
+    Alike,
+    /// There is no object that stays as it is.
+    NoObject,
+    /// A server stores it otherwise than the first one: which.
+    Otherwise(String),
+}
+
+/// Sends an empty patch through every server in turn, twice round, to an object of each resource that the first server
+/// leaves as it is. A server that has another provider or key first stores it again. Says which resources were not
+/// shown. Objects in `except` are left alone.
+///
+/// # Errors
+/// [`Obstacle::NotYet`], naming server and resource, when a server stores one otherwise, or does not answer.
+pub async fn write_alike(
+    servers: &[Api],
+    resources: &[Resource],
+    except: &BTreeSet<String>,
+) -> Result<BTreeSet<String>, Obstacle> {
+    let mut not_shown = BTreeSet::new();
+    for resource in resources {
+        let shown = round(servers, resource, except).await.map_err(|error| Obstacle::NotYet(error.to_string()))?;
+        match shown {
+            Shown::Alike => {}
+            Shown::NoObject => _ = not_shown.insert(resource.to_string()),
+            Shown::Otherwise(server) => {
+                return Err(Obstacle::NotYet(format!(
+                    "API server {server} does not store {resource} as the others do: give every API server the same \
+                     EncryptionConfiguration, and restart or reload this one"
+                )));
+            }
+        }
+    }
+    Ok(not_shown)
+}
+
+/// What [`write_alike`] shows.
+#[must_use]
+pub fn claim(servers: usize, resources: usize, not_shown: &BTreeSet<String>) -> Claim {
+    let spot = |resource: &String| {
+        format!("{resource}: it has no object, so what each API server would store it under was not seen")
+    };
+    let what = format!(
+        "an empty patch of one object of each of {} encrypted resource(s) went round {servers} API server(s) unchanged",
+        resources - not_shown.len()
+    );
+    Claim::shown(Witness::Api, what).until(Until::ServersChange).blind_to(not_shown.iter().map(spot))
+}
+
+async fn round(servers: &[Api], resource: &Resource, except: &BTreeSet<String>) -> Result<Shown, ApiError> {
+    let Some(first) = servers.first() else { return Ok(Shown::NoObject) };
+    let objects = objects_of(first, resource).await?;
+    'objects: for path in objects.into_iter().filter(|path| !except.contains(path)) {
+        // The first patch may store it again: an object that is written by others, or that a webhook changes each time.
+        let (Some(_), Some(before)) = (touch(first, &path).await?, touch(first, &path).await?) else { continue };
+        for server in servers.iter().skip(1).chain(servers) {
+            match touch(server, &path).await? {
+                Some(after) if after.resource_version == before.resource_version => {}
+                Some(after) if is_same_but_version(&before, &after) => {
+                    return Ok(Shown::Otherwise(server.address().to_owned()));
+                }
+                _ => continue 'objects,
+            }
+        }
+        return Ok(Shown::Alike);
+    }
+    Ok(Shown::NoObject)
+}
+
+/// What an empty patch that stores an object again leaves as it is. Somebody else's write changes more than that.
+fn is_same_but_version(before: &Metadata, after: &Metadata) -> bool {
+    before.content == after.content && before.managed_fields == after.managed_fields
+}
+
+/// The object's metadata after an empty patch; `None` where it cannot be patched.
+async fn touch(server: &Api, path: &str) -> Result<Option<Metadata>, ApiError> {
+    let answer = server.patient().patch(path, "{}").await?;
+    match answer.status {
+        200 => server.parse::<Partial>(&answer.body).map(|one| Some(one.metadata)),
+        401 => server.success(answer).map(|_| None),
+        _ => Ok(None),
+    }
+}
+
+async fn objects_of(api: &Api, resource: &Resource) -> Result<Vec<String>, ApiError> {
+    let answer = api.patient().list(&resource.list_path(), TRIED, "").await?;
+    if answer.status != 200 {
+        return Ok(Vec::new());
+    }
+    let list: MetadataList = api.parse(&answer.body)?;
+    Ok(list
+        .items
+        .iter()
+        .map(|one| resource.object_path(one.metadata.namespace.as_deref(), &one.metadata.name))
+        .collect())
+}

@@ -1,0 +1,92 @@
+//! What still needs each key that is known of: values, snapshots, or nothing that was looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use crate::rotation::keys::group::Groups;
+use crate::rotation::keys::name::{KeyName, KeyNames};
+
+/// What needs one key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Usage {
+    /// Its name.
+    pub key: String,
+    /// Whether new values are stored under it.
+    pub is_active: bool,
+    /// How many values need it.
+    pub values: u64,
+    /// Snapshots that hold values under it.
+    pub snapshots: Vec<String>,
+}
+
+impl Usage {
+    /// In a few words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut parts = Vec::new();
+        if self.values > 0 {
+            parts.push(format!("in use by {} value(s)", self.values));
+        }
+        if !self.snapshots.is_empty() {
+            parts.push(format!("needed by {}", self.snapshots.join(", ")));
+        }
+        if self.is_active {
+            parts.push("active".into());
+        }
+        if parts.is_empty() { "unused".into() } else { parts.join("; ") }
+    }
+}
+
+/// What needs each of `known` and of the keys that values or snapshots are stored under.
+#[must_use]
+pub fn usage(
+    known: &BTreeSet<KeyName>,
+    active: &BTreeSet<KeyName>,
+    groups: &Groups,
+    snapshots: &BTreeMap<String, Groups>,
+    names: &KeyNames,
+) -> Vec<Usage> {
+    let mut keys: BTreeSet<KeyName> = known.iter().chain(active).cloned().chain(groups.keys()).collect();
+    keys.extend(snapshots.values().flat_map(Groups::keys));
+    keys.iter()
+        .filter(|key| key.can_be_disabled())
+        .map(|key| Usage {
+            key: names.show(key),
+            is_active: active.contains(key),
+            values: groups.needing(key),
+            snapshots: snapshots
+                .iter()
+                .filter(|(_, held)| held.needing(key) > 0)
+                .map(|(file, _)| file.clone())
+                .collect(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kek(version: &str) -> KeyName {
+        KeyName::Kek { lineage: "aa".into(), version: version.into() }
+    }
+
+    #[test]
+    fn each_version_is_in_use_needed_by_snapshots_or_unused() {
+        let mut groups = Groups::default();
+        groups.add_key(kek("3"), 7, 0);
+        let mut held = Groups::default();
+        held.add_key(kek("2"), 4, 0);
+        held.add_key(kek("3"), 1, 0);
+        let known = ["1", "2", "3", "4"].map(kek).into();
+        let snapshots = [("night.db".to_owned(), held)].into();
+        let all = usage(&known, &[kek("3"), kek("4")].into(), &groups, &snapshots, &KeyNames::default());
+        let told: Vec<_> = all.iter().map(Usage::describe).collect();
+        assert_eq!(
+            told,
+            ["unused", "needed by night.db", "in use by 7 value(s); needed by night.db; active", "active"]
+        );
+    }
+}
