@@ -139,7 +139,8 @@ pub struct DoctorArgs {
     /// The API server's `EncryptionConfiguration`, to be checked as well.
     #[arg(long, value_name = "FILE")]
     pub encryption_config: Option<PathBuf>,
-    /// The manifest of kube-apiserver's static pod, to be checked as well, with the `EncryptionConfiguration` it names.
+    /// What kube-apiserver is started with, to be checked as well, with the `EncryptionConfiguration` it names: its static
+    /// pod or systemd unit, the configuration of kubeadm, k3s or RKE2, a file of arguments, or /proc/PID/cmdline.
     #[arg(long, value_name = "FILE")]
     pub apiserver_manifest: Option<PathBuf>,
     /// The form of the answer.

@@ -4,6 +4,7 @@
 mod apiserver;
 mod host;
 mod keks;
+mod told;
 
 use std::time::Duration;
 

@@ -223,5 +223,40 @@ fn a_static_pod_is_followed_to_the_file_and_the_socket_that_it_mounts() {
     write_pod("--v=2", &format!("{at}/run"));
     assert!(matches!(run(), (1, out, _) if out.contains("--encryption-provider-config is not set")));
     write_pod("--encryption-provider-config=/nowhere/encryption.yaml", &format!("{at}/run"));
-    assert!(matches!(run(), (1, out, _) if out.contains("no hostPath volume is mounted there")));
+    assert!(matches!(run(), (1, out, _) if out.contains("no folder of the host is mounted there")));
+}
+
+/// F14, F15 and N14: what a pod sees of the plugin's socket.
+#[test]
+fn a_socket_that_the_pod_cannot_see_or_would_lose_is_said_to_be_so() {
+    let folder = folder();
+    let at = folder.path().display().to_string();
+    let file = write_encryption(folder.path(), &provider(folder.path(), ", apiVersion: v2, timeout: 3s"));
+    let manifest = folder.path().join("kube-apiserver.yaml");
+    let run = |image: &str, mount: &str, host: &str| {
+        let text = format!(
+            "spec:\n  containers:\n  - name: kube-apiserver\n    image: {image}\n    command: [kube-apiserver, \
+             --encryption-provider-config, '{file}', --encryption-provider-config-automatic-reload]\n    volumeMounts:\n\
+             \x20   - {{ name: files, mountPath: '{at}' }}\n    - {{ name: socket, mountPath: '{mount}' }}\n  volumes:\n\
+             \x20 - {{ name: files, hostPath: {{ path: '{at}' }} }}\n  - {{ name: socket, hostPath: {{ path: '{host}' }} }}\n"
+        );
+        fs::write(&manifest, text).expect("written");
+        doctor(folder.path(), &["--apiserver-manifest", &manifest.display().to_string()])
+    };
+    let (code, out, _) = run("r/kube-apiserver:v1.37.2", &format!("{at}/run"), &format!("{at}/run"));
+    assert_eq!(code, 0, "{out}");
+    let (code, out, _) = run("r/kube-apiserver:v1.37.2", &format!("{at}/run/kms.sock"), &format!("{at}/run/kms.sock"));
+    assert!(code == 1 && out.contains("is mounted by itself"), "{out}");
+    let (code, out, _) = run("r/kube-apiserver:v1.30.1", &format!("{at}/run"), &format!("{at}/run"));
+    assert!(code == 1 && out.contains("use 1.32 or later"), "{out}");
+}
+
+#[test]
+fn flags_in_a_file_that_is_not_understood_are_not_taken_for_none() {
+    let folder = folder();
+    let unit = folder.path().join("kube-apiserver.service");
+    fs::write(&unit, "[Service]\nExecStart=/usr/bin/kube-apiserver $ARGS\n").expect("written");
+    let (code, out, _) = doctor(folder.path(), &["--apiserver-manifest", &unit.display().to_string()]);
+    assert!(code == 1 && out.contains("is not understood") && out.contains("$ARGS"), "{out}");
+    assert!(!out.contains("nothing is encrypted"), "{out}");
 }

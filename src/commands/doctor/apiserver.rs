@@ -1,53 +1,101 @@
-//! What the API server is told: its `EncryptionConfiguration`, and the static pod that mounts file and socket.
+//! What the API server is told, judged: its flags, its `EncryptionConfiguration`, and what it sees of file and socket.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::Finding;
+use super::told::Told;
 use crate::config::Config;
 use crate::encryption_config::{
     EncryptionConfigError, EncryptionConfiguration, Endpoint, Entry, Kms, KmsVersion, Provider,
 };
 use crate::kek::guard::DEADLINE;
 
-const FLAG: &str = "--encryption-provider-config";
+const CONFIG: &str = "encryption-provider-config";
+const RELOAD: &str = "encryption-provider-config-automatic-reload";
+const FLAGS: &str = "API server: flags";
+/// The first minor version that sends a fixed authority on a unix socket.
+const OLDEST_MINOR: u32 = 32;
 const ENCRYPTION: &str = "API server: EncryptionConfiguration";
 const READABLE: &str = "run as a user who may read it, on the node";
 
-/// Checks what was named; without a file of its own, the `EncryptionConfiguration` that the pod is given.
+/// Checks what was named; without a file of its own, the `EncryptionConfiguration` that the API server is told of.
 pub(super) fn check(config: &Config, encryption: Option<&Path>, manifest: Option<&Path>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let pod = manifest.and_then(|file| match read(file) {
-        Ok(pod) => Some(Pod(pod)),
+    let told = manifest.and_then(|file| match read(file) {
+        Ok(told) => Some(told),
         Err(finding) => {
             findings.push(finding);
             None
         }
     });
-    let of_pod = pod.as_ref().and_then(|pod| {
-        let (finding, file) = pod.encryption_configuration();
+    let of_flags = told.as_ref().and_then(|told| {
+        let (finding, file) = encryption_configuration(told);
         findings.push(finding);
         file
     });
-    if let Some(file) = encryption.map(Path::to_owned).or(of_pod) {
+    findings.extend(told.iter().flat_map(flag_problems));
+    if let Some(file) = encryption.map(Path::to_owned).or(of_flags) {
         findings.extend(match EncryptionConfiguration::read(&file) {
-            Ok(encryption) => check_encryption(config, &encryption, pod.as_ref()),
+            Ok(encryption) => check_encryption(config, &encryption, told.as_ref()),
             Err(error) => vec![refused(&file, &error)],
         });
     }
     findings
 }
 
-fn read(file: &Path) -> Result<Value, Finding> {
+fn read(file: &Path) -> Result<Told, Finding> {
     let check = "API server: files";
     let text = std::fs::read_to_string(file)
         .map_err(|error| Finding::failed(check, format!("cannot read {}: {error}", file.display()), READABLE))?;
-    serde_saphyr::from_str(&text).map_err(|error| {
-        let detail = format!("{} is not YAML: {}", file.display(), error.without_snippet());
-        Finding::failed(check, detail, "correct the file")
+    Told::read(file, &text).map_err(|why| {
+        Finding::failed(
+            check,
+            format!("{} is not understood: {why}", file.display()),
+            "give kube-apiserver's static pod, its systemd unit, the configuration of kubeadm, k3s or RKE2, or /proc/PID/cmdline; \
+             what the API server is told is not known until then",
+        )
     })
+}
+
+/// The file that the flag names, on the host.
+fn encryption_configuration(told: &Told) -> (Finding, Option<PathBuf>) {
+    let Some(value) = told.flag(CONFIG).filter(|value| !value.is_empty()) else {
+        let detail = format!("--{CONFIG} is not set: nothing is encrypted (CIS 1.2.27)");
+        return (Finding::failed(FLAGS, detail, "set it as kube-envelope init shows"), None);
+    };
+    if let Some(file) = told.on_host(Path::new(value)) {
+        return (Finding::ok(FLAGS, format!("--{CONFIG} is {} on this machine", file.display())), Some(file));
+    }
+    let detail = format!("--{CONFIG} is {value}, and no folder of the host is mounted there");
+    (Finding::failed(FLAGS, detail, "mount the file's folder into the API server's pod"), None)
+}
+
+/// What else the flags and the image tell.
+fn flag_problems(told: &Told) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if told.flag(CONFIG).is_some() && !told.is_on(RELOAD) {
+        findings.push(Finding::advice(
+            FLAGS,
+            format!("--{RELOAD} is off: each change of the file needs a restart of the API server"),
+            format!("set --{RELOAD}=true"),
+        ));
+    }
+    let minor = told.image.as_deref().and_then(minor_version);
+    if let Some(minor) = minor.filter(|minor| *minor < OLDEST_MINOR) {
+        findings.push(Finding::failed(
+            "API server: version",
+            format!("the image is of Kubernetes 1.{minor}, which sends the socket's path as HTTP/2 authority"),
+            format!("use 1.{OLDEST_MINOR} or later"),
+        ));
+    }
+    findings
+}
+
+/// `27` of `registry/kube-apiserver:v1.27.3-eks`.
+fn minor_version(image: &str) -> Option<u32> {
+    let tag = image.split('@').next()?.rsplit_once(':')?.1;
+    tag.trim_start_matches('v').strip_prefix("1.")?.split(['.', '-']).next()?.parse().ok()
 }
 
 fn refused(file: &Path, error: &EncryptionConfigError) -> Finding {
@@ -63,11 +111,11 @@ fn refused(file: &Path, error: &EncryptionConfigError) -> Finding {
     }
 }
 
-fn check_encryption(config: &Config, encryption: &EncryptionConfiguration, pod: Option<&Pod>) -> Vec<Finding> {
+fn check_encryption(config: &Config, encryption: &EncryptionConfiguration, told: Option<&Told>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut is_listed = false;
     for entry in &encryption.entries {
-        let ours = |kms: &Kms| is_ours(&kms.endpoint, config, pod);
+        let ours = |kms: &Kms| is_ours(&kms.endpoint, config, told);
         let Some(at) = entry.providers.iter().position(|provider| provider.kms().is_some_and(ours)) else { continue };
         is_listed = true;
         findings.extend(entry.providers[at].kms().into_iter().flat_map(provider_problems));
@@ -83,14 +131,15 @@ fn check_encryption(config: &Config, encryption: &EncryptionConfiguration, pod: 
         }
     }
     let secrets = encryption.entry("secrets", "").and_then(Entry::writer).and_then(Provider::kms);
-    if !is_listed {
+    findings.extend(encryption.kms().filter_map(|kms| mount_problem(kms, config, told?)));
+    if !is_listed && findings.is_empty() {
         let detail = format!("no KMS provider has the endpoint {}", config.socket.address.endpoint());
         findings.push(Finding::failed(
             ENCRYPTION,
             detail,
             "see manifests/encryption-configuration.yaml; give both the same path",
         ));
-    } else if !secrets.is_some_and(|kms| is_ours(&kms.endpoint, config, pod)) {
+    } else if !secrets.is_some_and(|kms| is_ours(&kms.endpoint, config, told)) {
         let detail = "Secrets are not written through the plugin";
         let fix = "list secrets under resources, with the plugin's provider first";
         findings.push(Finding::advice(ENCRYPTION, detail, fix));
@@ -102,13 +151,37 @@ fn check_encryption(config: &Config, encryption: &EncryptionConfiguration, pod: 
 }
 
 /// Whether the endpoint leads to the plugin's socket; a path of the API server's container is looked up on the host.
-fn is_ours(endpoint: &Endpoint, config: &Config, pod: Option<&Pod>) -> bool {
+fn is_ours(endpoint: &Endpoint, config: &Config, told: Option<&Told>) -> bool {
     let own = Endpoint::parse(&config.socket.address.endpoint()).ok();
-    let on_host = match (endpoint, pod) {
-        (Endpoint::Path(path), Some(pod)) => pod.on_host(path).map(Endpoint::Path),
+    let on_host = match (endpoint, told) {
+        (Endpoint::Path(path), Some(told)) => told.on_host(path).map(Endpoint::Path),
         _ => Some(endpoint.clone()),
     };
     own.zip(on_host).is_some_and(|(own, on_host)| on_host.is_same(&own))
+}
+
+/// The provider names the plugin's socket, and the API server's pod does not see it there, or sees the socket alone.
+fn mount_problem(kms: &Kms, config: &Config, told: &Told) -> Option<Finding> {
+    let own = Endpoint::parse(&config.socket.address.endpoint()).ok()?;
+    let Endpoint::Path(path) = kms.endpoint.is_same(&own).then_some(&kms.endpoint)? else { return None };
+    let folder = path.parent().unwrap_or(Path::new("/")).display();
+    if told.on_host(path).is_none() {
+        return Some(Finding::failed(
+            ENCRYPTION,
+            format!("the folder {folder} of the plugin's socket is not mounted into the API server's pod"),
+            format!("mount {folder}, read-only is enough"),
+        ));
+    }
+    told.is_mounted_alone(path).then(|| {
+        Finding::failed(
+            ENCRYPTION,
+            format!(
+                "{} is mounted by itself: a plugin that starts again makes a new socket, and the pod keeps the old",
+                path.display()
+            ),
+            format!("mount the folder {folder}"),
+        )
+    })
 }
 
 fn provider_problems(kms: &Kms) -> Vec<Finding> {
@@ -126,46 +199,4 @@ fn provider_problems(kms: &Kms) -> Vec<Finding> {
         findings.push(Finding::advice(ENCRYPTION, detail, "set timeout: 3s"));
     }
     findings
-}
-
-/// The manifest of kube-apiserver's static pod.
-struct Pod(Value);
-
-impl Pod {
-    fn container(&self) -> &Value {
-        let containers = self.0["spec"]["containers"].as_array();
-        let named = containers.and_then(|all| all.iter().find(|container| container["name"] == "kube-apiserver"));
-        named.unwrap_or(&self.0["spec"]["containers"][0])
-    }
-
-    /// The file that the flag names, on the host.
-    fn encryption_configuration(&self) -> (Finding, Option<PathBuf>) {
-        let check = "API server: flags";
-        let container = self.container();
-        let arguments = ["command", "args"].iter().filter_map(|list| container[list].as_array()).flatten();
-        let value =
-            arguments.filter_map(Value::as_str).find_map(|argument| argument.strip_prefix(FLAG)?.strip_prefix('='));
-        let Some(value) = value else {
-            let detail = format!("{FLAG} is not set: nothing is encrypted");
-            return (Finding::failed(check, detail, "see manifests/kube-apiserver-patch.yaml"), None);
-        };
-        if let Some(file) = self.on_host(Path::new(value)) {
-            let detail = format!("{FLAG} is {} on this machine", file.display());
-            return (Finding::ok(check, detail), Some(file));
-        }
-        let detail = format!("{FLAG} is {value}, and no hostPath volume is mounted there");
-        (Finding::failed(check, detail, "mount the file's folder; see manifests/kube-apiserver-patch.yaml"), None)
-    }
-
-    /// Where a path of the container lies on the host, by the innermost mount that holds it.
-    fn on_host(&self, path: &Path) -> Option<PathBuf> {
-        let mounts = self.container()["volumeMounts"].as_array()?;
-        let (rest, volume) = mounts
-            .iter()
-            .filter_map(|mount| Some((path.strip_prefix(mount["mountPath"].as_str()?).ok()?, &mount["name"])))
-            .min_by_key(|(rest, _)| rest.components().count())?;
-        let volumes = self.0["spec"]["volumes"].as_array()?;
-        let host = volumes.iter().find(|candidate| candidate["name"] == *volume)?["hostPath"]["path"].as_str()?;
-        Some(if rest.as_os_str().is_empty() { host.into() } else { Path::new(host).join(rest) })
-    }
 }
