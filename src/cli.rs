@@ -1,5 +1,7 @@
 //! The shape of the commands; no behaviour.
 
+#[cfg(feature = "rotate")]
+pub mod backup;
 pub mod install;
 mod output;
 #[cfg(feature = "rotate")]
@@ -61,6 +63,13 @@ pub enum Command {
     /// Rewrite nothing: is anything left on an older key?
     #[cfg(feature = "rotate")]
     Verify(Box<rotation::VerifyArgs>),
+    /// Would an API server that starts now become ready? Opens every value in etcd, or in a snapshot, and keeps none.
+    #[cfg(feature = "rotate")]
+    Rehearse(Box<backup::RehearseArgs>),
+    /// Read a snapshot of etcd: which keys it needs, and single objects.
+    #[cfg(feature = "rotate")]
+    #[command(subcommand)]
+    Snapshot(backup::SnapshotCommand),
     /// Tell what the running plugin holds.
     Status(StatusArgs),
     /// Check configuration, machine and KEKs, and say the fix for what is wrong. Changes nothing.

@@ -7,12 +7,18 @@ pub mod keyring;
 mod manual;
 #[cfg(feature = "rotate")]
 mod metrics_file;
+#[cfg(feature = "rotate")]
+mod opening;
 pub mod policy;
+#[cfg(feature = "rotate")]
+pub mod rehearse;
 #[cfg(feature = "rotate")]
 pub mod rotate_keys;
 #[cfg(feature = "rotate")]
 mod rotation_display;
 pub mod serve;
+#[cfg(feature = "rotate")]
+pub mod snapshot;
 pub mod status;
 #[cfg(feature = "rotate")]
 mod verdict_screen;
@@ -47,6 +53,8 @@ pub enum Exit {
     NotProven = 8,
     /// No key was replaced, so there is none that may be disabled.
     NothingRotated = 9,
+    /// An API server that starts now could not read something that is stored.
+    WouldNotStart = 10,
 }
 
 /// Runs the command that was asked for.
@@ -60,6 +68,10 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::RotateKeys(args) => rotate_keys::run(*args),
         #[cfg(feature = "rotate")]
         Command::Verify(args) => verify::run(*args),
+        #[cfg(feature = "rotate")]
+        Command::Rehearse(args) => rehearse::run(*args),
+        #[cfg(feature = "rotate")]
+        Command::Snapshot(command) => snapshot::run(command),
         Command::Status(args) => status::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Keyring(command) => keyring::run(command),

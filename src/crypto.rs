@@ -2,3 +2,5 @@
 
 pub mod seal;
 pub mod secret;
+#[cfg(feature = "rotate")]
+pub mod storage;

@@ -2,6 +2,7 @@
 //! pkg/server/options/encryptionconfig): first YAML document alone, unknown fields ignored, what it refuses refused.
 
 mod go;
+mod local_keys;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use self::local_keys::RawKeys;
+
 pub use self::go::Endpoint;
+pub use self::local_keys::{LocalKey, LocalKeys};
 
 /// The configuration: which provider writes and which providers read each resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +38,8 @@ pub struct Entry {
 pub enum Provider {
     /// A KMS plugin.
     Kms(Kms),
-    /// Keys in the configuration itself: the name of the field, such as `aescbc`.
-    LocalKeys(&'static str),
+    /// Keys in the configuration itself.
+    LocalKeys(LocalKeys),
     /// No encryption.
     Identity,
 }
@@ -191,9 +195,9 @@ struct RawEntry {
 
 #[derive(Deserialize)]
 struct RawProvider {
-    aesgcm: Option<serde_json::Value>,
-    aescbc: Option<serde_json::Value>,
-    secretbox: Option<serde_json::Value>,
+    aesgcm: Option<RawKeys>,
+    aescbc: Option<RawKeys>,
+    secretbox: Option<RawKeys>,
     identity: Option<serde::de::IgnoredAny>,
     kms: Option<RawKms>,
 }
@@ -263,19 +267,14 @@ impl RawProvider {
     /// The name of the first of its own keys: that one writes.
     fn first_key(&self) -> Option<String> {
         let keys = self.aesgcm.as_ref().or(self.aescbc.as_ref()).or(self.secretbox.as_ref())?;
-        keys["keys"][0]["name"].as_str().map(str::to_owned)
+        keys.first_name().map(str::to_owned)
     }
 
     fn check(self, at: &str, problems: &mut Vec<String>) -> Option<Provider> {
         let mut set = Vec::new();
-        for (name, is_set) in [
-            ("aesgcm", self.aesgcm.is_some()),
-            ("aescbc", self.aescbc.is_some()),
-            ("secretbox", self.secretbox.is_some()),
-        ] {
-            if is_set {
-                set.push(Provider::LocalKeys(name));
-            }
+        let local = [("aesgcm", self.aesgcm), ("aescbc", self.aescbc), ("secretbox", self.secretbox)];
+        for (kind, raw) in local {
+            set.extend(raw.map(|raw| Provider::LocalKeys(raw.keys(kind))));
         }
         if self.identity.is_some() {
             set.push(Provider::Identity);

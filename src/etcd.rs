@@ -3,17 +3,21 @@
 
 mod cluster;
 mod connect;
+mod encrypted_object;
+mod folder;
 mod history;
 mod proto;
+mod record;
 mod scan;
-mod snapshot;
 mod space;
 mod stored;
 
 pub use self::cluster::{ClusterId, EtcdCluster, EtcdClusters};
 pub use self::connect::{EtcdAccess, EtcdError};
+pub use self::encrypted_object::{DekSource, EncryptedObject};
+pub use self::folder::folder_of;
 pub use self::history::History;
-pub use self::scan::{Scanned, StoredValue};
-pub use self::snapshot::SnapshotFile;
+pub use self::record::Record;
+pub use self::scan::{Pages, Scanned, StoredValue};
 pub use self::space::{MemberSpace, Room, Space};
 pub use self::stored::{Stored, stored_length};

@@ -12,12 +12,14 @@
 //! * [`cli`], [`commands`]: the commands; compose the rest, and print.
 //! * [`plugin`]: `serve`. Socket → gRPC → service; the refresh loop publishes what the service reads.
 //! * `rotation`, `etcd` (feature `rotate`): `rotate-keys` and `verify`.
+//! * `backup`, `rehearsal` (feature `rotate`): `snapshot` and `rehearse`. Values of a snapshot file or of etcd, counted
+//!   without a key, and opened as an API server opens them.
 //! * [`generation`], [`dek`]: what the plugin serves from; DEKs in memory and on disk.
 //! * [`envelope`], [`key_id`]: the stored format.
 //! * [`config`]: the YAML file; every default and bound.
 //! * [`key_stores`]: the registry of kinds, and one folder for each: AWS, Azure, Google, PKCS#11, transit, keyring.
 //! * [`kek`]: the contract of a KEK, and deadline, retries and breaker around all of them.
-//! * [`crypto`]: secret types, and the only file that names a cipher.
+//! * [`crypto`]: secret types, and the only files that name a cipher.
 //! * [`telemetry`]: metrics and logs.
 //! * [`encryption_config`]: the API server's file, read as the API server reads it.
 //! * [`files`]: files that are written whole or not at all.
@@ -46,6 +48,8 @@
 //! disable or delete a KEK version at a vendor; anything that reads Secret data in `rotation`.
 #![recursion_limit = "256"]
 
+#[cfg(feature = "rotate")]
+pub mod backup;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -62,6 +66,8 @@ pub mod kek;
 pub mod key_id;
 pub mod key_stores;
 pub mod plugin;
+#[cfg(feature = "rotate")]
+pub mod rehearsal;
 #[cfg(feature = "rotate")]
 pub mod rotation;
 pub mod telemetry;

@@ -4,7 +4,8 @@ use tonic::Code;
 
 use super::cluster::{EtcdCluster, end_of, words};
 use super::connect::EtcdError;
-use super::proto::{CompactionRequest, KeyValue, RangeRequest};
+use super::proto::{CompactionRequest, KeyValue, RangeRequest, RangeResponse};
+use super::record::Record;
 use super::stored::plain_length;
 
 /// About how much a page may hold, so that memory stays flat however large the values are.
@@ -53,50 +54,30 @@ impl EtcdCluster {
         Ok(answer.kvs.first().map(stored))
     }
 
-    /// Goes through everything under `prefix` as of one revision, in pages: key, value, and the revision at which the
-    /// value was stored. If the revision is compacted meanwhile, the rest is read as of a newer one: each key is still
-    /// seen once.
-    ///
-    /// The whole range is read each time: with a least revision in the request, etcd would load everything after the
-    /// first key into memory for each page.
+    /// Goes through everything under `prefix` as [`Self::pages`] does: key, value, and the revision at which the value was
+    /// stored.
     ///
     /// # Errors
     /// [`EtcdError::Refused`] if etcd answers with an error.
     pub async fn scan(&self, prefix: &str, mut each: impl FnMut(&str, &[u8], i64)) -> Result<Scanned, EtcdError> {
-        let range_end = end_of(prefix);
-        let mut scanned = Scanned::default();
-        let (mut key, mut limit, mut revision) = (prefix.as_bytes().to_vec(), FIRST_PAGE, 0);
-        loop {
-            let request = RangeRequest {
-                key: key.clone(),
-                range_end: range_end.clone(),
-                limit,
-                revision,
-                ..RangeRequest::default()
-            };
-            let answer = match self.range(&request).await {
-                Ok(answer) => answer,
-                Err(status) if status.code() == Code::OutOfRange && revision != 0 => {
-                    revision = 0;
-                    continue;
-                }
-                Err(status) => return Err(EtcdError::Refused(Box::new(status))),
-            };
-            if revision == 0 {
-                revision = answer.header.map_or(0, |header| header.revision);
+        let mut pages = self.pages(prefix);
+        while let Some(page) = pages.next().await? {
+            for record in &page {
+                each(&String::from_utf8_lossy(&record.key), &record.value, record.mod_revision);
             }
-            if scanned.from_revision == 0 {
-                scanned.from_revision = revision;
-            }
-            scanned.revision = revision;
-            scanned.keys += answer.kvs.len() as u64;
-            for pair in &answer.kvs {
-                each(&String::from_utf8_lossy(&pair.key), &pair.value, pair.mod_revision);
-            }
-            let Some(last) = answer.kvs.last().filter(|_| answer.more) else { return Ok(scanned) };
-            key = [last.key.as_slice(), &[0]].concat();
-            limit = next_limit(answer.kvs.len(), answer.kvs.iter().map(|pair| pair.value.len()).sum());
         }
+        Ok(pages.scanned)
+    }
+
+    /// Everything under `prefix` as of one revision, in pages. If the revision is compacted meanwhile, the rest is read
+    /// as of a newer one: each key is still seen once.
+    ///
+    /// The whole range is read each time: with a least revision in the request, etcd would load everything after the
+    /// first key into memory for each page.
+    pub fn pages(&self, prefix: &str) -> Pages<'_> {
+        let next = Some(prefix.as_bytes().to_vec());
+        let scanned = Scanned::default();
+        Pages { cluster: self, next, range_end: end_of(prefix), limit: FIRST_PAGE, revision: 0, scanned }
     }
 
     /// How many keys begin with `prefix`, and as of which revision.
@@ -176,6 +157,64 @@ impl EtcdCluster {
             Ok(_) => Ok(()),
             Err(status) if status.code() == Code::OutOfRange && status.message().contains("compacted") => Ok(()),
             Err(status) => Err(refused(status)),
+        }
+    }
+}
+
+/// What is under a prefix, page by page; see [`EtcdCluster::pages`].
+#[derive(Debug)]
+pub struct Pages<'a> {
+    cluster: &'a EtcdCluster,
+    /// Where the next page begins; `None` after the last one.
+    next: Option<Vec<u8>>,
+    range_end: Vec<u8>,
+    limit: i64,
+    /// As of which revision is read; 0 until the first answer, and after a compaction past it.
+    revision: i64,
+    scanned: Scanned,
+}
+
+impl Pages<'_> {
+    /// The next page; `None` after the last one.
+    ///
+    /// # Errors
+    /// [`EtcdError::Refused`] if etcd answers with an error.
+    pub async fn next(&mut self) -> Result<Option<Vec<Record>>, EtcdError> {
+        let Some(key) = self.next.take() else { return Ok(None) };
+        let answer = self.range(key).await?;
+        if self.revision == 0 {
+            self.revision = answer.header.map_or(0, |header| header.revision);
+        }
+        if self.scanned.from_revision == 0 {
+            self.scanned.from_revision = self.revision;
+        }
+        self.scanned.revision = self.revision;
+        self.scanned.keys += answer.kvs.len() as u64;
+        if let Some(last) = answer.kvs.last().filter(|_| answer.more) {
+            self.next = Some([last.key.as_slice(), &[0]].concat());
+        }
+        self.limit = next_limit(answer.kvs.len(), answer.kvs.iter().map(|pair| pair.value.len()).sum());
+        Ok(Some(answer.kvs.into_iter().map(Record::from).collect()))
+    }
+
+    /// What was gone through so far.
+    pub fn scanned(&self) -> Scanned {
+        self.scanned
+    }
+
+    async fn range(&mut self, key: Vec<u8>) -> Result<RangeResponse, EtcdError> {
+        loop {
+            let request = RangeRequest {
+                key: key.clone(),
+                range_end: self.range_end.clone(),
+                limit: self.limit,
+                revision: self.revision,
+                ..RangeRequest::default()
+            };
+            match self.cluster.range(&request).await {
+                Err(status) if status.code() == Code::OutOfRange && self.revision != 0 => self.revision = 0,
+                answer => return answer.map_err(|status| EtcdError::Refused(Box::new(status))),
+            }
         }
     }
 }

@@ -104,9 +104,10 @@ async fn write_secrets(etcd: &Etcd, plugin: &Plugin, numbers: impl Iterator<Item
             key_id: sealed.key_id,
             encrypted_dek_source: sealed.ciphertext,
             annotations: sealed.annotations.into_iter().collect(),
+            // HKDF_SHA256_XNONCE_AES_GCM_SEED
+            encrypted_dek_source_type: 1,
         };
-        // Field 5, encryptedDEKSourceType = HKDF_SHA256_XNONCE_AES_GCM_SEED.
-        let value = [b"k8s:enc:kms:v2:kube-envelope:", &object.encode_to_vec()[..], &[5 << 3, 1]].concat();
+        let value = [b"k8s:enc:kms:v2:kube-envelope:", &object.encode_to_vec()[..]].concat();
         store.put(key.into_bytes(), value).await;
     }
 }

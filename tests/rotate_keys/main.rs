@@ -7,6 +7,7 @@ mod support;
 mod ageing;
 #[cfg(feature = "aws")]
 mod aws;
+mod backups;
 mod balancer;
 mod board;
 mod changes;
@@ -34,6 +35,7 @@ mod preflight;
 mod proxy;
 mod reach;
 mod readable;
+mod rehearsals;
 mod resume;
 mod roster;
 mod shards;

@@ -115,7 +115,10 @@ fn talos_gets_documents_whose_provider_and_plugin_meet_at_an_abstract_socket() {
     let parsed = EncryptionConfiguration::parse(&as_file.to_string()).unwrap();
     let providers = &parsed.entry("secrets", "").unwrap().providers;
     assert_eq!(providers[0].kms().unwrap().endpoint, Endpoint::Abstract("kube-envelope".into()));
-    assert!(matches!(providers[1..], [Provider::LocalKeys("secretbox"), Provider::Identity]), "{providers:?}");
+    assert!(
+        matches!(&providers[1..], [Provider::LocalKeys(keys), Provider::Identity] if keys.kind == "secretbox"),
+        "{providers:?}"
+    );
     assert_eq!(pod["kind"], "KubeStaticPodConfig");
     assert_eq!(pod["pod"]["spec"]["hostNetwork"], true, "an abstract socket belongs to the network namespace");
     assert_eq!(pod["pod"]["spec"]["containers"][0]["image"], "r.example/ke:1");
@@ -173,7 +176,9 @@ fn the_former_key_is_found_on_the_node_kept_and_never_shown() {
         let text = of(&files, "encryption/encryption-configuration.yaml");
         assert!(text.contains(KEY));
         let providers = EncryptionConfiguration::parse(text).unwrap().entries.remove(0).providers;
-        assert!(matches!(providers[..], [Provider::Kms(_), Provider::LocalKeys("aescbc"), Provider::Identity]));
+        assert!(
+            matches!(&providers[..], [Provider::Kms(_), Provider::LocalKeys(keys), Provider::Identity] if keys.kind == "aescbc")
+        );
     }
 }
 

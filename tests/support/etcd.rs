@@ -40,6 +40,8 @@ pub struct EncryptedObject {
     pub encrypted_dek_source: Vec<u8>,
     #[prost(btree_map = "string, bytes", tag = "4")]
     pub annotations: BTreeMap<String, Vec<u8>>,
+    #[prost(int32, tag = "5")]
+    pub encrypted_dek_source_type: i32,
 }
 
 impl Etcd {
@@ -99,12 +101,24 @@ impl Etcd {
         Self::start_at(free_port(), more).await
     }
 
+    /// Starts a new cluster of one member from a snapshot, as after the loss of all members.
+    pub async fn start_restored(snapshot: &Path) -> Self {
+        Self::start_from(free_port(), &[], Some(snapshot)).await
+    }
+
     async fn start_at(port: u16, more: &[&str]) -> Self {
+        Self::start_from(port, more, None).await
+    }
+
+    async fn start_from(port: u16, more: &[&str], snapshot: Option<&Path>) -> Self {
         super::prepare();
         let folder = temporary_folder("etcd-");
         let url = format!("http://127.0.0.1:{port}");
         let peer = format!("http://127.0.0.1:{}", free_port());
         let data = folder.path().join("data");
+        if let Some(snapshot) = snapshot {
+            restore(snapshot, &data, &peer);
+        }
         let mut arguments = vec![
             format!("--data-dir={}", data.display()),
             format!("--listen-client-urls={url}"),
@@ -274,6 +288,27 @@ impl Etcd {
         let pairs = answer.kvs.into_iter().map(|pair| (String::from_utf8(pair.key).unwrap(), pair.value)).collect();
         Some((pairs, revision))
     }
+}
+
+/// `etcdutl snapshot restore`
+fn restore(snapshot: &Path, data: &Path, peer: &str) {
+    let output = std::process::Command::new(server("etcdutl"))
+        .args(["snapshot", "restore"])
+        .arg(snapshot)
+        .arg(format!("--data-dir={}", data.display()))
+        .arg(format!("--initial-cluster=default={peer}"))
+        .arg(format!("--initial-advertise-peer-urls={peer}"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What `etcdutl snapshot status` says about a file.
+pub fn snapshot_status(snapshot: &Path) -> serde_json::Value {
+    let mut command = std::process::Command::new(server("etcdutl"));
+    let output = command.args(["snapshot", "status", "-w", "json"]).arg(snapshot).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Takes an encrypted value apart; `None` where no KMS v2 provider encrypted it.

@@ -239,7 +239,7 @@ fn kms_v2_writer(entry: &Entry) -> Option<&str> {
 fn other_prefix(entry: &Entry) -> Option<String> {
     match entry.writer()? {
         Provider::Kms(kms) => (kms.version == KmsVersion::V1).then(|| "k8s:enc:kms:v1:".into()),
-        Provider::LocalKeys(kind) => Some(format!("k8s:enc:{kind}:")),
+        Provider::LocalKeys(keys) => Some(format!("k8s:enc:{}:", keys.kind)),
         Provider::Identity => Some(String::new()),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+pub use crate::etcd::folder_of;
 use crate::rotation::cluster::resources::Resource;
 
 /// Folders whose names are not those of their resources.
@@ -53,15 +54,6 @@ pub fn folder(resource: &Resource) -> String {
     }
     // Two groups about the API itself are stored like custom resources.
     if is_built_in(group) { plural.into() } else { format!("{group}/{plural}") }
-}
-
-/// The folder that a key lies in. `key` is without the prefix.
-pub fn folder_of(key: &str) -> &str {
-    let mut slashes = key.match_indices('/').map(|(at, _)| at);
-    let first = slashes.next().unwrap_or(key.len());
-    let has_two = key[..first].contains('.') || &key[..first] == "services";
-    let end = if has_two { slashes.next().unwrap_or(key.len()) } else { first };
-    &key[..end]
 }
 
 /// Whether API servers keep this folder for themselves.

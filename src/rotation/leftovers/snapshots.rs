@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::etcd::{EtcdClusters, SnapshotFile, Stored};
+use crate::backup::SnapshotFile;
+use crate::etcd::{EtcdClusters, Stored};
 use crate::rotation::claim::{Claim, Until, Witness};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::group::Groups;
@@ -52,10 +53,10 @@ fn each_value(
             each(&key, value, is_present);
         }
     };
-    SnapshotFile::each_value(path, each).map_err(|source| RotationError::File {
+    SnapshotFile::each_value(path, each).map_err(|error| RotationError::File {
         what: "read snapshot",
         file: path.to_owned(),
-        source,
+        source: error.into(),
     })
 }
 

@@ -1,0 +1,16 @@
+//! What stands in a backup of etcd, and in a running etcd, read value by value without any key.
+
+mod bbolt;
+mod inventory;
+mod mvcc;
+mod object;
+mod page;
+mod snapshot;
+mod source;
+mod yaml;
+
+pub use self::inventory::{Count, DekInUse, Inventory, Row, Shape};
+pub use self::mvcc::Keyspace;
+pub use self::object::manifest;
+pub use self::snapshot::{Snapshot, SnapshotError, SnapshotFile};
+pub use self::source::{Item, Reading, Source, SourceError};

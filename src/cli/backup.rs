@@ -1,0 +1,107 @@
+//! The arguments of `snapshot` and `rehearse`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::OutputFormat;
+
+/// How etcd is reached.
+#[derive(Debug, Args)]
+pub struct EtcdArgs {
+    /// URL of an etcd member, may be given several times, also of several clusters (--etcd-servers-overrides of the API
+    /// servers).
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub etcd: Vec<String>,
+    /// Authority that signed etcd's certificates.
+    #[arg(long, value_name = "FILE")]
+    pub etcd_ca: Option<PathBuf>,
+    /// Client certificate for etcd.
+    #[arg(long, value_name = "FILE", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+    /// Key of the client certificate for etcd.
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
+    /// The API servers' --etcd-prefix.
+    #[arg(long, value_name = "PATH", default_value = "/registry")]
+    pub etcd_prefix: String,
+}
+
+/// What opens values.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// The configuration of kube-envelope: its KEKs are asked themselves; no plugin has to run
+    /// [default: /etc/kube-envelope/config.yaml, if it is there].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The `EncryptionConfiguration` of the API servers: its plugins are asked at their sockets for what --config does
+    /// not open, and its keys are used.
+    #[arg(long, value_name = "FILE")]
+    pub encryption_config: Option<PathBuf>,
+}
+
+/// The commands on a snapshot of etcd.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Tell which keys a snapshot needs, without any key: how every value in it is stored.
+    Keys(SnapshotKeysArgs),
+    /// Get one object out of a snapshot, with nothing but a KEK: no API server, no etcd, no plugin.
+    Get(SnapshotGetArgs),
+}
+
+/// Arguments of `snapshot keys`.
+#[derive(Debug, Args)]
+pub struct SnapshotKeysArgs {
+    /// A file that `etcdctl snapshot save` wrote.
+    #[arg(required_unless_present = "etcd", conflicts_with = "etcd")]
+    pub file: Option<PathBuf>,
+    /// A running etcd instead.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
+    /// The configuration of kube-envelope: each KEK version is then asked whether it still opens what it wrapped
+    /// [default: /etc/kube-envelope/config.yaml, if it is there].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: OutputFormat,
+}
+
+/// Arguments of `snapshot get`.
+#[derive(Debug, Args)]
+pub struct SnapshotGetArgs {
+    /// A file that `etcdctl snapshot save` wrote.
+    pub file: PathBuf,
+    /// The object's key in etcd, such as `/registry/secrets/default/name`; what stands before `secrets` may be left out.
+    pub key: String,
+    /// What opens it.
+    #[command(flatten)]
+    pub keys: KeyArgs,
+    /// The API servers' --etcd-prefix.
+    #[arg(long, value_name = "PATH", default_value = "/registry")]
+    pub etcd_prefix: String,
+    /// Print the bytes as the API server stored them, also of Secrets and `ConfigMaps`.
+    #[arg(long)]
+    pub raw: bool,
+}
+
+/// Arguments of `rehearse`.
+#[derive(Debug, Args)]
+pub struct RehearseArgs {
+    /// A file that `etcdctl snapshot save` wrote; or give --etcd.
+    #[arg(required_unless_present = "etcd", conflicts_with = "etcd")]
+    pub file: Option<PathBuf>,
+    /// A running etcd instead.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
+    /// What opens values.
+    #[command(flatten)]
+    pub keys: KeyArgs,
+    /// Act as if this key were gone: KEK, KEK:VERSION (names of the configuration or lineages), or the `key_id` of another
+    /// plugin; may be given several times.
+    #[arg(long, value_name = "KEY")]
+    pub without: Vec<String>,
+    /// The form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: OutputFormat,
+}

@@ -1,0 +1,77 @@
+//! What `snapshot` and `rehearse` have in common: where values come from, and what opens them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+
+use super::rotate_keys::etcd_access;
+use super::rotate_keys::intent::plugin_config;
+use crate::backup::{Snapshot, Source};
+use crate::cli::backup::{EtcdArgs, KeyArgs};
+use crate::config::Config;
+use crate::encryption_config::EncryptionConfiguration;
+use crate::etcd::EtcdClusters;
+use crate::kek::set::KekSet;
+use crate::key_stores;
+use crate::rehearsal::{KekSource, PluginSource, Sources, Without};
+use crate::rotation::keys::active::names;
+use crate::rotation::keys::name::KeyNames;
+use crate::telemetry::Metrics;
+
+/// The prefix of all keys, with a slash at its end.
+pub(super) fn prefix(given: &str) -> String {
+    format!("{}/", given.trim_end_matches('/'))
+}
+
+/// The snapshot, or the running etcd. All of its data must be within reach: what is not seen cannot be judged.
+pub(super) async fn source(file: Option<&Path>, args: &EtcdArgs) -> Result<Source> {
+    if let Some(file) = file {
+        return Ok(Source::Snapshot(Snapshot::open(file)?));
+    }
+    let access = etcd_access(&args.etcd, args.etcd_ca.as_deref(), args.etcd_cert.as_deref(), args.etcd_key.as_deref())?;
+    let access = access.context("give the file of a snapshot, or --etcd")?;
+    let etcd = EtcdClusters::connect(&access, &prefix(&args.etcd_prefix)).await?;
+    if let Some((endpoint, why)) = etcd.unknown.first() {
+        return Err(anyhow!(
+            "{endpoint} may lead to data that would not be seen: {why}; leave it out, or make it answer"
+        ));
+    }
+    Ok(Source::Etcd(etcd))
+}
+
+/// A configuration of kube-envelope and what its KEKs are called.
+pub(super) fn configuration(file: Option<&Path>) -> Result<(Option<Config>, KeyNames)> {
+    let config = plugin_config(file)?;
+    let names = config.as_ref().map(names).unwrap_or_default();
+    Ok((config, names))
+}
+
+/// The KEKs of a configuration, those that only unwrap included.
+pub(super) fn keks(config: &Config) -> Result<KekSet> {
+    let opened = key_stores::open_set(&config.keks, &config.retired, &Arc::new(Metrics::new()));
+    opened.map_err(|(name, error)| anyhow!("KEK {name}: {}", error.chain()))
+}
+
+/// Everything that may open a value.
+pub(super) struct Keys {
+    pub(super) sources: Sources,
+    pub(super) configuration: Option<EncryptionConfiguration>,
+    pub(super) names: KeyNames,
+}
+
+impl Keys {
+    /// Reads both configurations.
+    pub(super) fn of(args: &KeyArgs, without: &[String]) -> Result<Self> {
+        let (config, names) = configuration(args.config.as_deref())?;
+        let keks = config.map(|config| keks(&config).map(|keks| KekSource::new(config.cluster, keks))).transpose()?;
+        let file = args.encryption_config.as_deref();
+        let read = |file: &Path| {
+            EncryptionConfiguration::read(file).with_context(|| format!("{} cannot be used", file.display()))
+        };
+        let configuration = file.map(read).transpose()?;
+        let plugins = configuration.as_ref().map(PluginSource::of);
+        let without = without.iter().map(|named| Without::parse(named, &names)).collect();
+        Ok(Self { sources: Sources { plugins, keks, without }, configuration, names })
+    }
+}

@@ -1,0 +1,91 @@
+//! [`EncryptedObject`]: what an API server stores behind `k8s:enc:kms:v2:PROVIDER:` (k8s.io/apiserver,
+//! pkg/storage/value/encrypt/envelope/kmsv2/v2/api.proto). The encrypted data is authenticated together with the etcd
+//! key alone; the wrapped seed and its annotations stand beside it.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+
+const PREFIX: &[u8] = b"k8s:enc:kms:v2:";
+
+/// The parts of an encrypted value.
+#[derive(Clone, PartialEq, Message)]
+pub struct EncryptedObject {
+    /// The object, encrypted.
+    #[prost(bytes = "vec", tag = "1")]
+    pub encrypted_data: Vec<u8>,
+    /// The plugin's name for its key.
+    #[prost(string, tag = "2")]
+    pub key_id: String,
+    /// What the plugin made of the seed, or of the AES key.
+    #[prost(bytes = "vec", tag = "3")]
+    pub encrypted_dek_source: Vec<u8>,
+    /// What the plugin wants back with it.
+    #[prost(btree_map = "string, bytes", tag = "4")]
+    pub annotations: BTreeMap<String, Vec<u8>>,
+    /// How the key of `encrypted_data` comes from the plaintext of `encrypted_dek_source`; see [`DekSource`].
+    #[prost(int32, tag = "5")]
+    pub encrypted_dek_source_type: i32,
+}
+
+/// How the key of the data comes from what the plugin decrypts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DekSource {
+    /// It is the AES-GCM key itself (before Kubernetes 1.30, and where the feature `KMSv2KDF` was off).
+    AesGcmKey,
+    /// It is a seed, from which HKDF derives a key for each object.
+    HkdfSeed,
+}
+
+impl EncryptedObject {
+    /// The provider's name and the parts of a value that a KMS v2 provider stored; `None` for all others, also for one
+    /// that is damaged.
+    pub fn of(value: &[u8]) -> Option<(&str, Self)> {
+        let rest = value.strip_prefix(PREFIX)?;
+        let name_ends = rest.iter().position(|byte| *byte == b':')?;
+        let provider = std::str::from_utf8(&rest[..name_ends]).ok()?;
+        Some((provider, Self::decode(&rest[name_ends + 1..]).ok()?))
+    }
+
+    /// The value that an API server reads these parts from.
+    pub fn to_value(&self, provider: &str) -> Vec<u8> {
+        let mut value = [PREFIX, provider.as_bytes(), b":"].concat();
+        self.encode(&mut value).unwrap_or_default();
+        value
+    }
+
+    /// How the key of the data is made, or the number that this program does not know.
+    ///
+    /// # Errors
+    /// The unknown number.
+    pub fn dek_source(&self) -> Result<DekSource, i32> {
+        match self.encrypted_dek_source_type {
+            0 => Ok(DekSource::AesGcmKey),
+            1 => Ok(DekSource::HkdfSeed),
+            other => Err(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_taken_apart_and_put_together_again() {
+        let object = EncryptedObject {
+            encrypted_data: vec![1; 60],
+            key_id: "k".into(),
+            encrypted_dek_source: vec![2; 40],
+            annotations: [("a.example.com".to_owned(), vec![3])].into(),
+            encrypted_dek_source_type: 1,
+        };
+        let value = object.to_value("p");
+        assert!(value.starts_with(b"k8s:enc:kms:v2:p:"));
+        assert_eq!(EncryptedObject::of(&value), Some(("p", object.clone())));
+        assert_eq!(object.dek_source(), Ok(DekSource::HkdfSeed));
+        assert_eq!(EncryptedObject::of(b"k8s:enc:aescbc:v1:k:"), None);
+        assert_eq!(EncryptedObject::of(b"k8s:enc:kms:v2:p"), None);
+        assert_eq!(EncryptedObject::of(b"k8s:enc:kms:v2:p:\xff"), None);
+    }
+}

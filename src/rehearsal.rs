@@ -1,0 +1,15 @@
+//! What an API server would do with the values of etcd: which provider reads each, whether its seed can be had, and
+//! whether the value opens. Used to rehearse a start, and to get an object out of a backup.
+
+mod layout;
+mod opening;
+mod run;
+mod seeds;
+mod source;
+mod without;
+
+pub use self::opening::{Opener, Refusal};
+pub use self::run::{FolderReport, Rehearsal, rehearse};
+pub use self::seeds::{SeedError, Seeds};
+pub use self::source::{KekSource, PluginSource, Sources, opens};
+pub use self::without::Without;
