@@ -31,7 +31,7 @@ pub struct EncryptedObject {
 /// How the key of the data comes from what the plugin decrypts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DekSource {
-    /// It is the AES-GCM key itself (before Kubernetes 1.30, and where the feature `KMSv2KDF` was off).
+    /// It is the AES-GCM key itself (before Kubernetes 1.29, where the feature `KMSv2KDF` was off).
     AesGcmKey,
     /// It is a seed, from which HKDF derives a key for each object.
     HkdfSeed,
