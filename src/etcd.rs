@@ -11,6 +11,7 @@ mod record;
 mod scan;
 mod space;
 mod stored;
+mod swap;
 
 pub use self::cluster::{ClusterId, EtcdCluster, EtcdClusters};
 pub use self::connect::{EtcdAccess, EtcdError};
@@ -21,3 +22,4 @@ pub use self::record::Record;
 pub use self::scan::{Pages, Scanned, StoredValue};
 pub use self::space::{MemberSpace, Room, Space};
 pub use self::stored::{Stored, stored_length};
+pub use self::swap::{Swap, Swapped};

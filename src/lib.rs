@@ -20,6 +20,7 @@
 //! * [`key_stores`]: the registry of kinds, and one folder for each: AWS, Azure, Google, PKCS#11, transit, keyring.
 //! * [`kek`]: the contract of a KEK, and deadline, retries and breaker around all of them.
 //! * [`crypto`]: secret types, and the only files that name a cipher.
+//! * [`kms`]: the KMS v2 API on the wire, and a client of a plugin's socket.
 //! * [`telemetry`]: metrics and logs.
 //! * [`encryption_config`]: the API server's file, read as the API server reads it.
 //! * [`files`]: files that are written whole or not at all.
@@ -65,6 +66,7 @@ pub mod generation;
 pub mod kek;
 pub mod key_id;
 pub mod key_stores;
+pub mod kms;
 pub mod plugin;
 #[cfg(feature = "rotate")]
 pub mod rehearsal;

@@ -10,6 +10,6 @@ mod without;
 
 pub use self::opening::{Opener, Refusal};
 pub use self::run::{FolderReport, Rehearsal, rehearse};
-pub use self::seeds::{SeedError, Seeds};
-pub use self::source::{KekSource, PluginSource, Sources, opens};
+pub use self::seeds::Seeds;
+pub use self::source::{KekSource, PluginSource, SeedError, Sources, opens};
 pub use self::without::Without;

@@ -12,6 +12,7 @@ pub mod event;
 pub mod journal;
 pub mod keys;
 pub mod leftovers;
+pub mod rewrap;
 pub mod rewrite;
 pub mod run;
 pub mod shards;

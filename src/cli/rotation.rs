@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use super::output::OutputFormat;
 
@@ -140,6 +141,9 @@ pub struct RotateKeysArgs {
     /// Write progress and verdict there as Prometheus text, for example for node_exporter's textfile collector.
     #[arg(long, value_name = "FILE")]
     pub metrics_file: Option<PathBuf>,
+    /// How objects are stored again.
+    #[arg(long, value_enum, value_name = "METHOD")]
+    pub method: Option<RewriteMethod>,
     /// Split the rewrite over N pods of manifests/rotate-keys-job.yaml, for clusters of a million objects. --qps and
     /// --max-concurrency are for all of them together.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -168,6 +172,17 @@ pub struct RotateKeysArgs {
     /// Give up the rotation in the journal. Always safe: both keys stay readable.
     #[arg(long, group = "mode")]
     pub abort: bool,
+}
+
+/// How objects are stored again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RewriteMethod {
+    /// By the API servers, asked with empty patches: every object is encrypted anew [default].
+    Patch,
+    /// Straight in etcd, many times as fast: only the seed of each object is wrapped anew. Needs --etcd with the right to
+    /// write, --encryption-config, the plugin's socket, and a snapshot. Not after a suspected leak of a DEK or seed.
+    Rewrap,
 }
 
 /// Arguments of `verify`.

@@ -1,9 +1,10 @@
-//! What `snapshot` and `rehearse` have in common: where values come from, and what opens them.
+//! What `snapshot`, `rehearse` and rewrapping have in common: where values come from, and what opens them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
+use async_trait::async_trait;
 
 use super::rotate_keys::etcd_access;
 use super::rotate_keys::intent::plugin_config;
@@ -11,12 +12,13 @@ use crate::backup::{Snapshot, Source};
 use crate::cli::backup::{EtcdArgs, KeyArgs};
 use crate::config::Config;
 use crate::encryption_config::EncryptionConfiguration;
-use crate::etcd::EtcdClusters;
+use crate::etcd::{EtcdAccess, EtcdClusters};
 use crate::kek::set::KekSet;
 use crate::key_stores;
-use crate::rehearsal::{KekSource, PluginSource, Sources, Without};
+use crate::rehearsal::{KekSource, Opener, PluginSource, Seeds, Sources, Without, rehearse};
 use crate::rotation::keys::active::names;
 use crate::rotation::keys::name::KeyNames;
+use crate::rotation::rewrap::Rehearsal;
 use crate::telemetry::Metrics;
 
 /// The prefix of all keys, with a slash at its end.
@@ -73,5 +75,35 @@ impl Keys {
         let plugins = configuration.as_ref().map(PluginSource::of);
         let without = without.iter().map(|named| Without::parse(named, &names)).collect();
         Ok(Self { sources: Sources { plugins, keks, without }, configuration, names })
+    }
+}
+
+/// A rehearsal of a running etcd through the plugins.
+#[derive(Debug)]
+pub(super) struct LiveRehearsal {
+    pub(super) etcd: EtcdAccess,
+    pub(super) prefix: String,
+    pub(super) encryption_config: PathBuf,
+}
+
+#[async_trait]
+impl Rehearsal for LiveRehearsal {
+    async fn rehearse(&self) -> Result<String, String> {
+        let configuration =
+            EncryptionConfiguration::read(&self.encryption_config).map_err(|error| error.to_string())?;
+        let etcd = EtcdClusters::connect(&self.etcd, &self.prefix).await.map_err(|error| error.to_string())?;
+        let plugins = Some(PluginSource::of(&configuration));
+        let seeds = Seeds::new(Sources { plugins, ..Sources::default() });
+        let opener = Opener { configuration: Some(&configuration), seeds: &seeds };
+        let found = rehearse(&Source::Etcd(etcd), &self.prefix, &opener).await.map_err(|error| error.to_string())?;
+        let values: u64 = found.folders.values().map(|folder| folder.values).sum();
+        let named = found.folders.values().flat_map(|folder| &folder.named).next();
+        match (found.refused() + found.unchecked(), named) {
+            (0, _) => Ok(format!("rehearsed: all {values} values open, by {} seeds", seeds.count())),
+            (count, named) => Err(format!(
+                "{count} of {values} values do not open{}",
+                named.map(|(key, why)| format!(", such as {key}: {why}")).unwrap_or_default()
+            )),
+        }
     }
 }

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
+use crate::envelope::{MAX_ANNOTATION_BYTES, MAX_CIPHERTEXT_BYTES};
+
 const PREFIX: &[u8] = b"k8s:enc:kms:v2:";
 
 /// The parts of an encrypted value.
@@ -54,6 +56,28 @@ impl EncryptedObject {
         value
     }
 
+    /// What an API server demands of the parts before it asks a plugin (kmsv2/envelope.go, `ValidateEncryptedObject`).
+    ///
+    /// # Errors
+    /// What it would refuse.
+    pub fn check(&self) -> Result<DekSource, String> {
+        let source = self.dek_source().map_err(|number| format!("its encryptedDEKSourceType {number} is unknown"))?;
+        for (what, length, most) in [
+            ("encryptedData", self.encrypted_data.len(), usize::MAX),
+            ("encryptedDEKSource", self.encrypted_dek_source.len(), MAX_CIPHERTEXT_BYTES),
+            ("keyID", self.key_id.len(), MAX_CIPHERTEXT_BYTES),
+        ] {
+            if length == 0 || length > most {
+                return Err(format!("its {what} has {length} bytes"));
+            }
+        }
+        let annotations: usize = self.annotations.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if annotations > MAX_ANNOTATION_BYTES {
+            return Err(format!("its annotations have {annotations} bytes"));
+        }
+        Ok(source)
+    }
+
     /// How the key of the data is made, or the number that this program does not know.
     ///
     /// # Errors
@@ -87,5 +111,23 @@ mod tests {
         assert_eq!(EncryptedObject::of(b"k8s:enc:aescbc:v1:k:"), None);
         assert_eq!(EncryptedObject::of(b"k8s:enc:kms:v2:p"), None);
         assert_eq!(EncryptedObject::of(b"k8s:enc:kms:v2:p:\xff"), None);
+    }
+
+    #[test]
+    fn parts_that_no_api_server_would_take_are_refused() {
+        let good = EncryptedObject {
+            encrypted_data: vec![1],
+            key_id: "k".into(),
+            encrypted_dek_source: vec![1],
+            encrypted_dek_source_type: 1,
+            ..EncryptedObject::default()
+        };
+        let check = |object: EncryptedObject| object.check();
+        assert!(check(good.clone()).is_ok());
+        assert!(check(EncryptedObject { encrypted_dek_source_type: 7, ..good.clone() }).is_err());
+        assert!(check(EncryptedObject { key_id: String::new(), ..good.clone() }).is_err());
+        assert!(check(EncryptedObject { encrypted_dek_source: vec![1; 1_025], ..good.clone() }).is_err());
+        let annotations = [("a.b".to_owned(), vec![0; MAX_ANNOTATION_BYTES])].into();
+        assert!(check(EncryptedObject { annotations, ..good }).is_err());
     }
 }

@@ -6,8 +6,8 @@ use futures::stream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::EtcdError;
 use super::cluster::{EtcdCluster, end_of};
+use super::connect::EtcdError;
 use super::proto::watch_client::WatchClient;
 use super::proto::watch_create_request::FilterType;
 use super::proto::watch_request::RequestUnion;

@@ -4,9 +4,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use super::grpc::v2::key_management_service_client::KeyManagementServiceClient;
-use super::grpc::v2::{DecryptRequest, EncryptRequest, StatusRequest};
 use crate::config::SocketAddress;
+use crate::kms::v2::key_management_service_client::KeyManagementServiceClient;
+use crate::kms::v2::{DecryptRequest, EncryptRequest, StatusRequest};
 
 /// Why a self-check failed.
 #[derive(Debug, thiserror::Error)]

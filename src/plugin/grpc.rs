@@ -12,20 +12,15 @@ use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 use tracing::{debug, warn};
 
-use self::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
 use super::audit::{Event, Peer, Use};
 use super::service::{Service, ServiceError};
 use crate::crypto::secret::{DekId, Seed};
 use crate::envelope::ANNOTATION;
 use crate::kek::KekCause;
 use crate::kek::guard::DEADLINE;
+use crate::kms::v2;
+use crate::kms::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
 use crate::telemetry::{LogLimit, Metrics, Outcome, Rpc};
-
-/// The generated KMS v2 API.
-#[allow(missing_docs, clippy::pedantic, reason = "generated from proto/kms_v2.proto, which documents it")]
-pub mod v2 {
-    tonic::include_proto!("v2");
-}
 
 /// The API's version, as Status reports it.
 const API_VERSION: &str = "v2";

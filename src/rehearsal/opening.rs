@@ -6,10 +6,10 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::layout::providers;
-use super::seeds::{SeedError, Seeds};
+use super::seeds::Seeds;
+use super::source::SeedError;
 use crate::crypto::storage::{Plaintext, open_cbc, open_extended_gcm, open_gcm, open_secretbox};
 use crate::encryption_config::{EncryptionConfiguration, KmsVersion, LocalKeys, Provider};
-use crate::envelope::{MAX_ANNOTATION_BYTES, MAX_CIPHERTEXT_BYTES};
 use crate::etcd::{DekSource, EncryptedObject};
 
 /// What every encrypted value begins with.
@@ -100,33 +100,17 @@ impl Opener<'_> {
     async fn by_kms(&self, key: &[u8], value: &[u8]) -> Result<Plaintext, Refusal> {
         let (provider, object) =
             EncryptedObject::of(value).ok_or_else(|| Refusal::Damaged("it is no EncryptedObject".into()))?;
-        let source = check(&object).map_err(Refusal::Damaged)?;
-        let seed = self.seeds.get(provider, &object).await.map_err(Refusal::Seed)?;
+        let source = object.check().map_err(Refusal::Damaged)?;
+        let seed = self.seeds.get(provider, &object).await.map_err(|error| match &*error {
+            SeedError::NotAsked(why) => Refusal::Unchecked(why.clone()),
+            SeedError::Refused(_) => Refusal::Seed(error),
+        })?;
         let opened = match source {
             DekSource::AesGcmKey => open_gcm(seed.expose(), key, &object.encrypted_data),
             DekSource::HkdfSeed => open_extended_gcm(seed.expose(), key, &object.encrypted_data),
         };
         opened.map_err(|_| Refusal::Changed)
     }
-}
-
-/// What an API server demands of the parts before it asks a plugin (kmsv2/envelope.go, `ValidateEncryptedObject`).
-fn check(object: &EncryptedObject) -> Result<DekSource, String> {
-    let source = object.dek_source().map_err(|number| format!("its encryptedDEKSourceType {number} is unknown"))?;
-    let annotations: usize = object.annotations.iter().map(|(name, value)| name.len() + value.len()).sum();
-    for (what, length, most) in [
-        ("encryptedData", object.encrypted_data.len(), usize::MAX),
-        ("encryptedDEKSource", object.encrypted_dek_source.len(), MAX_CIPHERTEXT_BYTES),
-        ("keyID", object.key_id.len(), MAX_CIPHERTEXT_BYTES),
-    ] {
-        if length == 0 || length > most {
-            return Err(format!("its {what} has {length} bytes"));
-        }
-    }
-    if annotations > MAX_ANNOTATION_BYTES {
-        return Err(format!("its annotations have {annotations} bytes"));
-    }
-    Ok(source)
 }
 
 fn by_local_key(keys: &LocalKeys, key: &[u8], rest: &[u8]) -> Result<Plaintext, Refusal> {
@@ -189,22 +173,5 @@ mod tests {
     async fn a_key_that_is_missing_is_named() {
         assert!(open(CBC, "secrets", b"k8s:enc:aescbc:v1:b:xy").await.unwrap_err().contains("aescbc:v1:b:"));
         assert!(open(CBC, "secrets", b"k8s:enc:aescbc:v1:a:xy").await.unwrap_err().contains("key a of aescbc"));
-    }
-
-    #[test]
-    fn parts_that_no_api_server_would_take_are_refused() {
-        let good = EncryptedObject {
-            encrypted_data: vec![1],
-            key_id: "k".into(),
-            encrypted_dek_source: vec![1],
-            encrypted_dek_source_type: 1,
-            ..EncryptedObject::default()
-        };
-        assert!(check(&good).is_ok());
-        assert!(check(&EncryptedObject { encrypted_dek_source_type: 7, ..good.clone() }).is_err());
-        assert!(check(&EncryptedObject { key_id: String::new(), ..good.clone() }).is_err());
-        assert!(check(&EncryptedObject { encrypted_dek_source: vec![1; 1_025], ..good.clone() }).is_err());
-        let annotations = [("a.b".to_owned(), vec![0; MAX_ANNOTATION_BYTES])].into();
-        assert!(check(&EncryptedObject { annotations, ..good }).is_err());
     }
 }

@@ -4,15 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::source::Sources;
+use super::source::{SeedError, Sources};
 use crate::crypto::seal::digest;
 use crate::crypto::secret::Seed;
 use crate::etcd::EncryptedObject;
-
-/// Why a seed cannot be had.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct SeedError(pub String);
 
 /// What names a seed: everything that a plugin is asked with.
 pub type SeedName = [u8; 32];

@@ -9,6 +9,7 @@ mod pioneers;
 pub mod plan;
 pub mod preflight;
 pub mod rbac;
+mod rewrap;
 pub mod room;
 mod rotate;
 mod settings;

@@ -37,6 +37,7 @@ mod reach;
 mod readable;
 mod rehearsals;
 mod resume;
+mod rewrap;
 mod roster;
 mod shards;
 #[cfg(feature = "transit")]

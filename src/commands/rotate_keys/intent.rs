@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,12 +11,14 @@ use serde_json::{Map, Value, json};
 
 use super::etcd_access;
 use crate::cli::rotation::RotateKeysArgs;
+use crate::commands::opening::{LiveRehearsal, prefix};
 use crate::config::{Config, DEFAULT_PATH};
 use crate::etcd::EtcdAccess;
 use crate::rotation::cluster::Access;
 use crate::rotation::error::RotationError;
-use crate::rotation::journal::intent::Intent;
+use crate::rotation::journal::intent::{Intent, Method};
 use crate::rotation::leftovers::snapshots::checked;
+use crate::rotation::rewrap::Rehearsal;
 use crate::rotation::run::Settings;
 
 /// What a rotation begins with where no flag says otherwise. The settle time is twice the interval at which API
@@ -63,6 +66,7 @@ pub fn given(args: &RotateKeysArgs) -> Result<Map<String, Value>> {
     given.value("qps", cluster.qps.as_ref());
     given.value("max-concurrency", cluster.max_concurrency.as_ref());
     given.value("shards", args.shards.as_ref());
+    given.value("method", args.method.as_ref());
     given.value("snapshot-command", args.snapshot_command.as_ref());
     given.value("servers", cluster.server_count.as_ref());
     given.duration("settle", args.settle);
@@ -164,7 +168,18 @@ pub fn settings(intent: &Intent, args: &RotateKeysArgs) -> Result<Settings> {
         snapshot_files: intent.snapshot_file.clone(),
         snapshot_taken: args.snapshot_taken.map(checked).transpose()?,
         snapshot_command: intent.snapshot_command.clone(),
+        method: intent.method,
+        rehearsal: rehearsal(intent)?,
     })
+}
+
+/// What is tried before a verdict about values that were stored past the API servers.
+fn rehearsal(intent: &Intent) -> Result<Option<Arc<dyn Rehearsal>>, RotationError> {
+    let (Method::Rewrap, Some(file), Some(etcd)) = (intent.method, intent.encryption_config.clone(), etcd(intent)?)
+    else {
+        return Ok(None);
+    };
+    Ok(Some(Arc::new(LiveRehearsal { etcd, prefix: prefix(&intent.etcd_prefix), encryption_config: file })))
 }
 
 fn etcd(intent: &Intent) -> Result<Option<EtcdAccess>, RotationError> {

@@ -81,6 +81,14 @@ pub enum Coverage {
 }
 
 impl Coverage {
+    /// The configuration, where it was given.
+    pub fn configuration(&self) -> Option<&EncryptionConfiguration> {
+        match self {
+            Self::Configured(configuration) => Some(configuration),
+            Self::Inferred(_) => None,
+        }
+    }
+
     /// Reads the file that the API servers are started with.
     pub fn read(file: &Path) -> Result<Self, RotationError> {
         let configuration = EncryptionConfiguration::read(file).map_err(|error| match error {
@@ -194,7 +202,7 @@ fn local_writer(entry: &Entry) -> Option<String> {
     let replaces = entry.providers.iter().skip(1).filter_map(Provider::kms).any(|kms| kms.version == KmsVersion::V2);
     let name = match entry.writer()? {
         Provider::Kms(_) => return None,
-        Provider::LocalKeys(kind) => format!("{kind}:{}", entry.writing_key.as_deref().unwrap_or_default()),
+        Provider::LocalKeys(keys) => format!("{}:{}", keys.kind, entry.writing_key.as_deref().unwrap_or_default()),
         Provider::Identity => IDENTITY.to_owned(),
     };
     replaces.then_some(name)

@@ -28,6 +28,17 @@ const MAY_CHANGE: &[&str] = &[
     "agreement-interval",
 ];
 
+/// How objects are stored again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// By the API servers, asked with empty patches: encrypted anew.
+    #[default]
+    Patch,
+    /// In etcd itself: the seed of each object is wrapped anew, the object stays as it is.
+    Rewrap,
+}
+
 /// The settings of a rotation; each is named as its flag.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
@@ -90,6 +101,8 @@ pub struct Intent {
     pub max_concurrency: u16,
     /// How many processes rewrite.
     pub shards: Option<u32>,
+    /// How objects are stored again.
+    pub method: Method,
     /// SHA-256 of each configuration file that decides something, when the rotation began.
     pub contents: BTreeMap<PathBuf, String>,
 }

@@ -252,7 +252,8 @@ impl Run<'_> {
         }
         self.journal.disabling = self.ways_to_disable();
         self.enter_claims();
-        let verdict = weigh(&self.journal, Question::MayBeDisabled);
+        let mut verdict = weigh(&self.journal, Question::MayBeDisabled);
+        verdict.not_looked_at.extend(self.kept_by_rewrapping());
         self.journal.verdict = Some(verdict.clone());
         self.write().await?;
         Ok(verdict)
@@ -276,6 +277,10 @@ impl Run<'_> {
 
     /// Goes through every resource that is not done, while the servers' agreement is checked at intervals.
     async fn pass(&mut self) -> Result<Pass, RotationError> {
+        let mut rewritten = match self.rewrap().await? {
+            Pass::Complete(rewrapped) => rewrapped,
+            lost @ Pass::AgreementLost(_) => return Ok(lost),
+        };
         let wanted = self.wanted();
         let Some(adoption) = self.journal.adoption.clone() else {
             return Ok(Pass::AgreementLost("no adoption was seen".into()));
@@ -284,7 +289,7 @@ impl Run<'_> {
         let keys = self.keys_in_etcd().await?;
         let etcd = keys.as_ref().map(KeysInEtcd::clusters);
         let risks = self.risks(&api).await?;
-        let (cluster, mut rewritten) = (&self.cluster, 0);
+        let cluster = &self.cluster;
         while let Some(at) = self.journal.resources.iter().position(|progress| !progress.done) {
             let progress = &self.journal.resources[at];
             let (resource, objects) = (progress.resource.clone(), progress.objects);

@@ -1,12 +1,15 @@
 //! What a rotation is run with, as the command line and the journal's intent say.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Config;
 use crate::etcd::EtcdAccess;
 use crate::rotation::cluster::Access;
 use crate::rotation::cluster::resources::Resource;
+use crate::rotation::journal::intent::Method;
+use crate::rotation::rewrap::Rehearsal;
 
 /// What a rotation is run with.
 #[derive(Clone, Debug)]
@@ -40,6 +43,10 @@ pub struct Settings {
     pub rate: Option<f64>,
     /// Requests at once, at most.
     pub concurrency: usize,
+    /// How objects are stored again.
+    pub method: Method,
+    /// Tried before a verdict about values that were stored past the API servers.
+    pub rehearsal: Option<Arc<dyn Rehearsal>>,
     /// How many processes rewrite, where it is not this one.
     pub shards: Option<usize>,
     /// How long to wait after the last rewrite.

@@ -186,6 +186,7 @@ impl<'a> Run<'a> {
             }
             State::Preflight => {
                 self.preflight().await?;
+                self.may_rewrap().await?;
                 if self.settings.rotate_kek { State::RotateKek } else { State::AwaitAdoption }
             }
             State::RotateKek => {
@@ -205,6 +206,7 @@ impl<'a> Run<'a> {
             State::Done => match self.confirm().await? {
                 None => {
                     self.look_at_etcd_again().await?;
+                    self.rehearse().await?;
                     return self.conclude().await.map(Some);
                 }
                 Some(back) => back,
