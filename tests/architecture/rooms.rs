@@ -12,6 +12,7 @@ const FROM_THE_BOTTOM: &[&str] = &[
     "keys",
     "leftovers",
     "rewrite",
+    "rewrap",
     "adoption",
     "journal",
     "event",
