@@ -304,7 +304,7 @@ async fn two_thousand_refusals_are_a_few_log_lines_and_a_count() {
 /// Field case F23: an `EncryptionConfiguration` without `apiVersion: v2`.
 #[tokio::test]
 async fn an_api_server_that_speaks_kms_v1_is_named_once() {
-    use kube_envelope::plugin::grpc::v2::{StatusRequest, StatusResponse};
+    use kube_envelope::kms::v2::{StatusRequest, StatusResponse};
     let keyring = KeyringFile::create();
     let mut plugin = plugin(&keyring).await;
     let good = stored(&plugin).await;

@@ -167,7 +167,7 @@ async fn status_as_nobody(address: SocketAddress) -> Result<(), String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut client = connect(&address).await.map_err(|error| format!("{error:?}"))?;
-            let request = kube_envelope::plugin::grpc::v2::StatusRequest {};
+            let request = kube_envelope::kms::v2::StatusRequest {};
             client.status(request).await.map(|_| ()).map_err(|status| status.to_string())
         })
     });
