@@ -69,8 +69,11 @@ fn drop_capabilities() {
     let unlimited = Rlimit { current: None, maximum: None };
     let is_unlimited =
         getrlimit(Resource::Memlock).current.is_none() || setrlimit(Resource::Memlock, unlimited).is_ok();
-    let had = rustix::thread::capabilities(None).map(|sets| sets.permitted).unwrap_or(CapabilitySet::empty());
+    let had = rustix::thread::capabilities(None).map(|sets| sets.permitted).unwrap_or(CapabilitySet::all());
     let kept = if is_unlimited { CapabilitySet::empty() } else { had & CapabilitySet::IPC_LOCK };
+    if had == kept {
+        return;
+    }
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     if let Err(error) = set_capabilities(None, sets) {
         warn!(%error, "capabilities are not given up");
