@@ -1,8 +1,10 @@
 //! The conformance list on the fake, with the key named by an alias.
 
 use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use kube_envelope::kek::KekCause;
 use tempfile::TempDir;
 
 use super::{from_file, item, write_credentials};
@@ -138,7 +140,7 @@ impl FakeBench {
     }
 
     fn give_credentials(&self, access_key: &str) {
-        let user = User { secret: format!("secret of {access_key}"), token: None, expired: false };
+        let user = User { secret: format!("secret of {access_key}"), token: None, expired: false, powerless: false };
         write_credentials(&self.folder.path().join("credentials"), access_key, &user.secret);
         self.kms.state().users.insert(access_key.into(), user);
     }
@@ -177,4 +179,20 @@ crate::conformance! {
     an_oversized_answer_is_not_read,
     garbage_in_an_answer_is_unavailable,
     the_kek_works_again_after_faults,
+}
+
+/// Field case F8: the credentials are exchanged for others of a role that may.
+#[tokio::test]
+async fn a_denial_of_credentials_that_were_replaced_since_is_no_denial() {
+    let bench = FakeBench::start().await;
+    let kek = bench.kek().await;
+    kek.version().await.expect("the first role may");
+    // Older than what counts as fresh.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    bench.give_credentials("AKIDSECOND");
+    let powerless = |user: &str| bench.kms.state().users.get_mut(user).expect("a user").powerless = true;
+    powerless("AKIDFIRST");
+    kek.version().await.expect("the second role may");
+    powerless("AKIDSECOND");
+    assert_eq!(kek.version().await.expect_err("nobody may").cause(), KekCause::Denied);
 }

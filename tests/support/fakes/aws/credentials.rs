@@ -114,6 +114,7 @@ fn give_out(kms: &mut Kms) -> (String, User) {
         secret: hex::encode(rand::random::<[u8; 20]>()),
         token: Some(hex::encode(rand::random::<[u8; 20]>())),
         expired: false,
+        powerless: false,
     };
     kms.users.insert(access_key.clone(), user.clone());
     (access_key, user)

@@ -67,6 +67,8 @@ pub struct User {
     /// The session token of credentials that are given out for a time.
     pub token: Option<String>,
     pub expired: bool,
+    /// A role without the permission, whatever the key's own policy says.
+    pub powerless: bool,
 }
 
 /// An error as KMS words it.
@@ -335,6 +337,10 @@ pub fn check_signature(
     }
     if user.expired {
         return Err(Refusal("ExpiredTokenException", "The security token included in the request is expired".into()));
+    }
+    if user.powerless {
+        let text = format!("User: arn:aws:iam::{ACCOUNT}:user/{access_key} is not authorized to perform this");
+        return Err(Refusal("AccessDeniedException", text));
     }
     Ok(region.to_owned())
 }
