@@ -103,8 +103,11 @@ fn the_systemd_unit_lets_tokens_through_and_has_a_watchdog() {
     // What the plugin calls to restrict itself, and to give its socket to a group, is in neither set (systemd 252); a line
     // that removes calls takes away what came before it.
     let filters: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")).collect();
-    let after = filters.iter().skip_while(|filter| !filter.starts_with('~')).skip(1).copied().collect::<Vec<_>>().join(" ");
-    for call in ["@chown", "capset", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "seccomp"] {
+    let after =
+        filters.iter().skip_while(|filter| !filter.starts_with('~')).skip(1).copied().collect::<Vec<_>>().join(" ");
+    for call in
+        ["@chown", "capset", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "seccomp"]
+    {
         assert!(after.split(' ').any(|word| word == call), "{call}: {filters:?}");
     }
     let families = unit.lines().find(|line| line.starts_with("RestrictAddressFamilies=")).unwrap();
