@@ -29,13 +29,14 @@ async fn a_canary_that_a_server_cannot_read_is_taken_away_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_has_another_provider_first_for_one_resource_is_named() {
-    let resources = vec!["secrets", "configmaps", "roles.rbac.authorization.k8s.io"];
-    let mut plane = ControlPlane::start(Shape { resources, ..Shape::of(2) }).await;
+    let mut plane = ControlPlane::start(Shape::of(2)).await;
     plane.create_secrets("s", 10).await;
     let key = "{aescbc: {keys: [{name: k, secret: c2VjcmV0IGlzIHNlY3VyZQ==}]}}";
     for node in 0..2 {
         let (kms, clear) = (plane.plugins[node].provider(), "{identity: {}}");
-        let roles = if node == 0 { [kms.as_str(), key, clear] } else { [key, kms.as_str(), clear] };
+        // A name is unique in the whole file.
+        let second = kms.replacen("name: ", "name: second-", 1);
+        let roles = if node == 0 { [second.as_str(), key, clear] } else { [key, second.as_str(), clear] };
         let rest = encryption_configuration(&["secrets", "configmaps"], &[&kms, clear]);
         let roles = encryption_configuration(&["roles.rbac.authorization.k8s.io"], &roles);
         let roles = roles.split_once("resources:\n").unwrap().1;

@@ -34,7 +34,7 @@ pub enum Protection {
     SettledServers,
     /// Before anything is rewritten, each server reads what another one stored, for each resource.
     ReadingTried,
-    /// Before anything is rewritten, each server stores an object of each resource under the target.
+    /// Each server stores an object of each resource under the target.
     EveryResourceProven,
     /// An object of the run's own that a server turns out not to read is taken away again.
     CanaryWithdrawn,

@@ -213,8 +213,12 @@ impl Run<'_> {
             (Some(lineage), Some(version)) => [KeyName::Kek { lineage, version: version.to_owned() }].into(),
             (Some(lineage), None) => return Ok([KeyName::AnyVersion { lineage }].into()),
             (None, _) => {
-                let key = |provider| KeyName::KeyId { provider, key_id: text.to_owned() };
-                self.coverage.providers().into_iter().map(key).collect()
+                let key_id = || text.to_owned();
+                let keys = |provider: String| {
+                    let generation = KeyName::Generation { provider: provider.clone(), key_id: key_id() };
+                    [KeyName::KeyId { provider, key_id: key_id() }, generation]
+                };
+                self.coverage.providers().into_iter().flat_map(keys).collect()
             }
         };
         let known = self.keys_known().await;
