@@ -1,5 +1,6 @@
 //! Running a rotation: what it is about, its states, and the checks between them.
 
+mod agreement;
 mod checks;
 mod claims;
 mod in_etcd;

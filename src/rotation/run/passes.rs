@@ -2,14 +2,13 @@
 //! wait.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
+use super::agreement::{look_again, lost, watch};
 use super::checks::take_snapshot;
 use super::states::{Continuity, Run, clock};
 use crate::etcd::Room;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, still_holds};
 use crate::rotation::claim::{Claim, Question, Subject, Witness};
-use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::chain;
 use crate::rotation::cluster::listing::{Folder, revision};
 use crate::rotation::conclusion::evidence::weigh;
@@ -24,8 +23,6 @@ use crate::rotation::run::plan::{Encrypted, encrypted};
 
 /// How often everything is rewritten again when leftovers are found.
 const PASSES: u32 = 3;
-/// How many consecutive checks may fail before agreement counts as lost.
-const MISSED_LOOKS: u32 = 2;
 
 /// How a pass ended.
 pub(super) enum Pass {
@@ -354,53 +351,5 @@ impl Run<'_> {
             Ok(()) => Ok(Pass::Complete(rewritten)),
             Err(obstacle) => lost(obstacle).map(Pass::AgreementLost),
         }
-    }
-}
-
-/// Looks at the servers' agreement again and again; ends when it is lost.
-pub(super) async fn watch(
-    cluster: &Cluster,
-    wanted: &Wanted,
-    adoption: &Adoption,
-    interval: Duration,
-) -> Result<String, RotationError> {
-    let mut missed = 0;
-    loop {
-        let began = Instant::now();
-        tokio::time::sleep(interval).await;
-        if let Some(why) = look_again(cluster, wanted, adoption, &mut missed).await? {
-            return Ok(format!("{why} (seen after {} s)", began.elapsed().as_secs()));
-        }
-    }
-}
-
-/// One look; says why when agreement counts as lost.
-async fn look_again(
-    cluster: &Cluster,
-    wanted: &Wanted,
-    adoption: &Adoption,
-    missed: &mut u32,
-) -> Result<Option<String>, RotationError> {
-    match still_holds(cluster, wanted, adoption).await {
-        Ok(()) => {
-            *missed = 0;
-            Ok(None)
-        }
-        Err(obstacle) => {
-            let why = lost(obstacle)?;
-            *missed += 1;
-            Ok((*missed >= MISSED_LOOKS).then_some(why))
-        }
-    }
-}
-
-/// Why agreement is lost, unless it is something that only a person can put right.
-fn lost(obstacle: Obstacle) -> Result<String, RotationError> {
-    match obstacle {
-        Obstacle::NotYet(why) | Obstacle::Closed(why) | Obstacle::Unreadable(why) => Ok(why),
-        Obstacle::Failed(error) => Ok(chain(&error)),
-        Obstacle::TargetChanged(why) => Err(RotationError::Paused(format!(
-            "{why}: another rotation began meanwhile; give this one up (--abort) and start over"
-        ))),
     }
 }

@@ -1,6 +1,7 @@
 //! `--method rewrap`: what a rotation does in etcd itself before it asks the API servers for the rest.
 
-use super::passes::{Pass, watch};
+use super::agreement::watch;
+use super::passes::Pass;
 use super::states::Run;
 use crate::etcd::{EtcdClusters, Room, Swap};
 use crate::kms::plugins::Plugins;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::passes::{Pass, watch};
+use super::agreement::watch;
+use super::passes::Pass;
 use super::states::Run;
 use crate::rotation::error::RotationError;
 use crate::rotation::event::{Event, Reporter};
