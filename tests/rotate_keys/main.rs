@@ -35,6 +35,7 @@ mod preflight;
 mod proxy;
 mod reach;
 mod readable;
+mod readme;
 mod rehearsals;
 mod resume;
 mod rewrap;
