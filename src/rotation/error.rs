@@ -98,11 +98,6 @@ impl ApiError {
             && !matches!(self, Self::Malformed { .. })
     }
 
-    /// Whether the server's certificate is signed by nobody whom this client trusts.
-    pub fn is_untrusted(&self) -> bool {
-        matches!(self, Self::Unreachable { problem, .. } if problem.contains("UnknownIssuer"))
-    }
-
     /// The HTTP status, where there was one.
     pub fn status(&self) -> Option<u16> {
         match self {

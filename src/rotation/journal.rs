@@ -337,8 +337,16 @@ impl Journal {
         }
     }
 
-    /// How many objects were left because storing them again would change them.
+    /// Whether a search found nothing that is not stored under a target key, apart from what expires by itself.
+    pub fn nothing_is_left(&self) -> bool {
+        self.verified.as_ref().is_some_and(|scan| scan.leftovers == scan.expiring)
+    }
+
+    /// How many objects were left because storing them again would change them, and still need it.
     pub fn withheld(&self) -> usize {
+        if self.nothing_is_left() {
+            return 0;
+        }
         self.resources.iter().map(|progress| progress.tally.withheld.len()).sum()
     }
 
@@ -352,8 +360,12 @@ impl Journal {
         self.verified.as_ref().is_some_and(|scan| scan.method == Method::Etcd)
     }
 
-    /// Objects that the API servers refused to store again, by path.
+    /// Objects that the API servers refused to store again, by path. One that is current already, as a search showed, is
+    /// refused for nothing.
     pub fn refused(&self) -> BTreeSet<String> {
+        if self.nothing_is_left() {
+            return BTreeSet::new();
+        }
         self.resources.iter().flat_map(|progress| progress.tally.refused.keys().cloned()).collect()
     }
 }

@@ -181,8 +181,15 @@ impl ControlPlane {
 
     /// Adds an API server with a plugin that has this keyring.
     pub async fn join(&mut self, keyring: KeyringFile) {
+        self.join_as(keyring, "test").await;
+    }
+
+    /// The same with another name of the cluster in the plugin's configuration.
+    pub async fn join_as(&mut self, keyring: KeyringFile, cluster: &str) {
         let number = u8::try_from(self.servers.len() + 1).unwrap();
-        let plugin = Plugin::start(&settings(&keyring, self.refresh_interval)).await;
+        let settings =
+            settings(&keyring, self.refresh_interval).replace("cluster: test", &format!("cluster: {cluster}"));
+        let plugin = Plugin::start(&settings).await;
         plugin.wait_healthy().await;
         let text = encryption_configuration(&self.resources, &[&plugin.provider(), "{identity: {}}"]);
         let options = ApiServerOptions { number, encryption: Encryption::Text(text), ..ApiServerOptions::default() };

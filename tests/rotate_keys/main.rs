@@ -43,6 +43,7 @@ mod roster;
 mod shards;
 #[cfg(feature = "transit")]
 mod transit;
+mod true_verdicts;
 #[cfg(all(feature = "azure", feature = "gcp"))]
 mod two_clouds;
 mod two_runs;

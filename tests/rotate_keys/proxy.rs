@@ -26,6 +26,8 @@ pub enum Mode {
     Answer(u16),
     /// Says that it is overloaded, and when to come back.
     Overloaded,
+    /// Answers this to writes of the object with this path, and passes on the rest.
+    Fail(String, u16),
     /// Passes it on if it has this token, and refuses it otherwise.
     Demand(String),
 }
@@ -91,7 +93,10 @@ async fn pass(State(behind): State<Behind>, request: Request) -> Response {
         Mode::Demand(demanded) if token != Some(&format!("Bearer {demanded}")) => {
             return StatusCode::UNAUTHORIZED.into_response();
         }
-        Mode::Pass | Mode::Demand(_) => {}
+        Mode::Fail(path, status) if request.method() == "PATCH" && request.uri().path().ends_with(&path) => {
+            return StatusCode::from_u16(status).unwrap().into_response();
+        }
+        Mode::Pass | Mode::Demand(_) | Mode::Fail(..) => {}
     }
     let (mut parts, body) = request.into_parts();
     parts.headers.remove(header::AUTHORIZATION);

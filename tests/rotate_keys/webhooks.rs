@@ -47,6 +47,7 @@ impl Webhook {
             .route("/inject", post(inject))
             .route("/fill", post(fill))
             .route("/hesitate", post(hesitate))
+            .route("/hang", post(hang))
             .with_state(calls.clone());
         let task = tokio::spawn(async move { axum::serve(tls, router).await.unwrap() });
         Self { authority: BASE64_STANDARD.encode(certificate), port, calls, task }
@@ -115,6 +116,12 @@ async fn hesitate(State(calls): State<Arc<AtomicUsize>>, Json(review): Json<Valu
         return Err(StatusCode::SERVICE_UNAVAILABLE);
     }
     Ok(answer(&review, &json!({"allowed": true})))
+}
+
+/// Takes longer than any API server waits.
+async fn hang() -> StatusCode {
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    StatusCode::GATEWAY_TIMEOUT
 }
 
 fn answer(review: &Value, response: &Value) -> Json<Value> {
@@ -298,4 +305,32 @@ async fn a_change_of_data_that_metadata_do_not_show_stops_its_resource_at_the_fi
     plane.run("rotate-keys", &["--allow-changes=secrets"]).exits(0).says("Yes: ");
     plane.check_all_under(&new).await;
     assert_eq!(filled().await, 50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_that_hangs_holds_up_its_own_objects_alone_and_not_for_long() {
+    const GUARDED: usize = 40;
+    let plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 100).await;
+    for number in 0..GUARDED {
+        let mut guarded = secret(&format!("guarded-{number}"), "x");
+        guarded.metadata.labels = Some([("guarded".to_owned(), "yes".to_owned())].into());
+        plane.secrets(0).create(&PostParams::default(), &guarded).await.unwrap();
+    }
+    let webhook = Webhook::start().await;
+    let only = json!({"objectSelector": {"matchLabels": {"guarded": "yes"}}, "timeoutSeconds": 5});
+    let hangs = webhook.configuration("ValidatingWebhookConfiguration", "hangs", "/hang", &only);
+    create(&plane, VALIDATING, &hangs).await;
+    wait_until("the webhook is in force", Duration::from_mins(1), async || !would_be_stored(&plane, "guarded-0").await)
+        .await;
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    let new = plane.wait_key_id(0..1, &old).await;
+    let began = std::time::Instant::now();
+    // One after the other, five times each, they would take a quarter of an hour.
+    let ended = plane.run("rotate-keys", &[]).exits(3).says("No: 40 object(s) were refused");
+    ended.says("failed calling webhook \"hangs.example.com\"");
+    assert!(began.elapsed() < crate::control_plane::ENDS_WITHIN, "{:?}", began.elapsed());
+    assert_eq!(plane.stored().await[&old], GUARDED, "all others were rewritten");
+    assert_eq!(plane.etcd.key_id("/registry/secrets/default/s-7").await, Some(new));
 }

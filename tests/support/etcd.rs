@@ -196,6 +196,11 @@ impl Etcd {
         self.post("/v3/kv/put", &body.into()).await;
     }
 
+    /// Removes a key, past every API server.
+    pub async fn delete(&self, key: &str) {
+        self.post("/v3/kv/deleterange", &serde_json::json!({"key": BASE64_STANDARD.encode(key)})).await;
+    }
+
     /// Asks etcd's JSON gateway; the body of the answer.
     pub async fn post(&self, path: &str, body: &serde_json::Value) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -9,7 +9,6 @@ use crate::rotation::cluster::ledger::ServerProcess;
 use crate::rotation::cluster::metrics::{Scrape, scrape};
 use crate::rotation::cluster::roster::{Doubt, IdentityLease, Met, Renewal, Sources, doubts};
 use crate::rotation::cluster::{Cluster, host_of};
-use crate::rotation::error::RotationError;
 
 /// Over how many new connections a balancer is asked for servers that were not met.
 const CONNECTIONS: usize = 24;
@@ -77,13 +76,6 @@ pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Loo
         match meet(&api).await {
             Ok(scrape) => _ = add(&mut seen, api, scrape),
             Err(_) if accept_unproven => {}
-            Err(error) if error.is_untrusted() => {
-                return Err(Obstacle::Failed(RotationError::Unusable(format!(
-                    "API server {} has a certificate of another authority than the kubeconfig's: name that authority \
-                     with --server-ca (kubeadm: /etc/kubernetes/pki/ca.crt): {error}",
-                    api.address()
-                ))));
-            }
             Err(error) if matches!(error.status(), Some(403 | 404)) => {
                 return Err(Obstacle::Unreadable(format!("cannot read the metrics of an API server: {error}")));
             }

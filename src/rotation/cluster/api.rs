@@ -297,7 +297,8 @@ impl Api {
             }
             None => Body::empty(),
         };
-        let unreachable = |problem: String| ApiError::Unreachable { address: self.address.clone(), problem };
+        let unreachable =
+            |problem: String| ApiError::Unreachable { address: self.address.clone(), problem: with_hint(problem) };
         let request = request.body(body).map_err(|error| unreachable(error.to_string()))?;
         let exchange = async {
             let answer = client.send(request).await.map_err(|error| unreachable(chain(&error)))?;
@@ -329,6 +330,15 @@ pub fn escaped(text: &str) -> String {
     // Unreserved in RFC 3986, and the colon, which a path segment may contain and names such as system:node have.
     const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':');
     utf8_percent_encode(text, ESCAPED).to_string()
+}
+
+/// Adds what helps against a certificate that is not trusted: each API server is asked by itself as well, and the
+/// kubeconfig may have the authority of a balancer alone.
+fn with_hint(problem: String) -> String {
+    if problem.contains("invalid peer certificate") {
+        return format!("{problem} (an API server with another authority than the kubeconfig's? --server-ca names it)");
+    }
+    problem
 }
 
 /// An error and what caused it, in one line.

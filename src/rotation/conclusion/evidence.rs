@@ -185,7 +185,8 @@ impl Scales {
 
 /// What was left as it is, and how to have it stored again.
 fn withheld(journal: &Journal) -> impl Iterator<Item = String> {
-    journal.resources.iter().filter_map(|progress| {
+    let resources = journal.resources.iter().filter(|_| !journal.nothing_is_left());
+    resources.filter_map(|progress| {
         let (resource, tally) = (&progress.resource, &progress.tally);
         let what = match &tally.withheld_all {
             Some(why) => format!("{resource} were left: {why}"),

@@ -80,8 +80,8 @@ impl Run<'_> {
             if answer.status != 200 {
                 continue;
             }
-            shown.rewritten += 1;
             let Some(after) = keys.value(resource, one.namespace.as_deref(), &one.name).await? else { continue };
+            shown.rewritten += u64::from(after.revision != before.revision);
             shown.changed = changed(&path, &before, &after, risk);
             if let Some(why) = &shown.changed {
                 (self.report)(Event::Note(&format!("{resource}: {why}")));

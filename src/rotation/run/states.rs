@@ -83,7 +83,7 @@ impl<'a> Run<'a> {
         let found = found.for_rewriting(self.settings.include_events, &self.settings.skip);
         let seen = if fresh && self.settings.key_id.is_none() {
             (self.report)(Event::Waiting("every API server must ask its plugin for the key again, within 90 s"));
-            look_fresh(&self.cluster, &self.coverage.providers(), true).await
+            look_fresh(&self.cluster, &self.coverage.providers(), self.settings.accept_unproven).await
         } else {
             look(&self.cluster, true).await
         };

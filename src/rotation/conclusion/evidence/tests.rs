@@ -158,6 +158,7 @@ fn hashed(journal: &mut Journal) {
 
 fn refuse(journal: &mut Journal) {
     journal.resource_mut(&secrets(), "p").tally.refused.insert("/x".into(), "422".into());
+    journal.verified.as_mut().unwrap().leftovers = 1;
 }
 
 fn unreadable(journal: &mut Journal) {
@@ -208,4 +209,13 @@ fn a_first_encryption_names_no_key_to_disable_and_warns_of_snapshots_in_clear() 
     assert!(verdict.sentence.contains("no former key to disable"), "{}", verdict.sentence);
     assert!(verdict.sentence.contains("hold data in clear"), "{}", verdict.sentence);
     assert_eq!(verdict.may_be_disabled, Vec::<String>::new());
+}
+
+#[test]
+fn an_object_that_is_refused_and_current_already_is_no_leftover() {
+    let mut journal = finished();
+    refuse(&mut journal);
+    journal.verified.as_mut().unwrap().leftovers = 0;
+    let verdict = weigh(&journal, Question::MayBeDisabled);
+    assert_eq!((verdict.conclusion, verdict.missing), (Conclusion::MayBeDisabled, Vec::<String>::new()));
 }
