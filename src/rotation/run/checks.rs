@@ -109,6 +109,14 @@ impl Run<'_> {
             if let Some(missing) = rotating.missing_preparation().await.map_err(failed)? {
                 return Err(RotationError::Blocked(vec![missing]));
             }
+            if !config.versions_on_file().await.is_empty() {
+                self.note(&format!(
+                    "KEK {} is a file on each node, and whether the others have the pending version cannot be seen from \
+                     here: copy the file to every node first. Where it is missing, adoption is not reached and nothing is \
+                     rewritten",
+                    config.name
+                ));
+            }
         }
         Ok(())
     }

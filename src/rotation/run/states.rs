@@ -7,7 +7,7 @@ use super::settings::Settings;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, attempt, joined, look, look_fresh};
 use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::Api;
-use crate::rotation::cluster::canary::canaries;
+use crate::rotation::cluster::canary::{NAMESPACE, canaries};
 use crate::rotation::cluster::lease::{Holder, Lease};
 use crate::rotation::cluster::metrics::key_id_hash;
 use crate::rotation::cluster::resources::Coverage;
@@ -145,6 +145,9 @@ impl<'a> Run<'a> {
             && let Err(error) = announce(self.cluster.entry(), verdict).await
         {
             (self.report)(Event::Note(&format!("the verdict was not posted as an Event: {error}")));
+        }
+        if ended.is_ok() {
+            (self.report)(Event::Note(&format!("the namespace {NAMESPACE} stays, for the Event and for the next run")));
         }
         ended
     }
