@@ -82,6 +82,16 @@ struct Object {
     tried_first: bool,
 }
 
+/// What follows from an answer.
+enum Next {
+    /// Nothing: it is counted.
+    Done,
+    /// The object is sent again at this time.
+    Again(Instant, Object),
+    /// It got no useful answer for so long that something is wrong: with the server, or with it alone.
+    GiveUp(Object, Option<u16>, String),
+}
+
 type Answered = (Object, Instant, Result<Answer, ApiError>);
 
 impl Sweep<'_> {
@@ -124,8 +134,10 @@ impl Sweep<'_> {
                     if let Some(at) = sent.iter().position(|began| *began == answered.1) {
                         sent.swap_remove(at);
                     }
-                    if let Some(again) = self.settle(answered)? {
-                        later.push(again);
+                    match self.settle(answered)? {
+                        Next::Done => {}
+                        Next::Again(at, object) => later.push((at, object)),
+                        Next::GiveUp(object, status, message) => self.give_up(object, status, &message).await?,
                     }
                     seen(self.tally, self.pace.limit());
                 }
@@ -206,7 +218,7 @@ impl Sweep<'_> {
     }
 
     /// Takes an answer in; returns the object where it must be asked again.
-    fn settle(&mut self, (mut object, began, result): Answered) -> Result<Option<(Instant, Object)>, RotationError> {
+    fn settle(&mut self, (mut object, began, result): Answered) -> Result<Next, RotationError> {
         let now = Instant::now();
         let (status, retry_after, message) = match result {
             Ok(answer) if answer.status == 200 => {
@@ -214,7 +226,7 @@ impl Sweep<'_> {
                 if let Some(webhook) = &object.webhook {
                     self.pace.webhooks.recovered(webhook);
                 }
-                return Ok(self.stored(object, &answer)?.map(|again| (now, again)));
+                return Ok(self.stored(object, &answer)?.map_or(Next::Done, |again| Next::Again(now, again)));
             }
             Ok(answer) => (Some(answer.status), answer.retry_after, answer.refusal().message),
             Err(error) => (error.status(), None, error.to_string()),
@@ -224,12 +236,12 @@ impl Sweep<'_> {
         let tries = match fate(status, &message) {
             Fate::Gone => {
                 self.tally.gone += 1;
-                return Ok(None);
+                return Ok(Next::Done);
             }
             Fate::Refused => 0,
             Fate::Undecryptable => {
                 self.tally.undecryptable.insert(object.path, message);
-                return Ok(None);
+                return Ok(Next::Done);
             }
             Fate::Full => return Err(RotationError::Paused(format!("etcd is full (alarm NOSPACE): {message}"))),
             Fate::Unauthorized => TRIES,
@@ -244,18 +256,26 @@ impl Sweep<'_> {
         };
         if object.tries < tries && !(alone && status != Some(401)) {
             let wait = (FIRST_WAIT * 2u32.pow(object.tries - 1)).min(LONGEST_WAIT);
-            return Ok(Some((now + retry_after.unwrap_or(wait).max(wait), object)));
+            return Ok(Next::Again(now + retry_after.unwrap_or(wait).max(wait), object));
         }
         match status {
             Some(401) => Err(RotationError::Paused(format!("the credentials are refused; renew them: {message}"))),
-            None | Some(408 | 429 | 501..) if !alone => {
-                Err(RotationError::Paused(format!("{} got no useful answer in {TRIES} tries: {message}", object.path)))
-            }
+            None | Some(408 | 429 | 501..) if !alone => Ok(Next::GiveUp(object, status, message)),
             _ => {
                 self.refuse(object.path, status, &message);
-                Ok(None)
+                Ok(Next::Done)
             }
         }
+    }
+
+    /// An object got no useful answer. If others did and the server is well, it alone is at fault.
+    async fn give_up(&mut self, object: Object, status: Option<u16>, message: &str) -> Result<(), RotationError> {
+        let others_did = status != Some(429) && self.pace.was_ever_good();
+        if others_did && self.api.get("/readyz", "text/plain").await.is_ok_and(|answer| answer.status == 200) {
+            self.refuse(object.path, status, message);
+            return Ok(());
+        }
+        Err(RotationError::Paused(format!("{} got no useful answer in {TRIES} tries: {message}", object.path)))
     }
 
     /// Whether an object goes on failing while others get through.

@@ -67,6 +67,11 @@ impl Pace {
         self.last_good.is_some_and(|good| good > moment)
     }
 
+    /// Whether any request went well at all.
+    pub fn was_ever_good(&self) -> bool {
+        self.last_good.is_some()
+    }
+
     /// When the next request may be sent; the past means now.
     pub fn next(&self) -> Instant {
         self.next.max(self.quiet_until)

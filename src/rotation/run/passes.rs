@@ -232,6 +232,12 @@ impl Run<'_> {
         }
     }
 
+    /// Whether the command has another snapshot to take: what the last one holds was still under a former key.
+    pub(super) fn snapshot_is_outdated(&self) -> bool {
+        let clean = self.journal.clean_since;
+        self.settings.snapshot_command.is_some() && clean.is_some_and(|clean| self.journal.snapshot < Some(clean))
+    }
+
     pub(super) async fn snapshot(&mut self) -> Result<State, RotationError> {
         if let Some(command) = &self.settings.snapshot_command {
             match take_snapshot(command).await {

@@ -208,6 +208,9 @@ impl<'a> Run<'a> {
             State::Snapshot => self.snapshot().await?,
             State::Done => match self.confirm().await? {
                 None => {
+                    if self.snapshot_is_outdated() {
+                        self.snapshot().await?;
+                    }
                     self.look_at_etcd_again().await?;
                     self.rehearse().await?;
                     return self.conclude().await.map(Some);
