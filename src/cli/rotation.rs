@@ -138,7 +138,7 @@ pub struct RotateKeysArgs {
     /// A shell command that takes a snapshot of etcd; run before anything is rewritten, and after the settle time.
     #[arg(long, value_name = "COMMAND", conflicts_with = "snapshot_taken")]
     pub snapshot_command: Option<String>,
-    /// Write progress and verdict there as Prometheus text, for example for node_exporter's textfile collector.
+    /// Write progress and verdict there as Prometheus text, for example for the node exporter's textfile collector.
     #[arg(long, value_name = "FILE")]
     pub metrics_file: Option<PathBuf>,
     /// How objects are stored again.

@@ -1,4 +1,4 @@
-//! `--metrics-file`: a rotation's progress and verdict as Prometheus text, for node_exporter's textfile collector.
+//! `--metrics-file`: a rotation's progress and verdict as Prometheus text, for the node exporter's textfile collector.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -55,7 +55,7 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
         return status(&args);
     }
     if args.plan || args.dry_run || args.print_rbac {
-        return look_only(&args).await;
+        return Box::pin(look_only(&args)).await;
     }
     if let Some(index) = args.shard {
         return shard(&args, index).await;

@@ -221,7 +221,9 @@ fn print_verdict(verdict: &Verdict, next: &str) {
         ("not looked at", &verdict.not_looked_at),
         ("missing", &verdict.missing),
     ] {
-        lines.iter().for_each(|line| println!("  {what}: {line}"));
+        for line in lines {
+            println!("  {what}: {line}");
+        }
     }
     println!("  next: {next}");
 }

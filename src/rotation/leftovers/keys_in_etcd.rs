@@ -78,7 +78,7 @@ impl KeysInEtcd {
         let inside = format!("{}{}/", self.prefix, folder(&of.resource));
         list.items = keys.iter().filter_map(|(key, at)| partial(key.strip_prefix(&inside)?, *at, of)).collect();
         let next = match keys.last() {
-            Some((last, _)) if keys.len() == PAGE as usize => Position { after: last.clone(), ..from },
+            Some((key, _)) if keys.len() == PAGE as usize => Position { after: key.clone(), ..from },
             _ => Position { cluster: from.cluster + 1, after: String::new() },
         };
         let ends = next.cluster >= self.etcd.clusters.len();

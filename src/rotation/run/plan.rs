@@ -88,12 +88,12 @@ impl Encrypted {
     /// # Errors
     /// [`RotationError::Unusable`], naming what could be meant.
     pub fn check_names(&self, flag: &str, named: &[String]) -> Result<(), RotationError> {
-        let names: Vec<String> = self.resources.iter().map(|(resource, _)| resource.to_string()).collect();
-        match named.iter().find(|name| *name != "*" && !names.contains(name)) {
+        let known: Vec<String> = self.resources.iter().map(|(resource, _)| resource.to_string()).collect();
+        match named.iter().find(|name| *name != "*" && !known.contains(name)) {
             None => Ok(()),
             Some(name) => Err(RotationError::Unusable(format!(
                 "{flag} {name}: no encrypted resource has this name; they are {}",
-                names.join(", ")
+                known.join(", ")
             ))),
         }
     }

@@ -78,8 +78,8 @@ pub enum Extent<'a> {
 impl Assignment {
     /// What one shard rewrites, in this order; `None` if there is no such shard.
     pub fn shares(&self, shard: usize) -> Option<Vec<Share<'_>>> {
-        let share = |of| Divided::extent(of, shard, self.shards).map(|extent| Share { of, extent });
-        (shard < self.shards).then(|| self.resources.iter().filter_map(share).collect())
+        let own = |of| Divided::extent(of, shard, self.shards).map(|extent| Share { of, extent });
+        (shard < self.shards).then(|| self.resources.iter().filter_map(own).collect())
     }
 }
 
