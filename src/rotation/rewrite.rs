@@ -104,6 +104,12 @@ impl Sweep<'_> {
         if let Some(risk) = self.risk {
             self.tally.withheld_all = self.tally.withheld_all.take().or_else(|| risk.converted.clone());
             if self.tally.withheld_all.is_some() {
+                // Both are worth knowing: a conversion webhook may be away as well.
+                if let Some(folder) = self.folders.first()
+                    && let Ok(Page::Unlistable(why)) = page_after(api, folder, String::new()).await
+                {
+                    self.tally.unlistable = Some(why);
+                }
                 return Ok(());
             }
         }
