@@ -32,7 +32,7 @@ pub(super) fn yes(journal: &Journal, former: &BTreeSet<KeyName>) -> String {
 pub(super) fn nothing_left(journal: &Journal) -> String {
     let active = journal.names.show_all(&journal.target_keys);
     format!(
-        "Nothing is stored under a former key, as far as was looked: everything is under {}.",
+        "Nothing is stored under a former key. As far as was looked, everything is under {}.",
         or(&active, "the key in use")
     )
 }
