@@ -19,6 +19,7 @@ mod hostile_input;
 mod init;
 mod keyring;
 mod kms_v2_contract;
+mod monitoring;
 #[cfg(feature = "rotate")]
 mod rotation;
 mod running;

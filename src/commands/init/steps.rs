@@ -213,15 +213,21 @@ fn first_encryption(steps: &mut Steps, wanted: &Wanted) {
     if place.distribution == Distribution::Talos {
         steps.command("talosctl -n NODE etcd snapshot etcd.db        # there is no etcd client on a node");
     }
+    rotate(steps, wanted, First::Plugin);
+}
+
+/// Where no file of its own is on a node, what is encrypted is found out from the API servers.
+fn rotate(steps: &mut Steps, wanted: &Wanted, first: First) {
+    let place = &wanted.place;
     let file = match place.distribution {
-        Distribution::Talos | Distribution::Kops => "plugin-first.yaml".to_owned(),
-        Distribution::Kind => "encryption/encryption-configuration.yaml".to_owned(),
-        _ => format!("{ENCRYPTION}/encryption-configuration.yaml"),
+        Distribution::Talos => None,
+        Distribution::Kops if first == First::Plugin => Some("plugin-first.yaml".to_owned()),
+        Distribution::Kops => Some("former-first.yaml".to_owned()),
+        Distribution::Kind => Some("encryption/encryption-configuration.yaml".to_owned()),
+        _ => Some(format!("{ENCRYPTION}/encryption-configuration.yaml")),
     };
-    steps.command(&format!(
-        "kube-envelope rotate-keys --kubeconfig {} --encryption-config {file} \\",
-        place.kubeconfig()
-    ));
+    let encryption = file.map(|file| format!(" --encryption-config {file}")).unwrap_or_default();
+    steps.command(&format!("kube-envelope rotate-keys --kubeconfig {}{encryption} \\", place.kubeconfig()));
     steps.command(place.etcd_flags());
 }
 
@@ -233,14 +239,8 @@ fn way_back(steps: &mut Steps, wanted: &Wanted) {
     };
     steps.step(&format!("Let {to} write, on every node; the plugin still reads:"));
     swap(steps, wanted, First::Former);
-    steps.step("Write everything again (each resource that is encrypted), while the plugin runs everywhere:");
-    for resource in &wanted.resources {
-        steps.command(&format!("kubectl get {resource} --all-namespaces -o json | kubectl replace -f -"));
-    }
-    steps.step(
-        "Look that nothing needs the plugin any more: only objects of other providers are listed, then take it out:",
-    );
-    steps.command(&format!("kube-envelope verify --kubeconfig {} \\", wanted.place.kubeconfig()));
-    steps.command(wanted.place.etcd_flags());
+    steps.step("Have everything written again, and proven, while the plugin runs everywhere:");
+    rotate(steps, wanted, First::Former);
+    steps.step("On Yes take the plugin's provider out of the file on every API server, and only then the plugin.");
     steps.step("Keep the KEK as long as a snapshot from the time with the plugin must stay restorable.");
 }
