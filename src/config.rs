@@ -4,7 +4,7 @@ mod listen;
 mod paths;
 mod syntax;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 pub use self::listen::{HealthAddress, HealthSettings, SocketAddress, SocketSettings};
+use crate::kek::Lineage;
 use crate::key_stores::{KekConfig, KekItem};
 
 /// Where the configuration is looked for unless `--config` names another place.
@@ -44,6 +45,9 @@ pub struct Config {
     pub keks: Vec<KekConfig>,
     /// KEKs that only unwrap what they wrapped earlier.
     pub retired: Vec<KekConfig>,
+    /// KEKs that left for good: DEKs that only they unwrap are not kept any more, and no longer stand in the way of a
+    /// configuration without them.
+    pub forget: BTreeSet<Lineage>,
     /// How long the cache serves while no KEK can be reached.
     pub max_offline_age: Duration,
     /// How often each KEK is asked for its active version.
@@ -150,6 +154,8 @@ struct File {
     keks: Spanned<Vec<Spanned<KekItem>>>,
     #[serde(default)]
     retired: Vec<Spanned<KekItem>>,
+    #[serde(default)]
+    forget: Vec<Spanned<String>>,
     #[serde(default = "default_max_offline_age")]
     max_offline_age: Spanned<String>,
     #[serde(default = "default_refresh_interval")]
@@ -270,6 +276,7 @@ impl Checker<'_> {
         let mut names = HashSet::new();
         let keks = self.keks("keks", file.keks.value, &mut names);
         let retired = self.keks("retired", file.retired, &mut names);
+        let forget = self.lineages(&file.forget);
         let max_offline_age = self.duration(&file.max_offline_age, "maxOfflineAge", "0s", "30days");
         let refresh_interval = self.duration(&file.refresh_interval, "refreshInterval", "1s", "1h");
         let prove_interval = self.duration(&file.prove_interval, "proveInterval", "1s", "1day");
@@ -290,6 +297,7 @@ impl Checker<'_> {
             state_dir: file.state_dir.value,
             keks,
             retired,
+            forget,
             max_offline_age,
             refresh_interval,
             prove_interval,
@@ -372,6 +380,26 @@ impl Checker<'_> {
             }
         }
         keks
+    }
+
+    fn lineages(&mut self, texts: &[Spanned<String>]) -> BTreeSet<Lineage> {
+        let mut lineages = BTreeSet::new();
+        for (index, text) in texts.iter().enumerate() {
+            match hex::decode(&text.value).ok().and_then(|bytes| bytes.try_into().ok()) {
+                Some(lineage) => {
+                    lineages.insert(Lineage(lineage));
+                }
+                None => self.add(
+                    text,
+                    &format!("forget[{index}]"),
+                    &format!(
+                        "{:?} is not a lineage; write the 32 hex digits that `status` and the log show",
+                        text.value
+                    ),
+                ),
+            }
+        }
+        lineages
     }
 
     fn duration(&mut self, text: &Spanned<String>, field: &str, least: &str, most: &str) -> Duration {

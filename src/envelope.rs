@@ -205,6 +205,11 @@ impl WrappedDekSet {
         self.wraps.iter().map(|wrap| &wrap.version)
     }
 
+    /// The KEKs that wrapped it.
+    pub fn lineages(&self) -> impl Iterator<Item = Lineage> {
+        self.wraps.iter().map(|wrap| wrap.version.lineage)
+    }
+
     /// What each wrap is bound to.
     pub fn context(&self, dek_id: DekId) -> WrapContext {
         WrapContext { cluster: self.cluster.clone(), dek_id }

@@ -21,9 +21,10 @@ impl Generation {
     /// Puts a DEK and its wraps together.
     ///
     /// # Errors
-    /// When the wraps are more than the API server stores beside an object.
+    /// When the wraps are more than the API server stores beside an object, or could not be read again from there.
     pub fn new(dek: Arc<Dek>, wrapped: WrappedDekSet) -> Result<Self, EnvelopeError> {
         let annotation = wrapped.encode()?;
+        WrappedDekSet::decode(&annotation)?;
         Ok(Self { key_id: wrapped.key_id(), dek_id: dek_id(&dek), dek, wrapped, annotation })
     }
 

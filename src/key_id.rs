@@ -51,11 +51,6 @@ impl KeyId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-
-    /// Takes back a name that this program itself wrote earlier (the state folder, a journal).
-    pub(crate) fn from_record(text: String) -> Self {
-        Self(text)
-    }
 }
 
 impl fmt::Display for KeyId {

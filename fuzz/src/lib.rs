@@ -7,7 +7,8 @@ use std::path::Path;
 use kube_envelope::config::Config;
 use kube_envelope::crypto::seal::digest;
 use kube_envelope::crypto::secret::Dek;
-use kube_envelope::dek::store::DekStore;
+use kube_envelope::dek::history::History;
+use kube_envelope::dek::store::StateFolder;
 use kube_envelope::envelope::{Ciphertext, WrappedDekSet};
 use kube_envelope::etcd::Stored;
 use kube_envelope::key_stores::keyring::Keyring;
@@ -65,8 +66,12 @@ pub fn stored_dek(bytes: &[u8]) {
     ] {
         write_private(&folder.path().join(name), content);
     }
-    let store = DekStore::open(folder.path()).expect("a folder with a damaged file");
-    let _ = (store.kept(), store.adopted());
+    for (_, record) in StateFolder::new(folder.path()).read_all().expect("a folder with a damaged file") {
+        let _ = WrappedDekSet::decode(&record);
+        if let Some(history) = History::decode(&record) {
+            assert_eq!(History::decode(&history.encode()).as_ref(), Some(&history));
+        }
+    }
 }
 
 /// A value in etcd, read without any key.

@@ -25,7 +25,8 @@ use super::Exit;
 use crate::cli::ServeArgs;
 use crate::config::{Config, ConfigError, Problem};
 use crate::dek::cache::DekCache;
-use crate::dek::store::{DekStore, is_private};
+use crate::dek::clock::BootClock;
+use crate::dek::store::{DekStore, StateFolder, is_private};
 use crate::files;
 use crate::key_stores;
 use crate::plugin::audit::{Audit, Event};
@@ -63,7 +64,7 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
 
 /// What is opened before the plugin has threads.
 struct Opened {
-    store: DekStore,
+    state: Arc<StateFolder>,
     socket: Socket,
     health: listener::Bound,
     descriptors: Descriptors,
@@ -72,9 +73,9 @@ struct Opened {
 impl Opened {
     fn open(config: &Config) -> Result<Self> {
         let descriptors = hardening::raise_descriptors();
-        let store = DekStore::open(&config.state_dir).with_context(|| {
-            format!("cannot use stateDir {}; make it writable for the plugin", config.state_dir.display())
-        })?;
+        // One that cannot be made now is reported, and tried again, by the store.
+        let _ = files::create_private_folder(&config.state_dir);
+        let state = Arc::new(StateFolder::new(&config.state_dir));
         if !is_private(&config.state_dir) {
             warn!(folder = %config.state_dir.display(), "others can read stateDir; nothing in it is secret, yet chmod 0700 it");
         }
@@ -84,7 +85,7 @@ impl Opened {
             warn!(folder = %folder.display(), %error, "the folder of audit.file cannot be made");
         }
         let socket = Socket::listen(&config.socket)?;
-        Ok(Self { store, socket, health: listener::Bound::bind(&config.health), descriptors })
+        Ok(Self { state, socket, health: listener::Bound::bind(&config.health), descriptors })
     }
 }
 
@@ -108,11 +109,17 @@ impl Signals {
 async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened: Opened, dev: bool) -> Result<()> {
     let Signals { hangup, terminate, interrupt } = Signals::handle()?;
     let config = reload.running.clone();
-    let Opened { store, socket, health: health_listener, descriptors } = opened;
+    let Opened { state, socket, health: health_listener, descriptors } = opened;
     let audit = Arc::new(Audit::start(config.audit.as_ref())?);
     audit.note(Event::Start { version: env!("CARGO_PKG_VERSION") });
     let keks = settings.keks.clone();
-    let service = Service::new(config.cluster.clone(), keks, Arc::new(DekCache::new()), store);
+    let store = DekStore::open(state).await;
+    let store = store.with_context(|| format!("cannot use stateDir {}", config.state_dir.display()))?;
+    let store = Arc::new(store);
+    let mut background = JoinSet::new();
+    background.spawn(store.clone().write_behind());
+    let cache = Arc::new(DekCache::new(Arc::new(BootClock)));
+    let service = Service::new(config.cluster.clone(), keks, cache, store);
     let service = Arc::new(service.with_audit(audit.clone()));
     let kek_health = Arc::new(ArcSwap::default());
     let health = Health {
@@ -124,7 +131,6 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
     let mut refresh = Refresh::new(service.clone(), settings.clone(), metrics.clone(), kek_health);
     refresh.turn().await;
     let (new_settings, settings) = watch::channel(settings);
-    let mut background = JoinSet::new();
     background.spawn(refresh.run(settings));
     background.spawn(Arc::new(reload).watch(metrics.clone(), hangup, new_settings));
     background.spawn(listener::serve(config.health.clone(), health_listener, health, descriptors.health));
@@ -166,6 +172,7 @@ fn settings(path: &Path, config: &Config, metrics: &Arc<Metrics>) -> Result<Sett
     })?;
     Ok(Settings {
         keks,
+        forget: config.forget.clone(),
         epoch: config.epoch,
         max_offline_age: config.max_offline_age,
         refresh_interval: config.refresh_interval,

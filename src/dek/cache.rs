@@ -1,6 +1,7 @@
-//! Unwrapped DEKs in memory: ageing, and one unwrap for all that wait for the same DEK.
+//! Unwrapped DEKs in memory: none is given out longer than a KEK stands for it, and all that wait for the same DEK
+//! share one unwrap.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,12 +9,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::clock::Clock;
+use super::contacts::{Contact, Contacts, Standing};
 use crate::crypto::secret::{Dek, DekId};
-use crate::kek::Lineage;
 use crate::kek::set::UnwrapError;
+use crate::kek::{KekVersion, Lineage};
 
 /// How long a failed unwrap answers for those that come after it: an outage costs one call at a time.
-const FAILURE_LASTS: Duration = Duration::from_secs(1);
+const FAILURE_LASTS: Duration = Duration::from_millis(500);
 
 /// From this many unwraps on, failures that are over are forgotten before the next sweep.
 const MANY_UNWRAPS: usize = 256;
@@ -25,15 +28,17 @@ pub type Unwrapping = Result<Arc<Dek>, Arc<UnwrapError>>;
 pub type WrapsDigest = [u8; 32];
 
 /// The DEKs that this process holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DekCache {
+    clock: Arc<dyn Clock>,
     slots: Mutex<Slots>,
 }
 
 #[derive(Debug, Default)]
 struct Slots {
-    held: HashMap<DekId, Held>,
-    unwraps: HashMap<(DekId, WrapsDigest), Unwrap>,
+    held: BTreeMap<DekId, Held>,
+    unwraps: BTreeMap<(DekId, WrapsDigest), Unwrap>,
+    contacts: Contacts,
 }
 
 #[derive(Debug)]
@@ -42,49 +47,88 @@ enum Unwrap {
     Failed { error: Arc<UnwrapError>, at: Instant },
 }
 
-/// A DEK, the KEKs that could unwrap it, and when one of them last answered well.
+/// A DEK, and the KEK versions that wrapped it.
 #[derive(Debug)]
 struct Held {
     dek: Arc<Dek>,
-    lineages: Vec<Lineage>,
-    contact: Instant,
+    versions: Vec<KekVersion>,
 }
 
 impl DekCache {
-    /// An empty cache.
-    pub fn new() -> Self {
-        Self::default()
+    /// An empty cache, which gives nothing out before [`DekCache::configure`].
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, slots: Mutex::default() }
     }
 
-    /// The DEK, if it is here. Never waits.
+    /// Sets which KEKs count, and for how long after its last unwrap each stands for what it wrapped.
+    pub fn configure(&self, keks: BTreeSet<Lineage>, limit: Duration) {
+        self.slots().contacts.configure(keks, limit);
+    }
+
+    /// The time that ages are counted in.
+    pub fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    /// The DEK, if it is here and a KEK stands for it. Never waits.
     pub fn get(&self, id: DekId) -> Option<Arc<Dek>> {
-        self.slots().held.get(&id).map(|held| held.dek.clone())
+        let now = self.now();
+        self.slots().get(id, now)
     }
 
-    /// Puts in a DEK that was just made or unwrapped.
-    pub fn insert(&self, id: DekId, dek: Arc<Dek>, lineages: Vec<Lineage>) {
-        self.slots().held.insert(id, Held { dek, lineages, contact: Instant::now() });
+    /// How long a DEK that is here may still be used.
+    pub fn remaining(&self, id: DekId) -> Option<Duration> {
+        let now = self.now();
+        let slots = self.slots();
+        slots.contacts.remaining(&slots.held.get(&id)?.versions, now)
+    }
+
+    /// Puts in a DEK that `by` unwrapped when they were asked at `asked`, of the `versions` that wrapped it.
+    pub fn insert(&self, id: DekId, dek: Arc<Dek>, versions: Vec<KekVersion>, by: &[KekVersion], asked: Duration) {
+        let mut slots = self.slots();
+        for version in by {
+            slots.contacts.note(version, Standing::Opens, asked);
+        }
+        slots.held.insert(id, Held { dek, versions });
+    }
+
+    /// Notes how an unwrap of a DEK that is here ended, which was asked for at `asked`.
+    pub fn note(&self, version: &KekVersion, standing: Standing, asked: Duration) {
+        self.slots().contacts.note(version, standing, asked);
+    }
+
+    /// The same for a version that something here was wrapped by; another one is not taken note of.
+    pub fn note_known(&self, version: &KekVersion, standing: Standing, asked: Duration) {
+        let mut slots = self.slots();
+        if slots.contacts.of(version).is_some() {
+            slots.contacts.note(version, standing, asked);
+        }
+    }
+
+    /// See [`Contacts::interrupt`].
+    pub fn interrupt(&self, version: &KekVersion) {
+        self.slots().contacts.interrupt(version);
     }
 
     /// The DEK, unwrapped by `unwrap` unless it is here, or the same `wraps` are being unwrapped or failed a moment
-    /// ago.
+    /// ago. `unwrap` says which version gave it back.
     ///
     /// `unwrap` runs in a task of its own: a caller that goes away does not end it.
     pub async fn get_or_unwrap<F>(
         self: &Arc<Self>,
         id: DekId,
         wraps: WrapsDigest,
-        lineages: Vec<Lineage>,
+        versions: Vec<KekVersion>,
         unwrap: F,
     ) -> Unwrapping
     where
-        F: Future<Output = Result<Dek, UnwrapError>> + Send + 'static,
+        F: Future<Output = Result<(Dek, KekVersion), UnwrapError>> + Send + 'static,
     {
-        let key = (id, wraps);
+        let (key, now) = ((id, wraps), self.now());
         let mut waiting = {
             let mut slots = self.slots();
-            if let Some(held) = slots.held.get(&id) {
-                return Ok(held.dek.clone());
+            if let Some(dek) = slots.get(id, now) {
+                return Ok(dek);
             }
             match slots.unwraps.get(&key) {
                 Some(Unwrap::Failed { error, at }) if at.elapsed() < FAILURE_LASTS => return Err(error.clone()),
@@ -98,10 +142,9 @@ impl DekCache {
                     let cache = self.clone();
                     tokio::spawn(async move {
                         let abandoned = Abandoned { cache: &cache, key };
-                        let unwrapped = unwrap.await.map(Arc::new).map_err(Arc::new);
+                        let unwrapped = unwrap.await.map_err(Arc::new);
                         std::mem::forget(abandoned);
-                        cache.settle(key, lineages, &unwrapped);
-                        let _ = done.send(Some(unwrapped));
+                        let _ = done.send(Some(cache.settle(key, versions, unwrapped, now)));
                     });
                     waiting
                 }
@@ -115,43 +158,55 @@ impl DekCache {
         }
     }
 
-    /// Notes that a KEK answered well: every DEK that it could unwrap begins a new age.
-    pub fn contact(&self, lineage: Lineage) {
-        let now = Instant::now();
-        for held in self.slots().held.values_mut() {
-            if held.lineages.contains(&lineage) {
-                held.contact = now;
-            }
-        }
+    /// Clears the DEKs that no KEK stands for any more.
+    pub fn sweep(&self) {
+        let now = self.now();
+        let mut slots = self.slots();
+        let Slots { held, contacts, .. } = &mut *slots;
+        held.retain(|_, held| contacts.remaining(&held.versions, now).is_some());
+        slots.forget_failures();
     }
 
-    /// Clears the DEKs whose KEKs have all been silent for longer than `age`.
-    pub fn sweep(&self, age: Duration) {
-        let mut slots = self.slots();
-        slots.held.retain(|_, held| held.contact.elapsed() <= age);
-        slots.forget_failures();
+    /// Whether every KEK that could unwrap what `versions` wrapped definitely denies it.
+    pub fn is_denied(&self, versions: &[KekVersion]) -> bool {
+        self.slots().contacts.is_denied(versions)
     }
 
     /// How many DEKs are here.
     pub fn held(&self) -> usize {
-        self.slots().held.len()
+        let now = self.now();
+        let slots = self.slots();
+        slots.held.values().filter(|held| slots.contacts.remaining(&held.versions, now).is_some()).count()
     }
 
-    /// Clears every DEK that no KEK outside `denied` could unwrap. One being unwrapped meanwhile is settled by its
-    /// KEK's own answer.
-    pub fn wipe(&self, denied: &[Lineage]) {
-        self.slots().held.retain(|_, held| held.lineages.iter().any(|lineage| !denied.contains(lineage)));
+    /// What is known of every KEK version that was asked, those left out that nothing in `used` or here is wrapped by.
+    pub fn contacts(&self, used: &BTreeSet<KekVersion>) -> BTreeMap<KekVersion, Contact> {
+        let mut slots = self.slots();
+        let here = slots.held.values().flat_map(|held| held.versions.iter().cloned());
+        let used = here.chain(used.iter().cloned()).collect();
+        slots.contacts.retain(&used);
+        slots.contacts.all().map(|(version, contact)| (version.clone(), contact.clone())).collect()
     }
 
-    fn settle(&self, key: (DekId, WrapsDigest), lineages: Vec<Lineage>, unwrapped: &Unwrapping) {
+    fn settle(
+        &self,
+        key: (DekId, WrapsDigest),
+        versions: Vec<KekVersion>,
+        unwrapped: Result<(Dek, KekVersion), Arc<UnwrapError>>,
+        asked: Duration,
+    ) -> Unwrapping {
         let mut slots = self.slots();
         match unwrapped {
-            Ok(dek) => {
+            Ok((dek, by)) => {
+                let dek = Arc::new(dek);
                 slots.unwraps.remove(&key);
-                slots.held.insert(key.0, Held { dek: dek.clone(), lineages, contact: Instant::now() });
+                slots.contacts.note(&by, Standing::Opens, asked);
+                slots.held.insert(key.0, Held { dek: dek.clone(), versions });
+                Ok(dek)
             }
             Err(error) => {
                 slots.unwraps.insert(key, Unwrap::Failed { error: error.clone(), at: Instant::now() });
+                Err(error)
             }
         }
     }
@@ -162,6 +217,11 @@ impl DekCache {
 }
 
 impl Slots {
+    fn get(&self, id: DekId, now: Duration) -> Option<Arc<Dek>> {
+        let held = self.held.get(&id)?;
+        self.contacts.remaining(&held.versions, now).map(|_| held.dek.clone())
+    }
+
     fn forget_failures(&mut self) {
         self.unwraps.retain(|_, unwrap| match unwrap {
             Unwrap::Running(_) => true,
@@ -184,24 +244,42 @@ impl Drop for Abandoned<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
     use super::*;
 
     const ID: DekId = DekId([1; 16]);
     const WRAPS: WrapsDigest = [1; 32];
+    const LIMIT: Duration = Duration::from_secs(100);
 
-    fn lineage() -> Lineage {
-        Lineage::derive("test", &[])
+    /// Seconds, set by the test.
+    #[derive(Debug, Default)]
+    struct Watch(AtomicU64);
+
+    impl Clock for Watch {
+        fn now(&self) -> Duration {
+            Duration::from_secs(self.0.load(Ordering::SeqCst))
+        }
+    }
+
+    fn version() -> KekVersion {
+        KekVersion { lineage: Lineage::derive("test", &[]), version: "1".into() }
     }
 
     fn dek() -> Dek {
         Dek::generate(&mut rand::rng())
     }
 
+    fn cache() -> (Arc<Watch>, Arc<DekCache>) {
+        let watch = Arc::new(Watch::default());
+        let cache = DekCache::new(watch.clone());
+        cache.configure([version().lineage].into(), LIMIT);
+        (watch, Arc::new(cache))
+    }
+
     #[tokio::test]
     async fn concurrent_misses_of_one_dek_cost_one_unwrap() {
-        let cache = Arc::new(DekCache::new());
+        let cache = cache().1;
         let calls = Arc::new(AtomicUsize::new(0));
         let waiters = (0..50).map(|_| {
             let (cache, calls) = (cache.clone(), calls.clone());
@@ -209,9 +287,9 @@ mod tests {
                 let unwrap = async move {
                     calls.fetch_add(1, Ordering::SeqCst);
                     tokio::time::sleep(Duration::from_millis(20)).await;
-                    Ok(dek())
+                    Ok((dek(), version()))
                 };
-                cache.get_or_unwrap(ID, WRAPS, vec![lineage()], unwrap).await
+                cache.get_or_unwrap(ID, WRAPS, vec![version()], unwrap).await
             }
         });
         let results = futures::future::join_all(waiters).await;
@@ -221,7 +299,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_is_shared_and_lasts_a_moment() {
-        let cache = Arc::new(DekCache::new());
+        let cache = cache().1;
         let calls = Arc::new(AtomicUsize::new(0));
         for _ in 0..50 {
             let calls = calls.clone();
@@ -229,22 +307,22 @@ mod tests {
                 calls.fetch_add(1, Ordering::SeqCst);
                 Err(UnwrapError::NoKek)
             };
-            assert!(cache.get_or_unwrap(ID, WRAPS, vec![lineage()], unwrap).await.is_err());
+            assert!(cache.get_or_unwrap(ID, WRAPS, vec![version()], unwrap).await.is_err());
         }
         assert_eq!(calls.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test]
     async fn a_failure_of_damaged_wraps_does_not_answer_for_good_ones() {
-        let cache = Arc::new(DekCache::new());
+        let cache = cache().1;
         let damaged = cache.get_or_unwrap(ID, [2; 32], vec![], async { Err(UnwrapError::Failed(Vec::new())) });
         assert!(damaged.await.is_err());
-        assert!(cache.get_or_unwrap(ID, WRAPS, vec![], async { Ok(dek()) }).await.is_ok());
+        assert!(cache.get_or_unwrap(ID, WRAPS, vec![], async { Ok((dek(), version())) }).await.is_ok());
     }
 
     #[tokio::test]
     async fn failures_of_the_past_take_no_memory() {
-        let cache = Arc::new(DekCache::new());
+        let cache = cache().1;
         let past = Instant::now().checked_sub(FAILURE_LASTS).unwrap();
         for i in 0..MANY_UNWRAPS {
             let failed = Unwrap::Failed { error: Arc::new(UnwrapError::NoKek), at: past };
@@ -256,48 +334,70 @@ mod tests {
 
     #[tokio::test]
     async fn a_cancelled_caller_does_not_cancel_the_unwrap() {
-        let cache = Arc::new(DekCache::new());
+        let cache = cache().1;
         let (go, gone) = tokio::sync::oneshot::channel::<()>();
         let unwrap = async move {
             let _ = gone.await;
-            Ok(dek())
+            Ok((dek(), version()))
         };
-        let call = cache.get_or_unwrap(ID, WRAPS, vec![lineage()], unwrap);
+        let call = cache.get_or_unwrap(ID, WRAPS, vec![version()], unwrap);
         assert!(tokio::time::timeout(Duration::from_millis(10), call).await.is_err());
         go.send(()).unwrap();
-        let second = cache.get_or_unwrap(ID, WRAPS, vec![lineage()], async { Err(UnwrapError::NoKek) }).await;
+        let second = cache.get_or_unwrap(ID, WRAPS, vec![version()], async { Err(UnwrapError::NoKek) }).await;
         assert!(second.is_ok(), "the first unwrap went on");
     }
 
     #[tokio::test]
     async fn a_panicking_unwrap_frees_its_slot() {
-        let cache = Arc::new(DekCache::new());
+        let cache = cache().1;
         assert!(cache.get_or_unwrap(ID, WRAPS, vec![], async { panic!("fault") }).await.is_err());
-        assert!(cache.get_or_unwrap(ID, WRAPS, vec![], async { Ok(dek()) }).await.is_ok());
+        assert!(cache.get_or_unwrap(ID, WRAPS, vec![], async { Ok((dek(), version())) }).await.is_ok());
     }
 
-    #[tokio::test]
-    async fn deks_age_out_unless_their_kek_answers() {
-        let cache = Arc::new(DekCache::new());
-        cache.insert(ID, Arc::new(dek()), vec![lineage()]);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        cache.contact(lineage());
-        cache.sweep(Duration::from_millis(15));
-        assert_eq!(cache.held(), 1);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        cache.sweep(Duration::from_millis(15));
-        assert_eq!(cache.held(), 0);
+    #[test]
+    fn an_aged_dek_is_given_to_nobody_even_before_it_is_swept_away() {
+        let (watch, cache) = cache();
+        cache.insert(ID, Arc::new(dek()), vec![version()], &[version()], Duration::ZERO);
+        watch.0.store(99, Ordering::SeqCst);
+        assert_eq!((cache.get(ID).is_some(), cache.remaining(ID)), (true, Some(Duration::from_secs(1))));
+        watch.0.store(100, Ordering::SeqCst);
+        assert!(cache.get(ID).is_none() && cache.held() == 0);
+        // Not swept, it is here again with the next unwrap.
+        cache.note(&version(), Standing::Opens, cache.now());
+        assert!(cache.get(ID).is_some());
+        watch.0.store(200, Ordering::SeqCst);
+        cache.sweep();
+        cache.note(&version(), Standing::Opens, cache.now());
         assert!(cache.get(ID).is_none());
     }
 
-    #[tokio::test]
-    async fn a_denied_kek_clears_only_what_no_other_kek_unwraps() {
-        let cache = Arc::new(DekCache::new());
-        let other = Lineage::derive("test", &["other"]);
-        cache.insert(ID, Arc::new(dek()), vec![lineage()]);
-        cache.insert(DekId([2; 16]), Arc::new(dek()), vec![lineage(), other]);
-        cache.wipe(&[lineage()]);
-        assert!(cache.get(ID).is_none());
+    #[test]
+    fn a_denied_version_clears_only_what_no_other_kek_unwraps() {
+        let (watch, cache) = cache();
+        let other = KekVersion { lineage: Lineage::derive("test", &["other"]), version: "1".into() };
+        cache.configure([version().lineage, other.lineage].into(), LIMIT);
+        cache.insert(ID, Arc::new(dek()), vec![version()], &[version()], Duration::ZERO);
+        cache.insert(
+            DekId([2; 16]),
+            Arc::new(dek()),
+            vec![version(), other.clone()],
+            &[version(), other],
+            Duration::ZERO,
+        );
+        for second in [0, 5, 10] {
+            watch.0.store(second, Ordering::SeqCst);
+            cache.note(&version(), Standing::Denies, cache.now());
+        }
+        cache.sweep();
+        assert!(cache.is_denied(&[version()]) && cache.get(ID).is_none());
         assert!(cache.get(DekId([2; 16])).is_some());
+    }
+
+    #[test]
+    fn what_nothing_is_wrapped_by_is_forgotten() {
+        let cache = cache().1;
+        cache.note(&version(), Standing::Silent, cache.now());
+        assert_eq!(cache.contacts(&[version()].into()).len(), 1);
+        assert_eq!(cache.contacts(&BTreeSet::new()).len(), 0);
     }
 }

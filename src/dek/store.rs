@@ -1,207 +1,320 @@
-//! Wrapped DEKs on disk: a cache that lets a restarted plugin go on at once. It may be lost; it holds no secret.
+//! Wrapped DEKs that outlive a restart: an index in memory, written to the state folder behind everybody's back.
 //!
-//! Each file is `KES1` ‖ SHA-256 of the rest (32) ‖ a record of `proto/envelope.proto`, written beside and renamed.
-//! A damaged file is set aside under the ending `.damaged`.
+//! The folder is a cache, which may be lost, and holds no secret. Nobody who asks or tells the store something waits
+//! for a disk: [`DekStore::write_behind`] does, in a task of its own, and tries again for as long as it takes.
 
-use std::fs;
+mod folder;
+
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use prost::Message;
-use tracing::warn;
+use async_trait::async_trait;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{error, info, warn};
 
-use crate::crypto::seal::digest;
+pub use self::folder::{StateFolder, is_private};
+use super::history::History;
 use crate::crypto::secret::DekId;
-use crate::envelope::{WrappedDekSet, record::AdoptedRecord};
-use crate::files;
-use crate::key_id::KeyId;
+use crate::envelope::WrappedDekSet;
 
-const MAGIC: &[u8; 4] = b"KES1";
-const ADOPTED: &str = "adopted";
-const ENDING: &str = "dek";
+/// The most DEKs that are kept. Each node has one for each generation: a hundred nodes may rotate ten times.
+pub const MOST_KEPT: usize = 1024;
 
-/// The state folder.
-#[derive(Debug)]
-pub struct DekStore {
-    folder: PathBuf,
+/// How long a start waits for the folder to be read. Later, what is in it is taken in when it comes.
+const READ_WITHIN: Duration = Duration::from_secs(5);
+
+/// What takes longer than this to be written is reported.
+const SLOW: Duration = Duration::from_millis(250);
+
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Where records are kept under names. Each call may take long, or fail; none blocks the thread.
+#[async_trait]
+pub trait StateFiles: Send + Sync + fmt::Debug {
+    /// Takes the place for this process alone, and reads every record; damaged ones are set aside.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] where another process has it.
+    async fn load(&self) -> io::Result<Vec<(Name, Vec<u8>)>>;
+
+    /// Writes a record, whole and for good, or not at all.
+    async fn write(&self, name: Name, record: &[u8]) -> io::Result<()>;
+
+    /// Removes a record; one that is not there is no error.
+    async fn remove(&self, name: Name) -> io::Result<()>;
 }
 
-/// What this node adopted so far.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Adopted {
-    /// The DEK of the newest generation.
-    pub dek_id: DekId,
-    /// The names of all generations, the newest last.
-    pub key_ids: Vec<KeyId>,
+/// What a record is. In the order of writing: what a history names is there before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Name {
+    /// A wrapped DEK.
+    Dek(DekId),
+    /// The [`History`].
+    History,
+}
+
+/// The wrapped DEKs that are kept, and the history of this node.
+#[derive(Debug)]
+pub struct DekStore {
+    files: Arc<dyn StateFiles>,
+    state: Mutex<State>,
+    work: Notify,
+    /// Records that are not written yet.
+    unwritten: watch::Sender<usize>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    is_loaded: bool,
+    kept: BTreeMap<DekId, Kept>,
+    history: History,
+    /// The history that a restart would find.
+    written: History,
+    /// What is to be written, or removed.
+    changes: BTreeMap<Name, Option<Vec<u8>>>,
+    /// Since when there has been something to write.
+    changed: Option<Instant>,
+    /// Why writing or reading failed, the last time.
+    problem: Option<String>,
+    /// Counts what was kept, to know the oldest.
+    counter: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    wrapped: Arc<WrappedDekSet>,
+    since: u64,
 }
 
 impl DekStore {
-    /// Opens the folder, made with mode 0700 where it does not exist.
-    pub fn open(folder: &Path) -> io::Result<Self> {
-        if !folder.exists() {
-            files::create_private_folder(folder)?;
+    /// Reads what `files` hold, and waits for it for a few seconds at most.
+    ///
+    /// # Errors
+    /// Only where another process has these files. Any other fault is reported by [`DekStore::problem`], and put right
+    /// in the background.
+    pub async fn open(files: Arc<dyn StateFiles>) -> io::Result<Self> {
+        let store = Self { files, state: Mutex::default(), work: Notify::new(), unwritten: watch::Sender::new(0) };
+        let loaded = timeout(READ_WITHIN, store.load()).await;
+        match loaded.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut))) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(error),
+            Err(error) => store.failed("cannot be read", &error),
+            Ok(()) => {}
         }
-        if !fs::metadata(folder)?.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::NotADirectory, "not a folder"));
-        }
-        files::remove_unfinished(folder);
-        Ok(Self { folder: folder.to_owned() })
+        Ok(store)
     }
 
     /// Keeps a wrapped DEK; one that is kept already is left alone.
-    pub fn keep(&self, id: DekId, wrapped: &WrappedDekSet) -> io::Result<()> {
-        let file = self.dek_file(id);
-        if file.exists() {
-            return Ok(());
-        }
-        let record = wrapped.encode().map_err(io::Error::other)?;
-        write(&file, &record)
-    }
-
-    /// Every DEK that is kept and readable.
-    pub fn kept(&self) -> Vec<(DekId, WrappedDekSet)> {
-        let Ok(files) = fs::read_dir(&self.folder) else { return Vec::new() };
-        files.flatten().filter_map(|file| kept_file(&file.path())).collect()
-    }
-
-    /// How many DEKs are kept, by the names of their files: none is read.
-    pub fn count(&self) -> usize {
-        let Ok(files) = fs::read_dir(&self.folder) else { return 0 };
-        files.flatten().filter(|file| file.path().extension().is_some_and(|ending| ending == ENDING)).count()
-    }
-
-    /// The DEK, if it is kept and readable.
-    pub fn find(&self, id: DekId) -> Option<WrappedDekSet> {
-        kept_file(&self.dek_file(id)).map(|(_, wrapped)| wrapped)
-    }
-
-    /// What this node adopted so far; `None` on a new node, and where the record is damaged.
-    pub fn adopted(&self) -> Option<Adopted> {
-        let file = self.folder.join(ADOPTED);
-        let record = read(&file)?;
-        let adopted = AdoptedRecord::decode(record.as_slice()).ok().and_then(|record| {
-            Some(Adopted {
-                dek_id: DekId(record.dek_id.try_into().ok()?),
-                key_ids: record.key_ids.into_iter().map(KeyId::from_record).collect(),
-            })
+    ///
+    /// Where too many are kept, the oldest one that was not made here goes. Nothing is lost with it: each object in etcd
+    /// carries the same wrapped DEK, and the next Decrypt of one keeps it again.
+    pub fn keep(&self, id: DekId, wrapped: &WrappedDekSet) {
+        let Ok(record) = wrapped.encode() else { return };
+        self.change(|state| {
+            if state.kept.contains_key(&id) {
+                return;
+            }
+            state.put(id, wrapped.clone());
+            state.changes.insert(Name::Dek(id), Some(record));
+            state.prune();
         });
-        if adopted.is_none() {
-            set_aside(&file, "not a record of this program");
-        }
-        adopted
     }
 
-    /// Notes an adoption; its DEK is kept already.
-    pub fn adopt(&self, adopted: &Adopted) -> io::Result<()> {
-        let record = AdoptedRecord {
-            dek_id: adopted.dek_id.0.to_vec(),
-            key_ids: adopted.key_ids.iter().map(ToString::to_string).collect(),
-        };
-        write(&self.folder.join(ADOPTED), &record.encode_to_vec())
+    /// Removes a DEK that nothing unwraps any more.
+    pub fn forget(&self, id: DekId) {
+        self.change(|state| {
+            state.kept.remove(&id);
+            state.changes.insert(Name::Dek(id), None);
+        });
     }
 
-    fn dek_file(&self, id: DekId) -> PathBuf {
-        self.folder.join(format!("{id}.{ENDING}"))
+    /// Changes the history of this node.
+    pub fn record(&self, change: impl FnOnce(&mut History)) {
+        self.change(|state| {
+            change(&mut state.history);
+            state.changes.insert(Name::History, Some(state.history.encode()));
+        });
     }
-}
 
-/// Writes a record with its checksum, whole or not at all.
-fn write(file: &Path, record: &[u8]) -> io::Result<()> {
-    files::replace(file, &[MAGIC, digest(&[record]).as_slice(), record].concat())
-}
-
-fn kept_file(file: &Path) -> Option<(DekId, WrappedDekSet)> {
-    if file.extension()? != ENDING {
-        return None;
+    /// Every DEK that is kept.
+    pub fn kept(&self) -> Vec<(DekId, Arc<WrappedDekSet>)> {
+        self.state().kept.iter().map(|(id, kept)| (*id, kept.wrapped.clone())).collect()
     }
-    let id = hex::decode(file.file_stem()?.to_str()?).ok()?.try_into().ok().map(DekId)?;
-    match WrappedDekSet::decode(&read(file)?) {
-        Ok(wrapped) => Some((id, wrapped)),
-        Err(error) => {
-            set_aside(file, &error.to_string());
-            None
-        }
-    }
-}
 
-/// A record whose checksum is right.
-fn read(file: &Path) -> Option<Vec<u8>> {
-    let bytes = match fs::read(file) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) => {
-            warn!(file = %file.display(), %error, "state file cannot be read; going on without it");
+    /// The DEK, if it is kept.
+    pub fn find(&self, id: DekId) -> Option<Arc<WrappedDekSet>> {
+        self.state().kept.get(&id).map(|kept| kept.wrapped.clone())
+    }
+
+    /// How many DEKs are kept.
+    pub fn count(&self) -> usize {
+        self.state().kept.len()
+    }
+
+    /// What this node adopted so far.
+    pub fn history(&self) -> History {
+        self.state().history.clone()
+    }
+
+    /// The DEK of a generation that a restart would go on with, if it is kept.
+    pub fn find_written(&self, id: DekId) -> Option<Arc<WrappedDekSet>> {
+        let state = self.state();
+        state.is_written(id).then(|| state.kept.get(&id).map(|kept| kept.wrapped.clone())).flatten()
+    }
+
+    /// Why something of this is in memory alone, where it is.
+    pub fn problem(&self) -> Option<String> {
+        let state = self.state();
+        if state.changes.is_empty() && state.is_loaded {
             return None;
         }
-    };
-    let record = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(32));
-    match record {
-        Some((sum, record)) if sum == digest(&[record]) => Some(record.to_vec()),
-        _ => {
-            set_aside(file, "checksum does not match");
-            None
+        let is_slow = state.changed.is_some_and(|since| since.elapsed() >= SLOW);
+        state
+            .problem
+            .clone()
+            .or_else(|| is_slow.then(|| "stateDir is slow; what it should hold is in memory alone".into()))
+    }
+
+    /// Waits until everything is written, for `patience` at most. Whether it is.
+    pub async fn is_written(&self, patience: Duration) -> bool {
+        let mut unwritten = self.unwritten.subscribe();
+        let written = timeout(patience, unwritten.wait_for(|count| *count == 0)).await;
+        written.is_ok_and(|written| written.is_ok())
+    }
+
+    /// Writes what is to be written, until it is dropped.
+    pub async fn write_behind(self: Arc<Self>) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let done = if self.state().is_loaded {
+                match self.next() {
+                    Some((name, record)) => self.write(name, record).await,
+                    None => {
+                        self.work.notified().await;
+                        continue;
+                    }
+                }
+            } else {
+                self.load().await.map_err(|error| ("cannot be read", error))
+            };
+            match done {
+                Ok(()) => pause = FIRST_PAUSE,
+                Err((what, error)) => {
+                    self.failed(what, &error);
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
         }
+    }
+
+    async fn load(&self) -> io::Result<()> {
+        let records = self.files.load().await?;
+        let mut deks = Vec::new();
+        let mut earlier = History::default();
+        for (name, record) in records {
+            match name {
+                Name::Dek(id) => match WrappedDekSet::decode(&record) {
+                    Ok(wrapped) => deks.push((id, wrapped)),
+                    Err(error) => warn!(dek_id = %id, %error, "a kept DEK is not readable; going on without it"),
+                },
+                Name::History => match History::decode(&record) {
+                    Some(history) => earlier = history,
+                    None => warn!("the record of adoptions is not readable; going on without it"),
+                },
+            }
+        }
+        self.change(|state| {
+            for (id, wrapped) in deks {
+                if !state.kept.contains_key(&id) {
+                    state.put(id, wrapped);
+                }
+            }
+            if !state.is_loaded && state.history != History::default() {
+                let history = std::mem::take(&mut state.history).after(earlier.clone());
+                state.changes.insert(Name::History, Some(history.encode()));
+                state.history = history;
+            } else {
+                state.history = earlier.clone();
+            }
+            state.written = earlier;
+            state.is_loaded = true;
+            state.prune();
+        });
+        Ok(())
+    }
+
+    fn next(&self) -> Option<(Name, Option<Vec<u8>>)> {
+        self.state().changes.first_key_value().map(|(name, record)| (*name, record.clone()))
+    }
+
+    async fn write(&self, name: Name, record: Option<Vec<u8>>) -> Result<(), (&'static str, io::Error)> {
+        let written = match &record {
+            Some(record) => self.files.write(name, record).await,
+            None => self.files.remove(name).await,
+        };
+        written.map_err(|error| ("cannot be written to", error))?;
+        self.change(|state| {
+            // Something newer may have come meanwhile.
+            if state.changes.get(&name) == Some(&record) {
+                state.changes.remove(&name);
+            }
+            if name == Name::History {
+                state.written = record.as_deref().and_then(History::decode).unwrap_or_default();
+            }
+            if state.changes.is_empty() && state.problem.take().is_some() {
+                info!("stateDir is written to again");
+            }
+        });
+        Ok(())
+    }
+
+    fn failed(&self, what: &str, error: &io::Error) {
+        let problem = format!("stateDir {what} ({error}); what it should hold is in memory alone");
+        let mut state = self.state();
+        if state.problem.as_ref() != Some(&problem) {
+            error!(problem, "tried again in the background");
+            state.problem = Some(problem);
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        change(&mut state);
+        state.changed = (!state.changes.is_empty()).then(|| state.changed.unwrap_or_else(Instant::now));
+        self.unwritten.send_replace(state.changes.len());
+        drop(state);
+        self.work.notify_one();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether others may read or change the folder: reported, not fatal, as nothing in it is secret.
-pub fn is_private(folder: &Path) -> bool {
-    fs::metadata(folder).is_ok_and(|metadata| !others_may(metadata.permissions().mode()))
-}
+impl State {
+    fn is_written(&self, id: DekId) -> bool {
+        self.written.deks().any(|written| written == id) && !self.changes.contains_key(&Name::Dek(id))
+    }
 
-fn others_may(mode: u32) -> bool {
-    mode & 0o077 != 0
-}
+    fn put(&mut self, id: DekId, wrapped: WrappedDekSet) {
+        self.counter += 1;
+        self.kept.insert(id, Kept { wrapped: Arc::new(wrapped), since: self.counter });
+    }
 
-fn set_aside(file: &Path, problem: &str) {
-    let aside = file.with_added_extension("damaged");
-    let moved = fs::rename(file, &aside);
-    warn!(file = %file.display(), problem, moved = moved.is_ok(), "damaged state file set aside; what it held is made anew");
+    fn prune(&mut self) {
+        while self.kept.len() > MOST_KEPT {
+            let others = self.kept.iter().filter(|(id, _)| self.history.deks().all(|own| own != **id));
+            let Some(oldest) = others.min_by_key(|(_, kept)| kept.since).map(|(id, _)| *id) else { return };
+            self.kept.remove(&oldest);
+            self.changes.insert(Name::Dek(oldest), None);
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kek::{KekVersion, Lineage, WrappedDek};
-
-    fn wrapped() -> WrappedDekSet {
-        let version = KekVersion { lineage: Lineage::derive("test", &[]), version: "1".into() };
-        WrappedDekSet { cluster: "c".into(), epoch: 1, wraps: vec![WrappedDek { version, blob: vec![1, 2, 3] }] }
-    }
-
-    #[test]
-    fn what_is_kept_comes_back_after_a_restart() {
-        let folder = tempfile::tempdir().unwrap();
-        let id = DekId([7; 16]);
-        let adopted = Adopted { dek_id: id, key_ids: vec![wrapped().key_id()] };
-        let store = DekStore::open(folder.path()).unwrap();
-        store.keep(id, &wrapped()).unwrap();
-        store.adopt(&adopted).unwrap();
-        let again = DekStore::open(folder.path()).unwrap();
-        assert_eq!(again.kept(), [(id, wrapped())]);
-        assert_eq!(again.count(), 1);
-        assert_eq!(again.adopted(), Some(adopted));
-    }
-
-    #[test]
-    fn any_changed_byte_sets_a_file_aside_and_nothing_else_is_lost() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = DekStore::open(folder.path()).unwrap();
-        let (good, bad) = (DekId([1; 16]), DekId([2; 16]));
-        store.keep(good, &wrapped()).unwrap();
-        store.keep(bad, &wrapped()).unwrap();
-        let whole = fs::read(store.dek_file(bad)).unwrap();
-        for position in 0..whole.len() {
-            let mut changed = whole.clone();
-            changed[position] ^= 1;
-            fs::write(store.dek_file(bad), &changed).unwrap();
-            assert_eq!(store.kept(), [(good, wrapped())], "byte {position}");
-            assert!(!store.dek_file(bad).exists());
-        }
-        for length in 0..whole.len() {
-            fs::write(store.dek_file(bad), &whole[..length]).unwrap();
-            assert!(store.find(bad).is_none(), "length {length}");
-        }
-    }
-}
+mod tests;

@@ -5,9 +5,11 @@ mod gate;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
+use rand::RngExt;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
@@ -31,14 +33,24 @@ pub struct GuardedKek {
     kek: Box<dyn Kek>,
     deadline: Duration,
     permits: Semaphore,
-    gate: Gate,
+    /// One for each operation: a KEK that lets nobody read its version may unwrap all the same.
+    gates: [Gate; 3],
+    /// Of the pauses between retries.
+    seed: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
 impl GuardedKek {
     /// Guards `kek`, called `name` in logs and metrics.
     pub fn new(name: String, kek: Box<dyn Kek>, metrics: Arc<Metrics>) -> Self {
-        Self { name, kek, deadline: DEADLINE, permits: Semaphore::new(CONCURRENCY), gate: Gate::new(), metrics }
+        Self::with_seed(name, kek, metrics, rand::rng().random())
+    }
+
+    /// The same with pauses that follow from `seed`, so that a simulation can be repeated.
+    pub fn with_seed(name: String, kek: Box<dyn Kek>, metrics: Arc<Metrics>, seed: u64) -> Self {
+        let permits = Semaphore::new(CONCURRENCY);
+        let gates = [0, 1, 2].map(|operation| Gate::new(seed.wrapping_add(operation)));
+        Self { name, kek, deadline: DEADLINE, permits, gates, seed: AtomicU64::new(seed), metrics }
     }
 
     /// How the configuration calls it.
@@ -103,22 +115,38 @@ impl GuardedKek {
         // A call that was never made says nothing about the KEK.
         let admitted = async {
             let permit = self.permits.acquire().await.expect("the semaphore is never closed");
-            self.gate.admit(&self.name).await.map(|pass| (permit, pass))
+            self.gate(operation).admit(&self.name).await.map(|pass| (permit, pass))
         };
         let (_permit, pass) = timeout_at(deadline, admitted).await.map_err(late)??;
-        let result = timeout_at(deadline, self.attempts(operation, attempt)).await.map_err(late).and_then(|done| done);
+        let result =
+            timeout_at(deadline, self.attempts(deadline, operation, attempt)).await.map_err(late).and_then(|done| done);
         pass.settle(match &result {
-            Err(error) if error.cause().is_transient() => Outcome::NoAnswer,
+            Err(error) if error.cause().is_transient() => Outcome::NoAnswer(error.into()),
             _ => Outcome::Answer,
         });
         result
     }
 
-    async fn attempts<T, F>(&self, operation: KekOperation, attempt: impl Fn() -> F) -> Result<T, KekError>
+    fn gate(&self, operation: KekOperation) -> &Gate {
+        let [version, wrap, unwrap] = &self.gates;
+        match operation {
+            KekOperation::Version => version,
+            KekOperation::Wrap => wrap,
+            KekOperation::Unwrap => unwrap,
+        }
+    }
+
+    async fn attempts<T, F>(
+        &self,
+        deadline: Instant,
+        operation: KekOperation,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, KekError>
     where
         F: Future<Output = Result<T, KekError>>,
     {
         let backoff = ExponentialBuilder::default().with_min_delay(FIRST_PAUSE).with_max_times(RETRIES).with_jitter();
+        let backoff = backoff.with_jitter_seed(self.seed.fetch_add(1, Ordering::Relaxed));
         let counted = || async {
             self.metrics.kek_request(&self.name, operation);
             attempt().await
@@ -126,7 +154,11 @@ impl GuardedKek {
         counted
             .retry(backoff)
             .when(|error: &KekError| error.cause().is_transient())
-            .adjust(|error, pause| pause.map(|pause| error.retry_after().unwrap_or_default().max(pause)))
+            .adjust(|error, pause| {
+                let pause = pause?.max(error.retry_after().unwrap_or_default());
+                // What would come too late is not waited for: the KEK's own words say more than a lapsed deadline.
+                (pause < deadline.saturating_duration_since(Instant::now())).then_some(pause)
+            })
             .await
     }
 }

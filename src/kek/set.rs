@@ -1,6 +1,6 @@
 //! All configured KEKs together: each wraps every DEK, any one of them unwraps it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,9 +39,21 @@ pub enum UnwrapError {
     /// None of the wraps belongs to a configured KEK; nobody was asked.
     #[error("wrapped by none of the configured KEKs; add the KEK that wrapped it under keks or retired")]
     NoKek,
-    /// Every KEK that could unwrap it failed.
-    #[error("{}", .0.iter().map(|(name, error)| format!("{name}: {}", error.chain())).collect::<Vec<_>>().join("; "))]
-    Failed(Vec<(String, KekError)>),
+    /// All that could unwrap were asked, in vain.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Failed(Vec<Refusal>),
+}
+
+/// One KEK that did not unwrap a DEK.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: {}", error.chain())]
+pub struct Refusal {
+    /// The KEK's configured name.
+    pub name: String,
+    /// The version that had wrapped.
+    pub version: KekVersion,
+    /// What it said.
+    pub error: KekError,
 }
 
 impl UnwrapError {
@@ -50,7 +62,7 @@ impl UnwrapError {
         let Self::Failed(errors) = self else { return KekCause::UnknownVersion };
         errors
             .iter()
-            .map(|(_, error)| error.cause())
+            .map(|refusal| refusal.error.cause())
             .min_by_key(|cause| match cause {
                 KekCause::Unavailable => 0,
                 KekCause::Throttled => 1,
@@ -117,33 +129,62 @@ impl KekSet {
     }
 
     /// Asks each KEK that wraps to unwrap its part of `wraps` again, all at once.
-    pub async fn prove(&self, wraps: &[WrappedDek], context: &WrapContext) -> Vec<Answer<KekVersion>> {
-        let asked = self.active.iter().filter_map(|kek| {
-            let wrap = wraps.iter().find(|wrap| wrap.version.lineage == kek.lineage())?;
-            Some(async move {
-                Answer { name: kek.name().into(), lineage: kek.lineage(), result: prove(kek, wrap, context).await }
-            })
-        });
-        join_all(asked).await
+    ///
+    /// # Errors
+    /// Of the first KEK that did not, or that none of `wraps` belongs to.
+    pub async fn prove(&self, wraps: &[WrappedDek], context: &WrapContext) -> Result<(), (String, KekError)> {
+        let proven = join_all(self.active.iter().map(|kek| async {
+            match wraps.iter().find(|wrap| wrap.version.lineage == kek.lineage()) {
+                Some(wrap) => prove(kek, wrap, context).await.map(drop),
+                None => Err(KekError::new(KekCause::UnknownVersion, "it has not wrapped this DEK")),
+            }
+        }))
+        .await;
+        proven
+            .into_iter()
+            .zip(&self.active)
+            .try_for_each(|(proven, kek)| proven.map_err(|error| (kek.name().into(), error)))
+    }
+
+    /// Asks the KEK that made `wrap` to unwrap it. `None` where it is not configured.
+    pub async fn unwrap_one(&self, wrap: &WrappedDek, context: &WrapContext) -> Option<Result<Dek, KekError>> {
+        let kek = self.find(wrap.version.lineage)?;
+        Some(unwrap_checked(kek, wrap, context).await.map(|unwrapped| unwrapped.dek))
+    }
+
+    /// The KEKs that unwrap: all of them.
+    pub fn lineages(&self) -> BTreeSet<Lineage> {
+        self.active.iter().chain(&self.retired).map(|kek| kek.lineage()).collect()
+    }
+
+    /// How the configuration calls a KEK.
+    pub fn name(&self, lineage: Lineage) -> Option<&str> {
+        self.find(lineage).map(|kek| kek.name())
+    }
+
+    /// Every KEK: its name, which one it is, and whether it wraps.
+    pub fn all(&self) -> impl Iterator<Item = (&str, Lineage, bool)> {
+        let active = self.active.iter().map(|kek| (kek.name(), kek.lineage(), true));
+        active.chain(self.retired.iter().map(|kek| (kek.name(), kek.lineage(), false)))
     }
 
     /// Unwraps by any KEK: the first is asked, the next one when it fails or is slow; the first good answer wins.
     ///
     /// # Errors
     /// [`UnwrapError`] when no KEK answered with the DEK that `context` names.
-    pub async fn unwrap(&self, wraps: &[WrappedDek], context: &WrapContext) -> Result<(Dek, Lineage), UnwrapError> {
+    pub async fn unwrap(&self, wraps: &[WrappedDek], context: &WrapContext) -> Result<(Dek, KekVersion), UnwrapError> {
         let mut waiting = wraps.iter().filter_map(|wrap| Some((self.find(wrap.version.lineage)?, wrap)));
         let mut asked = FuturesUnordered::new();
         let mut errors = Vec::new();
         let ask = |(kek, wrap): (&'_ Arc<GuardedKek>, &'_ WrappedDek)| {
             let (kek, wrap) = (kek.clone(), wrap.clone());
-            async move { (kek.name().to_owned(), kek.lineage(), unwrap_checked(&kek, &wrap, context).await) }
+            async move { (kek.name().to_owned(), unwrap_checked(&kek, &wrap, context).await, wrap.version) }
         };
         asked.push(ask(waiting.next().ok_or(UnwrapError::NoKek)?));
         loop {
             match tokio::time::timeout(HEDGE_AFTER, asked.next()).await {
-                Ok(Some((_, lineage, Ok(unwrapped)))) => return Ok((unwrapped.dek, lineage)),
-                Ok(Some((name, _, Err(error)))) => errors.push((name, error)),
+                Ok(Some((_, Ok(unwrapped), version))) => return Ok((unwrapped.dek, version)),
+                Ok(Some((name, Err(error), version))) => errors.push(Refusal { name, version, error }),
                 Ok(None) => return Err(UnwrapError::Failed(errors)),
                 Err(_slow) => {}
             }

@@ -2,6 +2,7 @@
 
 pub mod listener;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -52,7 +53,7 @@ pub struct StatusReport {
     pub started: jiff::Timestamp,
     /// DEKs kept wrapped in the state folder.
     pub deks_kept: usize,
-    /// The KEKs that wrap.
+    /// The KEKs, those that only unwrap last.
     pub keks: Vec<KekReport>,
     /// The audit log, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,10 +98,15 @@ pub struct KekReport {
     pub lineage: String,
     /// Its active version, as last heard.
     pub version: Option<String>,
-    /// When it last answered well.
+    /// When it last unwrapped.
     pub last_contact: Option<jiff::Timestamp>,
-    /// Why it does not answer.
+    /// What it said when it last failed.
     pub error: Option<String>,
+    /// Whether it only unwraps.
+    pub retired: bool,
+    /// Its versions that kept DEKs need, and what each did when it was last asked to unwrap: `opens`, `denies`,
+    /// `lost`, `silent`.
+    pub versions: BTreeMap<String, String>,
 }
 
 /// The endpoints, asked by an address, as `localhost`, or by one of `hosts`.
@@ -148,10 +154,10 @@ async fn readyz(State(health): State<Health>) -> (StatusCode, String) {
 }
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
-    health.metrics.cached_deks(health.service.cache().held());
     if let Some((state, lost)) = health.service.audit().state() {
         health.metrics.audit(state.head.seq, lost, state.problem.is_some());
     }
+    health.service.measure(&health.metrics);
     let form = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, form)], health.metrics.encode())
 }
@@ -177,6 +183,8 @@ impl Health {
             version: kek.version.clone(),
             last_contact: kek.last_contact,
             error: kek.error.clone(),
+            retired: kek.is_retired,
+            versions: kek.versions.iter().map(|of| (of.version.clone(), of.standing.as_str().into())).collect(),
         });
         StatusReport {
             version: env!("CARGO_PKG_VERSION").into(),

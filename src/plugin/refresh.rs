@@ -1,47 +1,58 @@
-//! The background loop: which versions are active, prove them, adopt them; notice denial and silence.
+//! The background loop: what works is taken up first, then what is new is proven and adopted, and what no KEK stands
+//! for any more is dropped.
 //!
-//! The only place that publishes. Status and Encrypt read what it published and never wait for it.
+//! The only place that publishes. Status and Encrypt read what it published and never wait for it. What follows from
+//! the KEKs' answers is pure (`decision`, `coverage`, `prove`, [`crate::dek::contacts`]).
 
+mod accept;
+mod adopt;
+mod coverage;
 mod decision;
+mod prove;
+mod recover;
+mod report;
+mod warm;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
-use self::decision::{Step, decide};
-use super::service::{Service, ServiceError};
-use super::state::{Serving, Trouble};
-use crate::crypto::seal::{dek_id, os_random};
+use self::adopt::Attempt;
+use self::coverage::{Choice, Kept, Uncovered, stored_generation};
+use self::decision::{Known, Step, decide};
+use self::prove::Proofs;
+use self::recover::Recovery;
+pub use self::report::{KekHealth, VersionHealth};
+use self::warm::Warm;
+use super::service::Service;
+use super::state::Serving;
+use crate::crypto::seal::os_random;
 use crate::crypto::secret::{Dek, DekId};
-use crate::dek::store::Adopted;
-use crate::envelope::WrappedDekSet;
-use crate::generation::Generation;
 use crate::kek::set::{Answer, KekSet};
-use crate::kek::{KekCause, KekError, KekVersion, Lineage, WrapContext};
-use crate::key_id::KeyId;
+use crate::kek::{KekCause, KekVersion, Lineage};
 use crate::telemetry::Metrics;
 
-/// While something is missing or a denial is being confirmed, the KEKs are asked this often.
+/// While a denial is being confirmed, the KEKs are asked this often.
 const SOON: Duration = Duration::from_secs(2);
 
-/// While nothing was served yet: twice as long each time, so that a wrong policy does not cost a call every moment.
+/// While nothing is served: serving resumes within a second of a KEK's first good answer.
 const AT_ONCE: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
-
-/// A denial that is repeated over this time is definite.
-const CONFIRMATION: Duration = Duration::from_secs(10);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// What may change while the plugin runs.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The KEKs.
     pub keks: KekSet,
+    /// KEKs that left for good: what they alone unwrap is not kept any more.
+    pub forget: BTreeSet<Lineage>,
     /// See `Config::epoch`.
     pub epoch: u64,
     /// See `Config::max_offline_age`.
@@ -52,349 +63,316 @@ pub struct Settings {
     pub prove_interval: Duration,
 }
 
-/// What `/status` tells of one KEK.
-#[derive(Clone, Debug)]
-pub struct KekHealth {
-    /// Its configured name.
-    pub name: String,
-    /// Which KEK.
-    pub lineage: Lineage,
-    /// Its active version, as last heard.
-    pub version: Option<String>,
-    /// When it last answered well.
-    pub last_contact: Option<jiff::Timestamp>,
-    /// Why it did not, the last time.
-    pub error: Option<String>,
+impl Settings {
+    /// How long a DEK may be used after its last unwrap: with `maxOfflineAge: 0s`, two refreshes may be missed.
+    pub fn limit(&self) -> Duration {
+        self.max_offline_age.max(self.refresh_interval * 2)
+    }
 }
 
-/// What a KEK was asked when it denied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Probe {
-    Version,
-    Unwrap,
-}
+/// Where the plugin's DEKs come from.
+pub type MakeDek = Arc<dyn Fn() -> Dek + Send + Sync>;
 
 /// The loop and what it remembers between its turns.
-#[derive(Debug)]
 pub struct Refresh {
     service: Arc<Service>,
     settings: Settings,
     metrics: Arc<Metrics>,
     health: Arc<ArcSwap<Vec<KekHealth>>>,
-    /// The newest generation adopted here, as stored; its DEK may be out of memory.
-    current: Option<(DekId, WrappedDekSet)>,
-    adopted: Vec<KeyId>,
-    proven: Option<Instant>,
-    /// Turns in a row that ended without a generation.
+    make_dek: MakeDek,
+    proofs: Proofs,
+    warm: Warm,
+    recovery: Option<Recovery>,
+    /// Stored generations of this node that no KEK will unwrap again.
+    lost: BTreeSet<DekId>,
+    /// The last attempt at a new generation that failed.
+    attempt: Option<Attempt>,
+    /// Why the configuration on disk is not the one in use.
+    refused: Option<String>,
+    /// What the KEKs said when they were asked for their versions.
+    failures: BTreeMap<Lineage, (KekCause, String)>,
+    /// The versions that the KEKs called active, and the KEKs that have just named another one.
+    named: BTreeMap<Lineage, String>,
+    renamed: BTreeSet<Lineage>,
+    /// Turns in a row without a generation.
     waits: u32,
-    /// The first and the last denial in a row.
-    denials: HashMap<(Lineage, Probe), (Instant, Instant)>,
-    /// What was logged of each KEK's failure, until it answers well again.
-    failures: HashMap<(Lineage, Probe), String>,
-    /// DEKs in the store that no KEK will unwrap again.
-    hopeless: HashSet<DekId>,
+    /// Of the pauses between turns, which differ from node to node.
+    random: StdRng,
 }
 
 impl Refresh {
-    /// The loop for `service`, going on where the state folder says this node was.
+    /// The loop for `service`, going on where its store says that this node was.
     pub fn new(
         service: Arc<Service>,
         settings: Settings,
         metrics: Arc<Metrics>,
         health: Arc<ArcSwap<Vec<KekHealth>>>,
     ) -> Self {
-        let adopted = service.store().adopted();
-        let current = adopted.as_ref().and_then(|adopted| {
-            let wrapped = service.store().find(adopted.dek_id)?;
-            (wrapped.cluster == service.cluster()).then_some((adopted.dek_id, wrapped))
-        });
-        Self {
+        let make_dek: MakeDek = Arc::new(|| Dek::generate(&mut os_random()));
+        let refresh = Self {
             service,
             settings,
             metrics,
             health,
-            current,
-            adopted: adopted.map(|adopted| adopted.key_ids).unwrap_or_default(),
-            proven: None,
+            make_dek,
+            proofs: Proofs::default(),
+            warm: Warm::default(),
+            recovery: None,
+            lost: BTreeSet::new(),
+            attempt: None,
+            refused: None,
+            failures: BTreeMap::new(),
+            named: BTreeMap::new(),
+            renamed: BTreeSet::new(),
             waits: 0,
-            denials: HashMap::new(),
-            failures: HashMap::new(),
-            hopeless: HashSet::new(),
-        }
+            random: StdRng::from_rng(&mut rand::rng()),
+        };
+        refresh.configure();
+        refresh
     }
 
-    /// Runs until it is dropped, after a first [`Refresh::turn`]; takes over each new value of `settings`.
+    /// Has DEKs made by `make_dek`, so that a simulation can be repeated.
+    #[must_use]
+    pub fn with_deks(mut self, make_dek: MakeDek) -> Self {
+        self.make_dek = make_dek;
+        self
+    }
+
+    /// Has its pauses follow from `seed`, for the same reason.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.random = StdRng::seed_from_u64(seed);
+        self
+    }
+
+    /// Runs until it is dropped; takes over each new value of `settings` that what is kept allows.
     pub async fn run(mut self, mut settings: watch::Receiver<Settings>) {
         loop {
-            self.unwrap_ahead().await;
             tokio::select! {
-                () = sleep(self.pause()) => {}
+                biased;
                 Ok(()) = settings.changed() => {
-                    self.settings = settings.borrow_and_update().clone();
-                    self.service.replace_keks(self.settings.keks.clone());
-                    self.hopeless.clear();
-                    self.proven = None;
+                    let new = settings.borrow_and_update().clone();
+                    self.reload(new).await;
                 }
+                () = sleep(self.pause()) => {}
+                () = overdue(&self.service) => {}
             }
             self.turn().await;
         }
     }
 
-    /// One turn: ask, decide, adopt or keep, clear what is too old.
+    /// One turn: take up what is stored, ask, decide, adopt or keep, prove, drop what is too old.
     pub async fn turn(&mut self) {
+        self.stop_overdue();
+        self.recover();
         let answers = self.settings.keks.versions().await;
-        self.note(&answers, Probe::Version);
-        let wrapped = self.current.as_ref().map(|(_, wrapped)| wrapped);
-        let step = decide(wrapped, self.settings.epoch, &answers, &self.adopted);
-        let trouble = match step {
-            Step::Keep { trouble } => self.keep(trouble).await,
-            Step::Adopt => match self.adopt().await {
-                // What is stored still serves.
-                Some(reason) if self.service.serving().generation().is_none() => self.keep(Some(reason)).await,
-                trouble => trouble,
-            },
+        self.note(&answers);
+        // Only now is it known which keyring a file holds.
+        self.configure();
+        self.recover();
+        let objection = self.objection();
+        let history = self.service.store().history();
+        let current = self.current();
+        let known = Known {
+            current: current.as_ref().map(|(_, wrapped)| &**wrapped),
+            epoch: self.settings.epoch,
+            answers: &answers,
+            history: &history,
+            objection: objection.as_deref(),
+        };
+        let trouble = match decide(known) {
+            Step::Keep { trouble } => {
+                self.wait(trouble.as_deref());
+                trouble
+            }
+            Step::Adopt(expected) => self.adopt(&expected, &answers).await,
             Step::Wait { reason } => {
-                self.wait(reason);
+                self.wait(Some(&reason));
                 None
             }
         };
-        self.prove_again().await;
-        self.enforce(trouble, &answers);
+        self.prove().await;
+        self.enforce(trouble);
+        self.warm.start(&self.service);
         self.report(&answers);
     }
 
-    /// Goes on with the current generation, or takes it up after a start or a stop.
-    async fn keep(&mut self, trouble: Option<String>) -> Option<String> {
-        let Some((dek_id, wrapped)) = self.current.clone() else { return trouble };
-        if self.service.serving().generation().is_some_and(|generation| generation.dek_id() == dek_id) {
-            return trouble;
+    /// The generation that is served, or that will be once a KEK unwraps it.
+    fn current(&self) -> Option<Kept> {
+        if let Some(generation) = self.service.serving().generation() {
+            return Some((generation.dek_id(), Arc::new(generation.wrapped().clone())));
         }
-        match self.service.unwrap(dek_id, wrapped.clone()).await {
-            Ok(dek) => match Generation::new(dek, wrapped) {
-                Ok(generation) => self.take_up(generation, "goes on with its generation"),
-                Err(error) => self.wait(error.to_string()),
-            },
-            // Its KEKs are there and will never unwrap this one: a new DEK of the same generation.
-            Err(error) if is_final(&error) => {
-                warn!(%dek_id, %error, "the stored DEK is lost; making a new one");
-                return self.adopt().await;
-            }
-            Err(error) => self.wait(error.to_string()),
-        }
-        trouble
-    }
-
-    /// Makes a DEK, has it wrapped and proven by every KEK, keeps it, and only then publishes it.
-    async fn adopt(&mut self) -> Option<String> {
-        match self.make_generation().await {
-            Ok(generation) => {
-                self.current = Some((generation.dek_id(), generation.wrapped().clone()));
-                self.proven = Some(Instant::now());
-                self.metrics.adopted();
-                self.take_up(generation, "adopted a generation");
-                None
-            }
-            Err(reason) => {
-                warn!(reason, "a new generation was not adopted");
-                self.wait(reason.clone());
-                Some(reason)
-            }
-        }
-    }
-
-    async fn make_generation(&mut self) -> Result<Generation, String> {
-        let dek = Dek::generate(&mut os_random());
-        let id = dek_id(&dek);
-        let context = WrapContext { cluster: self.service.cluster().to_owned(), dek_id: id };
-        let wraps = self.settings.keks.wrap_and_prove(&dek, &context).await;
-        let wraps = wraps.map_err(|(name, error)| format!("KEK {name}: {}", error.chain()))?;
-        let wrapped = WrappedDekSet { cluster: context.cluster, epoch: self.settings.epoch, wraps };
-        let key_id = wrapped.key_id();
-        if self.adopted.last() != Some(&key_id) && self.adopted.contains(&key_id) {
-            return Err(decision::went_back(&key_id));
-        }
-        let generation = Generation::new(Arc::new(dek), wrapped).map_err(|error| error.to_string())?;
-        self.keep_record(&generation)?;
-        let lineages = generation.wrapped().versions().map(|version| version.lineage).collect();
-        self.service.cache().insert(id, generation.dek().clone(), lineages);
-        Ok(generation)
-    }
-
-    /// Writes the adoption down. A full disk is reported, and does not stop a plugin that has nothing to go back to: the
-    /// folder is a cache. A generation that follows one on the disk is not taken up before it is written: a restart would
-    /// go back to the former one, and write under keys that were disabled since.
-    fn keep_record(&mut self, generation: &Generation) -> Result<(), String> {
-        let key_id = generation.key_id();
-        let mut key_ids = self.adopted.clone();
-        if key_ids.last() != Some(key_id) {
-            key_ids.push(key_id.clone());
-        }
-        let adopted = Adopted { dek_id: generation.dek_id(), key_ids };
+        let history = self.service.store().history();
+        let choice =
+            Choice { history: &history, keks: &self.settings.keks, cluster: self.service.cluster(), lost: &self.lost };
+        // What a restart would not find is only gone on with where there is nothing else.
         let store = self.service.store();
-        if let Err(error) = store.keep(generation.dek_id(), generation.wrapped()).and_then(|()| store.adopt(&adopted)) {
-            let stored = store.adopted().and_then(|adopted| adopted.key_ids.last().cloned());
-            if let Some(former) = stored.filter(|stored| stored != key_id) {
-                return Err(format!(
-                    "cannot write to stateDir ({error}), and a restart would go back from {key_id} to {former}: make room"
-                ));
-            }
-            error!(%error, "cannot write to stateDir; a restart will need every KEK");
-        }
-        self.adopted = adopted.key_ids;
-        Ok(())
+        let is_any_written = history.deks().any(|id| store.find_written(id).is_some());
+        stored_generation(&choice, |id| if is_any_written { store.find_written(id) } else { store.find(id) })
     }
 
-    fn take_up(&self, generation: Generation, what: &str) {
-        info!(key_id = %generation.key_id(), dek_id = %generation.dek_id(), "{what}");
-        self.service.publish(Serving::Ready { generation: Arc::new(generation), trouble: None });
+    /// While nothing is served, has the stored generation unwrapped by whichever KEK does it first, beside all else.
+    fn recover(&mut self) {
+        if self.service.serving().generation().is_some() {
+            self.recovery = None;
+            return;
+        }
+        if let Some(recovery) = self.recovery.as_ref().filter(|recovery| recovery.is_lost()) {
+            warn!(dek_id = %recovery.dek_id(), reason = recovery.words(), "the stored key of the newest generation is lost");
+            self.lost.insert(recovery.dek_id());
+            self.recovery = None;
+        }
+        self.recovery.take_if(|recovery| recovery.is_over());
+        let current = self.current();
+        if self.recovery.as_ref().map(Recovery::dek_id) != current.as_ref().map(|(id, _)| *id) {
+            let keks = self.settings.keks.clone();
+            self.recovery = current.map(|(id, wrapped)| Recovery::start(self.service.clone(), keks, id, wrapped));
+        }
+    }
+
+    /// Why nothing new may be made: kept DEKs would need a KEK that is not configured.
+    fn objection(&self) -> Option<String> {
+        let uncovered = Uncovered::of(&self.kept(), &self.settings.keks.lineages());
+        (!uncovered.is_empty()).then(|| self.advice(&uncovered, &self.settings.keks))
+    }
+
+    fn advice(&self, uncovered: &Uncovered, keks: &KekSet) -> String {
+        let history = self.service.store().history();
+        let former = |lineage| {
+            let now = self.settings.keks.name(lineage).map(str::to_owned);
+            now.or_else(|| history.name(lineage).map(str::to_owned))
+        };
+        uncovered.advice(&former, keks)
+    }
+
+    /// The DEKs of this cluster that are kept.
+    fn kept(&self) -> Vec<Kept> {
+        let mut kept = self.service.store().kept();
+        kept.retain(|(_, wrapped)| wrapped.cluster == self.service.cluster());
+        kept
+    }
+
+    /// Has the cache count by the KEKs in use, and forgets what is not kept any more.
+    fn configure(&self) {
+        let keks = self.settings.keks.lineages();
+        for (id, wrapped) in self.kept() {
+            let mut lineages = wrapped.lineages();
+            if lineages.all(|lineage| self.settings.forget.contains(&lineage) && !keks.contains(&lineage)) {
+                info!(dek_id = %id, "not kept any more: the KEK that wrapped it is listed under forget");
+                self.service.store().forget(id);
+            }
+        }
+        self.service.cache().configure(keks, self.settings.limit());
     }
 
     /// Says why nothing is served; a plugin that serves goes on as it is.
-    fn wait(&self, reason: String) {
-        if self.service.serving().generation().is_none() {
-            self.service.publish(Serving::Waiting { reason });
+    fn wait(&self, reason: Option<&str>) {
+        let recovery = self.recovery.as_ref().map(Recovery::words).filter(|words| !words.is_empty());
+        let reasons: Vec<_> = recovery.as_deref().into_iter().chain(reason).collect();
+        let reason = if reasons.is_empty() { "no KEK has answered yet".into() } else { reasons.join("; ") };
+        // What was stopped stays stopped until it serves again, and keeps the reason.
+        if !matches!(&*self.service.serving(), Serving::Stopped { .. }) {
+            self.service.publish_first(Serving::Waiting { reason });
         }
     }
 
-    /// Has each KEK unwrap the active DEK again when it is time: notices a permission that was withdrawn.
-    async fn prove_again(&mut self) {
-        let due = self.proven.is_none_or(|proven| proven.elapsed() >= self.settings.prove_interval);
-        let doubtful = self.denials.keys().any(|(_, probe)| *probe == Probe::Unwrap);
-        let Some((dek_id, wrapped)) = self.current.clone().filter(|_| due || doubtful) else { return };
-        let answers = self.settings.keks.prove(&wrapped.wraps, &wrapped.context(dek_id)).await;
-        self.note(&answers, Probe::Unwrap);
-        if answers.iter().any(|answer| answer.result.is_ok()) {
-            self.proven = Some(Instant::now());
-        }
-    }
-
-    /// Remembers who answered, and who denied since when.
-    fn note(&mut self, answers: &[Answer<KekVersion>], probe: Probe) {
+    /// Remembers which KEKs name no version, and logs a failure once, not at every turn that finds it unchanged.
+    fn note(&mut self, answers: &[Answer<KekVersion>]) {
         for answer in answers {
-            let key = (answer.lineage, probe);
             match &answer.result {
-                Ok(_) => {
-                    self.failures.remove(&key);
-                    self.denials.remove(&key);
-                    if !self.denials.contains_key(&(answer.lineage, Probe::Unwrap)) {
-                        self.service.cache().contact(answer.lineage);
+                Ok(version) => {
+                    self.failures.remove(&answer.lineage);
+                    let before = self.named.insert(answer.lineage, version.version.clone());
+                    if before.is_some_and(|before| before != version.version) {
+                        self.renamed.insert(answer.lineage);
                     }
                 }
                 Err(error) => {
-                    self.log_failure(answer.lineage, &answer.name, probe, error);
-                    match error.cause() {
-                        KekCause::Denied => {
-                            let now = Instant::now();
-                            self.denials.entry(key).or_insert((now, now)).1 = now;
-                        }
-                        cause if cause.is_transient() => {}
-                        _ => {
-                            self.denials.remove(&key);
-                        }
+                    let said = (error.cause(), error.chain());
+                    if self.failures.get(&answer.lineage).map(|(cause, _)| *cause) != Some(said.0) {
+                        warn!(kek = answer.name, error = said.1, "KEK does not name its active version");
                     }
+                    self.failures.insert(answer.lineage, said);
                 }
             }
         }
     }
 
-    /// Logs a failure once, not at every turn that finds it unchanged.
-    fn log_failure(&mut self, lineage: Lineage, name: &str, probe: Probe, error: &KekError) {
-        let text = error.chain();
-        if self.failures.get(&(lineage, probe)) != Some(&text) {
-            warn!(kek = name, error = %text, "KEK did not answer well");
-            self.failures.insert((lineage, probe), text);
+    /// Drops what is denied or too old, and says so where nothing is left to serve.
+    fn stop_overdue(&self) {
+        let cache = self.service.cache();
+        cache.sweep();
+        let serving = self.service.serving();
+        let Some(generation) = serving.generation() else { return };
+        if cache.remaining(generation.dek_id()).is_some() {
+            return;
         }
+        let versions: Vec<_> = generation.wrapped().versions().cloned().collect();
+        let reason = if cache.is_denied(&versions) {
+            "every KEK of the active generation denies its use; its keys were cleared from memory".to_owned()
+        } else {
+            let limit = humantime::format_duration(self.settings.limit());
+            format!("no KEK has unwrapped the active key for {limit}; it was cleared from memory")
+        };
+        error!(reason, "stopped");
+        self.service.publish(Serving::Stopped { reason });
     }
 
-    /// Clears what is denied or too old, and publishes what is left to serve.
-    fn enforce(&mut self, trouble: Option<String>, answers: &[Answer<KekVersion>]) {
-        let denied: Vec<Lineage> = self.confirmed_denials();
-        self.service.cache().wipe(&denied);
-        let age = self.settings.max_offline_age.max(self.settings.refresh_interval * 2);
-        self.service.cache().sweep(age);
+    /// Publishes what is left to serve, and why it deserves a look.
+    fn enforce(&mut self, trouble: Option<String>) {
+        self.stop_overdue();
         let serving = self.service.serving();
         let Serving::Ready { generation, trouble: before } = &*serving else { return };
-        if self.service.cache().get(generation.dek_id()).is_none() {
-            let reason = if denied.is_empty() {
-                format!("no KEK answered for {}", humantime::format_duration(age))
-            } else {
-                "every KEK of the active generation denies its use; its keys were cleared from memory".into()
-            };
-            error!(reason, "stopped");
-            return self.service.publish(Serving::Stopped { reason });
-        }
-        let silent = answers.iter().all(|answer| answer.result.is_err());
-        let trouble = trouble.map(|reason| if silent { Trouble::Coasting(reason) } else { Trouble::Degraded(reason) });
+        let trouble = self.trouble(trouble, generation);
         if trouble != *before {
-            if let Some(trouble) = &trouble {
-                warn!(reason = trouble.reason(), "serving goes on");
-            } else {
-                info!("all KEKs answer again");
+            // The words may change with each turn, and are in /status.
+            if trouble.as_ref().map(std::mem::discriminant) != before.as_ref().map(std::mem::discriminant) {
+                match &trouble {
+                    Some(trouble) => warn!(reason = trouble.reason(), "serving goes on"),
+                    None => info!("all KEKs answer again, and everything that is kept is in memory"),
+                }
             }
             self.service.publish(Serving::Ready { generation: generation.clone(), trouble });
         }
     }
 
-    fn confirmed_denials(&self) -> Vec<Lineage> {
-        let confirmed = self.denials.iter().filter(|(_, (first, last))| *last - *first >= CONFIRMATION);
-        confirmed.map(|((lineage, _), _)| *lineage).collect()
-    }
-
-    fn report(&self, answers: &[Answer<KekVersion>]) {
-        let serving = self.service.serving();
-        let coasting = matches!(&*serving, Serving::Ready { trouble: Some(Trouble::Coasting(_)), .. });
-        self.metrics.serving(serving.generation().is_some(), coasting);
-        let before = self.health.load();
-        let health = answers.iter().map(|answer| {
-            let last = before.iter().find(|health| health.lineage == answer.lineage);
-            let (version, last_contact) = match &answer.result {
-                Ok(version) => (Some(version.version.clone()), Some(jiff::Timestamp::now())),
-                Err(_) => last.map_or((None, None), |last| (last.version.clone(), last.last_contact)),
-            };
-            let error = answer.result.as_ref().err().map(KekError::chain);
-            KekHealth { name: answer.name.clone(), lineage: answer.lineage, version, last_contact, error }
-        });
-        self.health.store(Arc::new(health.collect()));
-    }
-
-    /// Unwraps every stored DEK that is not in memory, so that a later outage finds all of them there.
-    async fn unwrap_ahead(&mut self) {
-        if self.service.serving().generation().is_none() {
-            return;
-        }
-        for (dek_id, wrapped) in self.service.store().kept() {
-            let wanted = wrapped.cluster == self.service.cluster() && !self.hopeless.contains(&dek_id);
-            if !wanted || self.service.cache().get(dek_id).is_some() {
-                continue;
-            }
-            match self.service.unwrap(dek_id, wrapped).await {
-                Ok(_) => {}
-                Err(error) if is_final(&error) => {
-                    warn!(%error, "a stored DEK cannot be unwrapped any more");
-                    self.hopeless.insert(dek_id);
-                }
-                // The KEK is away: the next turn tries again.
-                Err(_) => return,
-            }
-        }
-    }
-
     fn pause(&mut self) -> Duration {
+        let Settings { refresh_interval, .. } = self.settings;
         let serving = self.service.serving();
-        self.waits = if matches!(&*serving, Serving::Waiting { .. }) { self.waits.saturating_add(1) } else { 0 };
-        match &*serving {
-            Serving::Waiting { .. } => AT_ONCE.saturating_mul(1 << self.waits.min(8)).min(LONGEST_WAIT),
-            Serving::Stopped { .. } => SOON,
-            Serving::Ready { .. } if !self.denials.is_empty() => SOON.min(self.settings.refresh_interval),
-            Serving::Ready { .. } => self.settings.refresh_interval.mul_f64(rand::rng().random_range(0.9..1.0)),
+        self.waits = if serving.generation().is_some() { 0 } else { self.waits.saturating_add(1) };
+        if self.waits > 0 {
+            return AT_ONCE.saturating_mul(1 << self.waits.min(8)).min(LONGEST_WAIT);
+        }
+        let regular = refresh_interval.min(self.rhythm().active);
+        let left = serving.generation().and_then(|generation| self.service.cache().remaining(generation.dek_id()));
+        match left {
+            _ if self.is_doubtful() => SOON.min(regular),
+            // What is about to end is looked at when it does.
+            Some(left) if left < regular => left.max(AT_ONCE),
+            _ => regular.mul_f64(self.random.random_range(0.9..1.0)),
         }
     }
 }
 
-/// Whether asking again cannot help: the data or the version are not what a KEK has.
-fn is_final(error: &ServiceError) -> bool {
-    match error {
-        ServiceError::Unwrap { source, .. } => matches!(source.cause(), KekCause::Rejected | KekCause::UnknownVersion),
-        _ => false,
+impl std::fmt::Debug for Refresh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Refresh").field("settings", &self.settings).finish_non_exhaustive()
     }
+}
+
+/// Returns when the generation that is served may not be served any more. The timer of a turn does not tell: it stands
+/// still while the machine sleeps.
+async fn overdue(service: &Service) {
+    loop {
+        sleep(LONGEST_WAIT).await;
+        let serving = service.serving();
+        if serving.generation().is_some_and(|generation| service.cache().remaining(generation.dek_id()).is_none()) {
+            return;
+        }
+    }
+}
+
+/// Whether `at` has come.
+fn is_over(at: Instant) -> bool {
+    at <= Instant::now()
 }

@@ -3,19 +3,21 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::audit::{Audit, Event, Unrecorded};
-use super::state::Serving;
+use super::state::{self, Serving};
 use crate::crypto::seal::digest;
 use crate::crypto::secret::{Dek, DekId, Seed};
 use crate::dek::cache::DekCache;
+use crate::dek::contacts::Standing;
 use crate::dek::store::DekStore;
 use crate::envelope::{Ciphertext, EnvelopeError, WrappedDekSet};
 use crate::generation::Generation;
 use crate::kek::WrapContext;
 use crate::kek::guard::DEADLINE;
 use crate::kek::set::{KekSet, UnwrapError};
+use crate::telemetry::Metrics;
 
 /// What the API server is served from. Shared by the RPCs and the refresh loop, which alone publishes into it.
 #[derive(Debug)]
@@ -24,7 +26,7 @@ pub struct Service {
     serving: ArcSwap<Serving>,
     keks: ArcSwap<KekSet>,
     cache: Arc<DekCache>,
-    store: DekStore,
+    store: Arc<DekStore>,
     audit: Arc<Audit>,
 }
 
@@ -53,6 +55,17 @@ pub enum ServiceError {
     Unrecorded(#[from] Unrecorded),
 }
 
+impl ServiceError {
+    /// Whether the same request may succeed a moment later with nobody doing anything.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::NotServing(_) | Self::Slow(_) | Self::Unrecorded(_) => true,
+            Self::Envelope(_) => false,
+            Self::Unwrap { source, .. } => source.cause().is_transient(),
+        }
+    }
+}
+
 /// A decrypted seed.
 #[derive(Debug)]
 pub struct Decrypted {
@@ -75,7 +88,7 @@ pub struct Encrypted {
 
 impl Service {
     /// A service that waits for its first generation.
-    pub fn new(cluster: String, keks: KekSet, cache: Arc<DekCache>, store: DekStore) -> Self {
+    pub fn new(cluster: String, keks: KekSet, cache: Arc<DekCache>, store: Arc<DekStore>) -> Self {
         let waiting = Serving::Waiting { reason: "starting: no KEK has answered yet".into() };
         Self {
             cluster,
@@ -94,9 +107,15 @@ impl Service {
     }
 
     /// The generation that the API server shall write with. No I/O.
+    ///
+    /// Whether a KEK still stands for its DEK is looked at in this moment: the clock may have gone on while nothing
+    /// here did.
     pub fn status(&self) -> Result<Arc<Generation>, ServiceError> {
         match &**self.serving.load() {
-            Serving::Ready { generation, .. } => Ok(generation.clone()),
+            Serving::Ready { generation, .. } if self.cache.remaining(generation.dek_id()).is_some() => {
+                Ok(generation.clone())
+            }
+            Serving::Ready { .. } => Err(ServiceError::NotServing(state::OVERDUE.into())),
             Serving::Waiting { reason } | Serving::Stopped { reason } => Err(ServiceError::NotServing(reason.clone())),
         }
     }
@@ -119,6 +138,7 @@ impl Service {
         let annotation = annotation.ok_or(EnvelopeError::NoAnnotation)?;
         if let Some(generation) = self.serving.load().generation()
             && generation.stored(ciphertext.dek_id, key_id, annotation)
+            && self.cache.remaining(ciphertext.dek_id).is_some()
         {
             let seed = ciphertext.open(generation.dek(), &self.cluster, key_id)?;
             return Ok(Decrypted { seed, dek_id, was_unwrapped: false });
@@ -141,22 +161,31 @@ impl Service {
         if !self.keks.load().knows_any(&wrapped.wraps) {
             return Err(ServiceError::Unwrap { dek_id, source: Arc::new(UnwrapError::NoKek) });
         }
-        let lineages = wrapped.versions().map(|version| version.lineage).collect();
+        let versions = wrapped.versions().cloned().collect();
         let wraps = digest(&[&wrapped.encode()?]);
         let service = self.clone();
         let unwrap = async move {
             let context = WrapContext { cluster: service.cluster.clone(), dek_id };
             let keks = service.keks.load_full();
-            let (dek, lineage) = keks.unwrap(&wrapped.wraps, &context).await?;
-            service.cache.contact(lineage);
+            let unwrapped = keks.unwrap(&wrapped.wraps, &context).await;
+            let (dek, by) = unwrapped.inspect_err(|error| service.note_silence(error))?;
             info!(%dek_id, key_id = %wrapped.key_id(), "unwrapped");
-            if let Err(error) = service.store.keep(dek_id, &wrapped) {
-                warn!(%dek_id, %error, "cannot keep a wrapped DEK; after a restart it is asked of its KEK when needed");
-            }
-            Ok(dek)
+            service.store.keep(dek_id, &wrapped);
+            Ok((dek, by))
         };
-        let unwrapped = self.cache.get_or_unwrap(dek_id, wraps, lineages, unwrap).await;
+        let unwrapped = self.cache.get_or_unwrap(dek_id, wraps, versions, unwrap).await;
         unwrapped.map_err(|source| ServiceError::Unwrap { dek_id, source })
+    }
+
+    /// A KEK that does not answer interrupts a row of denials. What else it said about a DEK that is not held, perhaps
+    /// one that somebody invented, counts for nothing.
+    fn note_silence(&self, error: &UnwrapError) {
+        let UnwrapError::Failed(refusals) = error else { return };
+        for refusal in refusals {
+            if Standing::from(refusal.error.cause()) == Standing::Silent {
+                self.cache.note_known(&refusal.version, Standing::Silent, self.cache.now());
+            }
+        }
     }
 
     /// What is published at this moment.
@@ -168,7 +197,23 @@ impl Service {
     pub fn publish(&self, serving: Serving) {
         let serving = Arc::new(serving);
         let before = self.serving.swap(serving.clone());
-        match (&*before, &*serving) {
+        self.record(&before, &serving);
+    }
+
+    /// Publishes where no generation is served; one that is served stays. Whether it was published.
+    pub fn publish_first(&self, serving: Serving) -> bool {
+        let serving = Arc::new(serving);
+        let before = self.serving.rcu(|now| if now.generation().is_some() { now.clone() } else { serving.clone() });
+        let is_published = before.generation().is_none();
+        if is_published {
+            self.record(&before, &serving);
+        }
+        is_published
+    }
+
+    /// Notes a generation that came into use, and one that went out of use.
+    fn record(&self, before: &Serving, serving: &Serving) {
+        match (before, serving) {
             (_, Serving::Ready { generation, .. })
                 if before.generation().is_none_or(|before| before.dek_id() != generation.dek_id()) =>
             {
@@ -180,6 +225,14 @@ impl Service {
             }
             _ => {}
         }
+    }
+
+    /// Measures what changes without anybody doing anything.
+    pub fn measure(&self, metrics: &Metrics) {
+        let serving = self.serving.load();
+        let remaining = serving.generation().and_then(|generation| self.cache.remaining(generation.dek_id()));
+        metrics.coasting_ends_in(remaining.unwrap_or_default());
+        metrics.deks(self.store.count(), self.cache.held());
     }
 
     /// The KEKs in use.
@@ -208,7 +261,7 @@ impl Service {
     }
 
     /// The DEKs on disk.
-    pub fn store(&self) -> &DekStore {
+    pub fn store(&self) -> &Arc<DekStore> {
         &self.store
     }
 }

@@ -11,6 +11,7 @@ use crate::backup::DekInUse;
 use crate::crypto::seal::digest;
 use crate::crypto::secret::Seed;
 use crate::dek::cache::DekCache;
+use crate::dek::clock::BootClock;
 use crate::encryption_config::EncryptionConfiguration;
 use crate::envelope::{ANNOTATION, Ciphertext, WrappedDekSet};
 use crate::etcd::EncryptedObject;
@@ -18,6 +19,9 @@ use crate::kek::set::{KekSet, UnwrapError};
 use crate::kek::{KekVersion, WrapContext};
 use crate::kms::plugins::Plugins;
 use crate::kms::v2::DecryptRequest;
+
+/// A DEK that was unwrapped stays for the whole run.
+const FOR_THE_RUN: std::time::Duration = std::time::Duration::from_hours(1000);
 
 /// So many wraps are tried at once.
 const AT_ONCE: usize = 8;
@@ -134,7 +138,9 @@ pub struct KekSource {
 impl KekSource {
     /// The KEKs, for the values of one cluster.
     pub fn new(cluster: String, keks: KekSet) -> Self {
-        Self { cluster, keks: Arc::new(keks), deks: Arc::default(), unwraps: Arc::default() }
+        let deks = DekCache::new(Arc::new(BootClock));
+        deks.configure(keks.lineages(), FOR_THE_RUN);
+        Self { cluster, keks: Arc::new(keks), deks: Arc::new(deks), unwraps: Arc::default() }
     }
 
     async fn open(
@@ -148,18 +154,18 @@ impl KekSource {
         wrapped.check(&self.cluster, &object.key_id).map_err(|error| refused(&error))?;
         let mut wraps = wrapped.wraps.clone();
         wraps.retain(|wrap| !without.iter().any(|gone| gone.removes(&wrap.version)));
-        let lineages = wraps.iter().map(|wrap| wrap.version.lineage).collect();
+        let versions = wraps.iter().map(|wrap| wrap.version.clone()).collect();
         let name = digest(&wraps.iter().map(|wrap| wrap.blob.as_slice()).collect::<Vec<_>>());
         let context = WrapContext { cluster: self.cluster.clone(), dek_id: ciphertext.dek_id };
         let (keks, unwraps) = (self.keks.clone(), self.unwraps.clone());
         let unwrap = async move {
             unwraps.fetch_add(1, Ordering::Relaxed);
-            keks.unwrap(&wraps, &context).await.map(|(dek, _)| dek)
+            keks.unwrap(&wraps, &context).await
         };
         let dek = if let Some(dek) = self.deks.get(ciphertext.dek_id) {
             dek
         } else {
-            let unwrapped = self.deks.get_or_unwrap(ciphertext.dek_id, name, lineages, unwrap).await;
+            let unwrapped = self.deks.get_or_unwrap(ciphertext.dek_id, name, versions, unwrap).await;
             unwrapped.map_err(|error| {
                 SeedError::Refused(format!("its key {} cannot be unwrapped: {error}", ciphertext.dek_id))
             })?

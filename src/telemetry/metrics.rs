@@ -134,7 +134,25 @@ struct KekName {
     kek: String,
 }
 
-/// Every metric of the plugin. Labels are enums and configured names, never a text from outside.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KekVersionLabels {
+    kek: String,
+    version: String,
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KeyIdLabels {
+    key_id: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReloadLabels {
+    result: &'static str,
+}
+
+/// Every metric of the plugin. Labels are enums, configured names, key_ids, and versions that a configured KEK itself
+/// named; never a text that a request brought.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -154,6 +172,14 @@ pub struct Metrics {
     audit_records: Gauge,
     audit_lost: Gauge,
     audit_failing: Gauge,
+    kept_deks: Gauge,
+    missing_deks: Gauge,
+    memory_only_deks: Gauge,
+    coasting_ends: Gauge<f64, AtomicU64>,
+    kek_versions: Family<KekVersionLabels, Gauge>,
+    key_id: Family<KeyIdLabels, Gauge>,
+    reloads: Family<ReloadLabels, Counter>,
+    reload_succeeded: Gauge,
 }
 
 impl Default for Metrics {
@@ -183,7 +209,16 @@ impl Metrics {
             audit_records: Gauge::default(),
             audit_lost: Gauge::default(),
             audit_failing: Gauge::default(),
+            kept_deks: Gauge::default(),
+            missing_deks: Gauge::default(),
+            memory_only_deks: Gauge::default(),
+            coasting_ends: Gauge::default(),
+            kek_versions: Family::default(),
+            key_id: Family::default(),
+            reloads: Family::default(),
+            reload_succeeded: Gauge::default(),
         };
+        metrics.reload_succeeded.set(1);
         metrics.register();
         metrics
     }
@@ -205,7 +240,7 @@ impl Metrics {
         );
         registry.register(
             "kek_last_contact_timestamp_seconds",
-            "When a KEK last answered well",
+            "When a KEK last unwrapped a DEK",
             self.kek_last_contact.clone(),
         );
         registry.register(
@@ -229,6 +264,44 @@ impl Metrics {
             self.audit_lost.clone(),
         );
         registry.register("audit_failing", "1 while the audit log cannot be written", self.audit_failing.clone());
+        self.register_health();
+    }
+
+    fn register_health(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("kept_deks", "Wrapped DEKs in stateDir", self.kept_deks.clone());
+        registry.register(
+            "missing_deks",
+            "Kept DEKs that are not in memory: what an outage of the KEKs would miss",
+            self.missing_deks.clone(),
+        );
+        registry.register(
+            "memory_only_deks",
+            "DEKs in memory that no KEK would unwrap again: run rotate-keys before any restart",
+            self.memory_only_deks.clone(),
+        );
+        registry.register(
+            "coasting_ends_seconds",
+            "How long the active DEK may be used if no KEK unwraps it again",
+            self.coasting_ends.clone(),
+        );
+        registry.register(
+            "kek_version_verdict",
+            "1 for what each version of a KEK did when it was last asked to unwrap: opens, denies, lost, silent",
+            self.kek_versions.clone(),
+        );
+        registry.register("key_id", "1 for the key_id of the active generation", self.key_id.clone());
+        registry.register("config_reloads", "Changed configurations, by what became of them", self.reloads.clone());
+        registry.register(
+            "config_reload_succeeded",
+            "0 while the configuration on disk was refused",
+            self.reload_succeeded.clone(),
+        );
+        registry.register(
+            "build",
+            "What is running",
+            prometheus_client::metrics::info::Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
     }
 
     /// Counts an RPC that was answered.
@@ -241,7 +314,7 @@ impl Metrics {
     pub fn kek_call(&self, kek: &str, operation: KekOperation, outcome: KekOutcome, took: Duration) {
         self.kek_calls.get_or_create(&KekLabels { kek: kek.into(), operation, outcome }).inc();
         self.kek_seconds.get_or_create(&KekMethod { kek: kek.into(), operation }).observe(took.as_secs_f64());
-        if outcome == KekOutcome::Ok {
+        if outcome == KekOutcome::Ok && operation == KekOperation::Unwrap {
             self.kek_last_contact.get_or_create(&KekName { kek: kek.into() }).set(unix_seconds());
         }
     }
@@ -269,9 +342,48 @@ impl Metrics {
         self.coasting.set(i64::from(coasting));
     }
 
-    /// Notes how many DEKs are in memory.
-    pub fn cached_deks(&self, count: usize) {
-        self.cached_deks.set(i64::try_from(count).unwrap_or(i64::MAX));
+    /// Notes how many DEKs are kept, and how many are in memory.
+    pub fn deks(&self, kept: usize, cached: usize) {
+        set(&self.kept_deks, kept);
+        set(&self.cached_deks, cached);
+    }
+
+    /// Notes how many kept DEKs could not be brought into memory.
+    pub fn missing_deks(&self, count: usize) {
+        set(&self.missing_deks, count);
+    }
+
+    /// Notes how many DEKs in memory no KEK would unwrap again.
+    pub fn deks_in_memory_only(&self, count: usize) {
+        set(&self.memory_only_deks, count);
+    }
+
+    /// Notes how long the active DEK may still be used if no KEK unwraps it again.
+    pub fn coasting_ends_in(&self, left: Duration) {
+        self.coasting_ends.set(left.as_secs_f64());
+    }
+
+    /// Notes what each version of each KEK did when it was last asked to unwrap: KEK, version, word.
+    pub fn kek_versions<'a>(&self, versions: impl Iterator<Item = (&'a str, &'a str, &'static str)>) {
+        self.kek_versions.clear();
+        for (kek, version, verdict) in versions {
+            let labels = KekVersionLabels { kek: kek.into(), version: version.into(), verdict };
+            self.kek_versions.get_or_create(&labels).set(1);
+        }
+    }
+
+    /// Notes the active generation.
+    pub fn key_id(&self, key_id: Option<&str>) {
+        self.key_id.clear();
+        if let Some(key_id) = key_id {
+            self.key_id.get_or_create(&KeyIdLabels { key_id: key_id.into() }).set(1);
+        }
+    }
+
+    /// Counts a changed configuration that was taken, or refused.
+    pub fn reloaded(&self, taken: bool) {
+        self.reloads.get_or_create(&ReloadLabels { result: if taken { "ok" } else { "refused" } }).inc();
+        self.reload_succeeded.set(i64::from(taken));
     }
 
     /// Notes how the audit log stands.
@@ -294,6 +406,10 @@ impl Metrics {
             .expect("writing to a string does not fail");
         text
     }
+}
+
+fn set(gauge: &Gauge, count: usize) {
+    gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
 }
 
 fn fast_histogram() -> Histogram {

@@ -123,6 +123,44 @@ async fn a_permission_to_unwrap_alone_that_is_withdrawn_is_noticed_by_proving() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_permission_to_read_the_version_that_is_withdrawn_stops_nothing() {
+    let store = KeyStore::start("primary").await;
+    let plugin = Plugin::start(&settings(&[&store], "maxOfflineAge: 6s")).await;
+    plugin.wait_healthy().await;
+    store.allow(&ALL[1..]).await;
+    wait_for_state(&plugin, "degraded").await;
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert!(plugin.status().await.is_some(), "longer than a denial takes to be confirmed, and than maxOfflineAge");
+    assert!(!plugin.process.log().contains("stopped"));
+    store.allow(ALL).await;
+    wait_for_state(&plugin, "ready").await;
+}
+
+/// Point by point the case that stopped a control plane: a KEK that was added without the permission to encrypt, then a
+/// reboot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kek_that_cannot_wrap_leaves_the_former_generation_served_also_after_a_restart() {
+    let (good, added) = (KeyStore::start("good").await, KeyStore::start("added").await);
+    added.allow(&[ALL[0], ALL[2]]).await;
+    let mut plugin = Plugin::start(&settings(&[&good], "")).await;
+    let key_id = plugin.wait_healthy().await;
+    let sealed = encrypt(&plugin).await;
+    reconfigure(&plugin, &settings(&[&good, &added], ""));
+    wait_for_state(&plugin, "degraded").await;
+    plugin.stop();
+    plugin.restart().await;
+    assert_eq!(plugin.wait_healthy().await, key_id);
+    assert_eq!(decrypt(&plugin, &sealed).await.unwrap(), SEED);
+    wait_for_state(&plugin, "degraded").await;
+    let etcd = Etcd::start().await;
+    let server = ApiServer::start(&etcd, &options(&plugin)).await;
+    server.write_secret("written", "written").await;
+    added.allow(ALL).await;
+    wait_until("a generation of both", SOON, async || plugin.wait_healthy().await != key_id).await;
+    wait_for_state(&plugin, "ready").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_moment_of_denial_clears_nothing() {
     let store = KeyStore::start("primary").await;
     let plugin = Plugin::start(&settings(&[&store], "")).await;
@@ -245,7 +283,8 @@ async fn a_full_disk_stops_neither_sealing_nor_opening() {
     plugin.wait_healthy().await;
     assert_eq!(decrypt(&plugin, &sealed).await.unwrap(), SEED);
     assert_eq!(decrypt(&plugin, &encrypt(&plugin).await).await.unwrap(), SEED);
-    assert!(plugin.process.log().contains("cannot write to stateDir"));
+    assert!(plugin.process.log().contains("what it should hold is in memory alone"));
+    wait_for_state(&plugin, "degraded").await;
     plugin.stop();
     assert!(Command::new("umount").arg(&state).status().unwrap().success());
 }

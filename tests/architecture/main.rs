@@ -91,7 +91,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("etcd", &["envelope", "error_chain", "kek", "key_id"]),
     ("envelope", &["crypto", "kek", "key_id"]),
     ("key_id", &["crypto", "kek"]),
-    ("config", &["key_stores"]),
+    ("config", &["kek", "key_stores"]),
     ("key_stores", &["crypto", "error_chain", "files", "kek", "telemetry"]),
     ("kek", &["crypto", "error_chain", "telemetry"]),
     ("crypto", &[]),

@@ -17,6 +17,7 @@ mod habits;
 mod health_listener;
 mod hostile_input;
 mod init;
+mod kept_deks;
 mod keyring;
 mod kms_v2_contract;
 mod monitoring;
@@ -25,6 +26,7 @@ mod rotation;
 mod running;
 mod sandbox;
 mod secrets_stay_inside;
+mod simulation;
 #[cfg(feature = "rotate")]
 mod tls;
 

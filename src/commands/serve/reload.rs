@@ -52,16 +52,20 @@ impl Reload {
     async fn reload(self: Arc<Self>, metrics: Arc<Metrics>, sender: &watch::Sender<Settings>) {
         let this = self.clone();
         // It reads files, which may hang; the RPCs must not.
+        let counted = metrics.clone();
         let loaded = tokio::task::spawn_blocking(move || this.load(&metrics)).await;
         match loaded.map_err(anyhow::Error::from).flatten() {
             Ok((config, settings)) => {
                 for field in needs_restart(&self.running, &config) {
                     warn!(field, "changed in the configuration; takes effect only after a restart");
                 }
-                info!(file = %self.path.display(), "configuration reloaded");
+                info!(file = %self.path.display(), "configuration changed");
                 let _ = sender.send(settings);
             }
-            Err(error) => error!(error = format!("{error:#}"), "new configuration refused; the one in use stays"),
+            Err(error) => {
+                error!(error = format!("{error:#}"), "new configuration refused; the one in use stays");
+                counted.reloaded(false);
+            }
         }
     }
 

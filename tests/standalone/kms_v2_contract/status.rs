@@ -74,6 +74,8 @@ async fn a_recreated_keyring_gets_another_key_id() {
     let before = status(&plugin).await.key_id;
     plugin.stop();
     keyring.recreate();
+    // With it, the plugin would not go on without the former keyring.
+    std::fs::remove_dir_all(plugin.folder().join("state")).unwrap();
     plugin.restart().await;
     let after = plugin.wait_healthy().await;
     assert_ne!(before, after);

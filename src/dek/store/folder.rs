@@ -1,0 +1,152 @@
+//! The state folder on disk: one file for each record, written beside its place, synced and renamed.
+//!
+//! Each file is `KES1` ‖ SHA-256 of the rest (32) ‖ the record (`proto/envelope.proto`). A damaged file is set aside
+//! under the ending `.damaged`. Everything here runs on threads that may block.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use rustix::fs::{FlockOperation, flock};
+use tracing::warn;
+
+use super::{Name, StateFiles};
+use crate::crypto::seal::digest;
+use crate::crypto::secret::DekId;
+use crate::files;
+
+const MAGIC: &[u8; 4] = b"KES1";
+const HISTORY: &str = "adopted";
+const ENDING: &str = "dek";
+const LOCK: &str = "lock";
+
+/// The state folder of one plugin.
+#[derive(Clone, Debug)]
+pub struct StateFolder {
+    folder: PathBuf,
+    /// Held as long as any copy of this value is; the kernel takes it back when the process ends, however it ends.
+    lock: Arc<Mutex<Option<File>>>,
+}
+
+impl StateFolder {
+    /// The folder, which need not exist. Nothing is done with it yet.
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), lock: Arc::default() }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let folder = self.clone();
+        tokio::task::spawn_blocking(move || work(&folder)).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+
+    fn file(&self, name: Name) -> PathBuf {
+        self.folder.join(match name {
+            Name::Dek(id) => format!("{id}.{ENDING}"),
+            Name::History => HISTORY.to_owned(),
+        })
+    }
+
+    /// Makes the folder where it is missing, and takes it for this process.
+    fn take(&self) -> io::Result<()> {
+        let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_some() {
+            return Ok(());
+        }
+        if !self.folder.exists() {
+            files::create_private_folder(&self.folder)?;
+        }
+        let file = File::options().create(true).truncate(false).write(true).open(self.folder.join(LOCK))?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            rustix::io::Errno::WOULDBLOCK => io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "another kube-envelope process uses it; give each plugin a stateDir of its own",
+            ),
+            error => error.into(),
+        })?;
+        files::remove_unfinished(&self.folder);
+        *held = Some(file);
+        Ok(())
+    }
+
+    /// Takes the folder for this process, and reads every record; damaged ones are set aside. Blocks.
+    ///
+    /// # Errors
+    /// See [`StateFiles::load`].
+    pub fn read_all(&self) -> io::Result<Vec<(Name, Vec<u8>)>> {
+        self.take()?;
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let file = entry?.path();
+            if let Some(name) = name_of(&file)
+                && let Some(record) = read(&file)
+            {
+                records.push((name, record));
+            }
+        }
+        Ok(records)
+    }
+}
+
+#[async_trait]
+impl StateFiles for StateFolder {
+    async fn load(&self) -> io::Result<Vec<(Name, Vec<u8>)>> {
+        self.blocking(Self::read_all).await
+    }
+
+    async fn write(&self, name: Name, record: &[u8]) -> io::Result<()> {
+        let content = [MAGIC, digest(&[record]).as_slice(), record].concat();
+        self.blocking(move |folder| {
+            folder.take()?;
+            files::replace(&folder.file(name), &content)
+        })
+        .await
+    }
+
+    async fn remove(&self, name: Name) -> io::Result<()> {
+        self.blocking(move |folder| match fs::remove_file(folder.file(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        })
+        .await
+    }
+}
+
+/// Which record a file is, by its name.
+fn name_of(file: &Path) -> Option<Name> {
+    if file.file_name()? == HISTORY {
+        return Some(Name::History);
+    }
+    let id = hex::decode(file.file_stem()?.to_str()?).ok()?;
+    (file.extension()? == ENDING).then_some(Name::Dek(DekId(id.try_into().ok()?)))
+}
+
+/// A record whose checksum is right.
+fn read(file: &Path) -> Option<Vec<u8>> {
+    let bytes = match fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            warn!(file = %file.display(), %error, "state file cannot be read; going on without it");
+            return None;
+        }
+    };
+    let record = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(32));
+    match record {
+        Some((sum, record)) if sum == digest(&[record]) => Some(record.to_vec()),
+        _ => {
+            let moved = fs::rename(file, file.with_added_extension("damaged")).is_ok();
+            warn!(file = %file.display(), moved, "damaged state file set aside; what it held is made anew");
+            None
+        }
+    }
+}
+
+/// Whether others may read or change the folder: reported, not fatal, as nothing in it is secret.
+pub fn is_private(folder: &Path) -> bool {
+    fs::metadata(folder).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 == 0)
+}

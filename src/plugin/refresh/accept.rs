@@ -1,0 +1,85 @@
+//! A new configuration is taken only if everything that is kept can be unwrapped under it as well as before.
+
+use std::collections::BTreeMap;
+
+use futures::stream::{self, StreamExt};
+use tracing::{error, info};
+
+use super::coverage::{Kept, Uncovered};
+use super::{Refresh, Settings};
+use crate::crypto::secret::DekId;
+use crate::dek::contacts::Standing;
+use crate::envelope::WrappedDekSet;
+use crate::kek::KekVersion;
+use crate::kek::set::{KekSet, UnwrapError};
+
+/// Unwraps at once while a configuration is tried.
+const SIDE_BY_SIDE: usize = 8;
+
+/// Sets of KEK versions that are tried, the newest of this node first; more than a cluster has.
+const MOST_TRIED: usize = 64;
+
+impl Refresh {
+    /// Takes `new` into use, or says why not; the configuration in use then stays.
+    pub(super) async fn reload(&mut self, new: Settings) {
+        match self.objection_to(&new).await {
+            Some(reason) => {
+                error!(reason, "new configuration refused; the one in use stays");
+                self.metrics.reloaded(false);
+                self.refused = Some(format!("the configuration on disk was refused: {reason}"));
+            }
+            None => {
+                info!("configuration reloaded");
+                self.metrics.reloaded(true);
+                self.settings = new;
+                self.service.replace_keks(self.settings.keks.clone());
+                (self.refused, self.attempt, self.recovery) = (None, None, None);
+                self.failures.clear();
+                self.lost.clear();
+                self.proofs = super::Proofs::default();
+                self.warm = super::Warm::default();
+                self.configure();
+            }
+        }
+    }
+
+    async fn objection_to(&self, new: &Settings) -> Option<String> {
+        // Whatever they answer: once asked, a KEK knows which one it is.
+        let _ = new.keks.versions().await;
+        let mut kept = self.kept();
+        kept.retain(|(_, wrapped)| !wrapped.lineages().all(|lineage| new.forget.contains(&lineage)));
+        let uncovered = Uncovered::of(&kept, &new.keks.lineages());
+        if !uncovered.is_empty() {
+            return Some(self.advice(&uncovered, &new.keks));
+        }
+        let tried = stream::iter(self.of_each_kind(kept)).map(|kept| self.fails_only_under(new, kept));
+        let reasons: Vec<_> = tried.buffer_unordered(SIDE_BY_SIDE).filter_map(std::future::ready).collect().await;
+        reasons.into_iter().next()
+    }
+
+    /// One kept DEK for each set of versions; that of the active generation for its own.
+    fn of_each_kind(&self, kept: Vec<Kept>) -> Vec<Kept> {
+        let mut kinds: BTreeMap<Vec<KekVersion>, Kept> = BTreeMap::new();
+        for (id, wrapped) in kept.into_iter().chain(self.current()) {
+            let mut versions: Vec<_> = wrapped.versions().cloned().collect();
+            versions.sort();
+            kinds.insert(versions, (id, wrapped));
+        }
+        kinds.into_values().take(MOST_TRIED).collect()
+    }
+
+    /// Why a DEK that the KEKs in use unwrap is not unwrapped under `new`. What neither unwraps just now is no worse
+    /// off afterwards.
+    async fn fails_only_under(&self, new: &Settings, (id, wrapped): Kept) -> Option<String> {
+        let error = self.unwraps_under(&new.keks, id, &wrapped).await.err()?;
+        self.unwraps_under(&self.settings.keks, id, &wrapped).await.ok()?;
+        Some(format!("under it, kept DEK {id} cannot be unwrapped, which the KEKs in use unwrap: {error}"))
+    }
+
+    async fn unwraps_under(&self, keks: &KekSet, id: DekId, wrapped: &WrappedDekSet) -> Result<(), UnwrapError> {
+        let asked = self.service.cache().now();
+        let (_, by) = keks.unwrap(&wrapped.wraps, &wrapped.context(id)).await?;
+        self.service.cache().note_known(&by, Standing::Opens, asked);
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+//! What the kept DEKs need of a configuration, and which stored generation may be gone on with. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::sync::Arc;
+
+use crate::crypto::secret::DekId;
+use crate::dek::history::History;
+use crate::envelope::WrappedDekSet;
+use crate::kek::Lineage;
+use crate::kek::set::KekSet;
+
+/// A DEK that is kept.
+pub(super) type Kept = (DekId, Arc<WrappedDekSet>);
+
+/// The DEKs that none of the configured KEKs has wrapped, by the KEKs that have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Uncovered(BTreeMap<BTreeSet<Lineage>, usize>);
+
+impl Uncovered {
+    /// What of `kept` the KEKs `configured` cannot unwrap.
+    pub fn of(kept: &[Kept], configured: &BTreeSet<Lineage>) -> Self {
+        let mut uncovered = BTreeMap::new();
+        for (_, wrapped) in kept {
+            let lineages: BTreeSet<_> = wrapped.lineages().collect();
+            if lineages.is_disjoint(configured) {
+                *uncovered.entry(lineages).or_default() += 1;
+            }
+        }
+        Self(uncovered)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Which KEK to put where. `former` is how the configuration called the KEKs.
+    pub fn advice(&self, former: &dyn Fn(Lineage) -> Option<String>, keks: &KekSet) -> String {
+        let mut advice = String::new();
+        for (lineages, count) in &self.0 {
+            let names = lineages.iter().map(|lineage| match former(*lineage) {
+                Some(name) => format!("KEK {name} (lineage {lineage})"),
+                None => format!("the KEK of lineage {lineage}"),
+            });
+            let names = names.collect::<Vec<_>>().join(" or ");
+            let replaced = lineages.iter().find_map(|lineage| {
+                let name = former(*lineage)?;
+                keks.all().any(|(now, _, _)| now == name).then_some(name)
+            });
+            let _ = write!(advice, "{count} kept DEKs need {names}, which is not configured: ");
+            let _ = match replaced {
+                Some(name) => write!(
+                    advice,
+                    "KEK {name} is another key than it was; put the former one back (a keyring file: from another node \
+                     or from its backup), or list it under `retired` by another name"
+                ),
+                None => write!(advice, "put it under `retired`"),
+            };
+            advice.push_str("; once rotate-keys has named it in a Yes, list its lineage under `forget`. ");
+        }
+        advice.trim_end_matches(". ").to_owned()
+    }
+}
+
+/// What the choice of a stored generation depends on.
+pub(super) struct Choice<'a> {
+    pub history: &'a History,
+    pub keks: &'a KekSet,
+    pub cluster: &'a str,
+    /// DEKs that no KEK will unwrap again.
+    pub lost: &'a BTreeSet<DekId>,
+}
+
+/// The newest generation of this node that a configured KEK can unwrap.
+///
+/// None that would make a KEK or the epoch older: what `rotate-keys` proved to be unused must stay so. For the same
+/// reason an older one takes the place of one that is lost for good only where a KEK that wraps has wrapped it.
+pub(super) fn stored_generation(
+    choice: &Choice<'_>,
+    find: impl Fn(DekId) -> Option<Arc<WrappedDekSet>>,
+) -> Option<Kept> {
+    let configured = choice.keks.lineages();
+    let active: BTreeSet<_> = choice.keks.active().iter().map(|kek| kek.lineage()).collect();
+    let mut own = choice.history.deks().filter_map(|id| Some((id, find(id)?))).filter(|(_, wrapped)| {
+        wrapped.cluster == choice.cluster
+            && wrapped.lineages().any(|lineage| configured.contains(&lineage))
+            && wrapped.epoch >= choice.history.epoch()
+            && choice.history.goes_back(wrapped.epoch, wrapped.versions()).is_none()
+    });
+    let newest = own.next()?;
+    if !choice.lost.contains(&newest.0) {
+        return Some(newest);
+    }
+    own.find(|(id, wrapped)| !choice.lost.contains(id) && wrapped.lineages().any(|lineage| active.contains(&lineage)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::secret::Dek;
+    use crate::kek::clock::ServerClock;
+    use crate::kek::{Kek, KekError, KekVersion, Unwrapped, WrapContext, WrappedDek};
+
+    fn lineage(home: &str) -> Lineage {
+        Lineage::derive("test", &[home])
+    }
+
+    /// A KEK that nobody asks.
+    #[derive(Debug)]
+    struct Never(Lineage);
+
+    #[async_trait::async_trait]
+    impl Kek for Never {
+        fn lineage(&self) -> Lineage {
+            self.0
+        }
+
+        fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+            None
+        }
+
+        fn server_clock(&self) -> Option<&ServerClock> {
+            None
+        }
+
+        async fn version(&self) -> Result<KekVersion, KekError> {
+            Err(KekError::unavailable("not asked here"))
+        }
+
+        async fn wrap(&self, _: &Dek, _: &WrapContext) -> Result<WrappedDek, KekError> {
+            Err(KekError::unavailable("not asked here"))
+        }
+
+        async fn unwrap(&self, _: &WrappedDek, _: &WrapContext) -> Result<Unwrapped, KekError> {
+            Err(KekError::unavailable("not asked here"))
+        }
+    }
+
+    fn kept(id: u8, homes: &[&str]) -> Kept {
+        let wraps = homes.iter().map(|home| WrappedDek {
+            version: KekVersion { lineage: lineage(home), version: "1".into() },
+            blob: vec![1],
+        });
+        (DekId([id; 16]), Arc::new(WrappedDekSet { cluster: "c".into(), epoch: 1, wraps: wraps.collect() }))
+    }
+
+    fn no_keks() -> KekSet {
+        KekSet::new(Vec::new(), Vec::new()).expect("none is twice")
+    }
+
+    #[test]
+    fn a_dek_that_one_of_the_keks_has_wrapped_is_covered() {
+        let all = [kept(1, &["a", "b"]), kept(2, &["b"]), kept(3, &["c", "d"])];
+        assert!(Uncovered::of(&all, &["b", "c"].map(lineage).into()).is_empty());
+        assert!(!Uncovered::of(&all, &["a", "c"].map(lineage).into()).is_empty());
+        assert!(!Uncovered::of(&all, &BTreeSet::new()).is_empty());
+    }
+
+    /// Chooses after these adoptions, (DEK, epoch, version), by the KEKs `a` and `b`, of which the DEKs `kept` are left.
+    fn chosen(adopted: &[(u8, u64, &str)], kept_deks: &[u8], lost: &[u8]) -> Option<u8> {
+        let mut history = History::default();
+        let mut deks = BTreeMap::new();
+        for (id, epoch, text) in adopted {
+            let version = KekVersion { lineage: lineage("a"), version: (*text).into() };
+            history.adopted(DekId([*id; 16]), *epoch, [&version]);
+            let wraps = vec![WrappedDek { version, blob: vec![1] }];
+            deks.insert(DekId([*id; 16]), Arc::new(WrappedDekSet { cluster: "c".into(), epoch: *epoch, wraps }));
+        }
+        deks.retain(|id, _| kept_deks.contains(&id.0[0]));
+        let metrics = Arc::new(crate::telemetry::Metrics::new());
+        let kek = crate::kek::guard::GuardedKek::new("a".into(), Box::new(Never(lineage("a"))), metrics);
+        let keks = KekSet::new(vec![Arc::new(kek)], Vec::new()).expect("none is twice");
+        let lost = lost.iter().map(|id| DekId([*id; 16])).collect();
+        let choice = Choice { history: &history, keks: &keks, cluster: "c", lost: &lost };
+        stored_generation(&choice, |id| deks.get(&id).cloned()).map(|(id, _)| id.0[0])
+    }
+
+    #[test]
+    fn the_newest_generation_is_gone_on_with_and_never_one_of_an_older_version_or_epoch() {
+        let rotated = [(1, 1, "1"), (2, 1, "2")];
+        assert_eq!(chosen(&rotated, &[1, 2], &[]), Some(2));
+        assert_eq!(chosen(&rotated, &[1], &[]), None, "the file of the newest is gone");
+        assert_eq!(chosen(&rotated, &[1, 2], &[2]), None, "the newest is lost");
+        let raised = [(1, 1, "1"), (2, 2, "1")];
+        assert_eq!(chosen(&raised, &[1], &[]), None, "the epoch was raised for a reason");
+        let made_anew = [(1, 1, "1"), (2, 1, "1")];
+        assert_eq!(chosen(&made_anew, &[1], &[]), Some(1), "of the same versions");
+        assert_eq!(chosen(&made_anew, &[1, 2], &[2]), Some(1));
+    }
+
+    #[test]
+    fn the_advice_names_the_kek_counts_the_deks_and_never_says_create() {
+        let all = [kept(1, &["a"]), kept(2, &["a"]), kept(3, &["b"])];
+        let former = |one: Lineage| (one == lineage("a")).then(|| "primary".to_owned());
+        let advice = Uncovered::of(&all, &BTreeSet::new()).advice(&former, &no_keks());
+        assert!(advice.contains(&format!("2 kept DEKs need KEK primary (lineage {})", lineage("a"))), "{advice}");
+        assert!(advice.contains(&format!("1 kept DEKs need the KEK of lineage {}", lineage("b"))), "{advice}");
+        assert!(advice.contains("put it under `retired`") && !advice.contains("create"), "{advice}");
+    }
+}

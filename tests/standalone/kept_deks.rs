@@ -1,0 +1,187 @@
+//! A configuration and the DEKs that are kept: none is taken that leaves one without its KEK, and nobody is advised to
+//! make a key anew.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
+use crate::support::{KeyringFile, Plugin, wait_until};
+
+const SOON: Duration = Duration::from_secs(15);
+const SEED: &[u8] = &[9; 32];
+
+fn item(name: &str, keyring: &KeyringFile) -> String {
+    format!("{{name: {name}, keyring: {{file: {}}}}}", keyring.path().display())
+}
+
+fn lineage(keyring: &KeyringFile) -> String {
+    let id = keyring.json()["id"].as_str().unwrap().to_owned();
+    kube_envelope::kek::Lineage::derive("keyring", &[&id]).to_string()
+}
+
+/// Writes the configuration, and has it read.
+fn configure(plugin: &Plugin, keks: &str, retired: &str, more: &str) {
+    let file = plugin.config_file();
+    let before = std::fs::read_to_string(&file).unwrap();
+    let kept = before.lines().filter(|line| !["keks:", "retired:", "forget:"].iter().any(|key| line.starts_with(key)));
+    let kept = kept.collect::<Vec<_>>().join("\n");
+    std::fs::write(&file, format!("{kept}\nkeks: [{keks}]\nretired: [{retired}]\n{more}\n")).unwrap();
+    plugin.process.signal(rustix::process::Signal::HUP);
+}
+
+async fn start(keks: &str) -> Plugin {
+    let plugin = Plugin::start(&format!("cluster: kept\nrefreshInterval: 1s\nkeks: [{keks}]")).await;
+    plugin.wait_healthy().await;
+    plugin
+}
+
+async fn encrypt(plugin: &Plugin) -> EncryptResponse {
+    let request = EncryptRequest { plaintext: SEED.to_vec(), uid: "u".into() };
+    plugin.client().await.unwrap().encrypt(request).await.unwrap().into_inner()
+}
+
+async fn opens(plugin: &Plugin, sealed: &EncryptResponse) -> bool {
+    let EncryptResponse { ciphertext, key_id, annotations } = sealed.clone();
+    let request = DecryptRequest { ciphertext, uid: "u".into(), key_id, annotations };
+    let answer = plugin.client().await.unwrap().decrypt(request).await;
+    answer.is_ok_and(|answer| answer.into_inner().plaintext == SEED)
+}
+
+fn report(plugin: &Plugin) -> Value {
+    serde_json::from_str(&plugin.get("/status")).unwrap()
+}
+
+async fn wait_for_reason(plugin: &Plugin, text: &str) -> String {
+    let mut reason = String::new();
+    wait_until(text, SOON, async || {
+        reason = report(plugin)["reason"].as_str().unwrap_or_default().to_owned();
+        reason.contains(text)
+    })
+    .await;
+    reason
+}
+
+async fn wait_another(plugin: &Plugin, before: &str) -> String {
+    wait_until("another key_id", SOON, async || plugin.wait_healthy().await != before).await;
+    plugin.wait_healthy().await
+}
+
+#[tokio::test]
+async fn a_reload_that_leaves_kept_deks_without_their_kek_is_refused_and_names_it() {
+    let (a, b) = (KeyringFile::create(), KeyringFile::create());
+    let plugin = start(&item("a", &a)).await;
+    let key_id = plugin.wait_healthy().await;
+    let sealed = encrypt(&plugin).await;
+    configure(&plugin, &item("b", &b), "", "");
+    let reason = wait_for_reason(&plugin, "the configuration on disk was refused").await;
+    let named = format!("1 kept DEKs need KEK a (lineage {})", lineage(&a));
+    assert!(reason.contains(&named) && reason.contains("put it under `retired`"), "{reason}");
+    assert_eq!(plugin.wait_healthy().await, key_id, "the one in use stays");
+    assert!(opens(&plugin, &sealed).await);
+    assert!((plugin.metric("kube_envelope_config_reload_succeeded", &[]) - 0.0).abs() < 0.1);
+    assert!((plugin.metric("kube_envelope_config_reloads_total", &["refused"]) - 1.0).abs() < 0.1);
+
+    configure(&plugin, &item("b", &b), &item("a", &a), "");
+    wait_another(&plugin, &key_id).await;
+    assert!(opens(&plugin, &sealed).await);
+    assert!((plugin.metric("kube_envelope_config_reload_succeeded", &[]) - 1.0).abs() < 0.1);
+}
+
+#[tokio::test]
+async fn a_list_of_keks_that_is_changed_back_never_seals_under_a_kek_that_is_not_configured() {
+    let (a, b) = (KeyringFile::create(), KeyringFile::create());
+    let mut plugin = start(&item("a", &a)).await;
+    let first = plugin.wait_healthy().await;
+    configure(&plugin, &item("b", &b), &item("a", &a), "");
+    let second = wait_another(&plugin, &first).await;
+    let by_b = encrypt(&plugin).await;
+
+    configure(&plugin, &item("a", &a), "", "");
+    wait_for_reason(&plugin, "need KEK b").await;
+    assert_eq!(plugin.wait_healthy().await, second, "refused: what b wrapped would be lost");
+    configure(&plugin, &item("a", &a), &item("b", &b), "");
+    assert_eq!(wait_another(&plugin, &second).await, first, "as on the nodes that never saw b");
+
+    // The same at a start, which cannot be refused: what is there serves, and nothing is sealed under b.
+    configure(&plugin, &item("a", &a), "", "");
+    plugin.stop();
+    plugin.restart().await;
+    assert_eq!(plugin.wait_healthy().await, first);
+    wait_for_reason(&plugin, "need KEK b").await;
+    assert!(!opens(&plugin, &by_b).await);
+    a.rotate();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(plugin.wait_healthy().await, first, "nothing new under a configuration that loses something");
+
+    configure(&plugin, &item("a", &a), "", &format!("forget: [{}]", lineage(&b)));
+    wait_another(&plugin, &first).await;
+    wait_until("ready", SOON, async || report(&plugin)["state"] == "ready").await;
+}
+
+/// Field case N1.
+#[tokio::test]
+async fn a_keyring_that_was_made_anew_is_not_taken_for_the_former_one() {
+    let keyring = KeyringFile::create();
+    let mut plugin = start(&item("primary", &keyring)).await;
+    let key_id = plugin.wait_healthy().await;
+    let sealed = encrypt(&plugin).await;
+    plugin.stop();
+    let good = std::fs::read(keyring.path()).unwrap();
+    std::fs::remove_file(keyring.path()).unwrap();
+    plugin.restart().await;
+    let lost = wait_for_reason(&plugin, "copy it here from another node or from its backup").await;
+
+    // Against all advice.
+    keyring.command(&["create"], &[]);
+    plugin.stop();
+    plugin.restart().await;
+    let replaced = wait_for_reason(&plugin, "KEK primary is another key than it was").await;
+    assert!(plugin.status().await.is_none(), "not ready");
+    assert!(replaced.contains("from another node or from its backup"), "{replaced}");
+    for text in [lost, replaced, plugin.process.log()] {
+        assert!(!text.contains("create"), "{text}");
+    }
+
+    std::fs::write(keyring.path(), good).unwrap();
+    plugin.stop();
+    plugin.restart().await;
+    assert_eq!(plugin.wait_healthy().await, key_id);
+    assert!(opens(&plugin, &sealed).await);
+}
+
+/// Field case F12, of a version that was taken away.
+#[tokio::test]
+async fn a_dek_that_lives_in_memory_only_is_told_before_a_restart_loses_it() {
+    let keyring = KeyringFile::create();
+    // A third of it, and not an hour, until the turn of a former version comes.
+    let bounds = "refreshInterval: 1s\nmaxOfflineAge: 30s";
+    let plugin = Plugin::start(&format!("cluster: kept\n{bounds}\nkeks: [{}]", item("primary", &keyring))).await;
+    let first = plugin.wait_healthy().await;
+    let sealed = encrypt(&plugin).await;
+    keyring.rotate();
+    wait_another(&plugin, &first).await;
+    assert_eq!(report(&plugin)["state"], "ready");
+    let good = std::fs::read(keyring.path()).unwrap();
+    keyring.destroy_retired();
+    let reason = wait_for_reason(&plugin, "live in memory only").await;
+    assert!(reason.contains("run rotate-keys before any restart"), "{reason}");
+    assert!((plugin.metric("kube_envelope_memory_only_deks", &[]) - 1.0).abs() < 0.1);
+    assert!((plugin.metric("kube_envelope_kek_version_verdict", &["primary", "lost"]) - 1.0).abs() < 0.1);
+    assert!(opens(&plugin, &sealed).await, "still");
+    std::fs::write(keyring.path(), good).unwrap();
+    wait_until("ready", SOON, async || report(&plugin)["state"] == "ready").await;
+}
+
+#[tokio::test]
+async fn a_second_plugin_on_the_same_state_folder_is_refused() {
+    let keyring = KeyringFile::create();
+    let plugin = start(&item("a", &keyring)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = std::fs::read_to_string(plugin.config_file()).unwrap();
+    let config = config.replace(plugin.socket().to_str().unwrap(), folder.path().join("kms.sock").to_str().unwrap());
+    std::fs::write(folder.path().join("config.yaml"), config).unwrap();
+    let ran = crate::run(&["serve", "--config", folder.path().join("config.yaml").to_str().unwrap()]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.error.contains("another kube-envelope process uses it"), "{}", ran.error);
+}

@@ -1,0 +1,440 @@
+//! What must hold at any moment, told from what the key stores saw and did, not from what the plugin thinks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube_envelope::crypto::secret::{DekId, Seed};
+use kube_envelope::dek::clock::Clock;
+use kube_envelope::dek::history::History;
+use kube_envelope::dek::store::Name;
+use kube_envelope::envelope::{Ciphertext, WrappedDekSet};
+use kube_envelope::plugin::service::Service;
+use kube_envelope::plugin::state::Serving;
+use tokio::time::{Instant, timeout};
+
+use super::disk::Health;
+use super::node::{Node, PROVE, REFRESH};
+use super::vendor::{Had, Vendor, numbers, short};
+
+/// A denial that lasts this long is definite.
+const CONFIRMATION: Duration = Duration::from_secs(10);
+
+/// An answer that an API server waits for.
+const CALL: Duration = Duration::from_secs(3);
+
+/// A KEK that is asked too often is given this much rest at most, after its last word.
+const REST: Duration = Duration::from_secs(14);
+
+/// A value in etcd.
+struct Stored {
+    ciphertext: Vec<u8>,
+    key_id: String,
+    annotation: Vec<u8>,
+    seed: u8,
+}
+
+/// What was seen of a node when it was last looked at.
+#[derive(Default)]
+struct Seen {
+    incarnation: u64,
+    key_id: Option<String>,
+    dek_id: Option<DekId>,
+    wrapped: BTreeMap<usize, u32>,
+    in_use: BTreeSet<usize>,
+    /// The newest version of each KEK that was published under an epoch.
+    newest: BTreeMap<(u64, usize), u32>,
+    /// The DEKs that were published under each key_id.
+    deks: BTreeMap<String, BTreeSet<DekId>>,
+    /// DEKs that were taken from this node.
+    losses: usize,
+    disk: Option<Health>,
+    /// Whether the history may have been lost with something that did not reach the disk.
+    forgets: bool,
+    /// Since when it has served.
+    served_since: Option<Instant>,
+    /// Since when it has had a stored generation, and a KEK that opens it.
+    could_since: Option<Instant>,
+}
+
+pub struct Oracle {
+    vendors: Vec<Arc<Vendor>>,
+    stored: BTreeMap<(DekId, String), Stored>,
+    seen: Vec<Seen>,
+    damaged: BTreeSet<DekId>,
+}
+
+impl Oracle {
+    pub fn new(vendors: Vec<Arc<Vendor>>, nodes: usize) -> Self {
+        let seen = (0..nodes).map(|_| Seen::default()).collect();
+        Self { vendors, stored: BTreeMap::new(), seen, damaged: BTreeSet::new() }
+    }
+
+    pub fn disk_changed(&mut self, node: usize, health: Health) {
+        self.seen[node].disk = Some(health);
+    }
+
+    pub fn lost_state(&mut self, node: usize) {
+        self.seen[node].forgets = true;
+        self.seen[node].losses += 1;
+    }
+
+    pub fn lost_a_dek(&mut self, node: usize) {
+        self.seen[node].losses += 1;
+    }
+
+    /// Changes a kept DEK so that its KEKs answer that the wrap is not theirs.
+    pub fn damage(&mut self, record: &mut Vec<u8>, name: Name) {
+        let mut wrapped = WrappedDekSet::decode(record).unwrap();
+        for wrap in &mut wrapped.wraps {
+            wrap.blob[0] ^= 1;
+        }
+        *record = wrapped.encode().unwrap();
+        if let Name::Dek(id) = name {
+            self.damaged.insert(id);
+        }
+    }
+
+    /// The process is about to be killed: what is not on disk is gone with it.
+    pub fn stopped(&mut self, node: &Node) {
+        let seen = &mut self.seen[node.number];
+        if seen.disk.is_some_and(|health| health != Health::Good) || node.process.service.store().problem().is_some() {
+            seen.forgets = true;
+            seen.losses += 1;
+        }
+    }
+
+    pub fn started(&mut self, node: &Node) {
+        let seen = &mut self.seen[node.number];
+        if seen.forgets || node.process.service.store().problem().is_some() {
+            seen.newest.clear();
+            seen.deks.clear();
+            // A disk that hangs now gives the history back later, after it was decided without it.
+            seen.forgets = node.process.service.store().problem().is_some();
+        }
+        (seen.key_id, seen.dek_id, seen.served_since) = (None, None, None);
+        seen.incarnation = node.process.incarnation;
+        seen.in_use = node.in_use();
+    }
+
+    /// Looks at a node, without a moment passing.
+    pub fn look(&mut self, node: &Node) {
+        let service = &node.process.service;
+        let status = service.status();
+        self.check_configuration(node);
+        match status {
+            Ok(generation) => {
+                let wrapped = numbers(&self.vendors, generation.wrapped().versions().cloned());
+                self.check_age(node, &wrapped);
+                self.check_denial(node, &wrapped);
+                self.check_publication(node, generation.key_id().as_str(), generation.dek_id(), generation.wrapped());
+                let seen = &mut self.seen[node.number];
+                (seen.key_id, seen.dek_id) = (Some(generation.key_id().to_string()), Some(generation.dek_id()));
+                seen.wrapped = wrapped;
+                seen.served_since.get_or_insert_with(Instant::now);
+                seen.could_since = None;
+                self.check_memory(node);
+            }
+            Err(_) => {
+                let seen = &self.seen[node.number];
+                if seen.key_id.is_some() && seen.incarnation == node.process.incarnation {
+                    self.check_stop(node);
+                }
+                let seen = &mut self.seen[node.number];
+                (seen.key_id, seen.dek_id, seen.served_since) = (None, None, None);
+                self.check_resumption(node);
+            }
+        }
+        self.seen[node.number].incarnation = node.process.incarnation;
+    }
+
+    /// What this process has had of a vendor's version.
+    fn had(&self, node: &Node, vendor: usize, version: u32) -> Had {
+        let asker = (node.number, node.process.incarnation, version);
+        self.vendors[vendor].state().had.get(&asker).copied().unwrap_or_default()
+    }
+
+    fn limit(node: &Node) -> Duration {
+        node.conf.max_offline_age.max(REFRESH * 2)
+    }
+
+    /// When a KEK in use last unwrapped something that one of these versions had wrapped.
+    fn last_opened(&self, node: &Node, wrapped: &BTreeMap<usize, u32>) -> Option<Duration> {
+        let in_use = node.in_use();
+        let usable = wrapped.iter().filter(|(vendor, _)| in_use.contains(vendor));
+        let opened = usable.filter_map(|(vendor, version)| self.had(node, *vendor, *version).opened);
+        opened.max()
+    }
+
+    /// Nothing is sealed or opened longer than `maxOfflineAge` after the last unwrap.
+    fn check_age(&self, node: &Node, wrapped: &BTreeMap<usize, u32>) {
+        let opened = self.last_opened(node, wrapped);
+        let age = opened.map(|at| node.clock.now() - at);
+        assert!(
+            age.is_some_and(|age| age < Self::limit(node)),
+            "node {} serves {wrapped:?}, whose KEKs unwrapped last {age:?} ago",
+            node.number
+        );
+    }
+
+    /// A denial stops the plugin within the stated time.
+    fn check_denial(&self, node: &Node, wrapped: &BTreeMap<usize, u32>) {
+        let within = PROVE.min(Self::limit(node) / 3) + REFRESH * 2 + CONFIRMATION * 2 + CALL * 3;
+        if node.process.started.elapsed() < within {
+            return;
+        }
+        let in_use = node.in_use();
+        let mut usable = wrapped.iter().filter(|(vendor, _)| in_use.contains(vendor));
+        let denied = usable.all(|(vendor, version)| self.vendors[*vendor].denies_since(*version, within));
+        let since_reload = self.seen[node.number].served_since.is_some_and(|since| since.elapsed() >= within);
+        assert!(
+            !denied || !since_reload,
+            "node {} serves {wrapped:?} although its KEKs have denied for {within:?}",
+            node.number
+        );
+    }
+
+    /// What was served is given up only for a reason: age, or a row of denials with nothing in between.
+    fn check_stop(&self, node: &Node) {
+        let seen = &self.seen[node.number];
+        let in_use = node.in_use();
+        let usable: Vec<_> = seen.wrapped.iter().filter(|(vendor, _)| in_use.contains(vendor)).collect();
+        let aged = self.last_opened(node, &seen.wrapped).is_none_or(|at| {
+            // The plugin counts from the moment in which it asked.
+            node.clock.now() - at + CALL * 2 >= Self::limit(node)
+        });
+        let denied = usable.iter().all(|(vendor, version)| {
+            let denials = self.had(node, **vendor, **version).denials;
+            denials.is_some_and(|(first, last, count)| count >= 3 && last - first + CALL >= CONFIRMATION)
+        });
+        let reason = match &*node.process.service.serving() {
+            Serving::Stopped { reason } | Serving::Waiting { reason } => reason.clone(),
+            Serving::Ready { .. } => "aged".into(),
+        };
+        assert!(
+            aged || (denied && !usable.is_empty()),
+            "node {} stopped serving {:?}: {reason}",
+            node.number,
+            seen.wrapped
+        );
+    }
+
+    /// What is published was adopted properly.
+    fn check_publication(&mut self, node: &Node, key_id: &str, dek_id: DekId, wrapped: &WrappedDekSet) {
+        let at = node.number;
+        let versions = numbers(&self.vendors, wrapped.versions().cloned());
+        let in_use = node.in_use();
+        assert!(
+            versions.keys().any(|vendor| in_use.contains(vendor)),
+            "node {at} seals under {versions:?}, and {in_use:?} is configured"
+        );
+        let seen = &mut self.seen[at];
+        if seen.key_id.as_deref() == Some(key_id) && seen.dek_id != Some(dek_id) {
+            panic!("node {at} made another DEK under the key_id that was active");
+        }
+        let is_new = seen.dek_id != Some(dek_id);
+        if is_new && !seen.forgets {
+            let deks = seen.deks.entry(key_id.to_owned()).or_default();
+            deks.insert(dek_id);
+            // A KEK that gives another DEK back is taken for one that has lost the right one.
+            let lies: usize = self.vendors.iter().map(|vendor| vendor.state().lies).sum();
+            let most = 1 + seen.losses + self.damaged.len() + lies;
+            assert!(deks.len() <= most, "node {at} made {} DEKs under {key_id}", deks.len());
+            for (vendor, version) in &versions {
+                let newest = seen.newest.entry((wrapped.epoch, *vendor)).or_insert(*version);
+                assert!(*version >= *newest, "node {at} went back to version {version} of {vendor} from {newest}");
+                *newest = *version;
+            }
+        }
+        if is_new {
+            let (on_disk, former) = {
+                let files = node.disk.files.lock().unwrap();
+                let history = files.get(&Name::History).and_then(|record| History::decode(record)).unwrap_or_default();
+                let newest = history.deks().find_map(|id| files.get(&Name::Dek(id)));
+                let key_id = newest.map(|record| WrappedDekSet::decode(record).unwrap().key_id().to_string());
+                (files.contains_key(&Name::Dek(dek_id)) && history.deks().any(|id| id == dek_id), key_id)
+            };
+            let reads = node.process.service.store().problem().is_none_or(|problem| !problem.contains("read"));
+            assert!(
+                on_disk || !reads || former.as_deref().is_none_or(|former| former == key_id),
+                "node {at} published {key_id}, and a restart goes back to {former:?}"
+            );
+            let said = match &*node.process.service.serving() {
+                Serving::Ready { trouble: Some(trouble), .. } => trouble.reason().contains("memory alone"),
+                _ => false,
+            };
+            assert!(on_disk || said, "node {at} published {}, which is not on disk, without a word", short(dek_id));
+        }
+    }
+
+    /// A configuration comes into use only with what depends on the former one.
+    fn check_configuration(&mut self, node: &Node) {
+        let in_use = node.in_use();
+        let seen = &mut self.seen[node.number];
+        if seen.in_use == in_use {
+            return;
+        }
+        if !seen.in_use.is_empty() {
+            for (id, wrapped) in node.process.service.store().kept() {
+                let wrapped = numbers(&self.vendors, wrapped.versions().cloned());
+                let before = wrapped.keys().any(|vendor| seen.in_use.contains(vendor));
+                let after = wrapped.keys().any(|vendor| in_use.contains(vendor));
+                assert!(
+                    after || !before,
+                    "node {} took {in_use:?}, which leaves {} under {wrapped:?}",
+                    node.number,
+                    short(id)
+                );
+            }
+        }
+        seen.in_use = in_use;
+    }
+
+    /// Nothing is served although the stored generation could be.
+    fn check_resumption(&mut self, node: &Node) {
+        let service = &node.process.service;
+        let settling = CALL + Duration::from_secs(3);
+        if node.process.started.elapsed() < settling
+            || node.clock.awake() < settling
+            || self.seen[node.number].disk.is_some_and(|health| health != Health::Good)
+        {
+            return;
+        }
+        let Some((id, wrapped)) = service.store().history().deks().find_map(|id| Some((id, service.store().find(id)?)))
+        else {
+            return;
+        };
+        let versions = numbers(&self.vendors, wrapped.versions().cloned());
+        let in_use = node.in_use();
+        let could = versions
+            .iter()
+            .any(|(vendor, version)| in_use.contains(vendor) && self.vendors[*vendor].opens_since(*version, REST));
+        let reason = match &*service.serving() {
+            Serving::Stopped { reason } | Serving::Waiting { reason } => reason.clone(),
+            Serving::Ready { .. } => "aged".into(),
+        };
+        let history = service.store().history();
+        let is_older =
+            wrapped.epoch < history.epoch() || history.goes_back(wrapped.epoch, wrapped.versions()).is_some();
+        let could = could && !is_older && !self.damaged.contains(&id);
+        let since = &mut self.seen[node.number].could_since;
+        *since = if could { Some(since.unwrap_or_else(Instant::now)) } else { None };
+        assert!(
+            since.is_none_or(|since| since.elapsed() < CALL + Duration::from_secs(1)),
+            "node {} does not serve, and its stored generation {} of {versions:?} opens: {reason}",
+            node.number,
+            short(id)
+        );
+    }
+
+    /// Whatever is kept and can be unwrapped is in memory, once the KEKs have been well for a while.
+    fn check_memory(&self, node: &Node) {
+        let while_ = REFRESH * 2 + Duration::from_secs(5);
+        let service = &node.process.service;
+        if self.seen[node.number].served_since.is_none_or(|since| since.elapsed() < while_) {
+            return;
+        }
+        let in_use = node.in_use();
+        for (id, wrapped) in service.store().kept() {
+            let versions = numbers(&self.vendors, wrapped.versions().cloned());
+            let opens = versions.iter().any(|(vendor, version)| {
+                in_use.contains(vendor) && self.vendors[*vendor].opens_since(*version, while_ + REST)
+            });
+            // One that was refused is tried again after a while only.
+            let refused = versions.iter().any(|(vendor, version)| {
+                self.had(node, *vendor, *version).was_denied || self.vendors[*vendor].state().lies > 0
+            });
+            if opens && !refused && !self.damaged.contains(&id) {
+                assert!(
+                    service.cache().remaining(id).is_some(),
+                    "node {}: kept DEK {} of {versions:?} is not in memory, and could be",
+                    node.number,
+                    short(id)
+                );
+            }
+        }
+    }
+
+    /// Seals, and opens what was sealed here and elsewhere, as an API server does.
+    pub async fn use_it(&mut self, node: &Node) {
+        let service = &node.process.service;
+        self.look(node);
+        let number = u8::try_from(self.stored.len() % 250).unwrap();
+        // At one moment, Status and Encrypt speak of the same generation.
+        let status = service.status().ok().map(|generation| generation.key_id().to_string());
+        let encrypted = service.encrypt(&Seed::new(vec![number; 32])).ok();
+        assert_eq!(status, encrypted.as_ref().map(|encrypted| encrypted.generation.key_id().to_string()));
+        if let Some(encrypted) = encrypted {
+            let stored = Stored {
+                key_id: encrypted.generation.key_id().to_string(),
+                annotation: encrypted.generation.annotation().to_vec(),
+                ciphertext: encrypted.ciphertext,
+                seed: number,
+            };
+            let began = Instant::now();
+            open(service, &stored).await.expect("what was just sealed opens");
+            assert!(began.elapsed().is_zero(), "at once, with nobody being asked");
+            self.stored.entry((encrypted.generation.dek_id(), stored.key_id.clone())).or_insert(stored);
+        }
+    }
+
+    /// Every value at once.
+    pub async fn burst(&mut self, node: &Node) {
+        let began = Instant::now();
+        let all = self.stored.values().map(|stored| open(&node.process.service, stored));
+        let _ = timeout(CALL, futures::future::join_all(all)).await.expect("answered in time, if only by a refusal");
+        assert!(began.elapsed() <= CALL);
+        self.look(node);
+    }
+
+    /// All has been well for a while: everything opens that can, everywhere, and all nodes say the same.
+    pub async fn conclude(&mut self, nodes: &[Node]) {
+        let went_back = self.vendors.iter().any(|vendor| vendor.state().went_back);
+        for node in nodes {
+            let service = &node.process.service;
+            for (id, stored) in &self.stored {
+                let wrapped = WrappedDekSet::decode(&stored.annotation).unwrap();
+                let versions = numbers(&self.vendors, wrapped.versions().cloned());
+                let can = versions.iter().any(|(vendor, version)| self.vendors[*vendor].state().opens(*version));
+                let opened = open(service, stored).await;
+                assert!(
+                    opened.is_ok() || !can,
+                    "node {}: {} of {versions:?} does not open: {opened:?}",
+                    node.number,
+                    short(id.0)
+                );
+            }
+            let lost = self.vendors.iter().any(|vendor| !vendor.state().destroyed.is_empty());
+            let serving = service.serving();
+            match &*serving {
+                Serving::Ready { trouble, .. } => {
+                    let refused =
+                        self.vendors.iter().any(|vendor| vendor.state().had.values().any(|had| had.was_denied));
+                    let quiet = went_back || lost || refused || !self.damaged.is_empty();
+                    assert!(quiet || trouble.is_none(), "node {}: {trouble:?}", node.number);
+                }
+                Serving::Waiting { reason } | Serving::Stopped { reason } => {
+                    assert!(
+                        went_back || lost || !self.damaged.is_empty(),
+                        "node {} does not serve: {reason}",
+                        node.number
+                    );
+                }
+            }
+        }
+        let key_ids: BTreeSet<_> = nodes
+            .iter()
+            .filter_map(|node| node.process.service.status().ok().map(|generation| generation.key_id().to_string()))
+            .collect();
+        assert!(went_back || key_ids.len() <= 1, "{key_ids:?}");
+    }
+}
+
+/// Opens a value; a wrong answer is a fault at any time.
+async fn open(service: &Arc<Service>, stored: &Stored) -> Result<(), String> {
+    Ciphertext::parse(&stored.ciphertext).unwrap();
+    let opened = service.decrypt(&stored.ciphertext, &stored.key_id, Some(&stored.annotation)).await;
+    let seed = opened.map_err(|error| error.to_string())?;
+    assert_eq!(seed.seed.expose(), [stored.seed; 32], "another value came back");
+    Ok(())
+}
