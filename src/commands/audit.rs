@@ -5,7 +5,7 @@ use std::io::BufReader;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::Exit;
+use super::exit::Exit;
 use crate::cli::AuditCommand;
 use crate::config::Config;
 use crate::plugin::audit::chain::Head;

@@ -2,6 +2,7 @@
 //! DEK, and says the fix for what is wrong. Changes nothing: no file is written, no socket taken, no KEK rotated.
 
 mod apiserver;
+mod finding;
 mod host;
 mod keks;
 mod told;
@@ -10,61 +11,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use comfy_table::Table;
-use serde::Serialize;
 
-use super::{Exit, block_on};
+use self::finding::{Finding, Outcome};
+use super::exit::{Exit, block_on};
 use crate::cli::{DoctorArgs, OutputFormat};
 use crate::config::Config;
-
-/// What one check found.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Finding {
-    /// What was checked: `socket`, or a KEK and what it was asked.
-    check: String,
-    result: Outcome,
-    /// What is so, or what is wrong.
-    detail: String,
-    /// What to do about it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    fix: Option<String>,
-    /// How long the KEK took.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    milliseconds: Option<u128>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-enum Outcome {
-    Ok,
-    /// Works, and could be better.
-    Advice,
-    /// Cannot be said, because an earlier check failed.
-    Skipped,
-    Failed,
-}
-
-impl Finding {
-    fn ok(check: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { check: check.into(), result: Outcome::Ok, detail: detail.into(), fix: None, milliseconds: None }
-    }
-
-    fn advice(check: impl Into<String>, detail: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { result: Outcome::Advice, fix: Some(fix.into()), ..Self::ok(check, detail) }
-    }
-
-    fn skipped(check: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { result: Outcome::Skipped, ..Self::ok(check, detail) }
-    }
-
-    fn failed(check: impl Into<String>, detail: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { result: Outcome::Failed, fix: Some(fix.into()), ..Self::ok(check, detail) }
-    }
-
-    fn after(self, time: Duration) -> Self {
-        Self { milliseconds: Some(time.as_millis()), ..self }
-    }
-}
 
 /// Runs the command. A check that failed is [`Exit::Error`]; a configuration that cannot be read is an error of
 /// its own, with all places that are wrong.

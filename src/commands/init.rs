@@ -11,7 +11,7 @@ mod yaml;
 
 use anyhow::Result;
 
-use super::Exit;
+use super::exit::Exit;
 use crate::cli::install::InitArgs;
 use crate::config::DEFAULT_STATE_DIR;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::Table;
 
-use super::Exit;
+use super::exit::Exit;
 use crate::cli::{KeyringCommand, OutputFormat};
 use crate::kek::KekError;
 use crate::key_stores::keyring::{Keyring, VersionState};

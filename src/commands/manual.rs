@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::Exit;
+use super::exit::Exit;
 use crate::cli::Cli;
 
 /// Prints the completion script for `shell`.

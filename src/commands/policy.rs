@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Exit;
+use super::exit::Exit;
 use crate::cli::install::PolicyArgs;
 use crate::config::Config;
 

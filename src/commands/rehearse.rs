@@ -7,8 +7,8 @@ use anyhow::Result;
 use comfy_table::Table;
 use serde::Serialize;
 
+use super::exit::{Exit, block_on};
 use super::opening::{Keys, prefix, source};
-use super::{Exit, block_on};
 use crate::cli::OutputFormat;
 use crate::cli::backup::RehearseArgs;
 use crate::rehearsal::{FolderReport, Opener, Rehearsal, Seeds, rehearse};

@@ -9,18 +9,16 @@ use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::intent::{begin, given, settings};
+use super::exit::{Exit, block_on};
 use super::metrics_file::MetricsFile;
+use super::rotation_access::{access, exit_of};
 use super::rotation_display::{Display, print_plan, print_rotation};
-use super::{Exit, block_on};
 use crate::cli::OutputFormat;
-use crate::cli::rotation::{ClusterArgs, DEFAULT_JOURNAL, RotateKeysArgs};
-use crate::etcd::EtcdAccess;
+use crate::cli::rotation::{DEFAULT_JOURNAL, RotateKeysArgs};
 use crate::files::create_private_folder;
-use crate::rotation::cluster::Access;
 use crate::rotation::cluster::resources::{Coverage, Resource};
 use crate::rotation::error::RotationError;
 use crate::rotation::journal::intent::Intent;
-use crate::rotation::journal::verdict::Conclusion;
 use crate::rotation::journal::{Journal, State, write_whole};
 use crate::rotation::rewrite::Tally;
 use crate::rotation::run::Run;
@@ -114,18 +112,6 @@ async fn interrupted() {
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminated => {}
-    }
-}
-
-/// Only a *Yes* is success: what follows `rotate-keys &&` may be the command that disables a key.
-pub fn exit_of(conclusion: Conclusion) -> Exit {
-    match conclusion {
-        Conclusion::MayBeDisabled | Conclusion::NothingLeft => Exit::Done,
-        Conclusion::NothingLeftWait => Exit::NotYet,
-        Conclusion::Unproven => Exit::NotProven,
-        Conclusion::Refused => Exit::Quarantined,
-        Conclusion::Leftovers => Exit::Leftovers,
-        Conclusion::NothingRotated => Exit::NothingRotated,
     }
 }
 
@@ -283,37 +269,4 @@ fn lock(journal: &Path) -> Result<fs::File> {
 fn evidence_file(journal_file: &Path, journal: &Journal) -> PathBuf {
     let started = journal.started.strftime("%Y%m%dT%H%M%SZ");
     journal_file.with_file_name(format!("evidence-{started}.json"))
-}
-
-/// How the cluster is reached, from the arguments.
-pub fn access(args: &ClusterArgs) -> Access {
-    Access {
-        kubeconfig: args.kubeconfig.clone(),
-        context: args.context.clone(),
-        servers: args.servers.clone(),
-        server_count: args.server_count.map(usize::from),
-        server_ca: args.server_ca.clone(),
-    }
-}
-
-/// How etcd is reached, if it is.
-///
-/// # Errors
-/// [`RotationError::Unusable`] when an endpoint over TLS could not be verified.
-pub fn etcd_access(
-    endpoints: &[String],
-    ca: Option<&Path>,
-    certificate: Option<&Path>,
-    key: Option<&Path>,
-) -> Result<Option<EtcdAccess>, RotationError> {
-    if endpoints.is_empty() {
-        return Ok(None);
-    }
-    if let Some(url) = endpoints.iter().find(|url| url.starts_with("https:") && ca.is_none()) {
-        return Err(RotationError::Unusable(format!(
-            "{url} cannot be verified; name the authority that signed etcd's certificate with --etcd-ca"
-        )));
-    }
-    let path = |path: Option<&Path>| path.map(Path::to_owned);
-    Ok(Some(EtcdAccess { endpoints: endpoints.to_vec(), ca: path(ca), certificate: path(certificate), key: path(key) }))
 }

@@ -7,7 +7,6 @@ pub mod sandbox;
 mod watchdog;
 
 use std::future::Future;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,16 +18,15 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use self::hardening::Descriptors;
-use self::reload::Reload;
+use self::reload::{Reload, settings};
 use self::sandbox::Sandbox;
-use super::Exit;
+use super::exit::Exit;
 use crate::cli::ServeArgs;
-use crate::config::{Config, ConfigError, Problem};
+use crate::config::Config;
 use crate::dek::cache::DekCache;
 use crate::dek::clock::BootClock;
 use crate::dek::store::{DekStore, StateFolder, is_private};
 use crate::files;
-use crate::key_stores;
 use crate::plugin::audit::{Audit, Event};
 use crate::plugin::health::{Health, listener};
 use crate::plugin::refresh::{Refresh, Settings};
@@ -44,7 +42,7 @@ const THREADS: usize = 2;
 pub fn run(args: &ServeArgs) -> Result<Exit> {
     // First of all: a signal that nobody handles ends the process, SIGHUP too. The handlers stay when this runtime ends,
     // and what is changed meanwhile is seen by the comparison with what was loaded.
-    super::block_on(async { Ok(Signals::handle()?) })?;
+    super::exit::block_on(async { Ok(Signals::handle()?) })?;
     let (path, (config, text)) = match &args.dev {
         Some(folder) => dev::prepare(folder)?,
         None => (args.config.clone(), Config::load_with_text(&args.config)?),
@@ -162,20 +160,4 @@ fn stop_signal(mut terminate: Signal, mut interrupt: Signal) -> impl Future<Outp
             _ = interrupt.recv() => {}
         }
     }
-}
-
-/// Builds the KEKs and gathers what may change while the plugin runs.
-fn settings(path: &Path, config: &Config, metrics: &Arc<Metrics>) -> Result<Settings, ConfigError> {
-    let keks = key_stores::open_set(&config.keks, &config.retired, metrics).map_err(|(name, error)| {
-        let problem = error.problem();
-        ConfigError::Invalid(vec![Problem { file: path.to_owned(), at: None, field: format!("KEK {name}"), problem }])
-    })?;
-    Ok(Settings {
-        keks,
-        forget: config.forget.clone(),
-        epoch: config.epoch,
-        max_offline_age: config.max_offline_age,
-        refresh_interval: config.refresh_interval,
-        prove_interval: config.prove_interval,
-    })
 }

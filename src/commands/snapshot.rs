@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 use comfy_table::Table;
 use serde::Serialize;
 
+use super::exit::{Exit, block_on};
 use super::opening::{Keys, configuration, keks, prefix, source};
-use super::{Exit, block_on};
 use crate::backup::{Inventory, Row, Snapshot, Source, manifest};
 use crate::cli::OutputFormat;
 use crate::cli::backup::{SnapshotCommand, SnapshotGetArgs, SnapshotKeysArgs};

@@ -7,7 +7,7 @@ use comfy_table::Table;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{Exit, block_on};
+use super::exit::{Exit, block_on};
 use crate::cli::{OutputFormat, StatusArgs};
 use crate::config::{Config, HealthAddress};
 use crate::plugin::health::{Activity, StatusReport};

@@ -9,10 +9,10 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::exit::{Exit, block_on};
 use super::rotate_keys::intent::{defaults, plugin_config};
-use super::rotate_keys::{access, etcd_access, exit_of};
+use super::rotation_access::{access, etcd_access, exit_of};
 use super::rotation_display::{Display, print_scan};
-use super::{Exit, block_on};
 use crate::cli::OutputFormat;
 use crate::cli::rotation::{ClusterArgs, VerifyArgs};
 use crate::config::Config;

@@ -1,15 +1,15 @@
 //! Whether every API server stores under the target key: by its own metrics after a write of ours, and by an empty
 //! patch that goes round all of them without changing anything; and whether each opens what the others store.
 
+mod adopted;
 mod look;
 mod prove;
 pub mod shown;
 pub mod writers;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
+pub use self::adopted::{Adoption, Evidence, Obstacle, ServerAdoption, Wanted};
 pub use self::look::{Look, Seen, look, look_at_all, look_fresh};
 use self::prove::{prove_coverage, prove_reads, prove_writes};
 use crate::rotation::cluster::Cluster;
@@ -20,139 +20,9 @@ use crate::rotation::cluster::resources::Resource;
 use crate::rotation::cluster::roster::Doubt;
 use crate::rotation::cluster::webhooks::mutating_webhooks;
 use crate::rotation::error::RotationError;
-use crate::rotation::keys::name::{KeyName, KeyNames};
 
 /// Over how many connections an empty patch goes through a balancer, where no single server can be reached.
 const TOUCHES_THROUGH_BALANCER: usize = 16;
-
-/// How well it is known that every API server stores under the target key, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Evidence {
-    /// Every server stored a write of ours under the target key, by its own metrics, and an empty patch went round
-    /// all of them twice without a change.
-    WriteProof,
-    /// Not every server's metrics could be read: time has passed, and empty patches changed nothing.
-    Waited,
-}
-
-/// What is to be adopted.
-#[derive(Debug, Default)]
-pub struct Wanted {
-    /// The providers that write something.
-    pub providers: BTreeSet<String>,
-    /// What is written to see it.
-    pub canaries: Vec<Canary>,
-    /// Provider → hash of the `key_id`, once it is known.
-    pub targets: BTreeMap<String, String>,
-    /// Provider → hash of the `key_id` before the KEK was rotated: waiting goes on until another is reported.
-    pub former: BTreeMap<String, String>,
-    /// Whether all servers had adopted the targets already: another report then means another rotation.
-    pub was_adopted: bool,
-    /// Go on with servers whose metrics cannot be read.
-    pub accept_unproven: bool,
-    /// Encrypted resources: whether each server covers them is seen at an object of theirs.
-    pub resources: Vec<Resource>,
-    /// Encrypted resource → the provider that writes it.
-    pub writers: BTreeMap<String, String>,
-    /// How prefixes begin that the configuration has some resource written with, by no KMS v2 provider.
-    pub elsewhere: BTreeSet<String>,
-    /// What keys are called.
-    pub names: KeyNames,
-}
-
-impl Wanted {
-    /// The name of the key of a provider whose `key_id` has this hash.
-    pub fn name(&self, provider: &str, hash: &str) -> String {
-        self.names.show(&KeyName::KeyIdHash { provider: provider.to_owned(), hash: hash.to_owned() })
-    }
-}
-
-/// That every API server stores under the target key.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Adoption {
-    /// How well it is known.
-    pub evidence: Evidence,
-    /// Provider → hash of the target `key_id`.
-    pub targets: BTreeMap<String, String>,
-    /// Each server, and what it stored under.
-    pub servers: Vec<ServerAdoption>,
-    /// Providers of which no canary shows the key.
-    pub without_canary: Vec<String>,
-    /// When it was seen.
-    pub at: jiff::Timestamp,
-    /// Since when nothing that voids it has happened, across looks that proved it again.
-    #[serde(default = "never")]
-    pub since: jiff::Timestamp,
-    /// What every server had stored at `since`.
-    #[serde(default)]
-    pub ledger: Ledger,
-    /// What happened before `since` and voided an earlier adoption.
-    #[serde(default)]
-    pub broken_by: Vec<Breach>,
-    /// Servers that may exist and were not met.
-    #[serde(default)]
-    pub doubts: Vec<Doubt>,
-    /// Encrypted resources that were not shown to be covered by every server, since they have no object.
-    #[serde(default)]
-    pub not_shown: Vec<String>,
-}
-
-fn never() -> jiff::Timestamp {
-    jiff::Timestamp::MAX
-}
-
-/// What one API server stored a write of ours under, and what it was seen to read.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ServerAdoption {
-    /// Its address.
-    pub address: String,
-    /// Hash of its identity Lease.
-    pub identity: Option<String>,
-    /// Provider → hash of the `key_id` that it stored under.
-    pub stored_under: BTreeMap<String, String>,
-    /// Resources that it stored an object of under the target key.
-    #[serde(default)]
-    pub wrote: Vec<String>,
-    /// What it had stored right after; nothing where its metrics cannot be read.
-    #[serde(skip)]
-    pub account: Option<Account>,
-}
-
-/// Why adoption is not complete.
-#[derive(Debug)]
-pub enum Obstacle {
-    /// It may be, a little later.
-    NotYet(String),
-    /// The plugins report another key than the one this rotation is about.
-    TargetChanged(String),
-    /// A server cannot read what another one stores: whatever is written to find out may harm it.
-    Closed(String),
-    /// The metrics of a server cannot be read, so that nothing can be proven.
-    Unreadable(String),
-    /// Something else went wrong.
-    Failed(RotationError),
-}
-
-impl From<RotationError> for Obstacle {
-    fn from(error: RotationError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl From<Obstacle> for RotationError {
-    fn from(obstacle: Obstacle) -> Self {
-        match obstacle {
-            Obstacle::NotYet(why)
-            | Obstacle::Closed(why)
-            | Obstacle::TargetChanged(why)
-            | Obstacle::Unreadable(why) => Self::NotConverged(why),
-            Obstacle::Failed(error) => error,
-        }
-    }
-}
 
 /// Looks once whether every API server has adopted what is wanted, by writing and reading through each of them.
 ///

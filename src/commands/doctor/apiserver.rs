@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Finding;
+use super::finding::Finding;
 use super::told::Told;
 use crate::config::Config;
 use crate::encryption_config::{

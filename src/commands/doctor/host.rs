@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{Access, access};
 
-use super::Finding;
+use super::finding::Finding;
 use crate::config::{Config, HealthAddress, SocketAddress, SocketSettings};
 use crate::dek::store::is_private;
 use crate::plugin::socket::{FolderProblem, group_id, problem_of_folder};

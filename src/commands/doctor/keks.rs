@@ -7,7 +7,7 @@ use std::time::Instant;
 use futures::future::join_all;
 use jiff::SignedDuration;
 
-use super::Finding;
+use super::finding::Finding;
 use crate::config::Config;
 use crate::crypto::seal::dek_id;
 use crate::crypto::secret::Dek;

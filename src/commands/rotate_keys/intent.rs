@@ -9,9 +9,9 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::etcd_access;
 use crate::cli::rotation::RotateKeysArgs;
 use crate::commands::opening::{LiveRehearsal, prefix};
+use crate::commands::rotation_access::etcd_access;
 use crate::config::{Config, DEFAULT_PATH};
 use crate::etcd::EtcdAccess;
 use crate::rotation::cluster::Access;

@@ -1,6 +1,6 @@
 //! Takes a changed configuration into use: on SIGHUP, and when the file's content changes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::sandbox::Sandbox;
-use super::settings;
-use crate::config::Config;
+use crate::config::{Config, ConfigError, Problem};
+use crate::key_stores;
 use crate::plugin::refresh::Settings;
 use crate::telemetry::Metrics;
 
@@ -90,4 +90,20 @@ fn needs_restart(running: &Config, new: &Config) -> Vec<&'static str> {
         ("sandbox", running.sandbox != new.sandbox),
     ];
     changed.into_iter().filter_map(|(field, changed)| changed.then_some(field)).collect()
+}
+
+/// Builds the KEKs and gathers what may change while the plugin runs.
+pub(super) fn settings(path: &Path, config: &Config, metrics: &Arc<Metrics>) -> Result<Settings, ConfigError> {
+    let keks = key_stores::open_set(&config.keks, &config.retired, metrics).map_err(|(name, error)| {
+        let problem = error.problem();
+        ConfigError::Invalid(vec![Problem { file: path.to_owned(), at: None, field: format!("KEK {name}"), problem }])
+    })?;
+    Ok(Settings {
+        keks,
+        forget: config.forget.clone(),
+        epoch: config.epoch,
+        max_offline_age: config.max_offline_age,
+        refresh_interval: config.refresh_interval,
+        prove_interval: config.prove_interval,
+    })
 }

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Obstacle, Seen, ServerAdoption, Wanted};
+use super::adopted::{Obstacle, ServerAdoption, Wanted};
+use super::look::Seen;
 use crate::rotation::cluster::api::{Api, ApiError};
 use crate::rotation::cluster::canary::Canary;
 use crate::rotation::cluster::ledger::{Account, ServerProcess};

@@ -1,0 +1,34 @@
+//! How commands run and end.
+
+/// How a command ended; the process's exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// Failed.
+    Error = 1,
+    /// The arguments or the configuration cannot work; nothing was touched.
+    Usage = 2,
+    /// Objects were refused and are quarantined.
+    Quarantined = 3,
+    /// The rotation stands still until it is resumed.
+    Paused = 4,
+    /// Not every API server uses the target key.
+    NotConverged = 5,
+    /// Something is stored under an older key.
+    Leftovers = 6,
+    /// Nothing is left in live data, and something that is named still needs the former key.
+    NotYet = 7,
+    /// It could not be shown that nothing is left.
+    NotProven = 8,
+    /// No key was replaced, so there is none that may be disabled.
+    NothingRotated = 9,
+    /// An API server that starts now could not read something that is stored.
+    WouldNotStart = 10,
+}
+
+/// Runs a command's future on a small runtime.
+pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}

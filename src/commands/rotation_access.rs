@@ -1,0 +1,55 @@
+//! How `rotate-keys`, `verify` and others reach the cluster and etcd, and how a conclusion ends them.
+
+use std::path::Path;
+
+use super::exit::Exit;
+use crate::cli::rotation::ClusterArgs;
+use crate::etcd::EtcdAccess;
+use crate::rotation::cluster::Access;
+use crate::rotation::error::RotationError;
+use crate::rotation::journal::verdict::Conclusion;
+
+/// Only a *Yes* is success: what follows `rotate-keys &&` may be the command that disables a key.
+pub fn exit_of(conclusion: Conclusion) -> Exit {
+    match conclusion {
+        Conclusion::MayBeDisabled | Conclusion::NothingLeft => Exit::Done,
+        Conclusion::NothingLeftWait => Exit::NotYet,
+        Conclusion::Unproven => Exit::NotProven,
+        Conclusion::Refused => Exit::Quarantined,
+        Conclusion::Leftovers => Exit::Leftovers,
+        Conclusion::NothingRotated => Exit::NothingRotated,
+    }
+}
+
+/// How the cluster is reached, from the arguments.
+pub fn access(args: &ClusterArgs) -> Access {
+    Access {
+        kubeconfig: args.kubeconfig.clone(),
+        context: args.context.clone(),
+        servers: args.servers.clone(),
+        server_count: args.server_count.map(usize::from),
+        server_ca: args.server_ca.clone(),
+    }
+}
+
+/// How etcd is reached, if it is.
+///
+/// # Errors
+/// [`RotationError::Unusable`] when an endpoint over TLS could not be verified.
+pub fn etcd_access(
+    endpoints: &[String],
+    ca: Option<&Path>,
+    certificate: Option<&Path>,
+    key: Option<&Path>,
+) -> Result<Option<EtcdAccess>, RotationError> {
+    if endpoints.is_empty() {
+        return Ok(None);
+    }
+    if let Some(url) = endpoints.iter().find(|url| url.starts_with("https:") && ca.is_none()) {
+        return Err(RotationError::Unusable(format!(
+            "{url} cannot be verified; name the authority that signed etcd's certificate with --etcd-ca"
+        )));
+    }
+    let path = |path: Option<&Path>| path.map(Path::to_owned);
+    Ok(Some(EtcdAccess { endpoints: endpoints.to_vec(), ca: path(ca), certificate: path(certificate), key: path(key) }))
+}
