@@ -1,109 +1,14 @@
-//! Names of metrics and the enums that label them. Labels are enums and configured names, never text from outside.
+//! The metrics and their names. Labels are enums and configured names, never text from outside.
 
-use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram};
 use prometheus_client::registry::Registry;
 
-/// Which of the three RPCs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rpc {
-    /// Status.
-    Status,
-    /// Encrypt.
-    Encrypt,
-    /// Decrypt.
-    Decrypt,
-}
-
-/// What a KEK was asked to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum KekOperation {
-    /// Name the active version.
-    Version,
-    /// Wrap a DEK.
-    Wrap,
-    /// Unwrap a DEK.
-    Unwrap,
-}
-
-/// How an operation of a KEK ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum KekOutcome {
-    /// Done.
-    Ok,
-    /// Not reached, or the key store's own fault.
-    Unavailable,
-    /// Asked too often.
-    Throttled,
-    /// Credentials are missing, expired or refused.
-    Unauthenticated,
-    /// Refused by policy or key state.
-    Denied,
-    /// There is no such version.
-    UnknownVersion,
-    /// The data do not match.
-    Rejected,
-    /// The configuration cannot work.
-    Misconfigured,
-}
-
-/// How an RPC ended: `ok`, or the cause of the failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Outcome(pub Option<&'static str>);
-
-impl fmt::Display for Rpc {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Status => "Status",
-            Self::Encrypt => "Encrypt",
-            Self::Decrypt => "Decrypt",
-        })
-    }
-}
-
-impl EncodeLabelValue for Rpc {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        self.to_string().encode(encoder)
-    }
-}
-
-impl EncodeLabelValue for KekOperation {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let name = match self {
-            Self::Version => "version",
-            Self::Wrap => "wrap",
-            Self::Unwrap => "unwrap",
-        };
-        name.encode(encoder)
-    }
-}
-
-impl EncodeLabelValue for KekOutcome {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let name = match self {
-            Self::Ok => "ok",
-            Self::Unavailable => "unavailable",
-            Self::Throttled => "throttled",
-            Self::Unauthenticated => "unauthenticated",
-            Self::Denied => "denied",
-            Self::UnknownVersion => "unknown version",
-            Self::Rejected => "rejected",
-            Self::Misconfigured => "misconfigured",
-        };
-        name.encode(encoder)
-    }
-}
-
-impl EncodeLabelValue for Outcome {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        self.0.unwrap_or("ok").encode(encoder)
-    }
-}
+use super::labels::{KekOperation, KekOutcome, Outcome, Rpc};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RpcLabels {

@@ -58,7 +58,7 @@ async fn behind_a_balancer_two_api_servers_that_disagree_are_noticed_and_nothing
     plane.wait_key_id(1..2, &old).await;
     let more = [&kubeconfig, "--accept-unproven", "--adoption-timeout=40s", &target, "--resume", "--settle=0s"];
     let ended = plane.run("rotate-keys", &more).exits(8).says("Not proven");
-    ended.says("the metrics of each API server must be readable");
+    ended.says("their metrics cannot be read: let this user read /metrics of each API server");
     plane.check_all_under(&new).await;
     plane.check_secrets(1, "s", 60).await;
 }

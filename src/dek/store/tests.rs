@@ -1,3 +1,5 @@
+//! What the state folder keeps, and what happens to it when disks and files fail.
+
 use std::fs;
 use std::path::Path;
 

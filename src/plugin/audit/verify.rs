@@ -112,14 +112,19 @@ mod tests {
         (lines, head)
     }
 
-    fn problems(text: &[u8], head: &Head) -> Vec<String> {
+    fn findings(text: &[u8], head: &Head) -> Findings {
         let mut verifier = Verifier::expecting(Some(head.clone()));
         verifier.read("log", text).unwrap();
-        verifier.finish().problems
+        verifier.finish()
+    }
+
+    fn problems(text: &[u8], head: &Head) -> Vec<String> {
+        findings(text, head).problems
     }
 
     proptest! {
-        /// Every way to change a log that leaves any other bytes is found.
+        /// Every way to change a log that leaves any other bytes is found. A log without its oldest records is what
+        /// logrotate leaves: that is no problem, and told by the number of its first record.
         #[test]
         fn whatever_is_done_to_a_log_is_found(
             records in 1_usize..12, kind in 0..6, at in any::<prop::sample::Index>(), other in any::<prop::sample::Index>(),
@@ -140,7 +145,10 @@ mod tests {
             if bytes == before.as_bytes() {
                 bytes.pop();
             }
-            prop_assert!(!problems(&bytes, &head).is_empty(), "{}", String::from_utf8_lossy(&bytes));
+            let found = findings(&bytes, &head);
+            let starts_later = found.first.as_ref().is_some_and(|first| first.seq > 1);
+            let is_rest = before.as_bytes().ends_with(&bytes) && starts_later;
+            prop_assert!(is_rest || !found.problems.is_empty(), "{}", String::from_utf8_lossy(&bytes));
         }
     }
 

@@ -37,7 +37,9 @@ impl Run<'_> {
         if !proven {
             return Ok(());
         }
-        let resources: Vec<_> = self.journal.resources.iter().map(|progress| progress.resource.clone()).collect();
+        // A resource that a rewrite would change is not touched, as little as the single objects of `left_alone`.
+        let touched = self.journal.resources.iter().filter(|progress| progress.tally.withheld_all.is_none());
+        let resources: Vec<_> = touched.map(|progress| progress.resource.clone()).collect();
         let servers = reached(&self.cluster, self.settings.accept_unproven).await?;
         let not_shown = write_alike(&servers, &resources, &self.left_alone()).await?;
         let claim = writers::claim(servers.len(), resources.len(), &not_shown);
@@ -50,6 +52,7 @@ impl Run<'_> {
         let of = |progress: &crate::rotation::journal::Progress| {
             let tally = &progress.tally;
             let named = tally.refused.keys().chain(tally.undecryptable.keys()).chain(&tally.altered_named);
+            let named = named.chain(tally.withheld.keys());
             named.cloned().collect::<Vec<_>>()
         };
         self.journal.resources.iter().flat_map(of).collect()

@@ -38,7 +38,7 @@ fn a_cluster_in_clear_gets_the_plugin_and_identity_behind_it() {
 #[test]
 fn the_former_key_stays_behind_the_plugin_and_its_resources_stay_encrypted() {
     let entries = "- resources: [secrets, widgets.example.com]\n  providers:\n  - aescbc: {keys: [{name: aescbckey, \
-                   secret: c2VjcmV0IGlzIHNlY3VyZQ==}]}\n  - identity:\n";
+                   secret: c2VjcmV0IGlzIHNlY3VyZQ==}]}\n  - identity: {}\n";
     let former = former(entries);
     assert_eq!((former.encrypts(), former.names()), (true, vec!["aescbc".to_owned(), "identity".to_owned()]));
     let resources = extended(&former, &["secrets", "configmaps"], First::Plugin);
