@@ -27,6 +27,7 @@ fn write(value: &Value, depth: usize, text: &mut String) {
                 write_inside(item, depth + 1, text);
             }
         }
+        Value::String(string) => text.extend([quoted(string).as_str(), "\n"]),
         scalar => text.extend([scalar.to_string().as_str(), "\n"]),
     }
 }
@@ -47,7 +48,21 @@ fn indent(depth: usize, text: &mut String) {
 fn plain_or_quoted(name: &str) -> String {
     let plain = name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.bytes().all(|b| b.is_ascii_alphanumeric());
     let is_word = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"].contains(&name.to_lowercase().as_str());
-    if plain && !is_word { name.to_owned() } else { Value::from(name).to_string() }
+    if plain && !is_word { name.to_owned() } else { quoted(name) }
+}
+
+/// As JSON has it, and with what YAML does not print escaped as well (YAML 1.2.2, production 1).
+fn quoted(string: &str) -> String {
+    let mut text = String::new();
+    for c in Value::from(string).to_string().chars() {
+        match c {
+            '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}' => {
+                text.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
+            c => text.push(c),
+        }
+    }
+    text
 }
 
 #[cfg(test)]

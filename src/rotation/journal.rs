@@ -1,5 +1,6 @@
 //! What a rotation has done so far, in one file, replaced by rename after every step.
 
+mod former;
 pub mod intent;
 pub mod verdict;
 
@@ -294,18 +295,6 @@ impl Journal {
             self.resources.len() - 1
         });
         &mut self.resources[at]
-    }
-
-    /// The keys that were in use, and that nothing needs any more: what a verdict is about.
-    pub fn former_keys(&self) -> BTreeSet<KeyName> {
-        let needed = |key: &KeyName| self.verified.as_ref().is_some_and(|scan| scan.groups.needing(key) > 0);
-        let mut former: BTreeSet<_> =
-            self.keys_seen.iter().filter(|key| !needed(key) && !self.is_target(key)).cloned().collect();
-        // Where a KEK version went out of use, so did every generation with it.
-        if former.iter().any(KeyName::can_be_disabled) {
-            former.retain(|key| !matches!(key, KeyName::Generation { .. }));
-        }
-        former
     }
 
     /// The name of the key of a provider whose `key_id` has this hash.

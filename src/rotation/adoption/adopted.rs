@@ -131,10 +131,10 @@ impl From<RotationError> for Obstacle {
 impl From<Obstacle> for RotationError {
     fn from(obstacle: Obstacle) -> Self {
         match obstacle {
-            Obstacle::NotYet(why)
-            | Obstacle::Closed(why)
-            | Obstacle::TargetChanged(why)
-            | Obstacle::Unreadable(why) => Self::NotConverged(why),
+            Obstacle::NotYet(why) | Obstacle::Closed(why) | Obstacle::TargetChanged(why) => Self::NotConverged(why),
+            Obstacle::Unreadable(why) => Self::NotConverged(format!(
+                "{why}; without them nothing is proven (--accept-unproven goes on all the same)"
+            )),
             Obstacle::Failed(error) => error,
         }
     }

@@ -226,7 +226,7 @@ pub fn local_words(provider: &str) -> Option<String> {
 /// Whether an API server's metrics call a local provider by this prefix.
 pub fn is_prefix_of(provider: &str, prefix: &str) -> bool {
     match provider.split_once(':') {
-        Some(_) if provider == IDENTITY => prefix.is_empty(),
+        Some(_) if provider == IDENTITY => is_clear(prefix),
         Some((kind, _)) => prefix.starts_with(&format!("k8s:enc:{kind}:")),
         None => false,
     }
@@ -234,7 +234,13 @@ pub fn is_prefix_of(provider: &str, prefix: &str) -> bool {
 
 /// Whether metrics count here what they count under the provider's own prefix as well: by the name of a key of it.
 pub fn is_inner_prefix(prefix: &str) -> bool {
-    !prefix.is_empty() && !prefix.starts_with("k8s:enc:")
+    !is_clear(prefix) && !prefix.starts_with("k8s:enc:")
+}
+
+/// How an API server's metrics call what is stored in clear: by no prefix when it is stored, and by this word when it is
+/// read (k8s.io/apiserver, storage/value/transformer.go). The name of a key ends with a colon there.
+fn is_clear(prefix: &str) -> bool {
+    matches!(prefix, "" | "identity")
 }
 
 /// The name of the provider that writes, where it is a KMS v2 plugin.
@@ -293,5 +299,9 @@ mod tests {
         assert!(is_prefix_of("identity:", "") && !is_prefix_of("identity:", "k8s:enc:aescbc:v1:"));
         assert_eq!(coverage.provider(&resource("events", "")), None, "never encrypted");
         assert!(is_inner_prefix("key2:") && !is_inner_prefix(""));
+        assert!(
+            is_prefix_of("identity:", "identity") && !is_inner_prefix("identity"),
+            "how reads in clear are counted"
+        );
     }
 }

@@ -295,12 +295,7 @@ impl<'a> Run<'a> {
                         "{why}: another rotation began meanwhile; give this one up (--abort) and start over"
                     )));
                 }
-                Err(Obstacle::Unreadable(why)) => {
-                    return Err(RotationError::NotConverged(format!(
-                        "{why}; without them nothing is proven (--accept-unproven goes on all the same)"
-                    )));
-                }
-                Err(Obstacle::Failed(error)) => return Err(error),
+                Err(other) => return Err(other.into()),
             };
             if began.elapsed() >= self.settings.adoption_timeout {
                 let said = [&[why], self.journal.kek_answers.as_slice()].concat().join("; ");

@@ -1,0 +1,33 @@
+//! Which keys went out of use: what a verdict is about.
+
+use std::collections::BTreeSet;
+
+use super::Journal;
+use crate::rotation::keys::name::KeyName;
+
+impl Journal {
+    /// The keys that were in use, and that nothing needs any more: what a verdict is about.
+    pub fn former_keys(&self) -> BTreeSet<KeyName> {
+        let needed = |key: &KeyName| self.verified.as_ref().is_some_and(|scan| scan.groups.needing(key) > 0);
+        let mut former: BTreeSet<_> =
+            self.keys_seen.iter().filter(|key| !needed(key) && !self.is_target(key)).cloned().collect();
+        // Where a KEK version went out of use, so did every generation with it.
+        if former.iter().any(KeyName::can_be_disabled) {
+            former.retain(|key| !matches!(key, KeyName::Generation { .. }));
+        }
+        former.retain(|key| self.is_under_the_target_keks(key));
+        former
+    }
+
+    /// Whether a generation was wrapped by the KEK versions of the target: then `epoch` was raised. Where KEKs were added,
+    /// another generation went out of use as well, and with it no key that anybody could disable.
+    fn is_under_the_target_keks(&self, key: &KeyName) -> bool {
+        let KeyName::Generation { provider, key_id } = key else { return true };
+        let of = |key: &&KeyName| matches!(key, KeyName::Kek { .. });
+        let target: BTreeSet<&KeyName> = self.target_keys.iter().filter(of).collect();
+        let mut groups = self.first_survey.iter().flat_map(|scan| scan.groups.iter());
+        groups
+            .find(|group| group.key_id.as_ref().is_some_and(|(one, other)| one == provider && other == key_id))
+            .is_none_or(|group| group.keys.iter().filter(of).collect::<BTreeSet<_>>() == target)
+    }
+}
