@@ -145,10 +145,10 @@ pub struct DoctorArgs {
     /// The configuration file.
     #[arg(long, default_value = DEFAULT_PATH)]
     pub config: PathBuf,
-    /// The API server's `EncryptionConfiguration`, to be checked as well.
+    /// The API server's EncryptionConfiguration, to be checked as well.
     #[arg(long, value_name = "FILE")]
     pub encryption_config: Option<PathBuf>,
-    /// What kube-apiserver is started with, to be checked as well, with the `EncryptionConfiguration` it names: its static
+    /// What kube-apiserver is started with, to be checked as well, with the EncryptionConfiguration it names: its static
     /// pod or systemd unit, the configuration of kubeadm, k3s or RKE2, a file of arguments, or /proc/PID/cmdline.
     #[arg(long, value_name = "FILE")]
     pub apiserver_manifest: Option<PathBuf>,

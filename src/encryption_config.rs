@@ -1,4 +1,4 @@
-//! The API server's `EncryptionConfiguration`, read as kube-apiserver reads it (k8s.io/apiserver,
+//! The API server's EncryptionConfiguration, read as kube-apiserver reads it (k8s.io/apiserver,
 //! pkg/server/options/encryptionconfig): first YAML document alone, unknown fields ignored, what it refuses refused.
 
 mod go;

@@ -1,6 +1,8 @@
 //! JSON values written as YAML: mappings and sequences as blocks, strings in double quotes as JSON has them, which every
 //! reader of YAML 1.2 takes.
 
+use std::fmt::Write;
+
 use serde_json::Value;
 
 /// The YAML of a value.
@@ -57,7 +59,7 @@ fn quoted(string: &str) -> String {
     for c in Value::from(string).to_string().chars() {
         match c {
             '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}' => {
-                text.push_str(&format!("\\u{:04x}", u32::from(c)));
+                let _ = write!(text, "\\u{:04x}", u32::from(c));
             }
             c => text.push(c),
         }

@@ -34,7 +34,7 @@ pub struct KeyArgs {
     /// [default: /etc/kube-envelope/config.yaml, if it is there].
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The `EncryptionConfiguration` of the API servers: its plugins are asked at their sockets for what --config does
+    /// The EncryptionConfiguration of the API servers: its plugins are asked at their sockets for what --config does
     /// not open, and its keys are used.
     #[arg(long, value_name = "FILE")]
     pub encryption_config: Option<PathBuf>,
@@ -80,7 +80,7 @@ pub struct SnapshotGetArgs {
     /// The API servers' --etcd-prefix.
     #[arg(long, value_name = "PATH", default_value = "/registry")]
     pub etcd_prefix: String,
-    /// Print the bytes as the API server stored them, also of Secrets and `ConfigMaps`.
+    /// Print the bytes as the API server stored them, also of Secrets and ConfigMaps.
     #[arg(long)]
     pub raw: bool,
 }

@@ -29,7 +29,7 @@ pub struct ClusterArgs {
     /// How many API servers there are, where Leases, endpoints and Nodes do not tell.
     #[arg(long = "servers", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub server_count: Option<u16>,
-    /// The `EncryptionConfiguration` that the API servers run with; else it is guessed from their metrics.
+    /// The EncryptionConfiguration that the API servers run with; else it is guessed from their metrics.
     #[arg(long, value_name = "FILE")]
     pub encryption_config: Option<PathBuf>,
     /// URL of an etcd member, may be given several times, also of several clusters (--etcd-servers-overrides of the API

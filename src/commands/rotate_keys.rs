@@ -157,7 +157,7 @@ async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
     Ok(if run.journal().refused().is_empty() && !some_left { Exit::Done } else { Exit::Quarantined })
 }
 
-/// A journal with the encrypted resources, where the `EncryptionConfiguration` names each of them and no cluster need
+/// A journal with the encrypted resources, where the EncryptionConfiguration names each of them and no cluster need
 /// be asked what a wildcard stands for.
 fn named_resources(intent: &Intent) -> Result<Option<Journal>> {
     let Some(file) = &intent.encryption_config else { return Ok(None) };

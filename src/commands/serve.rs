@@ -6,7 +6,6 @@ mod reload;
 pub mod sandbox;
 mod watchdog;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -153,11 +152,9 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
     ended
 }
 
-fn stop_signal(mut terminate: Signal, mut interrupt: Signal) -> impl Future<Output = ()> {
-    async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+async fn stop_signal(mut terminate: Signal, mut interrupt: Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }

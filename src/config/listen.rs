@@ -42,7 +42,7 @@ impl SocketSettings {
 pub enum SocketAddress {
     /// A file.
     File(PathBuf),
-    /// A name in the network namespace, without a file: `unix:///@name` in an `EncryptionConfiguration`.
+    /// A name in the network namespace, without a file: `unix:///@name` in an EncryptionConfiguration.
     Abstract(String),
 }
 
@@ -72,7 +72,7 @@ impl SocketAddress {
         }
     }
 
-    /// What the API server's `EncryptionConfiguration` calls it.
+    /// What the API server's EncryptionConfiguration calls it.
     pub fn endpoint(&self) -> String {
         match self {
             Self::File(file) => format!("unix://{}", file.display()),

@@ -83,7 +83,7 @@ struct Denials {
 impl Contact {
     /// Whether the denials are definite.
     pub fn is_denied(&self) -> bool {
-        self.denials.is_some_and(|row| row.count >= LEAST_DENIALS && row.last - row.first >= CONFIRMATION)
+        self.denials.is_some_and(|row| row.count >= LEAST_DENIALS && row.last.saturating_sub(row.first) >= CONFIRMATION)
     }
 
     /// Whether there was a denial that is not definite yet.

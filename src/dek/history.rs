@@ -81,6 +81,7 @@ impl History {
     }
 
     /// Puts what was adopted since after what an earlier process wrote down.
+    #[must_use]
     pub fn after(self, mut earlier: Self) -> Self {
         for dek in self.deks {
             earlier.adopted(dek, 0, []);

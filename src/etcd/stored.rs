@@ -57,13 +57,11 @@ impl Stored {
         let words: Vec<String> = parts.iter().take(3).map(|word| readable(word, parts.len() == 4)).collect();
         if let [kind, version, provider] = words.as_slice()
             && (kind.as_str(), version.as_str()) == ("kms", "v2")
+            && let Some(body) = parts.get(3)
+            && let Ok(object) = EncryptedObject::decode(*body)
         {
-            if let Some(body) = parts.get(3)
-                && let Ok(object) = EncryptedObject::decode(*body)
-            {
-                let keks = object.keks();
-                return Self::KmsV2 { provider: provider.clone(), key_id: object.key_id, keks };
-            }
+            let keks = object.keks();
+            return Self::KmsV2 { provider: provider.clone(), key_id: object.key_id, keks };
         }
         Self::Otherwise(words.join(" "))
     }

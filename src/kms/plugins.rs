@@ -1,4 +1,4 @@
-//! The plugins that an `EncryptionConfiguration` names, asked as an API server asks them.
+//! The plugins that an EncryptionConfiguration names, asked as an API server asks them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;

@@ -178,9 +178,9 @@ fn row(error: &ServiceError) -> (Code, &'static str) {
 }
 
 fn to_status(code: Code, error: &ServiceError, uid: &str) -> Status {
-    let mut text: String = error.to_string().chars().take(MAX_TEXT_CHARS).collect();
-    if !uid.is_empty() {
-        text.push_str(&format!(" (request {})", shortened(uid)));
+    let text: String = error.to_string().chars().take(MAX_TEXT_CHARS).collect();
+    match uid {
+        "" => Status::new(code, text),
+        uid => Status::new(code, format!("{text} (request {})", shortened(uid))),
     }
-    Status::new(code, text)
 }

@@ -15,7 +15,7 @@ use tracing::warn;
 
 const ADVICE: &str = "this plugin speaks KMS v2; set apiVersion: v2 for its provider in the EncryptionConfiguration";
 
-/// What an API server asks whose `EncryptionConfiguration` has a provider without `apiVersion: v2`.
+/// What an API server asks whose EncryptionConfiguration has a provider without `apiVersion: v2`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KmsV1 {
     is_told: Arc<AtomicBool>,

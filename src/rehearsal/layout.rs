@@ -1,4 +1,4 @@
-//! Which entry of the `EncryptionConfiguration` decides about a folder in etcd.
+//! Which entry of the EncryptionConfiguration decides about a folder in etcd.
 
 use crate::encryption_config::{EncryptionConfiguration, Provider};
 use crate::rotation::leftovers::layout::{is_internal, possible_resources};

@@ -40,7 +40,7 @@ pub enum SeedError {
 /// Where seeds may come from, and which keys may not be used.
 #[derive(Debug, Default)]
 pub struct Sources {
-    /// The plugins at the sockets of the `EncryptionConfiguration`.
+    /// The plugins at the sockets of the EncryptionConfiguration.
     pub plugins: Option<PluginSource>,
     /// The KEKs of a configuration of kube-envelope; they come first.
     pub keks: Option<KekSource>,
@@ -99,7 +99,7 @@ impl Sources {
     }
 }
 
-/// The plugins at the sockets of an `EncryptionConfiguration`.
+/// The plugins at the sockets of an EncryptionConfiguration.
 #[derive(Debug)]
 pub struct PluginSource {
     plugins: Plugins,

@@ -25,7 +25,7 @@ pub enum Subject {
     History,
     /// The etcd clusters that were read are this cluster's, and hold everything that the API serves.
     Etcd,
-    /// The API servers run with the `EncryptionConfiguration` that was given.
+    /// The API servers run with the EncryptionConfiguration that was given.
     Configuration,
     /// Old revisions in etcd are compacted.
     Compaction,

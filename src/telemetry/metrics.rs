@@ -56,7 +56,7 @@ struct ReloadLabels {
     result: &'static str,
 }
 
-/// Every metric of the plugin. Labels are enums, configured names, key_ids, and versions that a configured KEK itself
+/// Every metric of the plugin. Labels are enums, configured names, `key_id`s, and versions that a configured KEK itself
 /// named; never a text that a request brought.
 #[derive(Debug)]
 pub struct Metrics {

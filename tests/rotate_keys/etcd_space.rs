@@ -12,7 +12,7 @@ const MEBIBYTE: usize = 1 << 20;
 async fn filled(mebibytes: usize) -> ControlPlane {
     let etcd_arguments = vec!["--quota-backend-bytes=67108864"];
     let arguments = vec!["--etcd-compaction-interval=0".into()];
-    let plane = ControlPlane::start(Shape { etcd_arguments, arguments, ..Shape::of(1) }).await;
+    let plane = ControlPlane::start(Shape { arguments, etcd_arguments, ..Shape::of(1) }).await;
     let value = "x".repeat(MEBIBYTE / 32);
     stream::iter(0..mebibytes * 32)
         .for_each_concurrent(16, |number| {

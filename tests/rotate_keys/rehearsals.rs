@@ -123,9 +123,9 @@ async fn the_keys_of_an_encryption_configuration_open_what_an_api_server_sealed_
     let map = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"a": "b"}}"#;
     let accounts: kube::Api<k8s_openapi::api::core::v1::ServiceAccount> =
         kube::Api::default_namespaced(server.client());
-    accounts.create(&Default::default(), &serde_json::from_str(account).unwrap()).await.unwrap();
+    accounts.create(&kube::api::PostParams::default(), &serde_json::from_str(account).unwrap()).await.unwrap();
     let maps: kube::Api<k8s_openapi::api::core::v1::ConfigMap> = kube::Api::default_namespaced(server.client());
-    maps.create(&Default::default(), &serde_json::from_str(map).unwrap()).await.unwrap();
+    maps.create(&kube::api::PostParams::default(), &serde_json::from_str(map).unwrap()).await.unwrap();
 
     let file = server.folder().join("snapshot.db");
     etcd.snapshot(&file).await;

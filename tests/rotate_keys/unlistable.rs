@@ -117,7 +117,7 @@ async fn an_object_that_encryption_makes_too_large_is_foretold_by_the_dry_run() 
     // As large as etcd takes it: found by halving.
     let (mut fits, mut too_large) = (1_500_000, 1_573_000);
     while too_large - fits > 64 {
-        let middle = (fits + too_large) / 2;
+        let middle = usize::midpoint(fits, too_large);
         let body = widget(&format!("w-{middle}"), middle).to_string().into_bytes();
         let request = http::Request::post(WIDGETS).header("content-type", "application/json").body(body).unwrap();
         match plane.servers[0].client().request_text(request).await {

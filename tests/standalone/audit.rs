@@ -93,10 +93,10 @@ async fn an_edit_a_gap_and_a_cut_are_found_by_the_command_and_a_cut_by_the_plugi
             .lines()
             .enumerate()
             .filter(|(at, _)| *at != skipped)
-            .map(|(_, line)| format!("{line}\n"))
+            .flat_map(|(_, line)| [line, "\n"])
             .collect::<String>()
     };
-    let cut: String = whole.lines().take(5).map(|line| format!("{line}\n")).collect();
+    let cut: String = whole.lines().take(5).flat_map(|line| [line, "\n"]).collect();
     for (changed, what) in [
         (whole.replace("uid-3", "uid-4"), "was changed"),
         (without(4), "records 5 to 5 are missing"),

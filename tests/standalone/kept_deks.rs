@@ -55,7 +55,7 @@ fn report(plugin: &Plugin) -> Value {
 async fn wait_for_reason(plugin: &Plugin, text: &str) -> String {
     let mut reason = String::new();
     wait_until(text, SOON, async || {
-        reason = report(plugin)["reason"].as_str().unwrap_or_default().to_owned();
+        report(plugin)["reason"].as_str().unwrap_or_default().clone_into(&mut reason);
         reason.contains(text)
     })
     .await;

@@ -1,4 +1,4 @@
-//! What the API server is told, judged: its flags, its `EncryptionConfiguration`, and what it sees of file and socket.
+//! What the API server is told, judged: its flags, its EncryptionConfiguration, and what it sees of file and socket.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,7 +19,7 @@ const OLDEST_MINOR: u32 = 32;
 const ENCRYPTION: &str = "API server: EncryptionConfiguration";
 const READABLE: &str = "run as a user who may read it, on the node";
 
-/// Checks what was named; without a file of its own, the `EncryptionConfiguration` that the API server is told of.
+/// Checks what was named; without a file of its own, the EncryptionConfiguration that the API server is told of.
 pub(super) fn check(config: &Config, encryption: Option<&Path>, manifest: Option<&Path>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let told = manifest.and_then(|file| match read(file) {

@@ -27,7 +27,9 @@ impl Told {
     /// Why the text is not understood.
     pub(super) fn read(file: &Path, text: &str) -> Result<Self, String> {
         if text.contains('\0') {
-            return Self::of_command(text.split('\0').filter(|word| !word.is_empty()).map(str::to_owned).collect());
+            return Self::of_command(
+                &text.split('\0').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>(),
+            );
         }
         if text.lines().any(|line| line.trim_start().starts_with("ExecStart")) {
             return Self::of_unit(text);
@@ -124,14 +126,14 @@ impl Told {
                  running kube-apiserver"
             ));
         }
-        Self::of_command(words)
+        Self::of_command(&words)
     }
 
-    fn of_command(words: Vec<String>) -> Result<Self, String> {
+    fn of_command(words: &[String]) -> Result<Self, String> {
         if !words.iter().any(|word| is_api_server(word)) {
             return Err("what it starts is not kube-apiserver".into());
         }
-        Ok(Self { flags: flags(&words), ..Self::default() })
+        Ok(Self { flags: flags(words), ..Self::default() })
     }
 
     /// The value of a flag.

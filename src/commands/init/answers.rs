@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 
-use super::distribution::Place;
+use super::distribution::{FormerHere, Place};
 use super::former::Former;
 use crate::cli::install::{Distribution, InitArgs};
 use crate::config::{Config, ConfigError};
@@ -44,9 +44,10 @@ pub(super) fn gather(args: &InitArgs) -> Result<Wanted> {
     let kind = asked.text(args.kek.as_deref(), "--kek KIND", &format!("Kind of KEK ({})", KINDS.join(", ")))?;
     let Some(distribution) = distribution else { return Err(asked.refusal()) };
     let place = Place::new(distribution, args.unit)?;
-    let image = match place.needs_image() {
-        true => Some(asked.text(args.image.as_deref(), "--image IMAGE", "Image of the plugin, best by digest")?),
-        false => None,
+    let image = if place.needs_image() {
+        Some(asked.text(args.image.as_deref(), "--image IMAGE", "Image of the plugin, best by digest")?)
+    } else {
+        None
     };
     let root = args.root.clone().unwrap_or_else(|| place.default_root().into());
     let former = asked.former(args, &place, &root)?;
@@ -181,8 +182,10 @@ impl Asked {
         if let Some(file) = &args.former {
             return of(file);
         }
-        if let Some(found) = place.former_on_this_node(root)? {
-            return found.map_or_else(|| Ok(Former::default()), |file| Former::read(&file));
+        match place.former_on_this_node(root)? {
+            FormerHere::Is(file) => return Former::read(&file),
+            FormerHere::Nothing => return Ok(Former::default()),
+            FormerHere::Unknown => {}
         }
         let hint = format!("--former FILE ({}; or none, or --new-cluster)", place.former_hint());
         let question = format!("EncryptionConfiguration in use ({}; none if there is none)", place.former_hint());
@@ -193,9 +196,8 @@ impl Asked {
     /// Has the configuration checked, and asks for the settings that are missing.
     fn settings(&self, wanted: &mut Wanted) -> Result<()> {
         loop {
-            let error = match Config::parse(Path::new("config.yaml"), &super::files::config(wanted)) {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
+            let Err(error) = Config::parse(Path::new("config.yaml"), &super::files::config(wanted)) else {
+                return Ok(());
             };
             if !self.is_terminal || !KINDS.contains(&wanted.kind.as_str()) {
                 return Err(refused_settings(wanted, &error));

@@ -26,6 +26,16 @@ pub(super) enum Runs {
     Document,
 }
 
+/// What a node tells of the EncryptionConfiguration in use.
+pub(super) enum FormerHere {
+    /// It is in this file.
+    Is(PathBuf),
+    /// The node's API server has none.
+    Nothing,
+    /// The node does not tell.
+    Unknown,
+}
+
 pub(super) const UNIT: &str = "/etc/systemd/system/kube-envelope.service";
 
 impl Place {
@@ -89,22 +99,25 @@ impl Place {
         }
     }
 
-    /// The former `EncryptionConfiguration`, as far as this node tells: `None` where it tells nothing, `Some(None)`
-    /// where its API server surely has none.
-    pub(super) fn former_on_this_node(&self, root: &Path) -> Result<Option<Option<PathBuf>>> {
+    /// The former EncryptionConfiguration, as far as this node tells.
+    pub(super) fn former_on_this_node(&self, root: &Path) -> Result<FormerHere> {
         let at = |path: &str| root.join(path.trim_start_matches('/'));
         match self.distribution {
             Distribution::Rke2 => {
                 let file = at("/var/lib/rancher/rke2/server/cred/encryption-config.json");
-                Ok(file.exists().then_some(Some(file)))
+                Ok(if file.exists() { FormerHere::Is(file) } else { FormerHere::Unknown })
             }
             Distribution::K3s => {
                 let file = at("/var/lib/rancher/k3s/server/cred/encryption-config.json");
                 let is_a_server = at("/var/lib/rancher/k3s/server/cred").exists();
-                Ok(is_a_server.then(|| file.exists().then_some(file)))
+                Ok(match (file.exists(), is_a_server) {
+                    (true, _) => FormerHere::Is(file),
+                    (false, true) => FormerHere::Nothing,
+                    (false, false) => FormerHere::Unknown,
+                })
             }
             Distribution::Kubeadm => of_manifest(&at("/etc/kubernetes/manifests/kube-apiserver.yaml")),
-            _ => Ok(None),
+            _ => Ok(FormerHere::Unknown),
         }
     }
 
@@ -158,10 +171,10 @@ impl Place {
 }
 
 /// The file that the API server's static pod names; on a node of kubeadm's its path is the same in the pod.
-fn of_manifest(manifest: &Path) -> Result<Option<Option<PathBuf>>> {
-    let Ok(text) = std::fs::read_to_string(manifest) else { return Ok(None) };
+fn of_manifest(manifest: &Path) -> Result<FormerHere> {
+    let Ok(text) = std::fs::read_to_string(manifest) else { return Ok(FormerHere::Unknown) };
     if !text.contains("encryption-provider-config") {
-        return Ok(Some(None));
+        return Ok(FormerHere::Nothing);
     }
     bail!(super::Refused(format!(
         "{} names an EncryptionConfiguration already; give its path on this machine with --former",

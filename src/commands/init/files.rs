@@ -75,7 +75,7 @@ pub(super) fn config(wanted: &Wanted) -> String {
     text
 }
 
-/// The `EncryptionConfiguration` with this provider first.
+/// The EncryptionConfiguration with this provider first.
 fn encryption(wanted: &Wanted, first: First) -> Result<String> {
     former::file(&encryption_comment(wanted, first), &encryption_resources(wanted, first)?)
 }

@@ -1,4 +1,4 @@
-//! The `EncryptionConfiguration`: ours, with every provider of the former one *and its keys* kept behind the plugin's.
+//! The EncryptionConfiguration: ours, with every provider of the former one *and its keys* kept behind the plugin's.
 //! RKE2 and Talos encrypt from the first day, k3s when asked: a list without their key opens nothing.
 
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ pub(super) enum First {
 }
 
 impl Former {
-    /// Reads an `EncryptionConfiguration`, or a Talos machine configuration that holds the key of one.
+    /// Reads an EncryptionConfiguration, or a Talos machine configuration that holds the key of one.
     pub(super) fn read(file: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         Self::parse(file, &text).with_context(|| format!("--former {}", file.display()))
@@ -100,7 +100,7 @@ impl Former {
             )
         };
         let entries = entries.iter().map(|entry| json!({"resources": entry.resources, "providers": entry.providers}));
-        Ok(Value::from_iter(entries))
+        Ok(entries.collect())
     }
 
     fn check_names(&self, plugin: &Value) -> Result<()> {

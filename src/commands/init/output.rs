@@ -111,7 +111,7 @@ mod tests {
         fn a_diff_holds_both_texts(old in "([a-c]\n){0,8}", new in "([a-c]\n){0,8}") {
             let shown = diff(&old, &new);
             let of = |but: char| shown.lines().filter(|line| line.as_bytes()[2] != but as u8)
-                .map(|line| format!("{}\n", &line[4..])).collect::<String>();
+                .flat_map(|line| [&line[4..], "\n"]).collect::<String>();
             prop_assert_eq!(of('+'), old);
             prop_assert_eq!(of('-'), new);
         }

@@ -191,7 +191,7 @@ fn swap(steps: &mut Steps, wanted: &Wanted, first: First) {
             );
         }
         Distribution::Kind => {
-            steps.command("write the providers in the other order into encryption/encryption-configuration.yaml")
+            steps.command("write the providers in the other order into encryption/encryption-configuration.yaml");
         }
         _ => {
             steps.command(&format!(

@@ -1,5 +1,5 @@
 //! Block-style YAML for the few files that `init` composes from values. The CIS benchmark's check of an
-//! `EncryptionConfiguration` reads it by line (`grep -A1 providers:`), so the style is part of what is written.
+//! EncryptionConfiguration reads it by line (`grep -A1 providers:`), so the style is part of what is written.
 
 use std::fmt::Write;
 
@@ -86,7 +86,7 @@ mod tests {
         scalar.prop_recursive(4, 24, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::btree_map("[a-z1-9:#-]{1,6}", inner, 0..4).prop_map(|map| Value::from_iter(map)),
+                prop::collection::btree_map("[a-z1-9:#-]{1,6}", inner, 0..4).prop_map(Value::from_iter),
             ]
         })
     }

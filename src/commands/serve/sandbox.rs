@@ -69,7 +69,7 @@ fn drop_capabilities() {
     let unlimited = Rlimit { current: None, maximum: None };
     let is_unlimited =
         getrlimit(Resource::Memlock).current.is_none() || setrlimit(Resource::Memlock, unlimited).is_ok();
-    let had = rustix::thread::capabilities(None).map(|sets| sets.permitted).unwrap_or(CapabilitySet::all());
+    let had = rustix::thread::capabilities(None).map_or(CapabilitySet::all(), |sets| sets.permitted);
     let kept = if is_unlimited { CapabilitySet::empty() } else { had & CapabilitySet::IPC_LOCK };
     if had == kept {
         return;

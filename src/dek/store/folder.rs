@@ -148,5 +148,5 @@ fn read(file: &Path) -> Option<Vec<u8>> {
 
 /// Whether others may read or change the folder: reported, not fatal, as nothing in it is secret.
 pub fn is_private(folder: &Path) -> bool {
-    fs::metadata(folder).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 == 0)
+    fs::metadata(folder).is_ok_and(|metadata| metadata.permissions().mode().trailing_zeros() >= 6)
 }

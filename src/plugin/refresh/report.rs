@@ -10,7 +10,7 @@ use super::Refresh;
 use crate::dek::contacts::{Contact, Standing};
 use crate::generation::Generation;
 use crate::kek::set::Answer;
-use crate::kek::{KekVersion, Lineage};
+use crate::kek::{KekError, KekVersion, Lineage};
 use crate::plugin::state::{Serving, Trouble};
 
 /// A kept DEK that its KEKs disown for this long is not kept any more: its version was destroyed on purpose. Nothing is
@@ -101,7 +101,7 @@ impl Refresh {
                     Some(Ok(version)) => Some(version.version.clone()),
                     _ => last.and_then(|last| last.version.clone()),
                 };
-                let unnamed = answer.and_then(|answer| answer.as_ref().err()).map(|error| error.chain());
+                let unnamed = answer.and_then(|answer| answer.as_ref().err()).map(KekError::chain);
                 KekHealth {
                     name: name.to_owned(),
                     lineage,

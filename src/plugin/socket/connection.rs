@@ -93,7 +93,7 @@ mod tests {
 
     use super::*;
 
-    async fn connection() -> (UnixStream, Connection, Arc<Semaphore>) {
+    fn connection() -> (UnixStream, Connection, Arc<Semaphore>) {
         let (peer, stream) = UnixStream::pair().unwrap();
         let permits = Arc::new(Semaphore::new(1));
         let permit = permits.clone().try_acquire_owned().unwrap();
@@ -103,7 +103,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_sends_half_a_preface_is_closed_and_its_place_is_free() {
         for sent in [0, 1, PREFACE_BYTES - 1] {
-            let (mut peer, mut connection, permits) = connection().await;
+            let (mut peer, mut connection, permits) = connection();
             peer.write_all(&[b'P'; PREFACE_BYTES][..sent]).await.unwrap();
             let mut bytes = Vec::new();
             let ended = connection.read_to_end(&mut bytes).await.unwrap_err();
@@ -115,7 +115,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_began_may_be_idle_for_as_long_as_it_likes() {
-        let (mut peer, mut connection, _permits) = connection().await;
+        let (mut peer, mut connection, _permits) = connection();
         peer.write_all(&[b'P'; PREFACE_BYTES]).await.unwrap();
         let mut bytes = [0; PREFACE_BYTES];
         connection.read_exact(&mut bytes).await.unwrap();

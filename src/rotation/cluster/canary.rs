@@ -29,13 +29,13 @@ pub struct Touched {
     pub content: Value,
 }
 
-/// A canary for each of Secrets and `ConfigMaps` that is encrypted: a server may encrypt one of them alone.
+/// A canary for each of Secrets and ConfigMaps that is encrypted: a server may encrypt one of them alone.
 pub fn canaries(coverage: &Coverage) -> Vec<Canary> {
     let mut canaries: Vec<Canary> = Vec::new();
     for plural in ["secrets", "configmaps"] {
         let resource = Resource { group: String::new(), version: "v1".into(), plural: plural.into(), namespaced: true };
         if let Some(provider) = coverage.provider(&resource) {
-            canaries.push(Canary { provider, resource });
+            canaries.push(Canary { resource, provider });
         }
     }
     canaries

@@ -39,7 +39,7 @@ pub struct Account {
     pub address: String,
     /// Which process.
     pub process: ServerProcess,
-    /// Hash of its `EncryptionConfiguration`, where the server publishes it.
+    /// Hash of its EncryptionConfiguration, where the server publishes it.
     pub config_hash: Option<String>,
     /// Values stored by KMS v2 providers: provider → hash of the `key_id` → count.
     pub by_key: BTreeMap<String, BTreeMap<String, u64>>,
@@ -114,7 +114,7 @@ pub enum Breach {
         /// Where it was.
         address: String,
     },
-    /// A server loaded another `EncryptionConfiguration`.
+    /// A server loaded another EncryptionConfiguration.
     Reconfigured {
         /// Where.
         address: String,

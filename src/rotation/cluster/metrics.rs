@@ -19,7 +19,7 @@ pub struct Scrape {
     pub identities: Vec<String>,
     /// When the process started, in seconds by its own clock.
     pub started: Option<f64>,
-    /// Hash of the `EncryptionConfiguration` in force, where the server publishes it (1.34 and later).
+    /// Hash of the EncryptionConfiguration in force, where the server publishes it (1.34 and later).
     pub config_hash: Option<String>,
     /// For each provider the hash of the `key_id` that its plugin reported last, and when by the server's clock.
     pub reported: BTreeMap<String, (String, f64)>,

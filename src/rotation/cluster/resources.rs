@@ -1,4 +1,4 @@
-//! Which resources are encrypted: the `EncryptionConfiguration` (or what metrics let one guess) against what the
+//! Which resources are encrypted: the EncryptionConfiguration (or what metrics let one guess) against what the
 //! API servers serve.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -59,7 +59,7 @@ pub struct Intent {
     pub server: Vec<String>,
     /// More authorities of the API servers' certificates.
     pub server_ca: Option<PathBuf>,
-    /// The `EncryptionConfiguration` of the API servers.
+    /// The EncryptionConfiguration of the API servers.
     pub encryption_config: Option<PathBuf>,
     /// etcd endpoints.
     pub etcd: Vec<String>,

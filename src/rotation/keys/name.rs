@@ -28,7 +28,7 @@ pub enum KeyName {
     /// A key of another KMS v2 plugin.
     #[serde(rename_all = "camelCase")]
     KeyId {
-        /// The provider in the `EncryptionConfiguration`.
+        /// The provider in the EncryptionConfiguration.
         provider: String,
         /// The plugin's name for the key.
         key_id: String,
@@ -37,7 +37,7 @@ pub enum KeyName {
     /// `epoch` for example.
     #[serde(rename_all = "camelCase")]
     Generation {
-        /// The provider in the `EncryptionConfiguration`.
+        /// The provider in the EncryptionConfiguration.
         provider: String,
         /// Its name.
         key_id: String,
@@ -45,7 +45,7 @@ pub enum KeyName {
     /// A key of a KMS v2 plugin of which an API server's metrics show nothing but the hash.
     #[serde(rename_all = "camelCase")]
     KeyIdHash {
-        /// The provider in the `EncryptionConfiguration`.
+        /// The provider in the EncryptionConfiguration.
         provider: String,
         /// Hash of the `key_id`, as metrics show it.
         hash: String,

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::backup::SnapshotFile;
-use crate::etcd::{EtcdClusters, Stored};
+use crate::etcd::{EtcdCluster, EtcdClusters, Stored};
 use crate::rotation::claim::{Claim, Until, Witness};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::group::Groups;
@@ -104,7 +104,7 @@ pub fn from_files(
     let read: Vec<Content> = files.iter().map(|file| content(file, prefix, expected)).collect::<Result<_, _>>()?;
     let (mut good, mut bad, mut older) = (Vec::new(), Vec::new(), Vec::new());
     for cluster in scan.clusters.iter().filter(|cluster| cluster.keys > 0) {
-        let members = etcd.clusters.iter().find(|one| one.id == cluster.id).map(|one| one.member_ids());
+        let members = etcd.clusters.iter().find(|one| one.id == cluster.id).map(EtcdCluster::member_ids);
         let members = members.unwrap_or_default();
         let of_it = read.iter().filter(|one| !one.about.members.is_disjoint(&members));
         let Some(newest) = of_it.max_by_key(|one| one.about.revision) else {

@@ -124,9 +124,10 @@ impl Pass<'_, '_> {
         }
         // A field of a later API server would be lost.
         let whole = object.to_value(provider).len() == record.value.len();
-        let rewrapped = match whole {
-            true => self.seeds.rewrap(provider, &object).await,
-            false => Err(SeedRefusal::Refused("it has fields that this program does not know".into())),
+        let rewrapped = if whole {
+            self.seeds.rewrap(provider, &object).await
+        } else {
+            Err(SeedRefusal::Refused("it has fields that this program does not know".into()))
         };
         match rewrapped {
             Ok(object) => {

@@ -80,7 +80,7 @@ impl<'a> SeedWrapper<'a> {
 
     async fn wrap(&self, provider: &str, object: &EncryptedObject) -> Result<EncryptResponse, SeedRefusal> {
         let seed = self.decrypt(provider, &object.key_id, &object.encrypted_dek_source, &object.annotations).await?;
-        let answer = self.plugins.encrypt(provider, &seed).await.map_err(stop)?;
+        let answer = self.plugins.encrypt(provider, &seed).await.map_err(|error| stop(&error))?;
         if self.is_target(provider, &answer.key_id) != Some(true) {
             return Err(SeedRefusal::Stop(format!(
                 "the plugin of provider {provider} encrypts under key_id {}, which is not the target: is the plugin on \
@@ -110,14 +110,13 @@ impl<'a> SeedWrapper<'a> {
             key_id: key_id.to_owned(),
             annotations: annotations.clone().into_iter().collect(),
         };
-        self.plugins.decrypt(provider, &request).await.map_err(|error| match error.passes {
-            true => stop(error),
-            false => SeedRefusal::Refused(format!("its seed does not open: {error}")),
+        self.plugins.decrypt(provider, &request).await.map_err(|error| {
+            if error.passes { stop(&error) } else { SeedRefusal::Refused(format!("its seed does not open: {error}")) }
         })
     }
 }
 
-fn stop(error: PluginError) -> SeedRefusal {
+fn stop(error: &PluginError) -> SeedRefusal {
     SeedRefusal::Stop(error.to_string())
 }
 

@@ -21,7 +21,7 @@ use crate::rotation::run::plan::{Encrypted, encrypted};
 use crate::rotation::run::room::{make_room, room, until_full};
 
 /// The longest to wait for room after a compaction of our own.
-const AFTER_COMPACTION: Duration = Duration::from_secs(120);
+const AFTER_COMPACTION: Duration = Duration::from_mins(2);
 
 impl Run<'_> {
     /// The keys in etcd, where an etcd was named.
@@ -157,8 +157,7 @@ impl Run<'_> {
 
     /// The clusters of which every value was looked at, each with the revision at which that ended.
     fn searched<'e>(&self, etcd: &'e EtcdClusters) -> impl Iterator<Item = (&'e EtcdCluster, i64)> {
-        let mut revisions: BTreeMap<ClusterId, i64> =
-            self.journal.verified.iter().flat_map(|scan| scan.revisions()).collect();
+        let mut revisions: BTreeMap<ClusterId, i64> = self.journal.verified.iter().flat_map(Scan::revisions).collect();
         revisions.extend(self.journal.clean_revisions.clone());
         etcd.clusters.iter().filter_map(move |cluster| Some((cluster, *revisions.get(&cluster.id)?)))
     }

@@ -29,10 +29,8 @@ impl Run<'_> {
         let mut risks = Vec::new();
         let resources: Vec<_> = self.journal.resources.iter().map(|progress| progress.resource.clone()).collect();
         for resource in &resources {
-            let risk = match self.settings.may_change(resource) {
-                true => None,
-                false => Some(Risk::of(api, resource, &mutators).await?),
-            };
+            let risk =
+                if self.settings.may_change(resource) { None } else { Some(Risk::of(api, resource, &mutators).await?) };
             self.enter_blind_spots(resource, risk.as_ref());
             risks.push(risk);
         }

@@ -11,7 +11,7 @@ use super::*;
 use crate::bench::dek;
 use crate::support::fakes::faults::{Fault, TestIssuer};
 
-async fn build(item: &str) -> Box<dyn Kek> {
+fn build(item: &str) -> Box<dyn Kek> {
     config(item).open()
 }
 
@@ -38,13 +38,13 @@ async fn cause_of_version(kek: &dyn Kek) -> KekCause {
 async fn logs_in_with_a_token_from_a_file_and_takes_a_new_one_from_it() {
     let bench = TransitBench::start().await;
     let file = bench.token_file(&bench.server.token("plugin", 600).await);
-    let kek = build(&bench.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", file.display()))).await;
+    let kek = build(&bench.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", file.display())));
     round_trip(&*kek).await;
     bench.token_file("no-such-token");
     for _ in 0..5 {
         kek.version().await.expect("the token that works is kept beside one that does not");
     }
-    let kek = build(&bench.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", file.display()))).await;
+    let kek = build(&bench.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", file.display())));
     assert_eq!(cause_of_version(&*kek).await, KekCause::Unauthenticated);
     bench.token_file(&bench.server.token("plugin", 600).await);
     round_trip(&*kek).await;
@@ -64,7 +64,7 @@ async fn logs_in_with_a_jwt() {
         |audience: &str| json!({ "sub": "plugin", "aud": audience, "nbf": 1_700_000_000, "exp": 4_000_000_000_u64 });
     std::fs::write(&file, jwt(&key, &claims("somebody else"))).expect("written");
     let auth = format!("{{ jwt: {{ role: plugin, jwtFile: {} }} }}", file.display());
-    let kek = build(&bench.item_with("kube-envelope", &auth)).await;
+    let kek = build(&bench.item_with("kube-envelope", &auth));
     assert_eq!(cause_of_version(&*kek).await, KekCause::Unauthenticated);
     std::fs::write(&file, jwt(&key, &claims("vault"))).expect("written");
     round_trip(&*kek).await;
@@ -92,7 +92,7 @@ async fn logs_in_with_a_service_account_token_that_an_api_server_reviews() {
     let file = bench.folder.path().join("jwt");
     std::fs::write(&file, jwt(&rcgen::KeyPair::generate().expect("a key"), &claims)).expect("written");
     let auth = format!("{{ kubernetes: {{ role: plugin, jwtFile: {} }} }}", file.display());
-    round_trip(&*build(&bench.item_with("kube-envelope", &auth)).await).await;
+    round_trip(&*build(&bench.item_with("kube-envelope", &auth))).await;
 }
 
 #[tokio::test]
@@ -120,8 +120,7 @@ async fn logs_in_with_a_client_certificate() {
         path("vault-ca.pem"),
         path("cert.pem"),
         path("key.pem")
-    ))
-    .await;
+    ));
     assert_eq!(cause_of_version(&*kek).await, KekCause::Unauthenticated, "a certificate of another issuer");
     write(&issuer);
     works_within(Duration::from_secs(10), &*kek).await;
@@ -134,7 +133,7 @@ async fn a_new_ca_file_is_taken_in_after_a_failed_connection() {
     let file = bench.folder.path().join("ca-in-use.pem");
     std::fs::write(&file, TestIssuer::new().pem).expect("written");
     let known = bench.faults.ca_file().display().to_string();
-    let kek = build(&bench.item().replace(&known, &file.display().to_string())).await;
+    let kek = build(&bench.item().replace(&known, &file.display().to_string()));
     let error = kek.version().await.expect_err("an issuer that is not trusted");
     assert!(error.chain().contains("certificate"), "the reason is told: {}", error.chain());
     std::fs::copy(bench.faults.ca_file(), &file).expect("copied");
@@ -173,7 +172,7 @@ async fn a_renewable_token_in_a_file_is_renewed() {
     let bench = TransitBench::start().await;
     let token = bench.server.token("plugin", 3).await;
     let file = bench.token_file(&token);
-    let kek = build(&bench.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", file.display()))).await;
+    let kek = build(&bench.item_with("kube-envelope", &format!("{{ tokenFile: {} }}", file.display())));
     let end = Instant::now() + Duration::from_secs(5);
     while Instant::now() < end {
         kek.version().await.expect("the token outlives its first life of 3 s");
@@ -287,7 +286,7 @@ async fn the_next_address_is_asked_when_one_is_down_or_sealed() {
     let several = format!("['https://{nobody}', '{}', '{}']", sealed.url(), bench.faults.url());
     let item = bench.item().replace(&format!("['{}']", bench.faults.url()), &several);
     assert!(item.contains(&nobody.to_string()));
-    round_trip(&*build(&item).await).await;
+    round_trip(&*build(&item)).await;
 }
 
 #[tokio::test]
@@ -307,7 +306,7 @@ async fn a_key_that_does_not_exist_is_never_created() {
     let bench = TransitBench::start().await;
     let generous = documented_policy(0).replace("update", "create\", \"update").replace("kube-envelope", "missing");
     bench.server.policy("plugin", &generous).await;
-    let kek = build(&bench.item_with("missing", &bench.approle())).await;
+    let kek = build(&bench.item_with("missing", &bench.approle()));
     let (dek, context) = dek();
     let error = kek.wrap(&dek, &context).await.expect_err("no key");
     assert_eq!(error.cause(), KekCause::Denied);
@@ -322,11 +321,11 @@ async fn a_wrong_mount_and_an_unfit_key_are_misconfigured() {
     bench.server.write("transit/keys/ed25519", json!({ "type": "ed25519" })).await;
     bench.server.policy("plugin", "path \"*\" { capabilities = [\"read\", \"update\"] }").await;
     for key in ["derived", "ed25519"] {
-        let kek = build(&bench.item_with(key, &bench.approle())).await;
+        let kek = build(&bench.item_with(key, &bench.approle()));
         assert_eq!(cause_of_version(&*kek).await, KekCause::Misconfigured, "{key}");
     }
     let item = bench.item().replace("key: kube-envelope", "key: kube-envelope, mount: elsewhere");
-    assert_eq!(cause_of_version(&*build(&item).await).await, KekCause::Misconfigured);
+    assert_eq!(cause_of_version(&*build(&item)).await, KekCause::Misconfigured);
 }
 
 #[tokio::test]

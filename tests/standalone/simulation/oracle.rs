@@ -169,7 +169,7 @@ impl Oracle {
     /// Nothing is sealed or opened longer than `maxOfflineAge` after the last unwrap.
     fn check_age(&self, node: &Node, wrapped: &BTreeMap<usize, u32>) {
         let opened = self.last_opened(node, wrapped);
-        let age = opened.map(|at| node.clock.now() - at);
+        let age = opened.map(|at| node.clock.now().saturating_sub(at));
         assert!(
             age.is_some_and(|age| age < Self::limit(node)),
             "node {} serves {wrapped:?}, whose KEKs unwrapped last {age:?} ago",
@@ -201,11 +201,11 @@ impl Oracle {
         let usable: Vec<_> = seen.wrapped.iter().filter(|(vendor, _)| in_use.contains(vendor)).collect();
         let aged = self.last_opened(node, &seen.wrapped).is_none_or(|at| {
             // The plugin counts from the moment in which it asked.
-            node.clock.now() - at + CALL * 2 >= Self::limit(node)
+            node.clock.now().saturating_sub(at) + CALL * 2 >= Self::limit(node)
         });
         let denied = usable.iter().all(|(vendor, version)| {
             let denials = self.had(node, **vendor, **version).denials;
-            denials.is_some_and(|(first, last, count)| count >= 3 && last - first + CALL >= CONFIRMATION)
+            denials.is_some_and(|(first, last, count)| count >= 3 && last.saturating_sub(first) + CALL >= CONFIRMATION)
         });
         let reason = match &*node.process.service.serving() {
             Serving::Stopped { reason } | Serving::Waiting { reason } => reason.clone(),
@@ -229,9 +229,8 @@ impl Oracle {
             "node {at} seals under {versions:?}, and {in_use:?} is configured"
         );
         let seen = &mut self.seen[at];
-        if seen.key_id.as_deref() == Some(key_id) && seen.dek_id != Some(dek_id) {
-            panic!("node {at} made another DEK under the key_id that was active");
-        }
+        let is_another = seen.key_id.as_deref() == Some(key_id) && seen.dek_id != Some(dek_id);
+        assert!(!is_another, "node {at} made another DEK under the key_id that was active");
         let is_new = seen.dek_id != Some(dek_id);
         if is_new && !seen.forgets {
             let deks = seen.deks.entry(key_id.to_owned()).or_default();

@@ -42,7 +42,7 @@ impl Schedule {
             epoch: 1,
             max_offline_age: *OFFLINE_AGES.choose(&mut self.random).unwrap(),
         };
-        self.tell(format!("{conf:?}"));
+        self.tell(&format!("{conf:?}"));
         let mut nodes = Vec::new();
         for number in 0..self.random.random_range(1..=2) {
             nodes.push(Node::start(number, conf.clone(), &self.vendors, self.seed).await);
@@ -62,7 +62,7 @@ impl Schedule {
         self.heal(&mut nodes, &mut oracle).await;
     }
 
-    fn tell(&self, what: String) {
+    fn tell(&self, what: &str) {
         self.story.borrow_mut().push(format!("{:8.3} {what}", self.began.elapsed().as_secs_f64()));
     }
 
@@ -95,7 +95,7 @@ impl Schedule {
             0..22 => self.fault(&vendor),
             22..34 => self.change_versions(&vendor),
             34..50 => {
-                self.tell(format!("{} is well", vendor.name));
+                self.tell(&format!("{} is well", vendor.name));
                 vendor.change(|state| {
                     (state.names, state.wraps, state.unwraps) = (Mode::Good, Mode::Good, Mode::Good);
                     (state.named, state.latency) = (None, Duration::from_millis(20));
@@ -107,17 +107,17 @@ impl Schedule {
             78..86 => {
                 let health =
                     *[Health::Good, Health::Good, Health::Full, Health::Hangs].choose(&mut self.random).unwrap();
-                self.tell(format!("disk of {at}: {health:?}"));
+                self.tell(&format!("disk of {at}: {health:?}"));
                 *nodes[at].disk.health.lock().unwrap() = health;
                 oracle.disk_changed(at, health);
             }
             86..92 => {
                 let asleep = Duration::from_secs(*[2, 20, 100, 3600].choose(&mut self.random).unwrap());
-                self.tell(format!("node {at} sleeps for {asleep:?}"));
+                self.tell(&format!("node {at} sleeps for {asleep:?}"));
                 nodes[at].clock.sleep(asleep);
             }
             _ => {
-                self.tell(format!("many ask node {at}"));
+                self.tell(&format!("many ask node {at}"));
                 oracle.burst(&nodes[at]).await;
             }
         }
@@ -129,7 +129,7 @@ impl Schedule {
         let only = self.random.random_range(0..5);
         let latency = Duration::from_millis(*[20, 20, 20, 700, 2000].choose(&mut self.random).unwrap());
         let what = ["everything", "unwrap", "wrap", "version", "everything but unwrap"][only];
-        self.tell(format!("{}: {mode:?} at {what}, latency {latency:?}", vendor.name));
+        self.tell(&format!("{}: {mode:?} at {what}, latency {latency:?}", vendor.name));
         vendor.change(|state| {
             state.latency = latency;
             if matches!(only, 0 | 1) {
@@ -175,7 +175,7 @@ impl Schedule {
         });
         let state = vendor.state();
         let (named, disabled, destroyed) = (state.named, &state.disabled, &state.destroyed);
-        self.tell(format!(
+        self.tell(&format!(
             "{}: active {}, named {named:?}, disabled {disabled:?}, destroyed {destroyed:?}",
             vendor.name, state.active
         ));
@@ -206,7 +206,7 @@ impl Schedule {
                 _ => {}
             }
         }
-        self.tell(format!("node {} restarts {told}", node.number));
+        self.tell(&format!("node {} restarts {told}", node.number));
         oracle.stopped(node);
         node.restart().await;
         oracle.started(node);
@@ -230,7 +230,7 @@ impl Schedule {
         }
         let one_less = self.chance(25);
         for node in nodes.iter_mut().skip(usize::from(one_less)) {
-            self.tell(format!(
+            self.tell(&format!(
                 "node {} gets keks {:?} retired {:?} epoch {}",
                 node.number, conf.keks, conf.retired, conf.epoch
             ));
@@ -240,7 +240,7 @@ impl Schedule {
 
     /// Everything that can be well is, every KEK is configured, and after a while all is as it should be.
     async fn heal(&mut self, nodes: &mut [Node], oracle: &mut Oracle) {
-        self.tell("all is well".into());
+        self.tell("all is well");
         for vendor in &self.vendors {
             vendor.change(|state| {
                 (state.names, state.wraps, state.unwraps) = (Mode::Good, Mode::Good, Mode::Good);

@@ -10,14 +10,13 @@ pub(super) fn split(line: &str) -> Vec<String> {
         match (c, quote) {
             (c, Some(open)) if c == open => quote = None,
             ('\\', None | Some('"')) => word.get_or_insert_default().extend(rest.next()),
-            (c, Some(_)) => word.get_or_insert_default().push(c),
             ('"' | '\'', None) => {
                 quote = Some(c);
                 word.get_or_insert_default();
             }
             // What ends a command of a shell ends its words.
             (c, None) if c.is_whitespace() || matches!(c, ';' | '&' | '|' | '>' | '<') => words.extend(word.take()),
-            (c, None) => word.get_or_insert_default().push(c),
+            (c, _) => word.get_or_insert_default().push(c),
         }
     }
     words.extend(word);
