@@ -26,7 +26,7 @@ pub const DEFAULT_SOCKET: &str = "/run/kube-envelope/kms.sock";
 /// Default of [`Config::state_dir`].
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/kube-envelope";
 
-/// Default of [`Config::health_listen`].
+/// Default of [`Config::health`].
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8380";
 
 const MAX_CLUSTER_BYTES: usize = 63;
@@ -195,6 +195,9 @@ impl Config {
     }
 
     /// Checks `text`; `file` is for the messages.
+    ///
+    /// # Errors
+    /// Every mistake of the file at once, each with its place and the fix.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
         let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
         let parsed: File = serde_saphyr::from_str_with_options(text, options)

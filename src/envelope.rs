@@ -237,6 +237,9 @@ impl WrappedDekSet {
     }
 
     /// Reads an annotation's value.
+    ///
+    /// # Errors
+    /// [`EnvelopeError::BadAnnotation`] if it is not what [`WrappedDekSet::encode`] makes.
     pub fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
         if bytes.len() > MAX_ANNOTATION_BYTES {
             return Err(EnvelopeError::BadAnnotation("it is longer than the API server stores"));
@@ -259,6 +262,9 @@ impl WrappedDekSet {
     }
 
     /// Whether this DEK was made for `cluster` and `key_id` names its generation.
+    ///
+    /// # Errors
+    /// [`EnvelopeError::OtherCluster`] or [`EnvelopeError::OtherKeyId`].
     pub fn check(&self, cluster: &str, key_id: &str) -> Result<(), EnvelopeError> {
         if self.cluster != cluster {
             return Err(EnvelopeError::OtherCluster { theirs: shown(&self.cluster), ours: cluster.into() });

@@ -60,6 +60,9 @@ impl Generation {
     }
 
     /// Seals a seed.
+    ///
+    /// # Errors
+    /// A seed that is empty or too long; see [`crate::envelope::seal`].
     pub fn seal(&self, seed: &Seed) -> Result<Vec<u8>, EnvelopeError> {
         seal(&self.dek, self.dek_id, &self.wrapped.cluster, &self.key_id, seed, &mut os_random())
     }

@@ -178,7 +178,7 @@ pub struct RotateKeysArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RewriteMethod {
-    /// By the API servers, asked with empty patches: every object is encrypted anew [default].
+    /// By the API servers, asked with empty patches: every object is encrypted anew (default).
     Patch,
     /// Straight in etcd, many times as fast: only the seed of each object is wrapped anew. Needs --etcd with the right to
     /// write, --encryption-config, the plugin's socket, and a snapshot. Not after a suspected leak of a DEK or seed.

@@ -19,6 +19,9 @@ use crate::config::Config;
 
 /// Runs the command. A check that failed is [`Exit::Error`]; a configuration that cannot be read is an error of
 /// its own, with all places that are wrong.
+///
+/// # Errors
+/// Any failure; the `exit` module maps it to an exit code.
 pub fn run(args: &DoctorArgs) -> Result<Exit> {
     let config = Config::load(&args.config)?;
     let mut findings = vec![Finding::ok("configuration", format!("{} is well-formed", args.config.display()))];

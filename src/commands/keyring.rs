@@ -11,6 +11,9 @@ use crate::kek::KekError;
 use crate::key_stores::keyring::{Keyring, VersionState};
 
 /// Runs the command.
+///
+/// # Errors
+/// Any failure; the `exit` module maps it to an exit code.
 pub fn run(command: KeyringCommand) -> Result<Exit> {
     match command {
         KeyringCommand::Create { file } => {

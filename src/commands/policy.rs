@@ -7,6 +7,9 @@ use crate::cli::install::PolicyArgs;
 use crate::config::Config;
 
 /// Runs the command.
+///
+/// # Errors
+/// Any failure; the `exit` module maps it to an exit code.
 pub fn run(args: &PolicyArgs) -> Result<Exit> {
     let config = Config::load(&args.config)?;
     for kek in config.keks.iter().chain(&config.retired) {

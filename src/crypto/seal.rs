@@ -101,6 +101,9 @@ pub fn seal_seed(dek: &Dek, aad: &[u8], seed: &Seed, rng: &mut impl CryptoRng) -
 }
 
 /// Opens a sealed seed; see [`open`].
+///
+/// # Errors
+/// [`OpenError`], as of [`open`].
 pub fn open_seed(dek: &Dek, aad: &[u8], sealed: &[u8]) -> Result<Seed, OpenError> {
     open(dek.expose(), Purpose::Seed, aad, sealed).map(|mut plain| Seed::new(std::mem::take(&mut *plain)))
 }

@@ -114,6 +114,9 @@ impl DekCache {
     /// ago. `unwrap` says which version gave it back.
     ///
     /// `unwrap` runs in a task of its own: a caller that goes away does not end it.
+    ///
+    /// # Errors
+    /// What `unwrap` ended with; it is shared by all that wait for the same DEK.
     pub async fn get_or_unwrap<F>(
         self: &Arc<Self>,
         id: DekId,

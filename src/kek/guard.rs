@@ -74,16 +74,25 @@ impl GuardedKek {
     }
 
     /// See [`Kek::version`].
+    ///
+    /// # Errors
+    /// The KEK's own, or `Unavailable` while the breaker is open or the deadline has passed.
     pub async fn version(&self) -> Result<KekVersion, KekError> {
         self.call(KekOperation::Version, || self.kek.version()).await
     }
 
     /// See [`Kek::wrap`].
+    ///
+    /// # Errors
+    /// As of [`GuardedKek::version`].
     pub async fn wrap(&self, dek: &Dek, context: &WrapContext) -> Result<WrappedDek, KekError> {
         self.call(KekOperation::Wrap, || self.kek.wrap(dek, context)).await
     }
 
     /// See [`Kek::unwrap`].
+    ///
+    /// # Errors
+    /// As of [`GuardedKek::version`].
     pub async fn unwrap(&self, wrapped: &WrappedDek, context: &WrapContext) -> Result<Unwrapped, KekError> {
         self.call(KekOperation::Unwrap, || self.kek.unwrap(wrapped, context)).await
     }

@@ -74,6 +74,9 @@ async fn open(address: &SocketAddress) -> std::io::Result<UnixStream> {
 }
 
 /// Status, Encrypt of random bytes, Decrypt of the result, through the socket.
+///
+/// # Errors
+/// The first of the three calls that failed.
 pub async fn self_check(socket: &SocketAddress) -> Result<SelfCheck, SelfCheckError> {
     let refused = |rpc| move |status| SelfCheckError::Refused { rpc, status: Box::new(status) };
     let mut client = connect(socket).await?;

@@ -24,7 +24,7 @@ const STREAMS: u32 = 4096;
 
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 
-/// Serves until `shutdown`; then until all requests are answered, or [`GRACE`] is over.
+/// Serves until `shutdown`; then until all requests are answered, or 1.5 s is over.
 ///
 /// # Errors
 /// When the server ends before `shutdown`.

@@ -110,6 +110,9 @@ impl Service {
     ///
     /// Whether a KEK still stands for its DEK is looked at in this moment: the clock may have gone on while nothing
     /// here did.
+    ///
+    /// # Errors
+    /// Why nothing may be written now.
     pub fn status(&self) -> Result<Arc<Generation>, ServiceError> {
         match &**self.serving.load() {
             Serving::Ready { generation, .. } if self.cache.remaining(generation.dek_id()).is_some() => {
@@ -121,12 +124,18 @@ impl Service {
     }
 
     /// Seals a seed under the active DEK. No I/O.
+    ///
+    /// # Errors
+    /// As of [`Service::status`], or a seed that is empty or too long.
     pub fn encrypt(&self, seed: &Seed) -> Result<Encrypted, ServiceError> {
         let generation = self.status()?;
         Ok(Encrypted { ciphertext: generation.seal(seed)?, generation })
     }
 
     /// Opens what any node of this cluster sealed. Asks a KEK only for a DEK that is not in memory.
+    ///
+    /// # Errors
+    /// What is wrong with the request, or why its DEK cannot be unwrapped.
     pub async fn decrypt(
         self: &Arc<Self>,
         ciphertext: &[u8],
@@ -157,6 +166,9 @@ impl Service {
     }
 
     /// Unwraps a DEK into the cache and keeps it in the store; one call for all that ask for the same DEK.
+    ///
+    /// # Errors
+    /// What the KEKs said.
     pub async fn unwrap(self: &Arc<Self>, dek_id: DekId, wrapped: WrappedDekSet) -> Result<Arc<Dek>, ServiceError> {
         if !self.keks.load().knows_any(&wrapped.wraps) {
             return Err(ServiceError::Unwrap { dek_id, source: Arc::new(UnwrapError::NoKek) });

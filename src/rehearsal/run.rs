@@ -42,7 +42,7 @@ pub struct FolderReport {
     pub unchecked: u64,
     /// Different seeds.
     pub seeds: BTreeSet<SeedName>,
-    /// Keys in etcd that do not open, or were not judged, with the reason; the first [`NAMED`] of them.
+    /// Keys in etcd that do not open, or were not judged, with the reason; the first 1,000 of them.
     pub named: BTreeMap<String, String>,
 }
 

@@ -143,7 +143,7 @@ fn nobody_missing(doubts: &[Doubt], failures: &[String], earlier: Option<&Adopti
 /// A connection to each API server that answers; through a balancer, several.
 ///
 /// # Errors
-/// As [`look`].
+/// As [`look()`].
 pub async fn reached(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Api>, RotationError> {
     let seen = look(cluster, accept_unproven).await?;
     connections(cluster, &seen)
@@ -165,6 +165,9 @@ fn connections(cluster: &Cluster, seen: &[Seen]) -> Result<Vec<Api>, RotationErr
 
 /// An empty patch goes round all servers twice. Two that disagree rewrite each other's: the version changes at
 /// each step. If all agree, only the first step may change it.
+///
+/// # Errors
+/// [`Obstacle::NotYet`] with the two servers that do not agree.
 pub async fn agree(servers: &[Api], canaries: &[Canary]) -> Result<(), Obstacle> {
     for canary in canaries {
         let mut last: Option<(Touched, &Api)> = None;
@@ -217,6 +220,9 @@ fn different_keys(wanted: &Wanted, provider: &str, hashes: &BTreeMap<&str, Vec<S
 }
 
 /// The `key_id` hashes that the plugins report; all servers must say the same.
+///
+/// # Errors
+/// Servers that report different keys, or another one than this rotation's target.
 pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<String, String>, Obstacle> {
     let mut targets = BTreeMap::new();
     for provider in &wanted.providers {

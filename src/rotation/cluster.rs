@@ -146,6 +146,9 @@ impl Cluster {
     }
 
     /// The same over connections of its own: a balancer may lead each to another API server.
+    ///
+    /// # Errors
+    /// The client cannot be set up.
     pub fn entry_anew(&self) -> Result<Api, RotationError> {
         client(self.config.clone(), &self.access)
     }
@@ -165,6 +168,9 @@ impl Cluster {
     }
 
     /// Each API server by itself.
+    ///
+    /// # Errors
+    /// No API server is known, or the one that was asked does not answer.
     pub async fn servers(&self) -> Result<Vec<Api>, RotationError> {
         let urls = if self.access.servers.is_empty() { self.endpoints().await? } else { self.access.servers.clone() };
         if urls.is_empty() {

@@ -247,6 +247,9 @@ impl Journal {
     }
 
     /// Reads one; `None` where there is none.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not a journal of this program.
     pub fn read(file: &Path) -> Result<Option<Self>, RotationError> {
         let text = match fs::read_to_string(file) {
             Ok(text) => text,
@@ -275,6 +278,9 @@ impl Journal {
     }
 
     /// Puts the file in place, whole or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written; the former one is still whole.
     pub fn write(&self, file: &Path) -> Result<(), RotationError> {
         let text = serde_json::to_string_pretty(self).expect("a journal has only string keys");
         write_whole(file, &text)
@@ -360,6 +366,9 @@ impl Journal {
 }
 
 /// Writes a file of mode 0600, whole or not at all; creates its folder where there is none.
+///
+/// # Errors
+/// The file cannot be written; a former one is still whole.
 pub fn write_whole(file: &Path, text: &str) -> Result<(), RotationError> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     folder

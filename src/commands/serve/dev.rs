@@ -14,6 +14,9 @@ use crate::plugin::client::self_check as check;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes keyring and configuration in `folder` on the first start, reuses them afterwards, and says what to do next.
+///
+/// # Errors
+/// A folder that cannot be used, or a keyring that cannot be read.
 pub fn prepare(folder: &Path) -> Result<(PathBuf, (Config, String))> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let folder = folder.canonicalize().with_context(|| format!("cannot use folder {}", folder.display()))?;

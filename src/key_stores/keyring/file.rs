@@ -148,6 +148,9 @@ impl Keyring {
     }
 
     /// Makes a pending version active; the one that was active becomes retired.
+    ///
+    /// # Errors
+    /// No pending version of that id.
     pub fn activate(&mut self, id: &str) -> Result<(), KekError> {
         let state = self.find(id)?.state;
         if state != VersionState::Pending {
@@ -166,6 +169,9 @@ impl Keyring {
     }
 
     /// Retires a pending version that shall never become active.
+    ///
+    /// # Errors
+    /// No pending version of that id.
     pub fn retire(&mut self, id: &str) -> Result<(), KekError> {
         if self.find(id)?.state == VersionState::Active {
             return Err(KekError::misconfigured(format!(
@@ -179,6 +185,9 @@ impl Keyring {
     }
 
     /// Removes a retired version for good. What is still wrapped by it alone is lost: `verify` says beforehand.
+    ///
+    /// # Errors
+    /// No retired version of that id.
     pub fn destroy(&mut self, id: &str) -> Result<(), KekError> {
         let state = self.find(id)?.state;
         if state != VersionState::Retired {

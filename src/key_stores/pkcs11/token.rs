@@ -41,6 +41,9 @@ pub(super) enum Wanted {
 
 impl Token {
     /// Loads the module. Whether the token is there shows when it is used.
+    ///
+    /// # Errors
+    /// `Unavailable` if the module cannot be loaded or initialised.
     pub fn open(file: &Path, label: String, pin: &[u8]) -> Result<Self, KekError> {
         let pin = std::str::from_utf8(pin).map_err(|_| KekError::misconfigured("the PIN is not text"))?;
         let pin = Zeroizing::new(pin.to_owned());
@@ -59,6 +62,9 @@ impl Token {
     }
 
     /// The mechanism to wrap with, by what the token offers.
+    ///
+    /// # Errors
+    /// `Misconfigured` if the token offers none of those that are known, or not the one that is wanted.
     pub fn choose_mechanism(&self, wanted: Option<Mechanism>) -> Result<Mechanism, KekError> {
         let offered = self.module.get_mechanism_list(self.slot()?).map_err(|error| kek_error(&error))?;
         Mechanism::choose(wanted, &offered)
@@ -66,6 +72,9 @@ impl Token {
     }
 
     /// Runs `work` in a session with the user logged in, and once more in a new one if the first was lost.
+    ///
+    /// # Errors
+    /// What `work` or the login returned, by its meaning.
     pub fn with_session<T>(
         &self,
         wanted: Wanted,

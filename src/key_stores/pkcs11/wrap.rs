@@ -15,6 +15,9 @@ use crate::crypto::secret::DEK_BYTES;
 
 impl Key {
     /// Wraps `plain`. Only AES-GCM binds `context`; for the others the DEK's id does.
+    ///
+    /// # Errors
+    /// What the module returned.
     pub fn wrap(&self, session: &Session, by: Mechanism, context: &[u8], plain: &[u8]) -> Result<Vec<u8>, Error> {
         match by {
             Mechanism::AesGcm => seal(session, self.wraps_with, context, plain),
@@ -25,6 +28,9 @@ impl Key {
     }
 
     /// Unwraps what [`Key::wrap`] made by the same mechanism.
+    ///
+    /// # Errors
+    /// What the module returned.
     pub fn unwrap(&self, session: &Session, by: Mechanism, context: &[u8], made: &[u8]) -> Result<Vec<u8>, Error> {
         match by {
             Mechanism::AesGcm => open(session, self.unwraps_with, context, made),

@@ -55,6 +55,8 @@ impl From<Failure> for KekError {
 }
 
 impl Client {
+    /// # Errors
+    /// `Misconfigured` for a certificate or key that cannot be used.
     pub fn new(servers: Servers) -> Result<Self, KekError> {
         let http = ArcSwap::from_pointee(connect(&servers)?);
         Ok(Self { servers, http, preferred: AtomicUsize::new(0), clock: ServerClock::default() })
@@ -74,6 +76,9 @@ impl Client {
     }
 
     /// Asks one address after the other until one answers; the one that did is asked first the next time.
+    ///
+    /// # Errors
+    /// The last address' failure.
     pub async fn send(&self, request: &Request, token: Option<&SecretText>) -> Result<Answer, Failure> {
         let count = self.servers.addresses.len();
         let first = self.preferred.load(Relaxed);
@@ -175,6 +180,9 @@ pub(super) struct Answer {
 
 impl Answer {
     /// The answer as JSON of this shape.
+    ///
+    /// # Errors
+    /// `Unavailable`: the answer is not the server's own.
     pub fn parse<T: for<'de> Deserialize<'de>>(&self) -> Result<T, KekError> {
         // serde_json's text can quote the value it stumbled over: give the place alone.
         serde_json::from_slice(&self.body).map_err(|error| {

@@ -19,6 +19,9 @@ const PIONEERS: u32 = 3;
 const OPENS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Writes every canary through one server, and reads from its metrics what it stored them under.
+///
+/// # Errors
+/// What the server stored under instead, or that its metrics cannot be read.
 pub async fn prove_writes(
     one: &Seen,
     wanted: &Wanted,
@@ -111,6 +114,9 @@ fn provider_of(prefix: &str) -> Option<&str> {
 }
 
 /// Has every server read what `writer` just wrote: the empty patch that is only tried reads from etcd and opens.
+///
+/// # Errors
+/// The server that cannot read it.
 pub async fn prove_reads(servers: &[Seen], writer: &Seen, canaries: &[Canary]) -> Result<(), Obstacle> {
     for reader in servers.iter().filter(|reader| !reader.is(writer)) {
         for canary in canaries {
@@ -133,6 +139,9 @@ pub async fn prove_reads(servers: &[Seen], writer: &Seen, canaries: &[Canary]) -
 /// Has every server read an object of each resource. A server whose configuration does not cover the resource
 /// transforms nothing, by its own metrics; it could not read what the others rewrite, and would never start again.
 /// Returns the resources that have an object to show it.
+///
+/// # Errors
+/// The server that does not cover a resource, or cannot read an object of it.
 pub async fn prove_coverage(servers: &[Seen], resources: &[Resource]) -> Result<BTreeSet<String>, Obstacle> {
     let mut pioneers = BTreeMap::new();
     for resource in resources {

@@ -125,6 +125,9 @@ fn digest(value: &Value) -> u64 {
 }
 
 /// Go writes an empty list as `null`.
+///
+/// # Errors
+/// The document's own.
 pub fn null_as_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
@@ -159,28 +162,43 @@ impl Api {
     }
 
     /// GET, any status.
+    ///
+    /// # Errors
+    /// No answer, or one that cannot be read; an error status is an answer.
     pub async fn get(&self, path: &str, accept: &str) -> Result<Answer, ApiError> {
         self.send(Method::GET, path, accept, None).await
     }
 
     /// GET of a JSON document.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         let answer = self.get(path, "application/json").await?;
         self.parse(&self.success(answer)?)
     }
 
     /// POST of a JSON document, any status.
+    ///
+    /// # Errors
+    /// No answer, or one that cannot be read; an error status is an answer.
     pub async fn post(&self, path: &str, document: &Value) -> Result<Answer, ApiError> {
         self.send(Method::POST, path, "application/json", Some(("application/json", document.to_string()))).await
     }
 
     /// POST of a JSON document, answered by another.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn post_json<T: DeserializeOwned>(&self, path: &str, document: &Value) -> Result<T, ApiError> {
         let answer = self.post(path, document).await?;
         self.parse(&self.success(answer)?)
     }
 
     /// Makes an object of our own in a namespace of our own, unless they are there.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn ensure(&self, kind: &str, plural: &str, namespace: &str, name: &str) -> Result<(), ApiError> {
         let folder = format!("/api/v1/namespaces/{namespace}/{plural}");
         if self.get_metadata(&format!("{folder}/{name}")).await?.status == 200 {
@@ -198,12 +216,18 @@ impl Api {
     }
 
     /// DELETE of an object of our own, any status.
+    ///
+    /// # Errors
+    /// No answer, or one that cannot be read; an error status is an answer.
     pub async fn delete(&self, path: &str) -> Result<Answer, ApiError> {
         self.send(Method::DELETE, path, "application/json", None).await
     }
 
     /// JSON merge patch answered by metadata alone, any status. `{}` makes the server store the object again if,
     /// and only if, it is stored under another key than the server's current one.
+    ///
+    /// # Errors
+    /// No answer, or one that cannot be read; an error status is an answer.
     pub async fn patch(&self, path: &str, document: &str) -> Result<Answer, ApiError> {
         let separator = if path.contains('?') { '&' } else { '?' };
         let path = format!("{path}{separator}fieldManager={FIELD_MANAGER}");
@@ -211,6 +235,9 @@ impl Api {
     }
 
     /// The same answered by the whole object: for objects of our own.
+    ///
+    /// # Errors
+    /// No answer, or one that cannot be read; an error status is an answer.
     pub async fn patch_own(&self, path: &str, document: &str) -> Result<Answer, ApiError> {
         let path = format!("{path}?fieldManager={FIELD_MANAGER}");
         let body = ("application/merge-patch+json", document.into());
@@ -218,27 +245,42 @@ impl Api {
     }
 
     /// GET of one object's metadata, any status. Reads from etcd, not from a cache.
+    ///
+    /// # Errors
+    /// No answer, or one that cannot be read; an error status is an answer.
     pub async fn get_metadata(&self, path: &str) -> Result<Answer, ApiError> {
         self.get(path, ONE_METADATA).await
     }
 
     /// One page of a list, metadata alone, any status.
+    ///
+    /// # Errors
+    /// No answer, or one that cannot be read; an error status is an answer.
     pub async fn list(&self, path: &str, limit: u32, token: &str) -> Result<Answer, ApiError> {
         let token = if token.is_empty() { String::new() } else { format!("&continue={}", escaped(token)) };
         self.get(&format!("{path}?limit={limit}{token}"), LIST_METADATA).await
     }
 
     /// The first ten objects of a list, metadata alone, any status. `parameters` say as of when, and end with `&`.
+    ///
+    /// # Errors
+    /// No answer, or one that cannot be read; an error status is an answer.
     pub async fn list_at(&self, path: &str, parameters: &str) -> Result<Answer, ApiError> {
         self.get(&format!("{path}?{parameters}limit=10"), LIST_METADATA).await
     }
 
     /// Takes a body apart.
+    ///
+    /// # Errors
+    /// [`ApiError::Malformed`].
     pub fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ApiError> {
         serde_json::from_slice(body).map_err(|source| ApiError::Malformed { address: self.address.clone(), source })
     }
 
     /// The body of a success; anything else is the error.
+    ///
+    /// # Errors
+    /// [`ApiError::Refused`] for any other status.
     pub fn success(&self, answer: Answer) -> Result<Vec<u8>, ApiError> {
         if (200..300).contains(&answer.status) {
             return Ok(answer.body);

@@ -43,6 +43,9 @@ pub fn canaries(coverage: &Coverage) -> Vec<Canary> {
 
 impl Canary {
     /// Makes it, unless it is there.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn ensure(&self, api: &Api) -> Result<(), RotationError> {
         let plural = self.resource.plural.as_str();
         let kind = if plural == "secrets" { "Secret" } else { "ConfigMap" };
@@ -51,6 +54,9 @@ impl Canary {
     }
 
     /// Changes an annotation, so that the server must store it.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn write(&self, api: &Api) -> Result<(), ApiError> {
         let now = jiff::Timestamp::now().to_string();
         let patch = json!({"metadata": {"annotations": {ANNOTATION: now}}}).to_string();
@@ -59,12 +65,18 @@ impl Canary {
     }
 
     /// Takes it away.
+    ///
+    /// # Errors
+    /// No answer, or one that cannot be read; an error status is an answer.
     pub async fn remove(&self, api: &Api) -> Result<(), ApiError> {
         let answer = api.delete(&self.path()).await?;
         if answer.status == 404 { Ok(()) } else { api.success(answer).map(|_| ()) }
     }
 
     /// Sends the empty patch and returns what there is after it.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn touch(&self, api: &Api) -> Result<Touched, ApiError> {
         let answer = api.patch_own(&self.path(), "{}").await?;
         let body = api.success(answer)?;

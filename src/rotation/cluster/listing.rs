@@ -81,6 +81,9 @@ pub enum Page {
 
 /// One page of metadata. An expired token is followed by the one that the server sends instead: what was created
 /// meanwhile may be missing, and that is stored under the target key.
+///
+/// # Errors
+/// An error status of the API server, or no answer.
 pub async fn page_after(api: &Api, folder: &Folder, mut token: String) -> Result<Page, RotationError> {
     let mut wait = FIRST_WAIT;
     let (path, resource) = (folder.path(), &folder.resource);
@@ -124,6 +127,9 @@ pub async fn page_after(api: &Api, folder: &Folder, mut token: String) -> Result
 }
 
 /// The revision of a list now, and about how many objects it has.
+///
+/// # Errors
+/// An error status of the API server, or no answer.
 pub async fn revision(api: &Api, resource: &Resource) -> Result<(u64, u64), RotationError> {
     let list = shortest(api, &Folder::all(resource)).await?;
     let revision = list.metadata.resource_version.parse().map_err(|_| {
@@ -136,6 +142,9 @@ pub async fn revision(api: &Api, resource: &Resource) -> Result<(u64, u64), Rota
 }
 
 /// About how many objects there are, without regard to their names.
+///
+/// # Errors
+/// An error status of the API server, or no answer.
 pub async fn count(api: &Api, folder: &Folder) -> Result<u64, RotationError> {
     Ok(counted(&shortest(api, folder).await?))
 }
@@ -152,6 +161,9 @@ fn counted(list: &MetadataList) -> u64 {
 }
 
 /// The names of all namespaces, sorted.
+///
+/// # Errors
+/// An error status of the API server, or no answer.
 pub async fn namespaces(api: &Api) -> Result<Vec<String>, RotationError> {
     let resource =
         Resource { group: String::new(), version: "v1".into(), plural: "namespaces".into(), namespaced: false };

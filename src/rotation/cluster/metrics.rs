@@ -46,6 +46,9 @@ pub fn key_id_hash(key_id: &str) -> String {
 }
 
 /// Reads the metrics of one API server.
+///
+/// # Errors
+/// An error status of the API server, or no answer.
 pub async fn scrape(api: &Api) -> Result<Scrape, ApiError> {
     let answer = api.get("/metrics", "text/plain").await?;
     let body = api.success(answer)?;

@@ -90,6 +90,9 @@ impl Coverage {
     }
 
     /// Reads the file that the API servers are started with.
+    ///
+    /// # Errors
+    /// The file cannot be read as kube-apiserver reads it.
     pub fn read(file: &Path) -> Result<Self, RotationError> {
         let configuration = EncryptionConfiguration::read(file).map_err(|error| match error {
             EncryptionConfigError::Read { file, source } => {
@@ -110,6 +113,9 @@ impl Coverage {
     }
 
     /// Guesses from what the API servers did since they started.
+    ///
+    /// # Errors
+    /// No server has a KMS v2 provider, or they do not tell the same.
     pub fn infer(scrapes: &[Scrape]) -> Result<Self, RotationError> {
         let mut found: BTreeMap<String, String> = BTreeMap::new();
         // What was stored is worth more than what was read: an older provider is read, too.

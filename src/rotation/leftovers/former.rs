@@ -56,6 +56,9 @@ pub async fn specimens_in_etcd(
 }
 
 /// Of each resource the object that was not stored for the longest time.
+///
+/// # Errors
+/// An error status of the API server, or no answer.
 pub async fn specimens_in_lists(api: &Api, resources: &[Resource]) -> Result<Vec<Specimens>, RotationError> {
     let mut specimens = Vec::new();
     for resource in resources {

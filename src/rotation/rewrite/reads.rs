@@ -28,6 +28,9 @@ const READS_OF_ONE: usize = 32;
 const RESTARTS: u32 = 3;
 
 /// Has every object read from etcd through one API server and looks at its metrics under which keys that was.
+///
+/// # Errors
+/// An error status of the API server, or no answer.
 pub async fn scan_reads(
     api: &Api,
     expected: &Expected,

@@ -26,6 +26,9 @@ pub struct Encrypted {
 }
 
 /// Asks what is served, and keeps what a KMS v2 provider writes.
+///
+/// # Errors
+/// An error status of the API server, or no answer.
 pub async fn encrypted(api: &Api, coverage: &Coverage) -> Result<Encrypted, RotationError> {
     let served = discover(&api.patient()).await?;
     let everything = served.resources.iter().chain(&served.unpatchable).cloned().collect();
@@ -100,6 +103,9 @@ impl Encrypted {
 }
 
 /// Enters resources and counts into the journal.
+///
+/// # Errors
+/// An error status of the API server, or no answer.
 pub async fn fill(journal: &mut Journal, api: &Api, encrypted: &Encrypted) -> Result<(), RotationError> {
     journal.skipped.clone_from(&encrypted.skipped);
     journal.resources.clear();
@@ -126,6 +132,9 @@ pub async fn fill(journal: &mut Journal, api: &Api, encrypted: &Encrypted) -> Re
 
 /// Provider → hash of the `key_id` that is reported now. All servers must agree, for "another one than this" to mean
 /// something later.
+///
+/// # Errors
+/// [`RotationError::NotConverged`] if two servers report different keys.
 pub fn reported_now(seen: &[Seen], coverage: &Coverage) -> Result<BTreeMap<String, String>, RotationError> {
     let mut reported: BTreeMap<String, String> = BTreeMap::new();
     for provider in coverage.providers() {

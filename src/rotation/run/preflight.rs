@@ -27,6 +27,9 @@ struct Status {
 }
 
 /// Rights that are missing, one sentence each.
+///
+/// # Errors
+/// An error status of the API server, or no answer.
 pub async fn missing_rights(api: &Api, journal: &Journal, with_etcd: bool) -> Result<Vec<String>, RotationError> {
     if may(api, "*", "*", "*").await? {
         return Ok(Vec::new());
@@ -60,6 +63,9 @@ async fn may(api: &Api, verb: &str, group: &str, resource: &str) -> Result<bool,
 
 /// Tries the rewrite of every object without storing anything, and enters what would be refused or changed. `risks` are
 /// those of the journal's resources.
+///
+/// # Errors
+/// An error status of the API server, or no answer.
 pub async fn dry_run(
     api: &Api,
     keys: Option<&KeysInEtcd>,

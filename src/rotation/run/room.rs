@@ -16,6 +16,9 @@ const AFTER_ALARM: &str = "nobody can write in this cluster until someone has ma
                            --resume";
 
 /// The room in all clusters: what the fullest of them allows.
+///
+/// # Errors
+/// What etcd answered, as a sentence.
 pub async fn room(etcd: &EtcdClusters) -> Result<Room, String> {
     let (mut worst, mut asked) = (Room::Enough, 0);
     for cluster in &etcd.clusters {

@@ -50,6 +50,9 @@ pub struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// Takes up a journal: a new one, or one that was left.
+    ///
+    /// # Errors
+    /// The cluster cannot be reached, or is not the journal's.
     pub async fn start_or_resume(
         settings: Settings,
         journal: Journal,
@@ -69,6 +72,9 @@ impl<'a> Run<'a> {
 
     /// Plans only: fills the journal in memory and writes nothing. `fresh`: a rotation follows, so what the plugins
     /// report must be of now.
+    ///
+    /// # Errors
+    /// The cluster or etcd cannot be read, or plugins report different keys.
     pub async fn plan(&mut self, fresh: bool) -> Result<(), RotationError> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
         if self.settings.rotate_kek && self.coverage.providers().is_empty() {
@@ -110,6 +116,9 @@ impl<'a> Run<'a> {
     }
 
     /// Tries the rewrite of every object without storing anything.
+    ///
+    /// # Errors
+    /// The cluster or etcd cannot be read.
     pub async fn dry_run(&mut self) -> Result<(), RotationError> {
         self.look_ahead().await?;
         let report = self.report;
@@ -370,6 +379,9 @@ async fn same_cluster(cluster: &Cluster, journal: &mut Journal) -> Result<(), Ro
 }
 
 /// What is encrypted: as configured, or as the metrics let one guess.
+///
+/// # Errors
+/// The file cannot be read, or the metrics do not tell.
 pub async fn coverage(cluster: &Cluster, settings: &Settings) -> Result<Coverage, RotationError> {
     if let Some(file) = &settings.encryption_config {
         return Coverage::read(file);

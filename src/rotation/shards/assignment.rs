@@ -143,6 +143,9 @@ impl Cut {
 }
 
 /// Divides resources among so many shards; each with what may change its objects.
+///
+/// # Errors
+/// An error status of the API server, or no answer.
 pub async fn divide(
     api: &Api,
     resources: &[(&Progress, Vec<String>)],

@@ -107,11 +107,17 @@ impl Board {
     }
 
     /// The orders, and the version of their `ConfigMap`; nothing before the first one came.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn orders(&self, from: Source) -> Result<(String, Option<Orders>), RotationError> {
         self.read(NAME, from).await
     }
 
     /// The assignment that belongs to these orders, if it is posted.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn assignment(&self, orders: &Orders) -> Result<Option<Assignment>, RotationError> {
         let (_, posted): (_, Option<Assigned<Assignment>>) = self.read(&assignment_name(), Source::Cache).await?;
         let belongs =
@@ -120,11 +126,17 @@ impl Board {
     }
 
     /// What one shard has reported last.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn reported(&self, index: u32) -> Result<Option<Report>, RotationError> {
         Ok(self.read(&report_name(index), Source::Cache).await?.1)
     }
 
     /// What every shard has reported last.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn reports(&self) -> Result<BTreeMap<u32, Report>, RotationError> {
         let mut reports = BTreeMap::new();
         for ConfigMap { metadata, data } in self.report_maps().await? {
@@ -136,6 +148,9 @@ impl Board {
     }
 
     /// Makes a `ConfigMap` for the reports of each shard, unless it is there.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn ensure_reports(&self, shards: usize) -> Result<(), RotationError> {
         let there: Vec<_> = self.report_maps().await?.iter().filter_map(|map| index_of(&map.metadata.name)).collect();
         for index in (0..).take(shards).filter(|index| !there.contains(index)) {
@@ -145,17 +160,26 @@ impl Board {
     }
 
     /// Posts orders, unless the `ConfigMap` has changed since it had this version: the API server then answers 409.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn claim(&self, orders: &Orders, version: &str) -> Result<(), RotationError> {
         let document = json!({"metadata": {"resourceVersion": version}, "data": {CONTENT: text(orders)}});
         self.patch(NAME, &document).await
     }
 
     /// Posts orders.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn order(&self, orders: &Orders) -> Result<(), RotationError> {
         self.patch(NAME, &json!({"data": {CONTENT: text(orders)}})).await
     }
 
     /// Posts the assignment that belongs to these orders.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn assign(&self, orders: &Orders, assignment: &Assignment) -> Result<(), RotationError> {
         self.make(&assignment_name(), &json!({})).await?;
         let assigned = Assigned { rotation: orders.rotation, generation: orders.generation, assignment };
@@ -163,6 +187,9 @@ impl Board {
     }
 
     /// Posts what a shard has done.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn report(&self, index: u32, report: &Report) -> Result<(), RotationError> {
         self.patch(&report_name(index), &json!({"data": {CONTENT: text(report)}})).await
     }

@@ -32,6 +32,9 @@ pub struct Coordinator {
 
 impl Coordinator {
     /// Takes the shards over for a rotation, unless another rotation lives.
+    ///
+    /// # Errors
+    /// Another rotation whose coordinator is alive.
     pub async fn take(api: Api, rotation: jiff::Timestamp) -> Result<Self, RotationError> {
         let board = Board::new(api);
         board.ensure().await?;
@@ -122,11 +125,17 @@ impl Coordinator {
     }
 
     /// Has the shards stop where they are, and wait.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn pause(&mut self) -> Result<(), RotationError> {
         self.leave(Phase::Paused).await
     }
 
     /// Lets the shards end.
+    ///
+    /// # Errors
+    /// An error status of the API server, or no answer.
     pub async fn dismiss(&mut self) -> Result<(), RotationError> {
         self.leave(Phase::Ended).await
     }
