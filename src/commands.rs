@@ -10,6 +10,8 @@ mod manual;
 mod metrics_file;
 #[cfg(feature = "rotate")]
 mod opening;
+#[cfg(feature = "rotate")]
+mod plugin_config;
 pub mod policy;
 #[cfg(feature = "rotate")]
 pub mod rehearse;

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 pub use self::error::{ConfigError, Problem};
-pub use self::listen::{HealthAddress, HealthSettings, SocketAddress, SocketSettings};
+pub use self::listen::{DEFAULT_LISTEN, HealthAddress, HealthSettings, SocketAddress, SocketSettings};
 use crate::kek::Lineage;
 use crate::key_stores::{KekConfig, KekItem};
 
@@ -25,9 +25,6 @@ pub const DEFAULT_SOCKET: &str = "/run/kube-envelope/kms.sock";
 
 /// Default of [`Config::state_dir`].
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/kube-envelope";
-
-/// Default of [`Config::health`].
-pub const DEFAULT_LISTEN: &str = "127.0.0.1:8380";
 
 const MAX_CLUSTER_BYTES: usize = 63;
 

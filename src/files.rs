@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rand::RngExt;
@@ -28,7 +28,7 @@ pub fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(feature = "rotate")]
 pub fn replace_readable(file: &Path, content: &[u8]) -> io::Result<()> {
     let unfinished = write_beside(file, content)?;
-    let readable = fs::Permissions::from_mode(0o644);
+    let readable = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644);
     let moved = fs::set_permissions(&unfinished, readable).and_then(|()| fs::rename(&unfinished, file));
     moved.inspect_err(|_| remove(&unfinished))
 }

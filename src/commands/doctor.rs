@@ -21,7 +21,7 @@ use crate::config::Config;
 /// its own, with all places that are wrong.
 ///
 /// # Errors
-/// Any failure; the `exit` module maps it to an exit code.
+/// Any failure; [`exit_of`](super::exit_of) maps it to an exit code.
 pub fn run(args: &DoctorArgs) -> Result<Exit> {
     let config = Config::load(&args.config)?;
     let mut findings = vec![Finding::ok("configuration", format!("{} is well-formed", args.config.display()))];

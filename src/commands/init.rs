@@ -6,19 +6,17 @@ mod distribution;
 mod files;
 mod former;
 mod output;
+mod refused;
 mod steps;
+mod wanted;
 mod yaml;
 
 use anyhow::Result;
 
+pub use self::refused::Refused;
 use super::exit::Exit;
 use crate::cli::install::InitArgs;
 use crate::config::DEFAULT_STATE_DIR;
-
-/// A wrong or missing argument: exit code 2, and nothing was touched.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Refused(String);
 
 /// Runs the command. Files that differ and were not replaced are [`Exit::Error`].
 ///

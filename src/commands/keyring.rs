@@ -13,7 +13,7 @@ use crate::key_stores::keyring::{Keyring, VersionState};
 /// Runs the command.
 ///
 /// # Errors
-/// Any failure; the `exit` module maps it to an exit code.
+/// Any failure; [`exit_of`](super::exit_of) maps it to an exit code.
 pub fn run(command: KeyringCommand) -> Result<Exit> {
     match command {
         KeyringCommand::Create { file } => {

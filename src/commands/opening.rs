@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use async_trait::async_trait;
 
-use super::rotate_keys::intent::plugin_config;
+use super::plugin_config::plugin_config;
 use super::rotation_access::etcd_access;
 use crate::backup::{Snapshot, Source};
 use crate::cli::backup::{EtcdArgs, KeyArgs};

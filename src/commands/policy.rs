@@ -9,7 +9,7 @@ use crate::config::Config;
 /// Runs the command.
 ///
 /// # Errors
-/// Any failure; the `exit` module maps it to an exit code.
+/// Any failure; [`exit_of`](super::exit_of) maps it to an exit code.
 pub fn run(args: &PolicyArgs) -> Result<Exit> {
     let config = Config::load(&args.config)?;
     for kek in config.keks.iter().chain(&config.retired) {

@@ -29,7 +29,7 @@ use crate::telemetry::{LogFormat, start_logs};
 /// Runs the command.
 ///
 /// # Errors
-/// Any failure; the `exit` module maps it to an exit code.
+/// Any failure; [`exit_of`](super::exit_of) maps it to an exit code.
 pub fn run(args: RotateKeysArgs) -> Result<Exit> {
     if std::env::var_os("RUST_LOG").is_some() {
         start_logs(LogFormat::Text);

@@ -40,7 +40,7 @@ const THREADS: usize = 2;
 /// Runs the command.
 ///
 /// # Errors
-/// Any failure; the `exit` module maps it to an exit code.
+/// Any failure; [`exit_of`](super::exit_of) maps it to an exit code.
 pub fn run(args: &ServeArgs) -> Result<Exit> {
     // First of all: a signal that nobody handles ends the process, SIGHUP too. The handlers stay when this runtime ends,
     // and what is changed meanwhile is seen by the comparison with what was loaded.

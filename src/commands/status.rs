@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Runs the command. A plugin that does not serve is [`Exit::Error`].
 ///
 /// # Errors
-/// Any failure; the `exit` module maps it to an exit code.
+/// Any failure; [`exit_of`](super::exit_of) maps it to an exit code.
 pub fn run(args: &StatusArgs) -> Result<Exit> {
     let config = Config::load(&args.config)?;
     let listen = config.health.listen;

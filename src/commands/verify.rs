@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::exit::{Exit, block_on};
-use super::rotate_keys::intent::{defaults, plugin_config};
+use super::plugin_config::plugin_config;
+use super::rotate_keys::intent::defaults;
 use super::rotation_access::{access, etcd_access, exit_of};
 use super::rotation_display::{Display, print_scan};
 use crate::cli::OutputFormat;

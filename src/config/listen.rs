@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 /// many, after its leading zero.
 const MAX_SOCKET_NAME_BYTES: usize = 107;
 
+/// Default of [`Config::health`](super::Config::health).
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:8380";
+
 const OWNER: u32 = 0o600;
 const OWNER_AND_GROUP: u32 = 0o660;
 const EVERYBODY: u32 = 0o666;
@@ -127,8 +130,7 @@ impl HealthAddress {
         }
         text.parse().map(Self::Tcp).map_err(|_| {
             format!(
-                "{text:?} is not an address and port; write for example {}, unix:///run/kube-envelope/health.sock or off",
-                super::DEFAULT_LISTEN
+                "{text:?} is not an address and port; write for example {DEFAULT_LISTEN}, unix:///run/kube-envelope/health.sock or off",
             )
         })
     }

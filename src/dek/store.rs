@@ -4,19 +4,19 @@
 //! for a disk: [`DekStore::write_behind`] does, in a task of its own, and tries again for as long as it takes.
 
 mod folder;
+mod state_files;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
 pub use self::folder::{StateFolder, is_private};
+pub use self::state_files::{Name, StateFiles};
 use super::history::History;
 use crate::crypto::secret::DekId;
 use crate::envelope::WrappedDekSet;
@@ -32,31 +32,6 @@ const SLOW: Duration = Duration::from_millis(250);
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// Where records are kept under names. Each call may take long, or fail; none blocks the thread.
-#[async_trait]
-pub trait StateFiles: Send + Sync + fmt::Debug {
-    /// Takes the place for this process alone, and reads every record; damaged ones are set aside.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::ResourceBusy`] where another process has it.
-    async fn load(&self) -> io::Result<Vec<(Name, Vec<u8>)>>;
-
-    /// Writes a record, whole and for good, or not at all.
-    async fn write(&self, name: Name, record: &[u8]) -> io::Result<()>;
-
-    /// Removes a record; one that is not there is no error.
-    async fn remove(&self, name: Name) -> io::Result<()>;
-}
-
-/// What a record is. In the order of writing: what a history names is there before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Name {
-    /// A wrapped DEK.
-    Dek(DekId),
-    /// The [`History`].
-    History,
-}
 
 /// The wrapped DEKs that are kept, and the history of this node.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 #[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
 pub(super) mod address;
-#[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
+#[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "pkcs11", feature = "transit"))]
 pub(super) mod credential_file;
 #[cfg(any(feature = "azure", feature = "gcp"))]
 pub(super) mod http;

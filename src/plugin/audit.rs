@@ -3,18 +3,21 @@
 //! A thread of its own writes it. Nothing waits for it, unless `audit.required` says that no key is used unrecorded.
 
 pub mod chain;
+mod event;
+mod shared;
 pub mod verify;
 mod writer;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
 use tokio::sync::oneshot;
 
-use self::chain::Head;
+pub use self::event::{Event, Peer, Use};
+pub use self::shared::AuditState;
+use self::shared::{Entry, Shared};
 use self::writer::Writer;
 use crate::config::AuditSettings;
 
@@ -27,83 +30,10 @@ const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
 /// How long the last records may take at the end of the process.
 const STOPS_WITHIN: Duration = Duration::from_millis(500);
 
-/// What is recorded.
-#[derive(Clone, Debug, Serialize)]
-#[serde(tag = "event", rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum Event {
-    /// The plugin starts.
-    Start {
-        /// Its version.
-        version: &'static str,
-    },
-    /// It was told to stop.
-    Stop,
-    /// A seed was encrypted.
-    Encrypt(Use),
-    /// A seed was decrypted, for which a KEK unwrapped the DEK.
-    Decrypt(Use),
-    /// Another generation, or another DEK of it, is active.
-    Adopted {
-        /// The generation.
-        key_id: String,
-        /// This node's DEK of it.
-        dek_id: String,
-    },
-    /// Nothing is encrypted or decrypted any more.
-    Denied {
-        /// What happened.
-        reason: String,
-    },
-    /// Records could not be written.
-    Lost {
-        /// How many.
-        records: u64,
-    },
-    /// The file ends before what had been written to it.
-    Truncated {
-        /// The last record that had been written.
-        expected: String,
-    },
-}
-
-/// A use of a key for an API server.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Use {
-    /// The API server's name for its request; stands in its own log, too.
-    pub uid: String,
-    /// The generation.
-    pub key_id: String,
-    /// The DEK.
-    pub dek_id: String,
-    /// Who asked, where the kernel told.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub peer: Option<Peer>,
-}
-
-/// The process at the other end of the socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Peer {
-    /// Its user.
-    pub uid: u32,
-    /// Its process id, where the kernel knows it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pid: Option<i32>,
-}
-
 /// A required record that could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("the audit log cannot be written, and audit.required is set: {0}")]
 pub struct Unrecorded(String);
-
-/// What is known of the log at a moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AuditState {
-    /// The last record that was written.
-    pub head: Head,
-    /// Why the last attempt to write failed, where it did.
-    pub problem: Option<String>,
-}
 
 /// The log. Without settings it records nothing.
 #[derive(Debug, Default)]
@@ -116,21 +46,6 @@ struct Log {
     required: bool,
     waiting: SyncSender<Entry>,
     shared: Arc<Shared>,
-}
-
-/// What the thread and those who ask it share.
-#[derive(Debug, Default)]
-struct Shared {
-    lost: AtomicU64,
-    state: Mutex<AuditState>,
-}
-
-/// One record on its way to the thread.
-#[derive(Debug)]
-struct Entry {
-    time: jiff::Timestamp,
-    event: Event,
-    written: Option<oneshot::Sender<Result<(), String>>>,
 }
 
 impl Audit {

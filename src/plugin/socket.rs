@@ -1,7 +1,9 @@
 //! The unix socket: restricted before anyone can connect, never taken from a living plugin, open to few uids.
 
 mod connection;
+mod error;
 mod folder;
+mod problem;
 
 use std::fs;
 use std::io;
@@ -18,7 +20,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{error, warn};
 
 pub use self::connection::Connection;
-pub use self::folder::{FolderProblem, group_id, problem_of_folder};
+pub use self::error::SocketError;
+use self::error::failed;
+pub use self::folder::{group_id, problem_of_folder};
+pub use self::problem::FolderProblem;
 use crate::config::{SocketAddress, SocketSettings};
 use crate::telemetry::LogLimit;
 
@@ -30,30 +35,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Refused connections that are logged in a minute.
 const REFUSALS_LOGGED: u32 = 20;
-
-/// Why the socket cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    /// A living process has it.
-    #[error("{0} is served by another process; stop that one first")]
-    Served(String),
-    /// Something else lies there.
-    #[error("{} exists and is not a socket; remove it or configure another path", .0.display())]
-    NotASocket(PathBuf),
-    /// Others could put their own socket there.
-    #[error(transparent)]
-    Folder(#[from] FolderProblem),
-    /// The system refused a step.
-    #[error("cannot {step} {place}")]
-    System {
-        /// What was tried.
-        step: &'static str,
-        /// On what.
-        place: String,
-        /// Why not.
-        source: io::Error,
-    },
-}
 
 /// A socket that listens, without a runtime. Dropping it removes the file.
 #[derive(Debug)]
@@ -250,10 +231,6 @@ fn bind_abstract(name: &str) -> io::Result<std::os::unix::net::UnixListener> {
 fn new_socket() -> io::Result<std::os::fd::OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
-}
-
-fn failed(step: &'static str, place: &dyn std::fmt::Display, source: io::Error) -> SocketError {
-    SocketError::System { step, place: place.to_string(), source }
 }
 
 #[cfg(test)]

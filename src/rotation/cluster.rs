@@ -1,5 +1,6 @@
 //! The API servers of a cluster: how each is reached, and everything that names one.
 
+mod access;
 pub mod api;
 pub mod canary;
 mod connect;
@@ -15,13 +16,13 @@ pub mod webhooks;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 
 use http::Uri;
 use serde::Deserialize;
 use serde_json::Value;
 
+pub use self::access::Access;
 use self::connect::{client, read};
 use crate::rotation::cluster::api::{Api, null_as_empty};
 use crate::rotation::cluster::metrics::key_id_hash;
@@ -31,21 +32,6 @@ use crate::rotation::error::RotationError;
 /// Every API server's certificate holds this name, for clients inside the cluster; by it one server is verified
 /// that is reached by address.
 const NAME_IN_CERTIFICATES: &str = "kubernetes.default.svc";
-
-/// How the cluster is reached.
-#[derive(Clone, Debug, Default)]
-pub struct Access {
-    /// A kubeconfig; else the usual places, else the service account of a pod.
-    pub kubeconfig: Option<PathBuf>,
-    /// Context in it.
-    pub context: Option<String>,
-    /// Addresses of all API servers; else the endpoints of `default/kubernetes`.
-    pub servers: Vec<String>,
-    /// How many API servers there are, by the operator's word.
-    pub server_count: Option<usize>,
-    /// More authorities of the API servers' own certificates, where the kubeconfig has that of a balancer alone.
-    pub server_ca: Option<PathBuf>,
-}
 
 /// A cluster that can be asked.
 pub struct Cluster {

@@ -11,7 +11,7 @@ use super::{Source, is_of_name, sources};
 type Module = Vec<String>;
 
 #[test]
-#[ignore = "cycles of commands/init, commands/opening and config are left; it runs with --ignored"]
+#[ignore = "plugin/refresh is left; it runs with --ignored"]
 fn no_file_needs_itself_by_way_of_others() {
     let sources = sources();
     let needs = needs(&sources);
@@ -27,10 +27,18 @@ fn needs(sources: &[Source]) -> BTreeMap<Module, BTreeSet<Module>> {
     let needed = |source: &Source| -> BTreeSet<Module> {
         let here = home(&source.module);
         let code = source.code.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
-        let paths = paths(code).into_iter().filter_map(|path| file_of(&here, &path, &modules));
+        let code = without_visibility(code);
+        let paths = paths(&code).into_iter().filter_map(|path| file_of(&here, &path, &modules));
         paths.filter(|module| *module != here).collect()
     };
     sources.iter().map(|source| (home(&source.module), needed(source))).collect()
+}
+
+/// `pub(in path)` says who may need the item, and needs nothing itself.
+fn without_visibility(code: &str) -> String {
+    let mut parts = code.split("pub(in ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + part.split_once(')').map_or(part, |(_, rest)| rest))
 }
 
 /// The module path of a file; `lib.rs` and `main.rs` are the top.

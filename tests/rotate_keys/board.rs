@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use kube_envelope::rotation::cluster::resources::Resource;
 use kube_envelope::rotation::cluster::{Access, Cluster, api::Api};
 use kube_envelope::rotation::shards::assignment::{Assignment, Divided, Division};
-use kube_envelope::rotation::shards::board::{Board, LOOKS_EVERY, Phase, Source};
+use kube_envelope::rotation::shards::board::{Board, Phase, Source};
 use kube_envelope::rotation::shards::coordinator::{Coordinator, Heard};
+use kube_envelope::rotation::shards::report::LOOKS_EVERY;
 use kube_envelope::rotation::shards::report::{Counts, Report, report_interval};
 
 use crate::control_plane::{ControlPlane, Shape};

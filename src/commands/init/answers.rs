@@ -1,7 +1,7 @@
 //! What is wanted, from flags; what is missing is asked for, if there is somebody to ask.
 
 use std::io::{BufRead, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -9,26 +9,11 @@ use serde_json::{Map, Value};
 
 use super::distribution::{FormerHere, Place};
 use super::former::Former;
+use super::refused::Refused;
+use super::wanted::Wanted;
 use crate::cli::install::{Distribution, InitArgs};
 use crate::config::{Config, ConfigError};
 use crate::key_stores::KINDS;
-
-/// Everything that the files and the steps are made of.
-#[derive(Debug)]
-pub(super) struct Wanted {
-    pub(super) place: Place,
-    pub(super) cluster: String,
-    pub(super) kind: String,
-    pub(super) settings: Map<String, Value>,
-    pub(super) resources: Vec<String>,
-    pub(super) former: Former,
-    /// Nothing is stored yet.
-    pub(super) is_new: bool,
-    pub(super) control_planes: u16,
-    pub(super) image: Option<String>,
-    pub(super) provider_name: String,
-    pub(super) root: PathBuf,
-}
 
 /// Takes the flags, and asks for the rest.
 ///
@@ -109,7 +94,7 @@ struct Asked {
 
 impl Asked {
     fn refusal(&self) -> anyhow::Error {
-        super::Refused(format!(
+        Refused(format!(
             "{} {} missing, and there is no terminal to ask at",
             self.missing.join(", "),
             if self.missing.len() == 1 { "is" } else { "are" }
@@ -212,7 +197,7 @@ impl Asked {
 }
 
 fn refused_settings(wanted: &Wanted, error: &ConfigError) -> anyhow::Error {
-    super::Refused(format!(
+    Refused(format!(
         "the configuration that results cannot work; settings of {} are given with --set FIELD=VALUE\n{error}",
         wanted.kind
     ))

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use super::refused::Refused;
 use crate::cli::install::Distribution;
 use crate::config::{DEFAULT_PATH, DEFAULT_SOCKET};
 
@@ -47,7 +48,7 @@ impl Place {
             Distribution::Rke2 if !unit => Runs::Pod("/var/lib/rancher/rke2/agent/pod-manifests"),
             Distribution::K3s | Distribution::Systemd | Distribution::Kubeadm | Distribution::Rke2 => Runs::Unit,
             Distribution::Talos | Distribution::Kind | Distribution::Kops if unit => {
-                bail!(super::Refused("--unit is for kubeadm and rke2 alone".into()))
+                bail!(Refused("--unit is for kubeadm and rke2 alone".into()))
             }
             Distribution::Kind => Runs::Pod("/etc/kubernetes/manifests"),
             Distribution::Talos | Distribution::Kops => Runs::Document,
@@ -176,7 +177,7 @@ fn of_manifest(manifest: &Path) -> Result<FormerHere> {
     if !text.contains("encryption-provider-config") {
         return Ok(FormerHere::Nothing);
     }
-    bail!(super::Refused(format!(
+    bail!(Refused(format!(
         "{} names an EncryptionConfiguration already; give its path on this machine with --former",
         manifest.display()
     )))

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::answers::Wanted;
 use super::distribution::{Runs, UNIT};
 use super::former::{self, First};
+use super::wanted::Wanted;
 use super::yaml;
 use crate::cli::install::Distribution;
 use crate::config::DEFAULT_SOCKET;
@@ -136,13 +136,6 @@ fn encryption_files(wanted: &Wanted) -> Result<Vec<PlannedFile>> {
         private(&at("plugin-first.yaml"), plugin),
         private(&at("former-first.yaml"), former),
     ])
-}
-
-impl Wanted {
-    /// With several API servers none may write what another one cannot read yet.
-    pub(super) fn begins_with(&self) -> First {
-        if self.is_new || self.control_planes == 1 { First::Plugin } else { First::Former }
-    }
 }
 
 fn private(path: &str, content: String) -> PlannedFile {

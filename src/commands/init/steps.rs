@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::answers::Wanted;
 use super::distribution::{Runs, UNIT};
 use super::files::ENCRYPTION;
 use super::former::First;
+use super::wanted::Wanted;
 use crate::cli::install::Distribution;
 
 /// Printed after the files. The words for a person; every command as it is to be typed.

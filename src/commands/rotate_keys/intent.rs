@@ -1,6 +1,5 @@
 //! From the flags that were given to the [`Intent`] of a rotation, and from there to its settings.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::rotation::RotateKeysArgs;
 use crate::commands::opening::{LiveRehearsal, prefix};
+use crate::commands::plugin_config::on_this_node;
 use crate::commands::rotation_access::etcd_access;
 use crate::config::{Config, DEFAULT_PATH};
 use crate::etcd::EtcdAccess;
@@ -111,23 +111,10 @@ impl Given {
 /// When a file that decides what is done cannot be read.
 pub fn begin(args: &RotateKeysArgs) -> Result<Intent> {
     let mut defaults = defaults();
-    if args.rotate_kek || is_readable(DEFAULT_PATH) {
+    if args.rotate_kek || on_this_node().is_some() {
         defaults.config = Some(DEFAULT_PATH.into());
     }
     Ok(Intent::begin(&defaults, &given(args)?)?)
-}
-
-fn is_readable(file: &str) -> bool {
-    fs::File::open(file).is_ok()
-}
-
-/// The plugin's configuration: where it was named, or where it lies on a control-plane node.
-///
-/// # Errors
-/// When it cannot be used.
-pub fn plugin_config(named: Option<&Path>) -> Result<Option<Config>> {
-    let file = named.or_else(|| is_readable(DEFAULT_PATH).then(|| Path::new(DEFAULT_PATH)));
-    Ok(file.map(Config::load).transpose()?)
 }
 
 /// What a rotation runs with.

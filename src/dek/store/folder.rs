@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use rustix::fs::{FlockOperation, flock};
 use tracing::warn;
 
-use super::{Name, StateFiles};
+use super::state_files::{Name, StateFiles};
 use crate::crypto::seal::digest;
 use crate::crypto::secret::DekId;
 use crate::files;

@@ -1,6 +1,6 @@
 //! The KMS client: Region, endpoint, time limits. Retries are `guard`'s, credentials have their own file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +21,10 @@ use http_body_util::Limited;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use url::Url;
 
-use super::credentials::{Aws, InUse};
-use super::settings::KmsKey;
+use super::credentials::{self, Aws, InUse};
+use super::key::KeyName;
 use crate::kek::KekError;
 use crate::kek::clock::ServerClock;
 use crate::key_stores::shared::renewing::Renewing;
@@ -51,6 +52,16 @@ pub(super) async fn region(KmsKey { key, region, credentials, .. }: &KmsKey) -> 
     profile.build().region().await.ok_or_else(|| {
         KekError::misconfigured(format!("no Region for {key}; write the key's ARN, or set region beside it"))
     })
+}
+
+/// A key in AWS KMS, and the way to it.
+#[derive(Debug)]
+pub(super) struct KmsKey {
+    pub(super) key: KeyName,
+    pub(super) region: Option<String>,
+    pub(super) endpoint: Option<Url>,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) credentials: credentials::Origin,
 }
 
 /// The client. It reads configuration files and asks nobody.

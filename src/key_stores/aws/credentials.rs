@@ -15,8 +15,8 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_kms::config::Credentials as Keys;
 use aws_sdk_kms::error::ConnectorError;
+use serde::Deserialize;
 
-use super::settings::AssumeRole;
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::credential_file::{self, Content};
 use crate::key_stores::shared::renewing::{Loaded, Renewing, Source};
@@ -24,6 +24,18 @@ use crate::key_stores::shared::renewing::{Loaded, Renewing, Source};
 /// Variables that lead to a token of an API server, as the webhooks of EKS set them (IRSA, Pod Identity).
 const WEB_IDENTITY_FILE: &str = "AWS_WEB_IDENTITY_TOKEN_FILE";
 const CONTAINER_TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
+
+/// A role to assume before KMS is asked.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct AssumeRole {
+    /// Which role.
+    pub(super) role_arn: String,
+    /// What the role's owner asks for against confused deputies.
+    pub(super) external_id: Option<String>,
+    /// How the session is called in `CloudTrail`; `kube-envelope` unless said otherwise.
+    pub(super) session_name: Option<String>,
+}
 
 /// Where the credentials come from.
 #[derive(Clone, Debug)]

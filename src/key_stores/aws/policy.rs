@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::key::KeyName;
-use crate::key_stores::Policy;
+use crate::key_stores::shared::key_store::Policy;
 
 /// The statements for the plugin: with the condition, the role of one cluster cannot open another's DEKs.
 pub(super) fn least(key: &KeyName, cluster: &str) -> Policy {

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::Deserialize;
-use url::Url;
 
-use super::client;
-use super::credentials::{self, Aws};
+use super::client::{self, KmsKey};
+use super::credentials::{self, AssumeRole, Aws};
 use super::kek::AwsKek;
 use super::key::{KeyName, key_id_of};
 use super::policy;
@@ -40,18 +39,6 @@ pub struct Settings {
     credentials_file: Option<PathBuf>,
     /// A role to assume with those credentials.
     assume_role: Option<AssumeRole>,
-}
-
-/// A role to assume before KMS is asked.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct AssumeRole {
-    /// Which role.
-    pub(super) role_arn: String,
-    /// What the role's owner asks for against confused deputies.
-    pub(super) external_id: Option<String>,
-    /// How the session is called in `CloudTrail`; `kube-envelope` unless said otherwise.
-    pub(super) session_name: Option<String>,
 }
 
 impl Settings {
@@ -96,16 +83,6 @@ impl Settings {
 fn is_role_arn(text: &str) -> bool {
     let parts: Vec<_> = text.splitn(6, ':').collect();
     matches!(parts[..], ["arn", _, "iam", "", _, role] if role.starts_with("role/"))
-}
-
-/// A key in AWS KMS, and the way to it.
-#[derive(Debug)]
-pub(super) struct KmsKey {
-    pub(super) key: KeyName,
-    pub(super) region: Option<String>,
-    pub(super) endpoint: Option<Url>,
-    pub(super) ca_file: Option<PathBuf>,
-    pub(super) credentials: credentials::Origin,
 }
 
 impl KmsKey {

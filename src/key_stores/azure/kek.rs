@@ -9,11 +9,11 @@ use azure_security_keyvault_keys::models::{
     EncryptionAlgorithm, Key, KeyClientWrapKeyOptions, KeyOperationParameters, KeyOperationResult,
 };
 use azure_security_keyvault_keys::{KeyClient, ResourceExt};
+use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::credentials::Identity;
 use super::error::{Action, kek_error};
-use super::settings::Algorithm;
 use crate::crypto::secret::Dek;
 use crate::kek::clock::ServerClock;
 use crate::kek::{
@@ -24,6 +24,18 @@ use crate::key_stores::shared::http;
 /// Key Vault makes up a version's id: 32 hexadecimal digits, never the same again for another key.
 fn is_version(text: &str) -> bool {
     text.len() == 32 && text.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
+}
+
+/// How the DEK is wrapped.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+pub enum Algorithm {
+    /// An RSA key of 2048 bits or more.
+    #[default]
+    #[serde(rename = "RSA-OAEP-256")]
+    RsaOaep256,
+    /// An AES key of 256 bits; Managed HSM only.
+    #[serde(rename = "A256KW")]
+    A256Kw,
 }
 
 /// The KEK made of a key in a vault.

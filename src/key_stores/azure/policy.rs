@@ -1,6 +1,6 @@
 //! The least role assignment.
 
-use crate::key_stores::Policy;
+use crate::key_stores::shared::key_store::Policy;
 
 /// For the vault at `host`: Azure RBAC on the key, or Managed HSM's own roles.
 pub(super) fn least(host: &str, key: &str) -> Policy {

@@ -12,7 +12,7 @@ use url::Url;
 
 use super::client;
 use super::credentials::{Credential, Entra, Identity};
-use super::kek::AzureKek;
+use super::kek::{Algorithm, AzureKek};
 use super::policy;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
@@ -40,18 +40,6 @@ pub struct Settings {
     address: Option<IpAddr>,
     /// PEM file with the only authorities to trust, for the vault and Entra.
     ca_file: Option<PathBuf>,
-}
-
-/// How the DEK is wrapped.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-pub enum Algorithm {
-    /// An RSA key of 2048 bits or more.
-    #[default]
-    #[serde(rename = "RSA-OAEP-256")]
-    RsaOaep256,
-    /// An AES key of 256 bits; Managed HSM only.
-    #[serde(rename = "A256KW")]
-    A256Kw,
 }
 
 /// Which identity the plugin has: exactly one of these.

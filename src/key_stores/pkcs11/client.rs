@@ -16,8 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
+use super::mechanism::Mechanism;
 use super::protocol::{Call, Done, Failed, Opening, Request, Response, frame, lengths, parse};
-use super::settings::TokenKey;
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::credential_file::{self, Content, Fingerprint};
 
@@ -32,6 +32,16 @@ const ROTATION_HANGS_AFTER: Duration = Duration::from_mins(2);
 const GROWS_OLD_AFTER: Duration = Duration::from_mins(2);
 /// The variable that names the program that hosts modules, where it is not this one: for tests.
 const PROGRAM: &str = "KUBE_ENVELOPE_HOST_PROGRAM";
+
+/// A key in a token, and the way to it.
+#[derive(Clone, Debug)]
+pub(super) struct TokenKey {
+    pub(super) module: PathBuf,
+    pub(super) token_label: String,
+    pub(super) key_label: String,
+    pub(super) pin_file: PathBuf,
+    pub(super) mechanism: Option<Mechanism>,
+}
 
 /// What is known of the key's token from one call to the next.
 #[derive(Debug)]

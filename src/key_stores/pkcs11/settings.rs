@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::Deserialize;
 
-use super::client::Client;
+use super::client::{Client, TokenKey};
 use super::kek::Pkcs11Kek;
 use super::mechanism::Mechanism;
 use crate::kek::{Kek, KekError, Lineage, RotateKek};
@@ -47,16 +47,6 @@ impl Settings {
             Err(mistakes)
         }
     }
-}
-
-/// A key in a token, and the way to it.
-#[derive(Clone, Debug)]
-pub(super) struct TokenKey {
-    pub(super) module: PathBuf,
-    pub(super) token_label: String,
-    pub(super) key_label: String,
-    pub(super) pin_file: PathBuf,
-    pub(super) mechanism: Option<Mechanism>,
 }
 
 impl TokenKey {

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 pub struct SecretText(Zeroizing<String>);
 
 impl SecretText {
+    #[cfg(any(feature = "transit", test))]
     pub fn new(text: Zeroizing<String>) -> Self {
         Self(text)
     }

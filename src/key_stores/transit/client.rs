@@ -1,6 +1,7 @@
 //! Requests to the servers of one Vault or OpenBao cluster: which is asked, over which TLS, and how much of an
 //! answer is read.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -8,11 +9,11 @@ use arc_swap::ArcSwap;
 use reqwest::header::{DATE, HeaderMap, HeaderValue};
 use reqwest::{Identity, Response};
 use serde::Deserialize;
+use url::Url;
 use zeroize::Zeroizing;
 
 use super::error::{is_about_the_token, kek_error};
 use super::request::{Action, Request};
-use super::settings::{ClientCertificate, Servers};
 use crate::kek::clock::ServerClock;
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::secret_text::SecretText;
@@ -26,6 +27,26 @@ const TIMEOUT_OF_ONE: Duration = Duration::from_secs(2);
 /// A login goes on when its caller gives up, and some take their time (an LDAP, a review of a token).
 const LOGIN_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(5);
 const LOGIN_TIMEOUT_OF_ONE: Duration = Duration::from_secs(15);
+
+/// The servers of one cluster, and how they are reached.
+#[derive(Clone, Debug)]
+pub(super) struct Servers {
+    pub(super) addresses: Vec<Url>,
+    /// Without slashes around it; empty for the root namespace.
+    pub(super) namespace: String,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) client_certificate: Option<ClientCertificate>,
+}
+
+/// A client certificate and its key, PEM. Read again at each login.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct ClientCertificate {
+    /// The certificate, its issuers after it.
+    pub(super) cert_file: PathBuf,
+    /// Its private key.
+    pub(super) key_file: PathBuf,
+}
 
 /// The servers of one cluster.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use reqwest::header::HeaderValue;
 use serde::Deserialize;
 use url::Url;
 
-use super::client::Client;
+use super::client::{Client, ClientCertificate, Servers};
 use super::credentials::Login;
 use super::kek::TransitKek;
 use super::session::Session;
@@ -44,16 +44,6 @@ pub struct Settings {
 
 fn default_mount() -> String {
     "transit".into()
-}
-
-/// A client certificate and its key, PEM. Read again at each login.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct ClientCertificate {
-    /// The certificate, its issuers after it.
-    pub(super) cert_file: PathBuf,
-    /// Its private key.
-    pub(super) key_file: PathBuf,
 }
 
 /// How the plugin gets its token: exactly one of these. Files are read again at each login.
@@ -198,16 +188,6 @@ impl AuthSettings {
             }
         }
     }
-}
-
-/// The servers of one cluster, and how they are reached.
-#[derive(Clone, Debug)]
-pub(super) struct Servers {
-    pub(super) addresses: Vec<Url>,
-    /// Without slashes around it; empty for the root namespace.
-    pub(super) namespace: String,
-    pub(super) ca_file: Option<PathBuf>,
-    pub(super) client_certificate: Option<ClientCertificate>,
 }
 
 /// A transit key, and the way to it.

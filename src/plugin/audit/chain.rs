@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Event;
+use super::event::Event;
 use crate::crypto::seal::digest;
 
 const HASH_FIELD: &str = ",\"hash\":\"";

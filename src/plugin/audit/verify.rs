@@ -97,8 +97,8 @@ impl Verifier {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::Event;
     use super::super::chain::next_line;
+    use super::super::event::Event;
     use super::*;
 
     fn log(records: usize) -> (Vec<String>, Head) {

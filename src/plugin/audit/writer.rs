@@ -14,7 +14,8 @@ use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use super::chain::{Head, next_line, read_line};
-use super::{Entry, Event, Shared};
+use super::event::Event;
+use super::shared::{Entry, Shared};
 
 /// How long a file that cannot be written is left alone.
 const AGAIN: Duration = Duration::from_secs(2);

@@ -7,21 +7,12 @@ use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
-use super::{SocketError, failed};
+use super::error::{SocketError, failed};
+use super::problem::FolderProblem;
 use crate::files::create_private_folder;
 
 const STICKY: u32 = 0o1000;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
-
-/// Why a folder is no place for the socket: whoever can change it could put a socket of his own there.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{problem}; fix with: {fix}")]
-pub struct FolderProblem {
-    /// What is wrong, with the folder.
-    pub problem: String,
-    /// The command that puts it right.
-    pub fix: String,
-}
 
 /// Looks at a folder and all above it, and at the symlinks on the way: each must belong to root or to the plugin's
 /// user, and be writable by nobody else, unless it is sticky. A folder that does not exist has no problem.

@@ -8,7 +8,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::Access;
+use super::access::Access;
 use super::proxy::Environment;
 use crate::error_chain::with_known_cause;
 use crate::rotation::cluster::api::{Api, Renew, chain};

@@ -20,8 +20,6 @@ use crate::rotation::error::RotationError;
 pub const NAMESPACE: &str = "kube-envelope";
 /// The one with the orders; the names of the others begin with it.
 pub const NAME: &str = "rotate-keys";
-/// How often each side looks at the orders.
-pub const LOOKS_EVERY: Duration = Duration::from_secs(2);
 /// A coordinator that has been silent for this long may be gone: then nobody watches over the API servers'
 /// agreement, and shards stop.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);

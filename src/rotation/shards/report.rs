@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::board::LOOKS_EVERY;
 use crate::rotation::rewrite::Tally;
+
+/// How often each side looks at the orders.
+pub const LOOKS_EVERY: Duration = Duration::from_secs(2);
 
 /// Added to the pause between two reports of a shard for each shard: each report makes etcd write, answer and
 /// announce about 5 KB, so that all of them together stay near 12 KB a second.

@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::assignment::{Assignment, Share};
-use super::board::{Board, HEARTBEAT_TIMEOUT, Heartbeat, LOOKS_EVERY, Orders, Phase, Source};
-use super::report::{Counts, Report, report_interval};
+use super::board::{Board, HEARTBEAT_TIMEOUT, Heartbeat, Orders, Phase, Source};
+use super::report::{Counts, LOOKS_EVERY, Report, report_interval};
 use crate::rotation::cluster::api::{Api, chain};
 use crate::rotation::cluster::listing::namespaces;
 use crate::rotation::cluster::{Access, Cluster};

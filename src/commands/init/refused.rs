@@ -1,0 +1,6 @@
+//! Why `init` refuses to begin.
+
+/// A wrong or missing argument: exit code 2, and nothing was touched.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub(super) String);
