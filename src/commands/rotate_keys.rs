@@ -37,7 +37,7 @@ pub fn run(args: RotateKeysArgs) -> Result<Exit> {
     let ended = block_on(async move { Box::pin(rotate(args)).await });
     ended.or_else(|error| match error.downcast_ref::<RotationError>() {
         Some(RotationError::Paused(_)) => explain(&error, "paused", Exit::Paused),
-        Some(RotationError::NotConverged(_)) => {
+        Some(RotationError::NotConverged(_) | RotationError::Silent(_)) => {
             explain(&error, "API servers have not adopted the key", Exit::NotConverged)
         }
         Some(RotationError::Unusable(_)) => explain(&error, "error", Exit::Usage),

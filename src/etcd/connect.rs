@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tonic::Status;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
 
 use crate::error_chain::with_known_cause;
 
@@ -38,6 +38,19 @@ pub enum EtcdError {
     /// A request failed.
     #[error("etcd answered with an error")]
     Refused(#[source] Box<Status>),
+}
+
+impl EtcdError {
+    /// Whether it may be otherwise in a moment: no member answers, or the members are electing a leader.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Refused(status) => {
+                matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown)
+            }
+            Self::File { .. } => false,
+        }
+    }
 }
 
 /// Longer than etcd itself lets a request take, so that its own words arrive.

@@ -46,6 +46,9 @@ pub enum RotationError {
     /// Not every API server writes with the target key.
     #[error("{0}")]
     NotConverged(String),
+    /// No API server answers.
+    #[error("{0}")]
+    Silent(String),
     /// The rotation stands still until it is resumed.
     #[error("{0}")]
     Paused(String),
@@ -56,6 +59,16 @@ impl RotationError {
     pub fn api(what: impl Into<String>) -> impl FnOnce(ApiError) -> Self {
         let what = what.into();
         move |source| Self::Api { what, source }
+    }
+
+    /// Whether it may be otherwise in a moment, without anybody doing anything.
+    pub fn passes_by_itself(&self) -> bool {
+        match self {
+            Self::Api { source, .. } => source.is_transient(),
+            Self::Etcd(error) => error.is_transient(),
+            Self::Silent(_) => true,
+            _ => false,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod claims;
 mod in_etcd;
 mod keys;
 mod passes;
+mod patience;
 mod pioneers;
 pub mod plan;
 pub mod preflight;

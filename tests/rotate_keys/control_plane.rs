@@ -17,7 +17,7 @@ use crate::support::{ADMIN, ApiServer, ApiServerOptions, Encryption, Etcd, Keyri
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_kube-envelope");
 /// The longest that a command of ours may run in a test.
-pub const ENDS_WITHIN: Duration = Duration::from_secs(150);
+pub const ENDS_WITHIN: Duration = Duration::from_mins(5);
 
 /// What the control plane is started with.
 pub struct Shape {
@@ -112,7 +112,7 @@ impl ControlPlane {
 
     /// Waits until the API itself knows of so many API servers.
     pub async fn wait_endpoints(&self, count: usize) {
-        wait_until("every API server is an endpoint of default/kubernetes", Duration::from_mins(1), async || {
+        wait_until("every API server is an endpoint of default/kubernetes", Duration::from_mins(3), async || {
             let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
             let Some((200, text)) = self.servers[0].get(path).await else { return false };
             let slice: Value = serde_json::from_str(&text).unwrap();
@@ -154,7 +154,7 @@ impl ControlPlane {
     /// Waits until the plugins of these nodes report another key_id than `old`, and returns it.
     pub async fn wait_key_id(&self, nodes: std::ops::Range<usize>, old: &str) -> String {
         for node in nodes.clone() {
-            wait_until("the plugin adopts", Duration::from_secs(30), async || {
+            wait_until("the plugin adopts", Duration::from_mins(2), async || {
                 self.plugins[node].status().await.is_some_and(|status| status.key_id != old)
             })
             .await;

@@ -20,7 +20,6 @@ async fn begin(plane: &ControlPlane, entry: usize, interval: &str) -> (Process, 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "fails since claims are required; runs in scripts/e2e"]
 async fn when_the_api_server_that_rewrites_dies_another_goes_on_after_agreement_is_proven_anew() {
     let mut plane = ControlPlane::start(Shape::of(2)).await;
     // The next look would come late: that nothing is answered must tell.
@@ -47,7 +46,7 @@ async fn when_the_address_that_the_cluster_is_known_by_dies_the_rewrite_waits_un
     let mut plane = ControlPlane::start(Shape::of(2)).await;
     let (mut run, new) = begin(&plane, 0, "--agreement-interval=1s").await;
     plane.servers[0].stop();
-    wait_until("the rewrite stops", Duration::from_mins(2), async || run.log().contains("agreement lost")).await;
+    wait_until("the rewrite stops", ENDS_WITHIN, async || run.log().contains("agreement lost")).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(plane.state(), "awaitAdoption");
     assert!(run.is_running(), "{}", run.log());

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::control_plane::{ControlPlane, ENDS_WITHIN, Shape};
-use crate::proxy::{Mode, Proxy};
+use crate::proxy::{Mode, Proxy, Stumbles};
 use crate::support::wait_until;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -35,10 +35,40 @@ async fn three_seconds_of_anything_but_service_again_and_again_do_not_end_a_rota
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_asked_may_go_unanswered_for_three_seconds_when_it_is_asked_first() {
+    let plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 20).await;
+    let proxy = Proxy::before(&plane).await;
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    let new = plane.wait_key_id(0..1, &old).await;
+    let stumbles = Stumbles::default();
+    proxy.set(Mode::Stumble(stumbles.clone()));
+    let mut run = plane.spawn("rotate-keys", &[&proxy.kubeconfig, &proxy.server]);
+    let status = run.wait(3 * ENDS_WITHIN);
+    let refused = stumbles.refused();
+    assert!(status.success(), "{refused:#?}\n{}", run.log());
+    assert!(refused.len() > 15 && refused.values().all(|times| *times > 0), "{refused:#?}");
+    for kind in ["GET /metrics", "PATCH /api/v1/namespaces/default/secrets/NAME", "GET /api/v1/secrets"] {
+        assert!(refused.contains_key(kind), "{kind} is asked, too: {refused:#?}");
+    }
+    plane.check_all_under(&new).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_expires_is_read_again_once_somebody_has_renewed_it() {
     let plane = ControlPlane::start(Shape::of(1)).await;
     plane.create_secrets("s", 400).await;
     let proxy = Proxy::before(&plane).await;
+    // In the kubeconfig itself: a file of its own is read again each minute by the client library.
+    let kubeconfig = proxy.kubeconfig.trim_start_matches("--kubeconfig=");
+    let with = |token: &str| {
+        let text = std::fs::read_to_string(kubeconfig).unwrap();
+        let (before, after) = text.split_once("user: {").unwrap();
+        let after = after.split_once('}').unwrap().1;
+        std::fs::write(kubeconfig, format!("{before}user: {{token: {token}}}{after}")).unwrap();
+    };
+    with("first");
     proxy.set(Mode::Demand("first".into()));
     let old = plane.key_id(0).await;
     plane.rotate_keyrings(0..1);
@@ -47,7 +77,8 @@ async fn a_token_that_expires_is_read_again_once_somebody_has_renewed_it() {
     plane.wait_state("rewrite").await;
     proxy.set(Mode::Demand("second".into()));
     tokio::time::sleep(Duration::from_secs(5)).await;
-    std::fs::write(&proxy.token, "second").unwrap();
+    assert!(run.is_running(), "{}", run.log());
+    with("second");
     let status = run.wait(ENDS_WITHIN);
     assert!(status.success(), "{}", run.log());
     plane.check_all_under(&new).await;

@@ -12,7 +12,6 @@ use crate::support::{ApiServer, ApiServerOptions, Encryption, Etcd, KeyringFile,
 const SOON: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "fails since claims are required; runs in scripts/e2e"]
 async fn a_cluster_moves_from_a_keyring_to_vault_and_the_keyring_can_be_deleted() {
     let (keyring, vault) = (KeyringFile::create(), KeyStore::start("vault").await);
     let local = format!("{{ name: local, keyring: {{ file: {} }} }}", keyring.path().display());
@@ -71,7 +70,14 @@ async fn wait_for_another(plugin: &Plugin, key_id: &str) -> String {
 fn rotate(server: &ApiServer, etcd: &Etcd, what: &str, code: i32) {
     let journal = server.folder().join(format!("{what}.json"));
     let journal = format!("--journal={}", journal.display());
-    let more = [journal.as_str(), "--settle=0s", "--compact", "--agreement-interval=1s", "--snapshot-command=true"];
+    let more = [
+        journal.as_str(),
+        "--settle=0s",
+        "--compact",
+        "--agreement-interval=1s",
+        "--request-timeout=1s",
+        "--snapshot-command=true",
+    ];
     let rotated = run(server, etcd, "rotate-keys", &more);
     assert_eq!(rotated.status.code(), Some(code), "{what}: {}", text(&rotated));
 }

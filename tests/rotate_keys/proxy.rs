@@ -1,8 +1,10 @@
 //! A proxy before an API server, as a balancer with a certificate and a path of its own, which answers by itself when a
 //! test wants it to.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -30,17 +32,55 @@ pub enum Mode {
     Fail(String, u16),
     /// Passes it on if it has this token, and refuses it otherwise.
     Demand(String),
+    /// Answers nothing whose path ends so, and passes on the rest.
+    CutOff(String),
+    /// Refuses each kind of request for three seconds when it first comes, and passes it on from then on.
+    Stumble(Stumbles),
+}
+
+/// When each kind of request came first, and how often it was refused.
+#[derive(Clone, Debug, Default)]
+pub struct Stumbles(Arc<Mutex<BTreeMap<String, (Instant, usize)>>>);
+
+impl Stumbles {
+    /// Kind → how often it was refused.
+    pub fn refused(&self) -> BTreeMap<String, usize> {
+        self.0.lock().unwrap().iter().map(|(kind, (_, times))| (kind.clone(), *times)).collect()
+    }
+
+    fn refuse(&self, request: &Request) -> Option<Response> {
+        const STATUSES: [u16; 5] = [503, 429, 500, 502, 504];
+        let mut kinds = self.0.lock().unwrap();
+        let (first, times) = kinds.entry(kind(request)).or_insert((Instant::now(), 0));
+        if *times > 0 && first.elapsed() > Duration::from_secs(3) {
+            return None;
+        }
+        let status = STATUSES[*times % STATUSES.len()];
+        *times += 1;
+        Some(StatusCode::from_u16(status).unwrap().into_response())
+    }
+}
+
+/// Method and path, without the names of single objects and groups, and whether it is only tried.
+fn kind(request: &Request) -> String {
+    let path = request.uri().path().strip_prefix(PREFIX).unwrap_or_default();
+    let parts: Vec<_> = path.split('/').skip(1).collect();
+    let path = match parts.as_slice() {
+        ["api", "v1", "namespaces", "default", plural, _] => format!("/api/v1/namespaces/default/{plural}/NAME"),
+        ["apis", _, _] => "/apis/GROUP/VERSION".into(),
+        _ => path.to_owned(),
+    };
+    let tried = request.uri().query().is_some_and(|query| query.contains("dryRun"));
+    format!("{} {path}{}", request.method(), if tried { " (only tried)" } else { "" })
 }
 
 /// A proxy before an API server.
 pub struct Proxy {
-    mode: Arc<Mutex<Mode>>,
+    behind: Behind,
     /// `--kubeconfig=…`
     pub kubeconfig: String,
     /// `--server=…`, so that no API server is asked by itself.
     pub server: String,
-    /// The file with the token that the kubeconfig names.
-    pub token: PathBuf,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -53,7 +93,9 @@ impl Drop for Proxy {
 #[derive(Clone)]
 struct Behind {
     mode: Arc<Mutex<Mode>>,
-    client: kube::Client,
+    client: Arc<Mutex<kube::Client>>,
+    /// How many single objects in `default` were read.
+    reads: Arc<AtomicUsize>,
 }
 
 impl Proxy {
@@ -71,16 +113,26 @@ impl Proxy {
             at("token").display()
         );
         std::fs::write(at("kubeconfig"), text).unwrap();
-        let mode = Arc::new(Mutex::new(Mode::Pass));
-        let behind = Behind { mode: mode.clone(), client: plane.servers[0].client() };
-        let router = Router::new().fallback(pass).with_state(behind);
+        let client = Arc::new(Mutex::new(plane.servers[0].client()));
+        let behind = Behind { mode: Arc::new(Mutex::new(Mode::Pass)), client, reads: Arc::default() };
+        let router = Router::new().fallback(pass).with_state(behind.clone());
         let task = tokio::spawn(async move { axum::serve(tls, router).await.unwrap() });
         let kubeconfig = format!("--kubeconfig={}", at("kubeconfig").display());
-        Self { mode, kubeconfig, server: format!("--server={url}"), token: at("token"), task }
+        Self { behind, kubeconfig, server: format!("--server={url}"), task }
     }
 
     pub fn set(&self, mode: Mode) {
-        *self.mode.lock().unwrap() = mode;
+        *self.behind.mode.lock().unwrap() = mode;
+    }
+
+    /// Passes everything on to another API server from now on.
+    pub fn lead_to(&self, client: kube::Client) {
+        *self.behind.client.lock().unwrap() = client;
+    }
+
+    /// How many single objects in `default` were read so far.
+    pub fn reads(&self) -> usize {
+        self.behind.reads.load(Relaxed)
     }
 }
 
@@ -93,10 +145,16 @@ async fn pass(State(behind): State<Behind>, request: Request) -> Response {
         Mode::Demand(demanded) if token != Some(&format!("Bearer {demanded}")) => {
             return StatusCode::UNAUTHORIZED.into_response();
         }
+        Mode::Stumble(stumbles) => {
+            if let Some(refusal) = stumbles.refuse(&request) {
+                return refusal;
+            }
+        }
         Mode::Fail(path, status) if request.method() == "PATCH" && request.uri().path().ends_with(&path) => {
             return StatusCode::from_u16(status).unwrap().into_response();
         }
-        Mode::Pass | Mode::Demand(_) | Mode::Fail(..) => {}
+        Mode::CutOff(path) if request.uri().path().ends_with(&path) => std::future::pending().await,
+        Mode::Pass | Mode::Demand(_) | Mode::Fail(..) | Mode::CutOff(_) => {}
     }
     let (mut parts, body) = request.into_parts();
     parts.headers.remove(header::AUTHORIZATION);
@@ -104,7 +162,11 @@ async fn pass(State(behind): State<Behind>, request: Request) -> Response {
     parts.uri = path.strip_prefix(PREFIX).unwrap_or("/nothing-here").parse().unwrap();
     let body = body.collect().await.unwrap().to_bytes().to_vec();
     let request = http::Request::from_parts(parts, kube::client::Body::from(body));
-    match behind.client.send(request).await {
+    if request.method() == "GET" && request.uri().path().contains("/namespaces/default/") {
+        behind.reads.fetch_add(1, Relaxed);
+    }
+    let client = behind.client.lock().unwrap().clone();
+    match client.send(request).await {
         Ok(answer) => {
             let (mut parts, body) = answer.into_parts();
             // How this one connection carries the body.

@@ -66,7 +66,6 @@ async fn one_corrupt_secret_is_named_and_all_others_are_rewritten() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "passes and fails by turns: it ends paused at times; runs in scripts/e2e"]
 async fn a_conversion_webhook_that_does_not_answer_stops_its_own_resource_alone_and_no_deletion_is_advised() {
     let plane = ControlPlane::start(Shape { resources: vec!["*.*"], ..Shape::of(1) }).await;
     plane.create_secrets("s", 10).await;

@@ -9,6 +9,7 @@ use crate::rotation::cluster::ledger::ServerProcess;
 use crate::rotation::cluster::metrics::{Scrape, scrape};
 use crate::rotation::cluster::roster::{Doubt, IdentityLease, Met, Renewal, Sources, doubts};
 use crate::rotation::cluster::{Cluster, host_of};
+use crate::rotation::error::RotationError;
 
 /// Over how many new connections a balancer is asked for servers that were not met.
 const CONNECTIONS: usize = 24;
@@ -56,7 +57,7 @@ pub struct Look {
 /// Asks every API server once. `/readyz` comes first: it makes the server ask its plugin for the `key_id` again.
 ///
 /// # Errors
-/// [`Obstacle::Unreadable`] when a server's metrics may not be read; [`Obstacle::NotYet`] when no server answers.
+/// [`Obstacle::Unreadable`] when a server's metrics may not be read; [`RotationError::Silent`] when no server answers.
 pub async fn look(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Seen>, Obstacle> {
     look_at_all(cluster, accept_unproven).await.map(|look| look.seen)
 }
@@ -91,7 +92,8 @@ pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Loo
     let sources = cluster.sources().await.map_err(Obstacle::Failed)?;
     meet_behind_balancer(cluster, &sources, &mut seen).await?;
     if seen.is_empty() {
-        return Err(Obstacle::NotYet(failures.pop().unwrap_or_else(|| "no API server answers".into())));
+        let why = failures.pop().unwrap_or_else(|| "no API server answers".into());
+        return Err(Obstacle::Failed(RotationError::Silent(why)));
     }
     name_hosts(&sources, &mut seen);
     let doubts = doubts(&sources, &met(&seen), &cluster.lease_watch(), Instant::now());
@@ -187,7 +189,14 @@ pub async fn look_fresh(
     let began = Instant::now();
     let mut first: BTreeMap<(ServerProcess, String), f64> = BTreeMap::new();
     loop {
-        let seen = look(cluster, accept_unproven).await?;
+        let seen = match look(cluster, accept_unproven).await {
+            // What was seen of each server before stays true.
+            Err(Obstacle::Failed(error)) if error.passes_by_itself() && began.elapsed() <= FRESH_WITHIN => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+            seen => seen?,
+        };
         let mut stale = None;
         for (server, process, provider, at) in statuses(&seen) {
             if providers.contains(&provider) && *first.entry((process, provider.clone())).or_insert(at) >= at {

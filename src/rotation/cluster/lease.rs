@@ -1,10 +1,22 @@
 //! One rotation at a time: a Lease in the cluster that the run holds and renews while it works.
+//!
+//! Two times keep two runs apart. Another run takes the Lease when it has seen it unchanged for [`EXPIRES_AFTER`]; a run
+//! that could not renew it for [`STOPS_AFTER`], which is less, stands still. So when another one begins, this one has
+//! stopped, whatever cut it off from the API server.
 
+mod holder;
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+pub use self::holder::Holder;
 use crate::rotation::cluster::api::{Api, ApiError};
 use crate::rotation::cluster::canary::NAMESPACE;
 use crate::rotation::error::RotationError;
@@ -12,52 +24,29 @@ use crate::rotation::error::RotationError;
 const NAME: &str = "rotate-keys";
 const RENEW_INTERVAL: Duration = Duration::from_secs(10);
 /// A Lease that was not renewed for this long belongs to a run that is gone. No clock of another machine is asked:
-/// what counts is that `renewTime` does not change.
+/// what counts is that nothing in it changes.
 const EXPIRES_AFTER: Duration = Duration::from_mins(1);
+/// A run that could not renew its Lease for this long stands still, well before another one takes it.
+const STOPS_AFTER: Duration = Duration::from_secs(40);
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-
-/// Who holds the Lease: this run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder(String);
-
-impl Holder {
-    /// This process, on this machine.
-    pub fn this_process() -> Self {
-        let host = read("/proc/sys/kernel/hostname");
-        let pid = std::process::id();
-        Self(format!("{host} pid {pid} start {} in {}", start_of(pid).unwrap_or_default(), place()))
-    }
-
-    /// Whether this names a process that ran on this machine, in this pid namespace, and is gone.
-    fn is_gone(&self) -> bool {
-        let parts: Vec<_> = self.0.split(' ').collect();
-        let [_, "pid", pid, "start", start, "in", at] = parts.as_slice() else { return false };
-        let same_process = pid.parse().ok().and_then(start_of).is_some_and(|running| running == *start);
-        *at == place() && !same_process
-    }
-}
-
-/// Which boot of which machine, and which pid namespace: where a pid means one process.
-fn place() -> String {
-    let boot = read("/proc/sys/kernel/random/boot_id");
-    let namespace = std::fs::read_link("/proc/self/ns/pid").map(|link| link.display().to_string()).unwrap_or_default();
-    format!("{boot}/{namespace}")
-}
-
-fn read(file: &str) -> String {
-    std::fs::read_to_string(file).unwrap_or_default().trim().to_owned()
-}
-
-/// When a process started, in ticks since boot: field 22 of `proc_pid_stat(5)`, counted after the name in brackets.
-fn start_of(pid: u32) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
-}
+/// A renewal that takes longer is tried again.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(8);
 
 /// The Lease, held by this run.
 pub struct Lease {
     api: Api,
     holder: Holder,
+    /// When it was renewed last, in milliseconds of [`now`]: taken before the request was sent.
+    renewed: AtomicU64,
+}
+
+/// Why a Lease must not be relied upon any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// Another run has taken it: its name.
+    Taken(String),
+    /// It could not be renewed for so long that another run may be about to take it.
+    Silent(Duration),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -73,12 +62,10 @@ struct Metadata {
     resource_version: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 struct Spec {
-    #[serde(default)]
     holder_identity: String,
-    #[serde(default)]
     renew_time: String,
 }
 
@@ -87,30 +74,40 @@ impl Lease {
     ///
     /// # Errors
     /// [`RotationError::Unusable`], naming the other run; or that the Lease cannot be read or written.
-    pub async fn take(api: Api, holder: Holder, waiting: &(dyn Fn(&str) + Sync)) -> Result<Self, RotationError> {
-        let lease = Self { api, holder };
-        let (began, mut first) = (Instant::now(), None);
+    pub async fn take(api: Api, holder: Holder, report: &(dyn Fn(&str) + Sync)) -> Result<Self, RotationError> {
+        let lease = Self { api, holder, renewed: AtomicU64::new(0) };
+        let mut watched: Option<(Spec, Instant)> = None;
         loop {
-            let found = lease.ensured().await?;
+            let began = now();
+            let found = lease.ensured().await.map_err(failed())?;
             let other = Holder(found.spec.holder_identity.clone());
-            let free = other.0.is_empty() || other == lease.holder || other.is_gone();
-            if free || began.elapsed() > EXPIRES_AFTER {
-                if lease.write(&found.metadata.resource_version, &lease.holder).await? {
-                    return Ok(lease);
-                }
-                first = None;
-                continue;
-            }
-            let renewed = first.get_or_insert_with(|| found.spec.renew_time.clone());
-            if *renewed != found.spec.renew_time {
+            let is_free = other == Holder::nobody() || other == lease.holder || other.is_gone();
+            let is_new = watched.is_none();
+            let (first, since) = watched.get_or_insert_with(|| (found.spec.clone(), Instant::now()));
+            if !is_free && *first != found.spec {
                 return Err(RotationError::Unusable(format!(
                     "another rotate-keys works on this cluster: {}. Let it end, or stop it",
                     other.0
                 )));
             }
-            if began.elapsed() < LOOK_INTERVAL {
-                waiting(&format!(
-                    "whether another rotate-keys is alive ({}), at most {} s",
+            let has_expired = since.elapsed() > EXPIRES_AFTER;
+            if is_free || has_expired {
+                if !lease.write(&found.metadata.resource_version, &lease.holder).await.map_err(failed())? {
+                    // Somebody else was faster, and is watched from the start.
+                    watched = None;
+                    continue;
+                }
+                lease.note(began);
+                if has_expired && !is_free {
+                    let seconds = EXPIRES_AFTER.as_secs();
+                    report(&format!("{} has not renewed its Lease for {seconds} s: this run takes its place", other.0));
+                }
+                return Ok(lease);
+            }
+            if is_new {
+                report(&format!(
+                    "whether another rotate-keys is alive ({}): if it does not renew its Lease within {} s, this run takes \
+                     its place",
                     other.0,
                     EXPIRES_AFTER.as_secs()
                 ));
@@ -119,16 +116,34 @@ impl Lease {
         }
     }
 
-    /// Renews the Lease again and again. Returns when another run has taken it, with that run's name.
-    pub async fn keep(&self) -> String {
+    /// Renews the Lease again and again; returns when it must not be relied upon any more. Whatever runs beside this is
+    /// to be polled after it: then nothing is begun once the time is over, also by a process that was stopped itself.
+    pub async fn keep(&self) -> Lost {
+        let mut renewing = pin!(self.renew_on_and_on());
+        poll_fn(|context| {
+            let silent = self.silent_for();
+            if silent >= STOPS_AFTER { Poll::Ready(Lost::Silent(silent)) } else { renewing.as_mut().poll(context) }
+        })
+        .await
+    }
+
+    /// Renews the Lease after a silence: waits for the API server up to `patience`.
+    ///
+    /// # Errors
+    /// [`RotationError::Paused`], naming the run that has taken it meanwhile, or what the API server says.
+    pub async fn regain(&self, patience: Duration) -> Result<(), RotationError> {
+        let began = Instant::now();
         loop {
-            tokio::time::sleep(RENEW_INTERVAL).await;
-            // An API server that is away for a moment is waited for by the run itself.
-            let Ok(found) = self.read().await else { continue };
-            if found.spec.holder_identity != self.holder.0 {
-                return found.spec.holder_identity;
+            match self.renew().await {
+                Ok(None) => return Ok(()),
+                Ok(Some(other)) => return Err(taken(&other)),
+                Err(why) if began.elapsed() >= patience => {
+                    return Err(RotationError::Paused(format!(
+                        "the Lease {NAME} in {NAMESPACE}, which keeps a second rotation out, could not be renewed: {why}"
+                    )));
+                }
+                Err(_) => tokio::time::sleep(LOOK_INTERVAL).await,
             }
-            let _ = self.write(&found.metadata.resource_version, &self.holder).await;
         }
     }
 
@@ -137,17 +152,61 @@ impl Lease {
         if let Ok(found) = self.read().await
             && found.spec.holder_identity == self.holder.0
         {
-            let _ = self.write(&found.metadata.resource_version, &Holder(String::new())).await;
+            let _ = self.write(&found.metadata.resource_version, &Holder::nobody()).await;
         }
     }
 
-    async fn ensured(&self) -> Result<Found, RotationError> {
+    async fn renew_on_and_on(&self) -> Lost {
+        loop {
+            match self.renew().await {
+                Ok(None) => tokio::time::sleep(RENEW_INTERVAL).await,
+                Ok(Some(other)) => return Lost::Taken(other),
+                Err(_) => tokio::time::sleep(LOOK_INTERVAL).await,
+            }
+        }
+    }
+
+    /// Renews it once. The run that has it instead, if another one has.
+    async fn renew(&self) -> Result<Option<String>, String> {
+        let began = now();
+        let renewed = async {
+            loop {
+                let found = self.ensured().await?;
+                let other = found.spec.holder_identity;
+                if !other.is_empty() && other != self.holder.0 {
+                    return Ok(Some(other));
+                }
+                if self.write(&found.metadata.resource_version, &self.holder).await? {
+                    return Ok(None);
+                }
+            }
+        };
+        let in_time = tokio::time::timeout(ANSWERS_WITHIN, renewed).await;
+        let ended = in_time.map_err(|_| format!("no answer within {} s", ANSWERS_WITHIN.as_secs()))?;
+        let other = ended.map_err(|error: ApiError| error.to_string())?;
+        if other.is_none() {
+            self.note(began);
+        }
+        Ok(other)
+    }
+
+    fn note(&self, renewed: Duration) {
+        self.renewed.store(u64::try_from(renewed.as_millis()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// How long ago the last renewal began.
+    fn silent_for(&self) -> Duration {
+        now().saturating_sub(Duration::from_millis(self.renewed.load(Relaxed)))
+    }
+
+    /// The Lease, which is made where there is none: somebody may have deleted it.
+    async fn ensured(&self) -> Result<Found, ApiError> {
         match self.read().await {
             Err(error) if error.status() == Some(404) => {
-                self.create().await.map_err(failed())?;
-                self.read().await.map_err(failed())
+                self.create().await?;
+                self.read().await
             }
-            found => found.map_err(failed()),
+            found => found,
         }
     }
 
@@ -171,7 +230,7 @@ impl Lease {
     }
 
     /// Writes a holder and the time, unless the Lease has changed since `version`. Whether it was written.
-    async fn write(&self, version: &str, holder: &Holder) -> Result<bool, RotationError> {
+    async fn write(&self, version: &str, holder: &Holder) -> Result<bool, ApiError> {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
         let patch: Value = json!({
             "metadata": {"resourceVersion": version},
@@ -181,13 +240,23 @@ impl Lease {
                 "renewTime": now,
             },
         });
-        let lease = format!("{}/{NAME}", folder());
-        let answer = self.api.patch(&lease, &patch.to_string()).await.map_err(failed())?;
+        let answer = self.api.patch(&format!("{}/{NAME}", folder()), &patch.to_string()).await?;
         match answer.status {
             409 => Ok(false),
-            _ => self.api.success(answer).map(|_| true).map_err(failed()),
+            _ => self.api.success(answer).map(|_| true),
         }
     }
+}
+
+/// What a run says whose place another one has taken.
+pub fn taken(other: &str) -> RotationError {
+    RotationError::Paused(format!("another rotate-keys took this one's place: {other}"))
+}
+
+/// Time since boot. It goes on while the machine is suspended, as the clocks of others do.
+fn now() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.try_into().unwrap_or_default(), now.tv_nsec.try_into().unwrap_or_default())
 }
 
 fn folder() -> String {
@@ -196,21 +265,4 @@ fn folder() -> String {
 
 fn failed() -> impl FnOnce(ApiError) -> RotationError {
     RotationError::api(format!("hold the Lease {NAME} in {NAMESPACE}, which keeps a second rotation out"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_holder_is_gone_when_its_process_on_this_machine_is() {
-        let own = Holder::this_process();
-        assert!(!own.is_gone());
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let other = Holder(own.0.replace(&format!("pid {} ", std::process::id()), &format!("pid {} ", child.id())));
-        child.wait().unwrap();
-        assert!(other.is_gone());
-        assert!(!Holder("elsewhere pid 1 start 1 in another/pid:[1]".into()).is_gone(), "nothing is known of it");
-        assert!(!Holder("some text".into()).is_gone());
-    }
 }

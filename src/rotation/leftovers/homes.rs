@@ -71,9 +71,9 @@ impl Homes {
         prefix: &str,
         resources: impl IntoIterator<Item = &'a Resource>,
     ) -> Result<Self, RotationError> {
-        let mut homes = Self::default();
+        let (mut homes, api) = (Self::default(), api.patient());
         for resource in resources {
-            let home = Search { api, etcd, prefix, resource }.run().await?;
+            let home = Search { api: &api, etcd, prefix, resource }.run().await?;
             homes.resources.insert(resource.to_string(), home);
         }
         Ok(homes)

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
-use tonic::Code;
 
 use crate::etcd::{EtcdCluster, EtcdError, Swap, Swapped};
 use crate::rotation::rewrite::pace::Pace;
@@ -49,7 +48,7 @@ impl<'a> Batches<'a> {
             loop {
                 let began = Instant::now();
                 let result = cluster.swap(&swaps).await;
-                if tries == TRIES || !result.as_ref().is_err_and(passes) {
+                if tries == TRIES || !result.as_ref().is_err_and(EtcdError::is_transient) {
                     return Sent { swaps, result, began };
                 }
                 tries += 1;
@@ -75,12 +74,6 @@ impl<'a> Batches<'a> {
             }
         }
     }
-}
-
-/// Whether an error may not come again.
-fn passes(error: &EtcdError) -> bool {
-    matches!(error, EtcdError::Refused(status)
-        if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown))
 }
 
 /// Cuts swaps into batches that etcd takes.

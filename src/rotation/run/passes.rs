@@ -56,7 +56,6 @@ impl Run<'_> {
                 Err(error) => progress.tally.unlistable = Some(chain(&error)),
             }
         }
-        self.journal.passes += 1;
         Ok(State::Rewrite)
     }
 
@@ -83,6 +82,7 @@ impl Run<'_> {
             }
         }
         self.journal.rewritten = Some(jiff::Timestamp::now());
+        self.journal.passes += 1;
         Ok(State::Verify)
     }
 
@@ -126,6 +126,8 @@ impl Run<'_> {
             let claim = Claim::not_yet(Witness::Etcd, what, "run again once it is gone");
             self.journal.claims.insert(Subject::History, claim);
         } else if self.journal.clean_since.is_none() {
+            // What was said while something was left: the history to be looked at begins here.
+            self.journal.claims.remove(&Subject::History);
             self.journal.clean_revisions = scan.revisions().collect();
             self.journal.clean_lists = self.lists_now().await?;
         }
@@ -262,7 +264,7 @@ impl Run<'_> {
         Ok(verdict)
     }
 
-    fn agreement_lost(&mut self, why: &str) -> State {
+    pub(super) fn agreement_lost(&mut self, why: &str) -> State {
         (self.report)(Event::Note(&format!("agreement lost, everything that is in doubt is done again: {why}")));
         State::AwaitAdoption
     }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::patience::Outage;
 use super::settings::Settings;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, attempt, joined, look, look_fresh};
 use crate::rotation::cluster::Cluster;
-use crate::rotation::cluster::api::Api;
+use crate::rotation::cluster::api::{Api, chain};
 use crate::rotation::cluster::canary::{NAMESPACE, canaries};
 use crate::rotation::cluster::lease::{Holder, Lease};
 use crate::rotation::cluster::metrics::key_id_hash;
@@ -60,6 +61,8 @@ impl<'a> Run<'a> {
     ) -> Result<Self, RotationError> {
         let cluster = Cluster::connect(&settings.access).await?;
         let mut journal = journal;
+        // Whoever resumes wants it tried again: what was left may be gone.
+        journal.passes = 0;
         same_cluster(&cluster, &mut journal).await?;
         let coverage = coverage(&cluster, &settings).await?;
         Ok(Self { settings, cluster, coverage, journal, report, seen_adopted: false })
@@ -140,15 +143,12 @@ impl<'a> Run<'a> {
     /// The journal then says where it stands; the same call with the journal read again goes on.
     pub async fn to_end(&mut self) -> Result<Verdict, RotationError> {
         let report = self.report;
-        let waiting = move |why: &str| report(Event::Waiting(why));
+        let waiting = |why: &str| report(Event::Waiting(why));
         self.write().await?;
         self.note_etcd().await?;
         self.etcd_takes_writes().await?;
         let lease = Lease::take(self.cluster.entry().patient(), Holder::this_process(), &waiting).await?;
-        let ended = tokio::select! {
-            ended = self.drive() => ended,
-            other = lease.keep() => Err(RotationError::Paused(format!("another rotate-keys took this one's place: {other}"))),
-        };
+        let ended = self.drive_under(&lease).await;
         lease.release().await;
         if let Ok(verdict) = &ended
             && let Err(error) = announce(self.cluster.entry(), verdict).await
@@ -161,22 +161,21 @@ impl<'a> Run<'a> {
         ended
     }
 
-    async fn drive(&mut self) -> Result<Verdict, RotationError> {
+    pub(super) async fn drive(&mut self) -> Result<Verdict, RotationError> {
         self.journal.paused = None;
+        let mut outage = Outage::default();
         loop {
             self.write().await?;
-            (self.report)(Event::State(self.journal.state));
+            let state = self.journal.state;
+            (self.report)(Event::State(state));
             match self.step().await {
-                Ok(None) => {}
+                Ok(None) => outage.went_well(state),
                 Ok(Some(verdict)) => {
                     self.dismiss_shards().await;
                     return Ok(verdict);
                 }
-                Err(error) => {
-                    self.journal.paused = Some(crate::rotation::cluster::api::chain(&error));
-                    self.write().await?;
-                    return Err(error);
-                }
+                Err(error) if self.begins_again(&error, &mut outage).await => {}
+                Err(error) => return Err(self.paused(error).await),
             }
         }
     }
@@ -298,7 +297,7 @@ impl<'a> Run<'a> {
                     pause = AFTER_CLOSED;
                     why
                 }
-                Err(Obstacle::Failed(RotationError::Api { source, .. })) if source.is_transient() => source.to_string(),
+                Err(Obstacle::Failed(error)) if error.passes_by_itself() => chain(&error),
                 Err(Obstacle::TargetChanged(why)) => {
                     return Err(RotationError::Paused(format!(
                         "{why}: another rotation began meanwhile; give this one up (--abort) and start over"
