@@ -12,10 +12,11 @@ use crate::rotation::cluster::ledger::{Account, ServerProcess};
 use crate::rotation::cluster::listing::is_undecryptable;
 use crate::rotation::cluster::metrics::{Direction, Scrape, growth, scrape};
 use crate::rotation::cluster::resources::{Resource, is_inner_prefix, is_local, is_prefix_of};
+use crate::rotation::cluster::webhooks::webhook_that_failed;
 
 /// How many objects of a resource are tried: one may be damaged, or deleted meanwhile.
 const PIONEERS: u32 = 3;
-/// A server has read the object by then; what takes longer is a webhook.
+/// A server has read the object by then; what takes longer is a webhook. Its metrics tell whether it has.
 const OPENS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Writes every canary through one server, and reads from its metrics what it stored them under.
@@ -153,7 +154,8 @@ pub async fn prove_coverage(servers: &[Seen], resources: &[Resource]) -> Result<
         let mut opened = BTreeSet::new();
         for (resource, paths) in &pioneers {
             for path in paths {
-                if matches!(opens(&server.api, path).await.map_err(not_yet)?, Opened::Yes) {
+                let tried = tokio::time::timeout(OPENS_WITHIN, opens(&server.api, path)).await;
+                if tried.unwrap_or(Ok(Opened::Yes)).map_err(not_yet)? == Opened::Yes {
                     opened.insert(resource.clone());
                     break;
                 }
@@ -183,7 +185,7 @@ pub async fn prove_coverage(servers: &[Seen], resources: &[Resource]) -> Result<
 
 /// Some objects of a resource; none where there are none, or where they cannot be listed.
 async fn pioneers_of(api: &Api, resource: &Resource) -> Vec<String> {
-    let Ok(answer) = api.list(&resource.list_path(), PIONEERS, "").await else { return Vec::new() };
+    let Ok(answer) = api.patient().list(&resource.list_path(), PIONEERS, "").await else { return Vec::new() };
     if answer.status != 200 {
         return Vec::new();
     }
@@ -194,32 +196,63 @@ async fn pioneers_of(api: &Api, resource: &Resource) -> Vec<String> {
     list.items.iter().map(path).collect()
 }
 
+#[derive(Debug, PartialEq)]
 enum Opened {
     Yes,
     No(String),
     Unknown,
 }
 
-/// Whether one object opens. Admission and validation come after the reading, so what they answer, or a webhook that
-/// does not, says yes.
+/// Whether one object opens, by the empty patch that is only tried.
 async fn opens(server: &Api, path: &str) -> Result<Opened, ApiError> {
-    let path = format!("{path}?dryRun=All");
-    let Ok(answer) = tokio::time::timeout(OPENS_WITHIN, server.patch(&path, "{}")).await else {
-        return Ok(Opened::Yes);
-    };
-    let answer = answer?;
-    match answer.status {
-        500 => {
-            let message = answer.refusal().message;
-            Ok(if is_undecryptable(&message) { Opened::No(message) } else { Opened::Yes })
-        }
-        401 => server.success(answer).map(|_| Opened::Unknown),
-        404 | 429 | 501.. => Ok(Opened::Unknown),
-        _ => Ok(Opened::Yes),
+    let answer = server.patch(&format!("{path}?dryRun=All"), "{}").await?;
+    if answer.status == 401 {
+        return server.success(answer).map(|_| Opened::Unknown);
+    }
+    Ok(meaning(answer.status, answer.refusal().message))
+}
+
+/// What an answer says about the reading. Admission and validation come after it, so what they answer, or a webhook that
+/// does not, says yes. Authorization comes before it, and other errors may.
+fn meaning(status: u16, message: String) -> Opened {
+    match status {
+        500 if is_undecryptable(&message) => Opened::No(message),
+        500 if webhook_that_failed(&message).is_none() => Opened::Unknown,
+        403 if message.contains(" cannot patch resource ") => Opened::Unknown,
+        404 | 408 | 429 | 501.. => Opened::Unknown,
+        _ => Opened::Yes,
     }
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is what map_err passes")]
 fn not_yet(error: ApiError) -> Obstacle {
     Obstacle::NotYet(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_that_comes_after_the_reading_says_that_an_object_opens() {
+        let says = |status, message: &str| meaning(status, message.into());
+        assert_eq!(says(200, ""), Opened::Yes);
+        assert_eq!(says(422, "denied by policy"), Opened::Yes);
+        assert_eq!(says(403, "secrets \"a\" is forbidden: not this one"), Opened::Yes, "admission");
+        assert_eq!(says(500, "failed calling webhook \"a.b.c\": timeout"), Opened::Yes);
+        let closed = "unable to transform key \"/registry/secrets/a/b\"";
+        assert_eq!(says(500, closed), Opened::No(closed.into()));
+        let unauthorized = "secrets \"a\" is forbidden: User \"u\" cannot patch resource \"secrets\" in API group \"\"";
+        for (status, message) in [
+            (500, ""),
+            (500, "etcdserver: request timed out"),
+            (403, unauthorized),
+            (503, ""),
+            (504, ""),
+            (429, ""),
+            (408, ""),
+        ] {
+            assert_eq!(says(status, message), Opened::Unknown, "{status} {message}");
+        }
+    }
 }
