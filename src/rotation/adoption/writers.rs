@@ -6,6 +6,7 @@ use crate::rotation::adoption::Obstacle;
 use crate::rotation::claim::{Claim, Until, Witness};
 use crate::rotation::cluster::api::{Api, ApiError, Metadata, MetadataList, Partial};
 use crate::rotation::cluster::resources::Resource;
+use crate::rotation::error::RotationError;
 
 /// So many objects of a resource are tried: one may be written by somebody else meanwhile.
 const TRIED: u32 = 5;
@@ -25,7 +26,7 @@ enum Shown {
 /// shown. Objects in `except` are left alone.
 ///
 /// # Errors
-/// [`Obstacle::NotYet`], naming server and resource, when a server stores one otherwise, or does not answer.
+/// [`Obstacle::NotYet`], naming server and resource, when a server stores one otherwise; that a server does not answer.
 pub async fn write_alike(
     servers: &[Api],
     resources: &[Resource],
@@ -33,7 +34,8 @@ pub async fn write_alike(
 ) -> Result<BTreeSet<String>, Obstacle> {
     let mut not_shown = BTreeSet::new();
     for resource in resources {
-        let shown = round(servers, resource, except).await.map_err(|error| Obstacle::NotYet(error.to_string()))?;
+        let failed = RotationError::api(format!("see whether every API server stores {resource} alike"));
+        let shown = round(servers, resource, except).await.map_err(failed)?;
         match shown {
             Shown::Alike => {}
             Shown::NoObject => _ = not_shown.insert(resource.to_string()),
@@ -48,17 +50,23 @@ pub async fn write_alike(
     Ok(not_shown)
 }
 
-/// What [`write_alike`] shows.
+/// What [`write_alike`] shows. `untouched` are encrypted resources that it was not asked about.
 #[must_use]
-pub fn claim(servers: usize, resources: usize, not_shown: &BTreeSet<String>) -> Claim {
-    let spot = |resource: &String| {
-        format!("{resource}: it has no object, so what each API server would store it under was not seen")
-    };
+pub fn claim(
+    servers: usize,
+    resources: usize,
+    not_shown: &BTreeSet<String>,
+    untouched: impl IntoIterator<Item = String>,
+) -> Claim {
+    let unseen = "what each API server would store it under was not seen";
+    let empty = not_shown.iter().map(|resource| format!("{resource}: it has no object, so {unseen}"));
+    let left =
+        untouched.into_iter().map(|resource| format!("{resource}: its objects are left as they are, so {unseen}"));
     let what = format!(
         "an empty patch of one object of each of {} encrypted resource(s) went round {servers} API server(s) unchanged",
         resources - not_shown.len()
     );
-    Claim::shown(Witness::Api, what).until(Until::ServersChange).blind_to(not_shown.iter().map(spot))
+    Claim::shown(Witness::Api, what).until(Until::ServersChange).blind_to(empty.chain(left))
 }
 
 async fn round(servers: &[Api], resource: &Resource, except: &BTreeSet<String>) -> Result<Shown, ApiError> {
@@ -107,4 +115,18 @@ async fn objects_of(api: &Api, resource: &Resource) -> Result<Vec<String>, ApiEr
         .iter()
         .map(|one| resource.object_path(one.metadata.namespace.as_deref(), &one.metadata.name))
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resource_that_is_not_touched_is_among_what_was_not_seen() {
+        let empty = ["roles.rbac.authorization.k8s.io".to_owned()].into();
+        let claim = claim(2, 3, &empty, ["widgets.example.com".to_owned()]);
+        assert!(claim.what.contains("each of 2 encrypted resource(s)"), "{}", claim.what);
+        let spots = claim.blind_spots;
+        assert!(spots.len() == 2 && spots[0].starts_with("roles.rbac") && spots[1].starts_with("widgets"), "{spots:?}");
+    }
 }

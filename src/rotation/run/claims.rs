@@ -42,7 +42,10 @@ impl Run<'_> {
         let resources: Vec<_> = touched.map(|progress| progress.resource.clone()).collect();
         let servers = reached(&self.cluster, self.settings.accept_unproven).await?;
         let not_shown = write_alike(&servers, &resources, &self.left_alone()).await?;
-        let claim = writers::claim(servers.len(), resources.len(), &not_shown);
+        // Nor is what is skipped, and Events unless they are rewritten.
+        let all = encrypted(self.cluster.entry(), &self.coverage).await?.resources.into_iter();
+        let untouched = all.filter(|(resource, _)| !resources.contains(resource)).map(|(one, _)| one.to_string());
+        let claim = writers::claim(servers.len(), resources.len(), &not_shown, untouched);
         self.journal.claims.insert(Subject::Writers, claim);
         Ok(())
     }
