@@ -53,3 +53,16 @@ pub fn etcd_access(
     let path = |path: Option<&Path>| path.map(Path::to_owned);
     Ok(Some(EtcdAccess { endpoints: endpoints.to_vec(), ca: path(ca), certificate: path(certificate), key: path(key) }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_yes_is_success_and_every_other_conclusion_has_a_code_of_its_own() {
+        use Conclusion::{Leftovers, MayBeDisabled, NothingLeft, NothingLeftWait, NothingRotated, Refused, Unproven};
+        let codes = [MayBeDisabled, Refused, Leftovers, NothingLeftWait, Unproven, NothingRotated];
+        assert_eq!(codes.map(|conclusion| exit_of(conclusion) as u8), [0, 3, 6, 7, 8, 9]);
+        assert_eq!(exit_of(NothingLeft), Exit::Done, "what `verify` says");
+    }
+}

@@ -194,7 +194,7 @@ pub fn print_rotation(journal: &Journal, evidence: Option<&Path>) {
     }
     print_objects(journal);
     if let Some(scan) = &journal.verified {
-        print_named("leftover", &scan.named);
+        print_leftovers(scan);
     }
     if let Some(verdict) = &journal.verdict {
         let next = next_step(journal, verdict);
@@ -238,7 +238,7 @@ pub fn print_scan(scan: &Scan) {
         }
     }
     println!("{}\n{}", table.trim_fmt(), describe(scan));
-    print_named("leftover", &scan.named);
+    print_leftovers(scan);
 }
 
 fn print_named<'a>(what: &str, named: impl IntoIterator<Item = (&'a String, &'a String)>) {
@@ -252,5 +252,43 @@ fn print_named<'a>(what: &str, named: impl IntoIterator<Item = (&'a String, &'a 
     }
     if rest > 0 {
         println!("{what}: and {rest} more; --output json names them");
+    }
+}
+
+/// The first leftovers, and how many more there are: not each of very many has its name kept.
+fn print_leftovers(scan: &Scan) {
+    for line in leftover_lines(scan) {
+        println!("leftover: {line}");
+    }
+}
+
+fn leftover_lines(scan: &Scan) -> Vec<String> {
+    let mut lines: Vec<_> = scan.named.iter().take(SHOWN).map(|(name, why)| format!("{name}: {why}")).collect();
+    let rest = scan.leftovers.saturating_sub(lines.len() as u64);
+    if rest > 0 {
+        let named = scan.named.len();
+        let all = scan.leftovers <= named as u64;
+        let named = if all { "them".to_owned() } else { format!("the first {named}") };
+        lines.push(format!("and {rest} more; --output json names {named}"));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rotation::leftovers::scan::Method;
+
+    #[test]
+    fn however_many_leftovers_there_are_their_number_is_right() {
+        let last = |count: u64| {
+            let mut scan = Scan::new(Method::Etcd);
+            (0..count).for_each(|number| scan.name(&format!("/registry/secrets/default/s-{number:04}"), "p old"));
+            scan.leftovers = count;
+            leftover_lines(&scan).pop().unwrap()
+        };
+        assert_eq!(last(SHOWN as u64), format!("/registry/secrets/default/s-{:04}: p old", SHOWN - 1));
+        assert_eq!(last(SHOWN as u64 + 3), "and 3 more; --output json names them");
+        assert_eq!(last(3_048), format!("and {} more; --output json names the first 1000", 3_048 - SHOWN));
     }
 }

@@ -79,7 +79,8 @@ fn print(report: &StatusReport) {
     for kek in &report.keks {
         let contact = kek.last_contact.map_or("-".into(), |contact| contact.to_string());
         let version = kek.version.clone().unwrap_or("-".into());
-        keks.add_row([kek.name.clone(), version, contact, kek.error.clone().unwrap_or("-".into())]);
+        let name = if kek.retired { format!("{} (retired)", kek.name) } else { kek.name.clone() };
+        keks.add_row([name, version, contact, kek.error.clone().unwrap_or("-".into())]);
     }
     println!("{}", keks.trim_fmt());
 }

@@ -158,8 +158,9 @@ async fn sighup_names_what_only_a_restart_changes() {
 
 #[tokio::test]
 async fn status_shows_a_running_plugin_as_table_and_json() {
-    let keyring = KeyringFile::create();
-    let plugin = Plugin::start(&keyring.settings("shown")).await;
+    let (keyring, retired) = (KeyringFile::create(), KeyringFile::create());
+    let old = format!("\nretired: [{{ name: old, keyring: {{ file: {} }} }}]", retired.path().display());
+    let plugin = Plugin::start(&(keyring.settings("shown") + &old)).await;
     let key_id = plugin.wait_healthy().await;
     let config = plugin.config_file();
     let table = run(&["status", "--config", path(&config)]);
@@ -169,6 +170,7 @@ async fn status_shows_a_running_plugin_as_table_and_json() {
         assert!(rows.contains(&row.to_vec()), "{row:?} in {}", table.out);
     }
     assert!(rows.contains(&["KEK", "VERSION", "LAST", "CONTACT", "ERROR"].to_vec()), "{}", table.out);
+    assert!(rows.iter().any(|row| row.starts_with(&["old", "(retired)"])), "{}", table.out);
 
     let json = run(&["status", "--config", path(&config), "--output", "json"]);
     let report: Value = serde_json::from_str(&json.out).unwrap();

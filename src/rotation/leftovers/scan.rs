@@ -243,7 +243,8 @@ impl<'a> Judge<'a> {
         match stored {
             Stored::Plain => {
                 let is_wanted = local.is_some_and(|provider| local_words(provider).is_none());
-                ("in clear".into(), place.is_covered && !is_wanted)
+                let left = place.is_covered && !is_wanted;
+                (if left { "in clear" } else { "in clear, as configured" }.into(), left)
             }
             // Whatever key it is, it must stay readable as long as this value exists.
             Stored::Otherwise(words) => {
@@ -300,6 +301,18 @@ mod tests {
         assert!(!left("configmaps/default/a", Stored::Plain), "not encrypted, by configuration");
         assert!(left("configmaps/default/a", kms("p", "old")), "no longer encrypted, and needs the old key");
         assert!(left("configmaps/default/a", Stored::Otherwise("aescbc v1 k".into())), "needs the key of aescbc");
+    }
+
+    #[test]
+    fn a_value_in_clear_that_is_not_to_be_encrypted_says_so() {
+        let expected = expected();
+        let mut judge = Judge::new(&expected);
+        let mut words = |key: &str| {
+            let place = judge.place(key);
+            judge.judge(&place, &Stored::Plain).0
+        };
+        assert_eq!(words("secrets/default/a"), "in clear");
+        assert_eq!(words("configmaps/default/a"), "in clear, as configured");
     }
 
     #[test]
