@@ -17,6 +17,10 @@ struct InSnapshot {
 }
 
 async fn begin(plane: &ControlPlane, nodes: usize) -> InSnapshot {
+    begin_with(plane, nodes, &[]).await
+}
+
+async fn begin_with(plane: &ControlPlane, nodes: usize, more: &[&str]) -> InSnapshot {
     plane.create_secrets("s", 40).await;
     let old = plane.key_id(0).await;
     plane.rotate_keyrings(0..nodes);
@@ -28,7 +32,7 @@ async fn begin(plane: &ControlPlane, nodes: usize) -> InSnapshot {
         first.display(),
         go.display()
     );
-    let run = plane.spawn("rotate-keys", &["--agreement-interval=5m", &command]);
+    let run = plane.spawn("rotate-keys", &[&["--agreement-interval=5m", command.as_str()], more].concat());
     plane.wait_state("snapshot").await;
     plane.check_all_under(&new).await;
     InSnapshot { run, go, new }
@@ -117,6 +121,48 @@ async fn what_an_api_server_stores_in_clear_between_two_reloads_is_found_before_
     .await;
     run.ends_with_everything_under_the_new_key(&plane).await;
     assert!(plane.etcd.key_id(&last).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_becomes_active_during_the_snapshot_leaves_no_yes() {
+    let plane = ControlPlane::start(Shape::of(1)).await;
+    // As on another machine: the same keyring, in a file that the plugin does not see.
+    plane.prepare_keyrings();
+    let elsewhere = plane.keyrings[0].copied();
+    elsewhere.command(&["activate"], &[]);
+    let text = std::fs::read_to_string(plane.plugins[0].config_file()).unwrap();
+    let config = plane.folder.path().join("elsewhere.yaml");
+    let (own, other) = (plane.keyrings[0].path().display().to_string(), elsewhere.path().display().to_string());
+    std::fs::write(&config, text.replace(&own, &other)).unwrap();
+    let mut run = begin_with(&plane, 1, &[&format!("--config={}", config.display())]).await;
+    elsewhere.command(&["add"], &[]);
+    elsewhere.command(&["activate"], &[]);
+    std::fs::write(&run.go, "").unwrap();
+    let status = run.run.wait(ENDS_WITHIN);
+    assert_eq!(status.code(), Some(8), "{}", run.run.log());
+    assert!(run.run.log().contains("Not proven"), "{}", run.run.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_reaches_etcd_late_is_waited_for_before_anything_is_searched() {
+    let plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 20).await;
+    let key = "/registry/secrets/default/s-3";
+    let late = plane.etcd.get(key).await.unwrap();
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    let new = plane.wait_key_id(0..1, &old).await;
+    let mut run = plane.spawn("rotate-keys", &["--request-timeout=45s"]);
+    let log = plane.folder.path().join("rotate-keys.log");
+    let rewritten = || std::fs::read_to_string(&log).unwrap_or_default().contains("state: verify");
+    wait_until("everything is rewritten", ENDS_WITHIN, async || rewritten() || !run.is_running()).await;
+    // Encrypted before its server had adopted the key, and stored only now: no counter tells of it.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    plane.etcd.put(key, &late).await;
+    let status = run.wait(ENDS_WITHIN);
+    assert!(status.success(), "{}", run.log());
+    assert!(run.log().contains("earlier writes may still be on their way to etcd"), "{}", run.log());
+    plane.check_all_under(&new).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
