@@ -87,7 +87,9 @@ impl Model for Scenario {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always(A_YES_IS_TRUE, |_, world: &World| !world.faults.false_yes),
-            Property::always(DISABLED_IS_UNUSED, |_, world: &World| !world.disabled.meets(world.stored())),
+            Property::always(DISABLED_IS_UNUSED, |scenario: &Self, world: &World| {
+                !world.disabled.meets(scenario.versions(world.stored()))
+            }),
             Property::always(REWRITES_STAY_READABLE, |_, world: &World| !world.faults.unreadable),
             Property::always(ROTATIONS_ARE_NOTED, |_, world: &World| !world.faults.replaced_unnoted),
             Property::sometimes(A_YES_IS_REACHED, |_, world: &World| world.runs.iter().any(Run::says_yes)),

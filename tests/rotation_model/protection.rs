@@ -42,12 +42,16 @@ pub enum Protection {
     WritesDrained,
     /// A second run is refused while the first one lives.
     LeaseOfOneRun,
+    /// A run whose Lease has lapsed stands still; it goes on only where no other run has begun, and looks at the KEK anew.
+    StandsStill,
+    /// The etcd that is given is shown to hold what the API serves, at the same revision.
+    EtcdOfThisCluster,
     /// A plugin reports a generation only once it has saved it.
     AdoptionSaved,
 }
 
 impl Protection {
-    pub const EVERY: [Self; 21] = [
+    pub const EVERY: [Self; 23] = [
         Self::ClaimsNameKeys,
         Self::KekAskedAgain,
         Self::IntentIsInTheJournal,
@@ -68,6 +72,8 @@ impl Protection {
         Self::CanaryWithdrawn,
         Self::WritesDrained,
         Self::LeaseOfOneRun,
+        Self::StandsStill,
+        Self::EtcdOfThisCluster,
         Self::AdoptionSaved,
     ];
 }

@@ -102,7 +102,7 @@ impl Run {
     /// What a Yes names, or what the operator takes it to name.
     pub fn named(&self, scenario: &Scenario) -> Set {
         if scenario.procedure == Procedure::RotateKeys && scenario.has(Protection::ClaimsNameKeys) {
-            self.former
+            scenario.versions(self.former).without(scenario.versions(self.target_set()))
         } else {
             Set::of([Key::FORMER])
         }
@@ -147,6 +147,14 @@ impl Run {
         let last = if scenario.has(Protection::SearchAgain) { Phase::Conclude } else { Phase::Settle };
         if self.phase > Phase::Adopt && self.phase <= last {
             self.resume_at = (!scenario.has(Protection::SearchAgain)).then_some(self.phase);
+            self.begin_again();
+        }
+    }
+
+    /// Goes on after a time without a Lease in which no other run has begun.
+    pub fn regain(&mut self) {
+        (self.lapsed, self.checked) = (false, false);
+        if self.phase > Phase::Adopt && !self.has_ended() {
             self.begin_again();
         }
     }

@@ -15,6 +15,10 @@ pub struct Scenario {
     pub values: Vec<ValueSetup>,
     /// Whether the operator gives the second etcd, too.
     pub second_etcd_given: bool,
+    /// Whether the etcd that the operator gives is another cluster's, which shares the KEK and is rotated, too.
+    pub other_clusters_etcd: bool,
+    /// Whether it is `epoch` that was raised: what comes after is another generation under the same KEK version.
+    pub by_epoch: bool,
     /// `--rotate-kek`; otherwise the operator has made version 2 active, and no plugin has noticed yet.
     pub run_rotates: bool,
     pub runs: usize,
@@ -144,6 +148,8 @@ impl Default for Scenario {
             servers: vec![ServerSetup::SOUND],
             values: vec![ValueSetup::SECRET],
             second_etcd_given: false,
+            other_clusters_etcd: false,
+            by_epoch: false,
             run_rotates: false,
             runs: 1,
             first_has_adopted: false,
@@ -167,6 +173,17 @@ impl Scenario {
 
     pub fn etcds_given(&self) -> impl Iterator<Item = usize> + use<> {
         0..1 + usize::from(self.second_etcd_given)
+    }
+
+    /// The KEK versions that keys belong to.
+    pub fn versions(&self, keys: Set) -> Set {
+        if !self.by_epoch || !keys.contains(Key::NEXT) {
+            return keys;
+        }
+        let mut versions = keys;
+        versions.remove(Key::NEXT);
+        versions.insert(Key::FORMER);
+        versions
     }
 
     pub fn beginning(&self) -> World {

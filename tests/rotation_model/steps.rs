@@ -10,10 +10,19 @@ impl World {
     /// What the world is after the next step of run `at`; `None` while that has to wait. `through` is the server to
     /// which a balancer leads the next rewrite.
     pub fn step(&self, at: usize, through: Option<usize>, scenario: &Scenario) -> Option<Self> {
+        let mut next = self.clone();
+        if self.runs[at].lapsed && scenario.has(Protection::StandsStill) {
+            let run = &mut next.runs[at];
+            if self.is_refused(at, scenario) {
+                run.end(Verdict::NotYes)
+            } else {
+                run.regain()
+            }
+            return Some(next);
+        }
         if self.waits(at, through, scenario) {
             return None;
         }
-        let mut next = self.clone();
         match self.runs[at].phase {
             Phase::Start => next.runs[at].enter(Phase::Survey),
             Phase::Survey => next.survey(at, scenario),
@@ -57,8 +66,9 @@ impl World {
     }
 
     fn survey(&mut self, at: usize, scenario: &Scenario) {
-        let found =
+        let given =
             scenario.etcds_given().fold(Set::default(), |found, etcd| found.union(self.keys_in(etcd, scenario)));
+        let found = if scenario.other_clusters_etcd { Set::of([Key::FORMER]) } else { given };
         let run = &mut self.runs[at];
         run.former = found;
         run.enter(if run.rotates { Phase::Rotate } else { Phase::Adopt });
@@ -214,6 +224,10 @@ impl World {
 
     /// The keys other than the target that a search of one etcd finds.
     fn leftovers(&self, at: usize, etcd: usize, first: bool, scenario: &Scenario) -> Set {
+        if scenario.other_clusters_etcd {
+            // Its own API servers have stored everything again.
+            return Set::default();
+        }
         let judged = |setup: &ValueSetup| setup.served || scenario.has(Protection::EveryValue);
         let here = self.values.iter().zip(&scenario.values).filter(|(_, setup)| setup.etcd == etcd && judged(setup));
         let present = Set::of(here.map(|(value, _)| value.key));
@@ -230,7 +244,9 @@ impl World {
         let run = &mut self.runs[at];
         if !first {
             run.enter(Phase::Conclude);
-        } else if elsewhere && scenario.has(Protection::EveryEtcd) {
+        } else if elsewhere && scenario.has(Protection::EveryEtcd)
+            || scenario.other_clusters_etcd && scenario.has(Protection::EtcdOfThisCluster)
+        {
             run.end(Verdict::NotYes);
         } else {
             run.enter(Phase::Settle);
@@ -243,7 +259,9 @@ impl World {
         let run = &mut self.runs[at];
         if let Some(etcd) = given.without(run.compacted).first().filter(|_| scenario.has(Protection::CompactionShown)) {
             run.compacted.insert(etcd);
-            self.old[etcd] = self.old[etcd].and(run.superseded[etcd]);
+            if !scenario.other_clusters_etcd {
+                self.old[etcd] = self.old[etcd].and(run.superseded[etcd]);
+            }
         }
         if given.without(run.compacted).is_empty() || !scenario.has(Protection::CompactionShown) {
             run.enter(Phase::Snapshot);
@@ -251,7 +269,7 @@ impl World {
     }
 
     fn take_snapshot(&mut self, at: usize, scenario: &Scenario) {
-        if scenario.has(Protection::SnapshotOfNow) && !self.runs[at].has_snapshot {
+        if scenario.has(Protection::SnapshotOfNow) && !self.runs[at].has_snapshot && !scenario.other_clusters_etcd {
             self.snapshot[0] = self.keys_in(0, scenario);
             if scenario.has(Protection::SnapshotOfEveryEtcd) {
                 self.snapshot[1] = self.keys_in(1, scenario);
@@ -268,11 +286,12 @@ impl World {
             return self.runs[at].begin_again();
         }
         let given = scenario.etcds_given().fold(Set::default(), |all, etcd| all.union(self.snapshot[etcd]));
-        if scenario.has(Protection::SnapshotSearched) && !given.without(self.runs[at].target_set()).is_empty() {
+        let is_searched = scenario.has(Protection::SnapshotSearched) && !scenario.other_clusters_etcd;
+        if is_searched && !given.without(self.runs[at].target_set()).is_empty() {
             self.runs[at].has_snapshot = false;
             return self.runs[at].enter(Phase::Snapshot);
         }
-        let needed = self.needed(scenario);
+        let needed = scenario.versions(self.needed(scenario));
         let run = &mut self.runs[at];
         run.former = run.former.without(run.target_set());
         let named = run.named(scenario);

@@ -4,7 +4,7 @@
 use crate::checker::{A_YES_IS_TRUE, REWRITES_STAY_READABLE, ROTATIONS_ARE_NOTED, counterexample, holds};
 use crate::protection::Protection;
 use crate::scenario::Disturbance::{
-    Compaction, Crash, Outage, PluginRestart, Reload, Restore, Rollback, SlowWrite, Write,
+    Compaction, Crash, Outage, PluginRestart, Reload, Restore, Rollback, SlowWrite, Stall, Write,
 };
 use crate::scenario::{Disturbance, Scenario, ServerSetup, Sight, ValueSetup};
 use crate::set::Key;
@@ -43,6 +43,14 @@ fn each_kind_of_server_that_nobody_saw_is_found() {
         holds(&scenario, true);
         counterexample(&scenario.without(Protection::SettledServers), A_YES_IS_TRUE);
     }
+}
+
+/// Another generation under the same KEK version takes no version out of use, whoever only looks at `key_id`s.
+#[test]
+fn a_raised_epoch_lets_no_version_be_disabled() {
+    let scenario = Scenario { by_epoch: true, ..disturbed(1, &[Write]) };
+    holds(&scenario, false);
+    counterexample(&scenario.without(Protection::ClaimsNameKeys), A_YES_IS_TRUE);
 }
 
 /// The smallest scenario found in which the protection decides.
@@ -96,6 +104,12 @@ fn need(protection: Protection) -> Need {
             let scenario = Scenario { runs: 2, run_rotates: true, ..Scenario::default() };
             Need { property: ROTATIONS_ARE_NOTED, ..yes(scenario) }
         }
+        Protection::StandsStill => {
+            let stalls = Scenario { disturbances: 1, may: vec![Stall], ..Scenario::default() };
+            let scenario = Scenario { runs: 2, run_rotates: true, ..stalls };
+            Need { property: ROTATIONS_ARE_NOTED, ..yes(scenario) }
+        }
+        Protection::EtcdOfThisCluster => no_yes(Scenario { other_clusters_etcd: true, ..disturbed(0, &[]) }),
         Protection::AdoptionSaved => {
             let full = ServerSetup { saves: false, ..ServerSetup::SOUND };
             no_yes(Scenario { disturbances: 1, may: vec![PluginRestart], ..beside(full) })

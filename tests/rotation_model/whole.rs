@@ -1,6 +1,6 @@
 //! The protocol with all its protections, and where they end.
 
-use crate::checker::{A_YES_IS_TRUE, ROTATIONS_ARE_NOTED, counterexample, holds};
+use crate::checker::{A_YES_IS_TRUE, counterexample, holds};
 use crate::protection::Protection;
 use crate::scenario::{Disturbance, Scenario, ServerSetup, Sight, ValueSetup};
 use crate::world::Life;
@@ -39,8 +39,7 @@ fn a_yes_is_true_behind_a_balancer() {
 
 /// No Lease keeps other tools from rotating the KEK between the run's look at it and its own rotation.
 fn rotated_by_runs_alone(disturbances: u8) -> Scenario {
-    let others =
-        |kind: &Disturbance| matches!(kind, Disturbance::Rotation | Disturbance::Rollback | Disturbance::Stall);
+    let others = |kind: &Disturbance| matches!(kind, Disturbance::Rotation | Disturbance::Rollback);
     let may = Disturbance::EVERY.into_iter().filter(|kind| !others(kind)).collect();
     Scenario { run_rotates: true, may, ..control_plane(disturbances) }
 }
@@ -76,12 +75,4 @@ fn a_server_that_nothing_tells_of_is_a_blind_spot() {
         let scenario = Scenario { servers: vec![ServerSetup::SOUND, unseen], ..Scenario::default() };
         counterexample(&scenario, A_YES_IS_TRUE);
     }
-}
-
-/// A Lease has an end: a run that was stopped for longer rotates after another one has done so.
-#[test]
-fn a_run_that_is_stopped_for_longer_than_its_lease_may_rotate_twice() {
-    let stalls =
-        Scenario { runs: 2, run_rotates: true, disturbances: 1, may: vec![Disturbance::Stall], ..Scenario::default() };
-    counterexample(&stalls, ROTATIONS_ARE_NOTED);
 }

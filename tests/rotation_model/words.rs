@@ -3,6 +3,7 @@
 use stateright::Path;
 
 use crate::checker::Action;
+use crate::protection::Protection;
 use crate::run::{Phase, Verdict};
 use crate::scenario::{Procedure, Scenario};
 use crate::world::{Happening, World};
@@ -63,6 +64,11 @@ fn happens(happening: Happening, before: &World, after: &World) -> String {
 fn step(before: &World, run: usize, through: Option<usize>, after: &World, scenario: &Scenario) -> String {
     let (was, is) = (&before.runs[run], &after.runs[run]);
     let next = was.done.complement().first().unwrap_or_default();
+    if was.lapsed && scenario.has(Protection::StandsStill) {
+        let goes_on =
+            if is.has_ended() { "another run has begun, and pauses" } else { "no other run has begun, and goes on" };
+        return format!("finds its Lease lapsed: {goes_on}");
+    }
     let target = is.target.map_or_else(|| "no target".into(), |target| target.to_string());
     match was.phase {
         Phase::Start => "begins".into(),
