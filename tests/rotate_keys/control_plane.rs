@@ -223,7 +223,10 @@ impl ControlPlane {
     }
 
     fn quick(has: &dyn Fn(&str) -> bool) -> Vec<String> {
-        let mut quick = vec!["--request-timeout=1s".into()];
+        let mut quick = Vec::new();
+        if !has("--request-timeout") {
+            quick.push("--request-timeout=1s".into());
+        }
         if !has("--agreement-interval") {
             quick.push("--agreement-interval=1s".into());
         }

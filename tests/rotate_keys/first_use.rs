@@ -9,8 +9,10 @@ async fn plan_verify_and_rotation_name_a_key_as_status_does_and_say_which_node_i
     plane.create_secrets("s", 30).await;
     let old = plane.key_id(0).await;
     let config = format!("--config={}", plane.plugins[0].config_file().display());
-    let plan =
-        plane.run("rotate-keys", &["--plan", &config]).exits(0).says(&format!("the plugins report key_id {old}"));
+    let plan = plane
+        .run("rotate-keys", &["--plan", &config])
+        .exits(0)
+        .says(&format!("(key_id {old} of provider kube-envelope)"));
     assert!(!plan.out.contains("sha256:"), "{}", plan.out);
     let nonsense = plane.run("verify", &["--key-id=ke1-nonsense"]).exits(5);
     nonsense.says("no API server uses key_id ke1-nonsense");
@@ -19,8 +21,10 @@ async fn plan_verify_and_rotation_name_a_key_as_status_does_and_say_which_node_i
     plane.rotate_keyrings(0..1);
     let new = plane.wait_key_id(0..1, &old).await;
     let [first, second] = [0, 1].map(|node| plane.servers[node].url().trim_start_matches("https://").to_owned());
-    let (as_it_should_be, behind) =
-        (format!("API server {first} (as it should be)"), format!("API server {second} (behind)"));
+    let (as_it_should_be, behind) = (
+        format!("API server {first} (control-plane-1) (as it should be)"),
+        format!("API server {second} (control-plane-2) (behind)"),
+    );
     let ended = plane.run("rotate-keys", &[&config, "--adoption-timeout=10s"]).exits(5);
     let ended = ended.says("plugins of kube-envelope report different keys").says(&as_it_should_be).says(&behind);
     let ended = ended.says(&format!("key_id {new} of provider kube-envelope at {as_it_should_be}"));

@@ -26,8 +26,9 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(10);
 /// A Lease that was not renewed for this long belongs to a run that is gone. No clock of another machine is asked:
 /// what counts is that nothing in it changes.
 const EXPIRES_AFTER: Duration = Duration::from_mins(1);
-/// A run that could not renew its Lease for this long stands still, well before another one takes it.
-const STOPS_AFTER: Duration = Duration::from_secs(40);
+/// A run that could not renew its Lease for this long stands still. Its shards do so 20 s after it, which is still well
+/// before another run takes the Lease.
+const STOPS_AFTER: Duration = Duration::from_secs(30);
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// A renewal that takes longer is tried again.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(8);
