@@ -10,11 +10,12 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 pub use self::holder::Holder;
 use crate::rotation::cluster::api::{Api, ApiError};
@@ -37,9 +38,13 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(8);
 pub struct Lease {
     api: Api,
     holder: Holder,
-    /// When it was renewed last, in milliseconds of [`now`]: taken before the request was sent.
+    /// Time since boot, as this machine counts it.
+    clock: Clock,
+    /// When it was renewed last, in milliseconds of that clock: taken before the request was sent.
     renewed: AtomicU64,
 }
+
+type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
 
 /// Why a Lease must not be relied upon any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,10 +81,19 @@ impl Lease {
     /// # Errors
     /// [`RotationError::Unusable`], naming the other run; or that the Lease cannot be read or written.
     pub async fn take(api: Api, holder: Holder, report: &(dyn Fn(&str) + Sync)) -> Result<Self, RotationError> {
-        let lease = Self { api, holder, renewed: AtomicU64::new(0) };
+        Self::take_by(Box::new(since_boot), api, holder, report).await
+    }
+
+    async fn take_by(
+        clock: Clock,
+        api: Api,
+        holder: Holder,
+        report: &(dyn Fn(&str) + Sync),
+    ) -> Result<Self, RotationError> {
+        let lease = Self { api, holder, clock, renewed: AtomicU64::new(0) };
         let mut watched: Option<(Spec, Instant)> = None;
         loop {
-            let began = now();
+            let began = (lease.clock)();
             let found = lease.ensured().await.map_err(failed())?;
             let other = Holder(found.spec.holder_identity.clone());
             let is_free = other == Holder::nobody() || other == lease.holder || other.is_gone();
@@ -169,7 +183,7 @@ impl Lease {
 
     /// Renews it once. The run that has it instead, if another one has.
     async fn renew(&self) -> Result<Option<String>, String> {
-        let began = now();
+        let began = (self.clock)();
         let renewed = async {
             loop {
                 let found = self.ensured().await?;
@@ -197,7 +211,7 @@ impl Lease {
 
     /// How long ago the last renewal began.
     fn silent_for(&self) -> Duration {
-        now().saturating_sub(Duration::from_millis(self.renewed.load(Relaxed)))
+        (self.clock)().saturating_sub(Duration::from_millis(self.renewed.load(Relaxed)))
     }
 
     /// The Lease, which is made where there is none: somebody may have deleted it.
@@ -255,7 +269,7 @@ pub fn taken(other: &str) -> RotationError {
 }
 
 /// Time since boot. It goes on while the machine is suspended, as the clocks of others do.
-fn now() -> Duration {
+fn since_boot() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(now.tv_sec.try_into().unwrap_or_default(), now.tv_nsec.try_into().unwrap_or_default())
 }
@@ -267,3 +281,6 @@ fn folder() -> String {
 fn failed() -> impl FnOnce(ApiError) -> RotationError {
     RotationError::api(format!("hold the Lease {NAME} in {NAMESPACE}, which keeps a second rotation out"))
 }
+
+#[cfg(test)]
+mod tests;
