@@ -53,6 +53,38 @@ async fn left(plane: &ControlPlane, key_id: &str) -> usize {
     plane.etcd.key_ids("/registry/secrets/").await.get(key_id).copied().unwrap_or_default()
 }
 
+/// Lets a process of another machine hold the Lease, which renews it never.
+async fn hold_elsewhere(plane: &ControlPlane) {
+    let foreign = json!({"spec": {"holderIdentity": "elsewhere pid 1 start 1 in boot/pid:[1]"}});
+    let request = http::Request::patch(LEASE)
+        .header("content-type", "application/merge-patch+json")
+        .body(foreign.to_string().into_bytes().into())
+        .unwrap();
+    assert!(plane.servers[0].client().send(request).await.unwrap().status().is_success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_runs_that_wait_for_a_dead_one_only_one_begins() {
+    let plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 10).await;
+    let journals = ["one.json", "two.json", "three.json"].map(|name| plane.folder.path().join(name));
+    // It leaves the Lease, free.
+    run(&plane, &journals[0], &[]).exits(9);
+    hold_elsewhere(&plane).await;
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    plane.wait_key_id(0..1, &old).await;
+    let mut runs = [1, 2].map(|at| start(&plane, &journals[at], &["--settle=1h", "no-compact"]));
+    wait_until("one gives way", ENDS_WITHIN, async || runs.iter_mut().any(|run| !run.is_running())).await;
+    let ended = runs.iter_mut().position(|run| !run.is_running()).unwrap();
+    assert_eq!(runs[ended].wait(ENDS_WITHIN).code(), Some(2), "{}", runs[ended].log());
+    let other = runs[1 - ended].id();
+    assert!(runs[ended].log().contains(&format!("pid {other} ")), "{}", runs[ended].log());
+    reaches(&journals[1 + (1 - ended)], "settle").await;
+    assert!(runs[1 - ended].is_running(), "it goes on: {}", runs[1 - ended].log());
+    assert!(runs[1 - ended].log().contains("has not renewed its Lease for 60 s"), "{}", runs[1 - ended].log());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_runs_the_second_is_refused_with_the_name_of_the_first_and_a_stale_lease_is_taken_over() {
     let plane = ControlPlane::start(Shape::of(1)).await;
@@ -80,13 +112,7 @@ async fn of_two_runs_the_second_is_refused_with_the_name_of_the_first_and_a_stal
     run(&plane, &two, &["--abort"]).exits(0);
 
     // One that ran on another machine: nothing tells that it is gone but that it renews nothing.
-    let foreign = json!({"spec": {"holderIdentity": "elsewhere pid 1 start 1 in boot/pid:[1]"}});
-    let client = plane.servers[0].client();
-    let request = http::Request::patch(LEASE)
-        .header("content-type", "application/merge-patch+json")
-        .body(foreign.to_string().into_bytes().into())
-        .unwrap();
-    assert!(client.send(request).await.unwrap().status().is_success());
+    hold_elsewhere(&plane).await;
     let began = Instant::now();
     let ended = run(&plane, &one, &["--resume", "--compact"]).exits(0);
     ended.says("elsewhere pid 1 start 1 in boot/pid:[1] has not renewed its Lease for 60 s: this run takes its place");
