@@ -14,7 +14,7 @@ use serde_saphyr::Spanned;
 
 pub use self::error::{ConfigError, Problem};
 pub use self::listen::{DEFAULT_LISTEN, HealthAddress, HealthSettings, SocketAddress, SocketSettings};
-use crate::kek::Lineage;
+use crate::kek::{ClusterName, Lineage, NotAClusterName};
 use crate::key_stores::{KekConfig, KekItem};
 
 /// Where the configuration is looked for unless `--config` names another place.
@@ -26,13 +26,11 @@ pub const DEFAULT_SOCKET: &str = "/run/kube-envelope/kms.sock";
 /// Default of [`Config::state_dir`].
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/kube-envelope";
 
-const MAX_CLUSTER_BYTES: usize = 63;
-
 /// What the plugin runs by.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Name of the cluster; bound into every ciphertext, so that one cluster's data open in no other.
-    pub cluster: String,
+    /// The cluster that the plugin serves.
+    pub cluster: ClusterName,
     /// Raised on all nodes to force a new generation under unchanged KEKs.
     pub epoch: u64,
     /// The socket that the API server connects to.
@@ -218,7 +216,7 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn check(mut self, file: File) -> Result<Config, ConfigError> {
-        self.cluster(&file.cluster);
+        let cluster = self.cluster(&file.cluster);
         if file.epoch.value == 0 {
             self.add(&file.epoch, "epoch", "must be 1 or more");
         }
@@ -243,11 +241,11 @@ impl Checker<'_> {
             }
             AuditSettings { file: file.value, required }
         });
-        if !self.problems.is_empty() {
+        let (Some(cluster), true) = (cluster, self.problems.is_empty()) else {
             return Err(ConfigError::Invalid(self.problems));
-        }
+        };
         Ok(Config {
-            cluster: file.cluster.value,
+            cluster,
             epoch: file.epoch.value,
             socket,
             state_dir: file.state_dir.value,
@@ -273,18 +271,12 @@ impl Checker<'_> {
         });
     }
 
-    fn cluster(&mut self, cluster: &Spanned<String>) {
-        let name = &cluster.value;
-        let fits = !name.is_empty()
-            && name.len() <= MAX_CLUSTER_BYTES
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'));
-        if !fits {
-            self.add(
-                cluster,
-                "cluster",
-                "must be 1 to 63 letters, digits, '-', '.' or '_'; it is bound into every ciphertext",
-            );
-        }
+    fn cluster(&mut self, cluster: &Spanned<String>) -> Option<ClusterName> {
+        cluster
+            .value
+            .parse()
+            .map_err(|problem: NotAClusterName| self.add(cluster, "cluster", &problem.to_string()))
+            .ok()
     }
 
     fn socket(&mut self, file: &File) -> SocketSettings {

@@ -9,7 +9,7 @@ use rand::CryptoRng;
 
 use crate::crypto::seal::{OVERHEAD, open_seed, seal_seed};
 use crate::crypto::secret::{Dek, DekId, Seed};
-use crate::kek::{KekVersion, Lineage, MAX_VERSION_BYTES, WrapContext, WrappedDek};
+use crate::kek::{ClusterName, KekVersion, Lineage, MAX_VERSION_BYTES, WrapContext, WrappedDek};
 use crate::key_id::KeyId;
 
 #[allow(missing_docs, clippy::pedantic, reason = "generated from proto/envelope.proto, which documents it")]
@@ -39,7 +39,7 @@ const HEADER_BYTES: usize = MAGIC.len() + 1 + 16;
 
 /// Why stored bytes are refused. None of these asks a KEK anything.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EnvelopeError {
+pub enum CiphertextError {
     /// Nothing there.
     #[error("ciphertext is empty")]
     Empty,
@@ -62,28 +62,36 @@ pub enum EnvelopeError {
     #[error("annotation {ANNOTATION} is damaged: {0}")]
     BadAnnotation(&'static str),
     /// Made for another cluster.
-    #[error("ciphertext belongs to cluster {theirs:?}, and this plugin serves {ours:?}")]
+    #[error("ciphertext belongs to cluster \"{theirs}\", and this plugin serves \"{ours}\"")]
     OtherCluster {
         /// The cluster it was made for.
-        theirs: String,
+        theirs: ClusterName,
         /// The cluster of this plugin's configuration.
-        ours: String,
+        ours: ClusterName,
     },
     /// The `key_id` names another generation than the annotation.
     #[error("key_id {0:?} does not belong to this ciphertext's wrapped key")]
     OtherKeyId(String),
-    /// A seed that no ciphertext has room for.
-    #[error("plaintext has {0} bytes; 1 to {MAX_SEED_BYTES} are possible")]
-    SeedSize(usize),
     /// Authentication failed.
     #[error("ciphertext does not open: it was changed, or belongs to another object")]
     DoesNotOpen,
+}
+
+/// Why nothing can be made to be stored.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// A seed that no ciphertext has room for.
+    #[error("plaintext has {0} bytes; 1 to {MAX_SEED_BYTES} are possible")]
+    SeedSize(usize),
     /// The wrapped DEKs are larger than the API server stores.
     #[error("annotation has {0} bytes, and the API server stores {MAX_ANNOTATION_BYTES}; configure fewer KEKs")]
     AnnotationTooLong(usize),
     /// More KEKs than a Decrypt would ask.
     #[error("{0} KEKs are configured to wrap, and at most {MAX_WRAPS} can; remove some under keks")]
     TooManyKeks(usize),
+    /// What a KEK made could not be read again.
+    #[error("the wrapped keys could not be read again: {0}")]
+    Unreadable(#[from] CiphertextError),
 }
 
 /// A ciphertext whose form is right.
@@ -100,22 +108,22 @@ impl<'a> Ciphertext<'a> {
     ///
     /// # Errors
     /// What is wrong with the form; nothing is opened here.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, CiphertextError> {
         match bytes.len() {
-            0 => return Err(EnvelopeError::Empty),
-            length if length > MAX_CIPHERTEXT_BYTES => return Err(EnvelopeError::TooLong(length)),
+            0 => return Err(CiphertextError::Empty),
+            length if length > MAX_CIPHERTEXT_BYTES => return Err(CiphertextError::TooLong(length)),
             _ => {}
         }
         if !bytes.starts_with(&MAGIC[..bytes.len().min(MAGIC.len())]) {
-            return Err(EnvelopeError::Foreign);
+            return Err(CiphertextError::Foreign);
         }
         if let Some(&format) = bytes.get(MAGIC.len())
             && format != FORMAT
         {
-            return Err(EnvelopeError::UnknownFormat(format));
+            return Err(CiphertextError::UnknownFormat(format));
         }
         if bytes.len() <= HEADER_BYTES + OVERHEAD {
-            return Err(EnvelopeError::TooShort(bytes.len()));
+            return Err(CiphertextError::TooShort(bytes.len()));
         }
         let (header, sealed) = bytes.split_at(HEADER_BYTES);
         let dek_id = DekId(header[MAGIC.len() + 1..].try_into().expect("the header ends with 16 bytes of id"));
@@ -125,9 +133,9 @@ impl<'a> Ciphertext<'a> {
     /// Opens the seed with the DEK that [`Ciphertext::dek_id`] names.
     ///
     /// # Errors
-    /// [`EnvelopeError::DoesNotOpen`] if DEK, cluster, `key_id` or the bytes are not those of the sealing.
-    pub fn open(&self, dek: &Dek, cluster: &str, key_id: &str) -> Result<Seed, EnvelopeError> {
-        open_seed(dek, &aad(self.header, cluster, key_id), self.sealed).map_err(|_| EnvelopeError::DoesNotOpen)
+    /// [`CiphertextError::DoesNotOpen`] if DEK, cluster, `key_id` or the bytes are not those of the sealing.
+    pub fn open(&self, dek: &Dek, cluster: &ClusterName, key_id: &str) -> Result<Seed, CiphertextError> {
+        open_seed(dek, &aad(self.header, cluster, key_id), self.sealed).map_err(|_| CiphertextError::DoesNotOpen)
     }
 }
 
@@ -136,33 +144,35 @@ impl<'a> Ciphertext<'a> {
 /// ```
 /// use kube_envelope::crypto::seal::{dek_id, os_random};
 /// use kube_envelope::crypto::secret::{Dek, Seed};
-/// use kube_envelope::envelope::{Ciphertext, EnvelopeError, seal};
+/// use kube_envelope::envelope::{Ciphertext, CiphertextError, seal};
+/// use kube_envelope::kek::ClusterName;
 /// use kube_envelope::key_id::KeyId;
 ///
 /// let dek = Dek::generate(&mut os_random());
 /// let key_id = KeyId::derive(1, []);
-/// let stored = seal(&dek, dek_id(&dek), "prod", &key_id, &Seed::new(vec![1; 32]), &mut os_random())?;
+/// let (prod, staging): (ClusterName, ClusterName) = ("prod".parse()?, "staging".parse()?);
+/// let stored = seal(&dek, dek_id(&dek), &prod, &key_id, &Seed::new(vec![1; 32]), &mut os_random())?;
 ///
 /// let ciphertext = Ciphertext::parse(&stored)?;
 /// assert_eq!(ciphertext.dek_id, dek_id(&dek));
-/// assert_eq!(ciphertext.open(&dek, "prod", key_id.as_str())?.expose(), [1; 32]);
-/// assert_eq!(ciphertext.open(&dek, "staging", key_id.as_str()).err(), Some(EnvelopeError::DoesNotOpen));
-/// # Ok::<(), EnvelopeError>(())
+/// assert_eq!(ciphertext.open(&dek, &prod, key_id.as_str())?.expose(), [1; 32]);
+/// assert_eq!(ciphertext.open(&dek, &staging, key_id.as_str()).err(), Some(CiphertextError::DoesNotOpen));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
-/// [`EnvelopeError::SeedSize`] for a seed of 0 or more than [`MAX_SEED_BYTES`] bytes.
+/// [`SealError::SeedSize`] for a seed of 0 or more than [`MAX_SEED_BYTES`] bytes.
 pub fn seal(
     dek: &Dek,
     dek_id: DekId,
-    cluster: &str,
+    cluster: &ClusterName,
     key_id: &KeyId,
     seed: &Seed,
     rng: &mut impl CryptoRng,
-) -> Result<Vec<u8>, EnvelopeError> {
+) -> Result<Vec<u8>, SealError> {
     let length = seed.expose().len();
     if length == 0 || length > MAX_SEED_BYTES {
-        return Err(EnvelopeError::SeedSize(length));
+        return Err(SealError::SeedSize(length));
     }
     let mut bytes = Vec::with_capacity(HEADER_BYTES + OVERHEAD + length);
     bytes.extend(MAGIC);
@@ -174,9 +184,9 @@ pub fn seal(
 }
 
 /// Binds a seed to its header, cluster and generation: each with its length before it (8 bytes, big endian).
-fn aad(header: &[u8], cluster: &str, key_id: &str) -> Vec<u8> {
-    let mut aad = Vec::with_capacity(24 + header.len() + cluster.len() + key_id.len());
-    for part in [header, cluster.as_bytes(), key_id.as_bytes()] {
+fn aad(header: &[u8], cluster: &ClusterName, key_id: &str) -> Vec<u8> {
+    let mut aad = Vec::with_capacity(24 + header.len() + cluster.as_str().len() + key_id.len());
+    for part in [header, cluster.as_str().as_bytes(), key_id.as_bytes()] {
         aad.extend((part.len() as u64).to_be_bytes());
         aad.extend(part);
     }
@@ -187,7 +197,7 @@ fn aad(header: &[u8], cluster: &str, key_id: &str) -> Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrappedDekSet {
     /// The cluster it was made for.
-    pub cluster: String,
+    pub cluster: ClusterName,
     /// The configuration's epoch when it was made.
     pub epoch: u64,
     /// One wrap for each KEK.
@@ -219,19 +229,20 @@ impl WrappedDekSet {
     ///
     /// # Errors
     /// When key and value together are more than the API server stores, or more KEKs wrapped than are ever asked.
-    pub fn encode(&self) -> Result<Vec<u8>, EnvelopeError> {
+    pub fn encode(&self) -> Result<Vec<u8>, SealError> {
         if self.wraps.len() > MAX_WRAPS {
-            return Err(EnvelopeError::TooManyKeks(self.wraps.len()));
+            return Err(SealError::TooManyKeks(self.wraps.len()));
         }
         let wraps = self.wraps.iter().map(|wrap| record::Wrap {
             lineage: wrap.version.lineage.0.to_vec(),
             version: wrap.version.version.clone(),
             blob: wrap.blob.clone(),
         });
-        let set = record::WrappedDekSet { cluster: self.cluster.clone(), epoch: self.epoch, wraps: wraps.collect() };
+        let set =
+            record::WrappedDekSet { cluster: self.cluster.to_string(), epoch: self.epoch, wraps: wraps.collect() };
         let bytes = set.encode_to_vec();
         match ANNOTATION.len() + bytes.len() {
-            length if length > MAX_ANNOTATION_BYTES => Err(EnvelopeError::AnnotationTooLong(length)),
+            length if length > MAX_ANNOTATION_BYTES => Err(SealError::AnnotationTooLong(length)),
             _ => Ok(bytes),
         }
     }
@@ -239,38 +250,40 @@ impl WrappedDekSet {
     /// Reads an annotation's value.
     ///
     /// # Errors
-    /// [`EnvelopeError::BadAnnotation`] if it is not what [`WrappedDekSet::encode`] makes.
-    pub fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
+    /// [`CiphertextError::BadAnnotation`] if it is not what [`WrappedDekSet::encode`] makes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CiphertextError> {
         if bytes.len() > MAX_ANNOTATION_BYTES {
-            return Err(EnvelopeError::BadAnnotation("it is longer than the API server stores"));
+            return Err(CiphertextError::BadAnnotation("it is longer than the API server stores"));
         }
         let set =
-            record::WrappedDekSet::decode(bytes).map_err(|_| EnvelopeError::BadAnnotation("not a wrapped key"))?;
+            record::WrappedDekSet::decode(bytes).map_err(|_| CiphertextError::BadAnnotation("not a wrapped key"))?;
         if set.wraps.is_empty() {
-            return Err(EnvelopeError::BadAnnotation("no KEK wrapped it"));
+            return Err(CiphertextError::BadAnnotation("no KEK wrapped it"));
         }
         if set.wraps.len() > MAX_WRAPS {
-            return Err(EnvelopeError::BadAnnotation("more KEKs wrapped it than can be configured"));
+            return Err(CiphertextError::BadAnnotation("more KEKs wrapped it than can be configured"));
         }
         let wraps = set.wraps.into_iter().map(decode_wrap).collect::<Result<Vec<_>, _>>()?;
         let mut lineages: Vec<_> = wraps.iter().map(|wrap| wrap.version.lineage).collect();
         lineages.sort_unstable();
         if lineages.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err(EnvelopeError::BadAnnotation("one KEK wrapped it twice"));
+            return Err(CiphertextError::BadAnnotation("one KEK wrapped it twice"));
         }
-        Ok(Self { cluster: set.cluster, epoch: set.epoch, wraps })
+        let cluster =
+            set.cluster.parse().map_err(|_| CiphertextError::BadAnnotation("its cluster has no such name"))?;
+        Ok(Self { cluster, epoch: set.epoch, wraps })
     }
 
     /// Whether this DEK was made for `cluster` and `key_id` names its generation.
     ///
     /// # Errors
-    /// [`EnvelopeError::OtherCluster`] or [`EnvelopeError::OtherKeyId`].
-    pub fn check(&self, cluster: &str, key_id: &str) -> Result<(), EnvelopeError> {
-        if self.cluster != cluster {
-            return Err(EnvelopeError::OtherCluster { theirs: shown(&self.cluster), ours: cluster.into() });
+    /// [`CiphertextError::OtherCluster`] or [`CiphertextError::OtherKeyId`].
+    pub fn check(&self, cluster: &ClusterName, key_id: &str) -> Result<(), CiphertextError> {
+        if self.cluster != *cluster {
+            return Err(CiphertextError::OtherCluster { theirs: self.cluster.clone(), ours: cluster.clone() });
         }
         if key_id != self.key_id().as_str() {
-            return Err(EnvelopeError::OtherKeyId(shown(key_id)));
+            return Err(CiphertextError::OtherKeyId(shown(key_id)));
         }
         Ok(())
     }
@@ -281,13 +294,13 @@ fn shown(text: &str) -> String {
     text.chars().take(MAX_SHOWN_CHARACTERS).collect()
 }
 
-fn decode_wrap(wrap: record::Wrap) -> Result<WrappedDek, EnvelopeError> {
-    let lineage = wrap.lineage.try_into().map_err(|_| EnvelopeError::BadAnnotation("a lineage is not 16 bytes"))?;
+fn decode_wrap(wrap: record::Wrap) -> Result<WrappedDek, CiphertextError> {
+    let lineage = wrap.lineage.try_into().map_err(|_| CiphertextError::BadAnnotation("a lineage is not 16 bytes"))?;
     if wrap.version.len() > MAX_VERSION_BYTES {
-        return Err(EnvelopeError::BadAnnotation("a version is too long"));
+        return Err(CiphertextError::BadAnnotation("a version is too long"));
     }
     if wrap.blob.is_empty() {
-        return Err(EnvelopeError::BadAnnotation("a wrap is empty"));
+        return Err(CiphertextError::BadAnnotation("a wrap is empty"));
     }
     Ok(WrappedDek { version: KekVersion { lineage: Lineage(lineage), version: wrap.version }, blob: wrap.blob })
 }
@@ -297,6 +310,14 @@ mod tests {
     use super::*;
     use crate::crypto::seal::dek_id;
 
+    fn cluster(name: &str) -> ClusterName {
+        name.parse().unwrap()
+    }
+
+    fn wrap_record() -> record::Wrap {
+        record::Wrap { lineage: vec![1; 16], version: "1".into(), blob: vec![1] }
+    }
+
     fn key_id() -> KeyId {
         KeyId::derive(1, [])
     }
@@ -305,22 +326,23 @@ mod tests {
     fn todays_seed_becomes_111_bytes_and_comes_back() {
         let dek = Dek::generate(&mut rand::rng());
         let id = dek_id(&dek);
-        let bytes = seal(&dek, id, "c", &key_id(), &Seed::new(vec![9; 32]), &mut rand::rng()).unwrap();
+        let bytes = seal(&dek, id, &cluster("c"), &key_id(), &Seed::new(vec![9; 32]), &mut rand::rng()).unwrap();
         assert_eq!(bytes.len(), 111);
         let parsed = Ciphertext::parse(&bytes).unwrap();
         assert_eq!(parsed.dek_id, id);
-        assert_eq!(parsed.open(&dek, "c", key_id().as_str()).unwrap().expose(), [9; 32]);
-        assert_eq!(parsed.open(&dek, "d", key_id().as_str()).unwrap_err(), EnvelopeError::DoesNotOpen);
-        assert_eq!(parsed.open(&dek, "c", "other").unwrap_err(), EnvelopeError::DoesNotOpen);
+        assert_eq!(parsed.open(&dek, &cluster("c"), key_id().as_str()).unwrap().expose(), [9; 32]);
+        assert_eq!(parsed.open(&dek, &cluster("d"), key_id().as_str()).unwrap_err(), CiphertextError::DoesNotOpen);
+        assert_eq!(parsed.open(&dek, &cluster("c"), "other").unwrap_err(), CiphertextError::DoesNotOpen);
     }
 
     #[test]
     fn the_longest_seed_fits_the_api_servers_limit_and_one_byte_more_is_refused() {
         let dek = Dek::generate(&mut rand::rng());
-        let seal = |length| seal(&dek, dek_id(&dek), "c", &key_id(), &Seed::new(vec![1; length]), &mut rand::rng());
+        let seal =
+            |length| seal(&dek, dek_id(&dek), &cluster("c"), &key_id(), &Seed::new(vec![1; length]), &mut rand::rng());
         assert_eq!(seal(MAX_SEED_BYTES).unwrap().len(), MAX_CIPHERTEXT_BYTES);
-        assert_eq!(seal(MAX_SEED_BYTES + 1).unwrap_err(), EnvelopeError::SeedSize(MAX_SEED_BYTES + 1));
-        assert_eq!(seal(0).unwrap_err(), EnvelopeError::SeedSize(0));
+        assert_eq!(seal(MAX_SEED_BYTES + 1).unwrap_err(), SealError::SeedSize(MAX_SEED_BYTES + 1));
+        assert_eq!(seal(0).unwrap_err(), SealError::SeedSize(0));
     }
 
     #[test]
@@ -330,21 +352,23 @@ mod tests {
             blob: vec![1],
         };
         let set = |homes: &[usize]| WrappedDekSet {
-            cluster: "c".into(),
+            cluster: cluster("c"),
             epoch: 1,
             wraps: homes.iter().copied().map(wrap).collect(),
         };
         let twice = WrappedDekSet::decode(&set(&[1, 2, 1]).encode().unwrap());
-        assert_eq!(twice.unwrap_err(), EnvelopeError::BadAnnotation("one KEK wrapped it twice"));
+        assert_eq!(twice.unwrap_err(), CiphertextError::BadAnnotation("one KEK wrapped it twice"));
         let most: Vec<_> = (0..MAX_WRAPS).collect();
         assert!(WrappedDekSet::decode(&set(&most).encode().unwrap()).is_ok());
         let too_many: Vec<_> = (0..=MAX_WRAPS).collect();
-        assert_eq!(set(&too_many).encode().unwrap_err(), EnvelopeError::TooManyKeks(MAX_WRAPS + 1));
+        assert_eq!(set(&too_many).encode().unwrap_err(), SealError::TooManyKeks(MAX_WRAPS + 1));
     }
 
     #[test]
     fn an_error_shows_little_of_a_text_from_outside() {
-        let set = WrappedDekSet { cluster: "x".repeat(20_000), epoch: 1, wraps: vec![] };
-        assert!(set.check("c", "k").unwrap_err().to_string().len() < 200);
+        let set = WrappedDekSet { cluster: cluster("c"), epoch: 1, wraps: vec![] };
+        assert!(set.check(&cluster("c"), &"k".repeat(20_000)).unwrap_err().to_string().len() < 200);
+        let foreign = record::WrappedDekSet { cluster: "x".repeat(20_000), epoch: 1, wraps: vec![wrap_record()] };
+        assert!(WrappedDekSet::decode(&foreign.encode_to_vec()).unwrap_err().to_string().len() < 200);
     }
 }

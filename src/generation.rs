@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::crypto::seal::{dek_id, os_random};
 use crate::crypto::secret::{Dek, DekId, Seed};
-use crate::envelope::{EnvelopeError, WrappedDekSet, seal};
+use crate::envelope::{SealError, WrappedDekSet, seal};
 use crate::key_id::KeyId;
 
 /// A generation that was proven, with its active DEK.
@@ -22,7 +22,7 @@ impl Generation {
     ///
     /// # Errors
     /// When the wraps are more than the API server stores beside an object, or could not be read again from there.
-    pub fn new(dek: Arc<Dek>, wrapped: WrappedDekSet) -> Result<Self, EnvelopeError> {
+    pub fn new(dek: Arc<Dek>, wrapped: WrappedDekSet) -> Result<Self, SealError> {
         let annotation = wrapped.encode()?;
         WrappedDekSet::decode(&annotation)?;
         Ok(Self { key_id: wrapped.key_id(), dek_id: dek_id(&dek), dek, wrapped, annotation })
@@ -63,7 +63,7 @@ impl Generation {
     ///
     /// # Errors
     /// A seed that is empty or too long; see [`crate::envelope::seal`].
-    pub fn seal(&self, seed: &Seed) -> Result<Vec<u8>, EnvelopeError> {
+    pub fn seal(&self, seed: &Seed) -> Result<Vec<u8>, SealError> {
         seal(&self.dek, self.dek_id, &self.wrapped.cluster, &self.key_id, seed, &mut os_random())
     }
 }

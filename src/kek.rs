@@ -3,6 +3,7 @@
 //! Knows no key store. Deadline, retries and breaker are in [`guard`]; all configured KEKs together are a [`set::KekSet`].
 
 pub mod clock;
+mod cluster_name;
 mod error;
 pub mod guard;
 pub mod set;
@@ -12,6 +13,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use self::clock::ServerClock;
+pub use self::cluster_name::{ClusterName, NotAClusterName};
 pub use self::error::{KekCause, KekError};
 use crate::crypto::seal::digest;
 use crate::crypto::secret::{Dek, DekId};
@@ -131,8 +133,8 @@ pub fn unwrapped_dek(bytes: impl AsMut<[u8]>) -> Result<Dek, KekError> {
 /// What a wrap is bound to, so that it opens nowhere else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrapContext {
-    /// The configured name of the cluster.
-    pub cluster: String,
+    /// The cluster.
+    pub cluster: ClusterName,
     /// The DEK's id.
     pub dek_id: DekId,
 }
@@ -140,7 +142,11 @@ pub struct WrapContext {
 impl WrapContext {
     /// The context as name and value, for backends that take a map (AWS: encryption context).
     pub fn pairs(&self) -> [(&'static str, String); 3] {
-        [("purpose", "kube-envelope dek 1".into()), ("cluster", self.cluster.clone()), ("dek", self.dek_id.to_string())]
+        [
+            ("purpose", "kube-envelope dek 1".into()),
+            ("cluster", self.cluster.to_string()),
+            ("dek", self.dek_id.to_string()),
+        ]
     }
 
     /// The context as bytes, for backends that take associated data: each value of [`WrapContext::pairs`] with

@@ -26,7 +26,7 @@ pub use self::shared::key_store::{Advice, Disabling, Mistake, Policy};
 use self::shared::key_store::{KeyStore, Parsed};
 use crate::kek::guard::GuardedKek;
 use crate::kek::set::KekSet;
-use crate::kek::{Kek, KekError, KekVersion, RotateKek};
+use crate::kek::{ClusterName, Kek, KekError, KekVersion, RotateKek};
 use crate::telemetry::Metrics;
 
 /// Opens every KEK of a configuration: those that wrap, and those that only unwrap.
@@ -57,7 +57,7 @@ impl KekConfig {
     }
 
     /// The least policy that a KEK of this cluster needs at its vendor.
-    pub fn policy(&self, cluster: &str) -> Policy {
+    pub fn policy(&self, cluster: &ClusterName) -> Policy {
         self.key_store.policy(cluster)
     }
 

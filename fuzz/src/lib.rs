@@ -18,14 +18,17 @@ use kube_envelope::rotation::cluster::metrics::parse;
 pub fn ciphertext(bytes: &[u8]) {
     if let Ok(ciphertext) = Ciphertext::parse(bytes) {
         let dek = Dek::from_unwrapped([7; 32]).expect("32 bytes");
-        assert!(ciphertext.open(&dek, "cluster", "key").is_err(), "a ciphertext that nobody sealed opens");
+        assert!(
+            ciphertext.open(&dek, &"cluster".parse().expect("a name"), "key").is_err(),
+            "a ciphertext that nobody sealed opens"
+        );
     }
 }
 
 /// The annotation beside a ciphertext: what is read is written back as the same.
 pub fn annotation(bytes: &[u8]) {
     if let Ok(set) = WrappedDekSet::decode(bytes) {
-        let _ = (set.key_id(), set.check("cluster", "key"));
+        let _ = (set.key_id(), set.check(&set.cluster, "key"));
         if let Ok(encoded) = set.encode() {
             assert_eq!(WrappedDekSet::decode(&encoded).expect("our own encoding"), set);
         }

@@ -47,7 +47,7 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
     let duration = |duration: Duration| humantime::format_duration(duration).to_string();
     let uids: Vec<_> = config.socket.allowed_uids.iter().map(ToString::to_string).collect();
     vec![
-        ("cluster", config.cluster.clone()),
+        ("cluster", config.cluster.to_string()),
         ("epoch", config.epoch.to_string()),
         ("socket", config.socket.address.to_string()),
         ("socketMode", format!("{:04o}", config.socket.mode)),

@@ -155,7 +155,7 @@ mod tests {
     fn the_kek_versions_that_open_a_value_can_be_read_from_its_annotation() {
         let version = |home: &str| KekVersion { lineage: Lineage::derive("test", &[home]), version: "3".into() };
         let wraps = ["a", "b"].map(|home| WrappedDek { version: version(home), blob: vec![1] });
-        let set = WrappedDekSet { cluster: "c".into(), epoch: 1, wraps: wraps.into() };
+        let set = WrappedDekSet { cluster: "c".parse().unwrap(), epoch: 1, wraps: wraps.into() };
         let annotations = HashMap::from([(ANNOTATION.to_owned(), set.encode().unwrap())]);
         let object = EncryptedObject { key_id: set.key_id().to_string(), annotations }.encode_to_vec();
         let Stored::KmsV2 { keks, .. } = Stored::of(&[b"k8s:enc:kms:v2:p:".as_slice(), &object].concat()) else {

@@ -246,7 +246,7 @@ mod tests {
         let version = KekVersion { lineage: kek.lineage(), version: "1".into() };
         let asked = join_all((0..count).map(|number| {
             let wrapped = WrappedDek { version: version.clone(), blob: vec![number] };
-            let context = WrapContext { cluster: "it".into(), dek_id: DekId([number; 16]) };
+            let context = WrapContext { cluster: "it".parse().unwrap(), dek_id: DekId([number; 16]) };
             async move { kek.unwrap(&wrapped, &context).await.is_ok() }
         }));
         asked.await.into_iter().filter(|opened| *opened).count()

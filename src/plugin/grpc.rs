@@ -162,7 +162,7 @@ fn row(error: &ServiceError) -> (Code, &'static str) {
         ServiceError::NotServing(_) => (Code::Unavailable, "not serving"),
         ServiceError::Unrecorded(_) => (Code::Unavailable, "unrecorded"),
         ServiceError::Slow(_) => (Code::Unavailable, KekCause::Unavailable.as_str()),
-        ServiceError::Envelope(_) => (Code::InvalidArgument, "refused"),
+        ServiceError::Ciphertext(_) | ServiceError::Seal(_) => (Code::InvalidArgument, "refused"),
         ServiceError::Unwrap { source, .. } => {
             let cause = source.cause();
             let code = match cause {

@@ -188,7 +188,7 @@ impl Health {
         });
         StatusReport {
             version: env!("CARGO_PKG_VERSION").into(),
-            cluster: self.service.cluster().into(),
+            cluster: self.service.cluster().to_string(),
             state,
             reason: reason.map(str::to_owned),
             key_id: serving.generation().map(|generation| generation.key_id().to_string()),

@@ -248,7 +248,7 @@ impl Refresh {
     /// The DEKs of this cluster that are kept.
     fn kept(&self) -> Vec<Kept> {
         let mut kept = self.service.store().kept();
-        kept.retain(|(_, wrapped)| wrapped.cluster == self.service.cluster());
+        kept.retain(|(_, wrapped)| wrapped.cluster == *self.service.cluster());
         kept
     }
 

@@ -12,17 +12,17 @@ use crate::crypto::secret::{Dek, DekId, Seed};
 use crate::dek::cache::DekCache;
 use crate::dek::contacts::Standing;
 use crate::dek::store::DekStore;
-use crate::envelope::{Ciphertext, EnvelopeError, WrappedDekSet};
+use crate::envelope::{Ciphertext, CiphertextError, SealError, WrappedDekSet};
 use crate::generation::Generation;
-use crate::kek::WrapContext;
 use crate::kek::guard::DEADLINE;
 use crate::kek::set::{KekSet, UnwrapError};
+use crate::kek::{ClusterName, WrapContext};
 use crate::telemetry::Metrics;
 
 /// What the API server is served from. Shared by the RPCs and the refresh loop, which alone publishes into it.
 #[derive(Debug)]
 pub struct Service {
-    cluster: String,
+    cluster: ClusterName,
     serving: ArcSwap<Serving>,
     keks: ArcSwap<KekSet>,
     cache: Arc<DekCache>,
@@ -38,7 +38,10 @@ pub enum ServiceError {
     NotServing(String),
     /// The bytes are refused; no KEK was asked.
     #[error(transparent)]
-    Envelope(#[from] EnvelopeError),
+    Ciphertext(#[from] CiphertextError),
+    /// Nothing can be made of the seed; no KEK was asked.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// No KEK unwrapped the DEK.
     #[error("key {dek_id} of this ciphertext cannot be unwrapped: {source}")]
     Unwrap {
@@ -60,7 +63,7 @@ impl ServiceError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::NotServing(_) | Self::Slow(_) | Self::Unrecorded(_) => true,
-            Self::Envelope(_) => false,
+            Self::Ciphertext(_) | Self::Seal(_) => false,
             Self::Unwrap { source, .. } => source.cause().is_transient(),
         }
     }
@@ -88,7 +91,7 @@ pub struct Encrypted {
 
 impl Service {
     /// A service that waits for its first generation.
-    pub fn new(cluster: String, keks: KekSet, cache: Arc<DekCache>, store: Arc<DekStore>) -> Self {
+    pub fn new(cluster: ClusterName, keks: KekSet, cache: Arc<DekCache>, store: Arc<DekStore>) -> Self {
         let waiting = Serving::Waiting { reason: "starting: no KEK has answered yet".into() };
         Self {
             cluster,
@@ -144,7 +147,7 @@ impl Service {
     ) -> Result<Decrypted, ServiceError> {
         let ciphertext = Ciphertext::parse(ciphertext)?;
         let dek_id = ciphertext.dek_id;
-        let annotation = annotation.ok_or(EnvelopeError::NoAnnotation)?;
+        let annotation = annotation.ok_or(CiphertextError::NoAnnotation)?;
         if let Some(generation) = self.serving.load().generation()
             && generation.stored(ciphertext.dek_id, key_id, annotation)
             && self.cache.remaining(ciphertext.dek_id).is_some()
@@ -258,7 +261,7 @@ impl Service {
     }
 
     /// The cluster that this plugin serves.
-    pub fn cluster(&self) -> &str {
+    pub fn cluster(&self) -> &ClusterName {
         &self.cluster
     }
 

@@ -16,7 +16,7 @@ use crate::encryption_config::EncryptionConfiguration;
 use crate::envelope::{ANNOTATION, Ciphertext, WrappedDekSet};
 use crate::etcd::EncryptedObject;
 use crate::kek::set::{KekSet, UnwrapError};
-use crate::kek::{KekVersion, WrapContext};
+use crate::kek::{ClusterName, KekVersion, WrapContext};
 use crate::kms::plugins::Plugins;
 use crate::kms::v2::DecryptRequest;
 
@@ -129,7 +129,7 @@ impl PluginSource {
 /// The KEKs of a configuration of kube-envelope, asked without a plugin.
 #[derive(Debug)]
 pub struct KekSource {
-    cluster: String,
+    cluster: ClusterName,
     keks: Arc<KekSet>,
     deks: Arc<DekCache>,
     unwraps: Arc<AtomicU64>,
@@ -137,7 +137,7 @@ pub struct KekSource {
 
 impl KekSource {
     /// The KEKs, for the values of one cluster.
-    pub fn new(cluster: String, keks: KekSet) -> Self {
+    pub fn new(cluster: ClusterName, keks: KekSet) -> Self {
         let deks = DekCache::new(Arc::new(BootClock));
         deks.configure(keks.lineages(), FOR_THE_RUN);
         Self { cluster, keks: Arc::new(keks), deks: Arc::new(deks), unwraps: Arc::default() }

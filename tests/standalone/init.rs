@@ -80,7 +80,7 @@ fn every_distribution_gets_files_that_the_program_itself_accepts() {
         {
             let config =
                 Config::parse(Path::new(name), config).unwrap_or_else(|error| panic!("{distribution}: {error}"));
-            assert_eq!(config.cluster, "c");
+            assert_eq!(config.cluster.as_str(), "c");
             let file = ["encryption-configuration.yaml", "plugin-first.yaml"];
             let file = file.iter().find(|end| files.iter().any(|(name, _)| name.ends_with(*end))).unwrap();
             let text = of(&files, file);

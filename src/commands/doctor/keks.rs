@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::crypto::seal::dek_id;
 use crate::crypto::secret::Dek;
 use crate::kek::guard::GuardedKek;
-use crate::kek::{KekCause, KekError, Lineage, WrapContext};
+use crate::kek::{ClusterName, KekCause, KekError, Lineage, WrapContext};
 use crate::key_stores::{Advice, KekConfig};
 use crate::telemetry::Metrics;
 
@@ -41,7 +41,7 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
     findings
 }
 
-async fn check_one(cluster: &str, config: &KekConfig, wraps: bool) -> (Lineage, Vec<Finding>) {
+async fn check_one(cluster: &ClusterName, config: &KekConfig, wraps: bool) -> (Lineage, Vec<Finding>) {
     let check = |what: &str| format!("KEK {}: {what}", config.name);
     let mut findings: Vec<_> = config
         .advice()
@@ -94,9 +94,9 @@ fn clock(kek: &GuardedKek, check: String, answered: bool) -> Option<Finding> {
 }
 
 /// Wraps a throw-away DEK and unwraps it again.
-async fn prove(cluster: &str, kek: &GuardedKek, check: impl Fn(&str) -> String) -> Vec<Finding> {
+async fn prove(cluster: &ClusterName, kek: &GuardedKek, check: impl Fn(&str) -> String) -> Vec<Finding> {
     let dek = Dek::generate(&mut rand::rng());
-    let context = WrapContext { cluster: cluster.to_owned(), dek_id: dek_id(&dek) };
+    let context = WrapContext { cluster: cluster.clone(), dek_id: dek_id(&dek) };
     let started = Instant::now();
     let wrapped = match kek.wrap(&dek, &context).await {
         Ok(wrapped) => wrapped,

@@ -10,7 +10,7 @@ const LONG: Duration = Duration::from_secs(30);
 
 fn wrapped() -> WrappedDekSet {
     let version = KekVersion { lineage: Lineage::derive("test", &[]), version: "1".into() };
-    WrappedDekSet { cluster: "c".into(), epoch: 1, wraps: vec![WrappedDek { version, blob: vec![1, 2, 3] }] }
+    WrappedDekSet { cluster: "c".parse().unwrap(), epoch: 1, wraps: vec![WrappedDek { version, blob: vec![1, 2, 3] }] }
 }
 
 fn number(number: u16) -> DekId {

@@ -3,10 +3,11 @@
 use serde_json::{Value, json};
 
 use super::key::KeyName;
+use crate::kek::ClusterName;
 use crate::key_stores::shared::key_store::Policy;
 
 /// The statements for the plugin: with the condition, the role of one cluster cannot open another's DEKs.
-pub(super) fn least(key: &KeyName, cluster: &str) -> Policy {
+pub(super) fn least(key: &KeyName, cluster: &ClusterName) -> Policy {
     let (resource, by_alias) = resource(key);
     let use_key = json!({
         "Effect": "Allow",
@@ -15,7 +16,7 @@ pub(super) fn least(key: &KeyName, cluster: &str) -> Policy {
         "Condition": {
             "StringEquals": {
                 "kms:EncryptionContext:purpose": "kube-envelope dek 1",
-                "kms:EncryptionContext:cluster": cluster,
+                "kms:EncryptionContext:cluster": cluster.as_str(),
             },
             "ForAllValues:StringEquals": { "kms:EncryptionContextKeys": ["purpose", "cluster", "dek"] },
         },

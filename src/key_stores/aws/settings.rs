@@ -12,7 +12,7 @@ use super::kek::AwsKek;
 use super::key::{KeyName, key_id_of};
 use super::policy;
 use crate::kek::clock::ServerClock;
-use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::renewing::Renewing;
 use crate::key_stores::shared::{address, path};
@@ -129,7 +129,7 @@ impl KeyStore for KmsKey {
         advice
     }
 
-    fn policy(&self, cluster: &str) -> Policy {
+    fn policy(&self, cluster: &ClusterName) -> Policy {
         policy::least(&self.key, cluster)
     }
 

@@ -14,7 +14,7 @@ use super::client;
 use super::credentials::{Credential, Entra, Identity};
 use super::kek::{Algorithm, AzureKek};
 use super::policy;
-use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
 use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::{http, path};
@@ -242,7 +242,7 @@ impl KeyStore for VaultKey {
         vec![Advice::new(finding, "use a managed identity on the control plane's machines")]
     }
 
-    fn policy(&self, _cluster: &str) -> Policy {
+    fn policy(&self, _cluster: &ClusterName) -> Policy {
         policy::least(&self.host, &self.key)
     }
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::client::Client;
 use super::credentials::{CredentialSource, Google};
 use super::kek::GcpKek;
-use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
 use crate::key_stores::shared::key_store::{Disabling, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::{http, path};
@@ -96,7 +96,7 @@ impl KeyStore for CloudKmsKey {
         Lineage::derive("gcpKms", &[&self.key])
     }
 
-    fn policy(&self, _cluster: &str) -> Policy {
+    fn policy(&self, _cluster: &ClusterName) -> Policy {
         // projects/P/locations/L/keyRings/R/cryptoKeys/K, as checked when the settings were parsed.
         let part = |index: usize| self.key.split('/').nth(index).unwrap_or_default();
         let (project, location, ring, key) = (part(1), part(3), part(5), part(7));

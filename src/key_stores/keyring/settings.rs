@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::file::Keyring;
 use super::kek::KeyringKek;
-use crate::kek::{Kek, KekError, KekVersion, Lineage, RotateKek};
+use crate::kek::{ClusterName, Kek, KekError, KekVersion, Lineage, RotateKek};
 use crate::key_stores::shared::key_store::{Disabling, KeyStore, Parsed, Policy};
 use crate::key_stores::shared::path;
 
@@ -57,7 +57,7 @@ impl KeyStore for KeyringFile {
         Keyring::read(&self.file).map(versions).unwrap_or_default()
     }
 
-    fn policy(&self, _cluster: &str) -> Policy {
+    fn policy(&self, _cluster: &ClusterName) -> Policy {
         Policy {
             remark: "a file: whoever reads it opens everything, so it guards backups and stolen etcd disks alone"
                 .into(),

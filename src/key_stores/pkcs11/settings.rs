@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::client::{Client, TokenKey};
 use super::kek::Pkcs11Kek;
 use super::mechanism::Mechanism;
-use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::key_store::{Disabling, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::path;
 
@@ -69,7 +69,7 @@ impl KeyStore for TokenKey {
         false
     }
 
-    fn policy(&self, _cluster: &str) -> Policy {
+    fn policy(&self, _cluster: &ClusterName) -> Policy {
         Policy {
             remark: format!(
                 "PKCS#11 knows no policies: what counts is who has the PIN of token {:?}, and the key's own attributes",

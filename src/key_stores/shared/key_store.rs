@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::kek::{Kek, KekError, KekVersion, Lineage, RotateKek};
+use crate::kek::{ClusterName, Kek, KekError, KekVersion, Lineage, RotateKek};
 
 /// A key in a key store, as the configuration describes it: what each kind gives to the registry.
 #[async_trait]
@@ -29,7 +29,7 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
     }
 
     /// The least policy that the KEK needs at its vendor, for a cluster of that name.
-    fn policy(&self, cluster: &str) -> Policy;
+    fn policy(&self, cluster: &ClusterName) -> Policy;
 
     /// How an operator disables `version`, now that `active` is in use.
     fn disabling(&self, version: &str, active: &str) -> Disabling;

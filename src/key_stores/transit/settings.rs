@@ -12,7 +12,7 @@ use super::client::{Client, ClientCertificate, Servers};
 use super::credentials::Login;
 use super::kek::TransitKek;
 use super::session::Session;
-use crate::kek::{Kek, KekError, Lineage, RotateKek};
+use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy};
 use crate::key_stores::shared::{address, path};
 
@@ -242,7 +242,7 @@ impl KeyStore for TransitKey {
         vec![Advice::new(finding, advice)]
     }
 
-    fn policy(&self, _cluster: &str) -> Policy {
+    fn policy(&self, _cluster: &ClusterName) -> Policy {
         let path =
             |path: &str, capability: &str| format!("path \"{path}\" {{\n  capabilities = [\"{capability}\"]\n}}");
         let of_key = |what: &str, capability: &str| path(&format!("{}/{what}/{}", self.mount, self.key), capability);

@@ -88,7 +88,7 @@ impl Refresh {
         let store = self.service.store();
         let mut own =
             store.history().deks().filter_map(|id| Some((id, store.find(id)?))).collect::<Vec<_>>().into_iter();
-        own.find(|(_, wrapped)| wrapped.key_id() == *key_id && wrapped.cluster == self.service.cluster())
+        own.find(|(_, wrapped)| wrapped.key_id() == *key_id && wrapped.cluster == *self.service.cluster())
     }
 
     /// The kept generation, once every KEK has unwrapped it again. `None` where its DEK is lost.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::crypto::secret::DekId;
 use crate::dek::history::History;
 use crate::envelope::WrappedDekSet;
-use crate::kek::Lineage;
 use crate::kek::set::KekSet;
+use crate::kek::{ClusterName, Lineage};
 
 /// A DEK that is kept.
 pub(super) type Kept = (DekId, Arc<WrappedDekSet>);
@@ -66,7 +66,7 @@ impl Uncovered {
 pub(super) struct Choice<'a> {
     pub history: &'a History,
     pub keks: &'a KekSet,
-    pub cluster: &'a str,
+    pub cluster: &'a ClusterName,
     /// DEKs that no KEK will unwrap again.
     pub lost: &'a BTreeSet<DekId>,
 }
@@ -82,7 +82,7 @@ pub(super) fn stored_generation(
     let configured = choice.keks.lineages();
     let active: BTreeSet<_> = choice.keks.active().iter().map(|kek| kek.lineage()).collect();
     let mut own = choice.history.deks().filter_map(|id| Some((id, find(id)?))).filter(|(_, wrapped)| {
-        wrapped.cluster == choice.cluster
+        wrapped.cluster == *choice.cluster
             && wrapped.lineages().any(|lineage| configured.contains(&lineage))
             && wrapped.epoch >= choice.history.epoch()
             && choice.history.goes_back(wrapped.epoch, wrapped.versions()).is_none()
@@ -141,7 +141,7 @@ mod tests {
             version: KekVersion { lineage: lineage(home), version: "1".into() },
             blob: vec![1],
         });
-        (DekId([id; 16]), Arc::new(WrappedDekSet { cluster: "c".into(), epoch: 1, wraps: wraps.collect() }))
+        (DekId([id; 16]), Arc::new(WrappedDekSet { cluster: "c".parse().unwrap(), epoch: 1, wraps: wraps.collect() }))
     }
 
     fn no_keks() -> KekSet {
@@ -164,14 +164,17 @@ mod tests {
             let version = KekVersion { lineage: lineage("a"), version: (*text).into() };
             history.adopted(DekId([*id; 16]), *epoch, [&version]);
             let wraps = vec![WrappedDek { version, blob: vec![1] }];
-            deks.insert(DekId([*id; 16]), Arc::new(WrappedDekSet { cluster: "c".into(), epoch: *epoch, wraps }));
+            deks.insert(
+                DekId([*id; 16]),
+                Arc::new(WrappedDekSet { cluster: "c".parse().unwrap(), epoch: *epoch, wraps }),
+            );
         }
         deks.retain(|id, _| kept_deks.contains(&id.0[0]));
         let metrics = Arc::new(crate::telemetry::Metrics::new());
         let kek = crate::kek::guard::GuardedKek::new("a".into(), Box::new(Never(lineage("a"))), metrics);
         let keks = KekSet::new(vec![Arc::new(kek)], Vec::new()).expect("none is twice");
         let lost = lost.iter().map(|id| DekId([*id; 16])).collect();
-        let choice = Choice { history: &history, keks: &keks, cluster: "c", lost: &lost };
+        let choice = Choice { history: &history, keks: &keks, cluster: &"c".parse().unwrap(), lost: &lost };
         stored_generation(&choice, |id| deks.get(&id).cloned()).map(|(id, _)| id.0[0])
     }
 

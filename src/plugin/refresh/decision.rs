@@ -112,7 +112,7 @@ mod tests {
 
     fn set(versions: &[(&str, &str)]) -> WrappedDekSet {
         let wraps = versions.iter().map(|(home, text)| WrappedDek { version: version(home, text), blob: vec![] });
-        WrappedDekSet { cluster: "c".into(), epoch: 1, wraps: wraps.collect() }
+        WrappedDekSet { cluster: "c".parse().unwrap(), epoch: 1, wraps: wraps.collect() }
     }
 
     /// The step after these generations were adopted one after the other, the last one being current.

@@ -49,7 +49,7 @@ impl Warm {
         let (now, kept) = (cache.now(), service.store().kept());
         let absent: Vec<Kept> = kept
             .into_iter()
-            .filter(|(id, wrapped)| wrapped.cluster == service.cluster() && cache.remaining(*id).is_none())
+            .filter(|(id, wrapped)| wrapped.cluster == *service.cluster() && cache.remaining(*id).is_none())
             .collect();
         let due = {
             let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -200,7 +200,7 @@ async fn another_clusters_ciphertext_is_refused_and_both_are_named() {
 
     // With the name replaced in the annotation, the wrap itself is bound to the other cluster.
     let mut forged = WrappedDekSet::decode(&foreign.annotations[ANNOTATION]).unwrap();
-    forged.cluster = CLUSTER.into();
+    forged.cluster = CLUSTER.parse().unwrap();
     let forged = with_annotation(&foreign, &forged.encode().unwrap());
     let refused = refusal(&mut ours.client().await.unwrap(), forged).await;
     assert_eq!(refused.code(), Code::InvalidArgument, "{}", refused.message());

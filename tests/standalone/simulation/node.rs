@@ -156,7 +156,7 @@ impl Process {
         let store = Arc::new(DekStore::open(Arc::new(files)).await.unwrap());
         let settings = settings(conf, place.vendors, &place.clock, place.number, incarnation, seed);
         let cache = Arc::new(DekCache::new(place.clock.clone()));
-        let service = Arc::new(Service::new(CLUSTER.into(), settings.keks.clone(), cache, store.clone()));
+        let service = Arc::new(Service::new(CLUSTER.parse().unwrap(), settings.keks.clone(), cache, store.clone()));
         let deks = Mutex::new(StdRng::seed_from_u64(seed));
         let refresh =
             Refresh::new(service.clone(), settings.clone(), Arc::new(Metrics::new()), Arc::new(ArcSwap::default()))

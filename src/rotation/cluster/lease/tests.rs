@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use super::*;
 
 const RUNS: u64 = 3;
-const LASTS: Duration = Duration::from_secs(3 * 60 * 60);
+const LASTS: Duration = Duration::from_hours(3);
 
 /// The Lease as etcd has it.
 #[derive(Default)]
@@ -24,7 +24,7 @@ struct Stored {
 impl Stored {
     fn answer(&mut self, method: &Method, patch: &Value) -> Response<Body> {
         if method == Method::PATCH {
-            if patch["metadata"]["resourceVersion"] != self.version.to_string() {
+            if patch["metadata"]["resourceVersion"] != self.version.to_string().as_str() {
                 return Response::builder().status(409).body(Body::empty()).unwrap();
             }
             (self.version, self.spec) = (self.version + 1, patch["spec"].clone());
