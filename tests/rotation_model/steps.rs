@@ -14,9 +14,9 @@ impl World {
         if self.runs[at].lapsed && scenario.has(Protection::StandsStill) {
             let run = &mut next.runs[at];
             if self.is_refused(at, scenario) {
-                run.end(Verdict::NotYes)
+                run.end(Verdict::NotYes);
             } else {
-                run.regain()
+                run.regain();
             }
             return Some(next);
         }
