@@ -75,13 +75,14 @@ impl Refresh {
         answers: &[Answer<KekVersion>],
     ) -> Result<Generation, String> {
         let key_id = KeyId::derive(self.settings.epoch, expected);
-        match self.own(&key_id) {
+        let lost = match self.own(&key_id) {
             Some((id, wrapped)) => match self.kept_generation(id, &wrapped).await? {
-                Some(generation) => Ok(generation),
-                None => self.make(answers).await,
+                Some(generation) => return Ok(generation),
+                None => Some(id),
             },
-            None => self.make(answers).await,
-        }
+            None => None,
+        };
+        self.make(answers, lost).await
     }
 
     fn own(&self, key_id: &KeyId) -> Option<(DekId, Arc<WrappedDekSet>)> {
@@ -106,7 +107,9 @@ impl Refresh {
         }
     }
 
-    async fn make(&self, answers: &[Answer<KekVersion>]) -> Result<Generation, String> {
+    /// A new generation. Not under the key_id of a kept one, other than `lost`: what that one sealed needs no second DEK,
+    /// and whoever made one at each turn would fill the store.
+    async fn make(&self, answers: &[Answer<KekVersion>], lost: Option<DekId>) -> Result<Generation, String> {
         let dek = (self.make_dek)();
         let id = dek_id(&dek);
         let context = WrapContext { cluster: self.service.cluster().to_owned(), dek_id: id };
@@ -114,10 +117,12 @@ impl Refresh {
         let wraps = wraps.map_err(|(name, error)| format!("KEK {name}: {}", error.chain()))?;
         let epoch = self.settings.epoch;
         let wrapped = WrappedDekSet { cluster: context.cluster, epoch, wraps };
-        let serving = self.service.serving();
-        if serving.generation().is_some_and(|generation| *generation.key_id() == wrapped.key_id()) {
-            return Err("the KEKs call other versions active than those that they wrap with; the generation in use, \
-                        which has these, stays"
+        if let Some((kept, _)) = self.own(&wrapped.key_id())
+            && Some(kept) != lost
+            && !self.lost.contains(&kept)
+        {
+            return Err("the KEKs call other versions active than those that they wrap with; the generation that is \
+                        kept of these stays"
                 .into());
         }
         let history = self.service.store().history();
