@@ -99,12 +99,19 @@ impl Refresh {
             Err(error) if is_final(&error) => return Ok(None),
             Err(error) => return Err(error.to_string()),
         };
-        let proven = self.settings.keks.prove(&wrapped.wraps, &wrapped.context(id)).await;
+        let proven = self.settings.keks.prove(&wrapped.wraps, &wrapped.context(id), &self.opened()).await;
         match proven {
             Ok(()) => Generation::new(dek, wrapped.clone()).map(Some).map_err(|error| error.to_string()),
             Err((_, error)) if Standing::from(error.cause()) == Standing::Lost => Ok(None),
             Err((name, error)) => Err(format!("KEK {name}: {}", error.chain())),
         }
+    }
+
+    /// Whatever becomes of the generation: an unwrap is an unwrap.
+    fn opened(&self) -> impl Fn(&KekVersion) + Send + Sync {
+        let cache = self.service.cache().clone();
+        let asked = cache.now();
+        move |version| cache.note_known(version, Standing::Opens, asked)
     }
 
     /// A new generation. Not under the key_id of a kept one, other than `lost`: what that one sealed needs no second DEK,
@@ -113,7 +120,7 @@ impl Refresh {
         let dek = (self.make_dek)();
         let id = dek_id(&dek);
         let context = WrapContext { cluster: self.service.cluster().to_owned(), dek_id: id };
-        let wraps = self.settings.keks.wrap_and_prove(&dek, &context).await;
+        let wraps = self.settings.keks.wrap_and_prove(&dek, &context, &self.opened()).await;
         let wraps = wraps.map_err(|(name, error)| format!("KEK {name}: {}", error.chain()))?;
         let epoch = self.settings.epoch;
         let wrapped = WrappedDekSet { cluster: context.cluster, epoch, wraps };

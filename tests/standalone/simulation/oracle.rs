@@ -42,6 +42,8 @@ struct Seen {
     dek_id: Option<DekId>,
     wrapped: BTreeMap<usize, u32>,
     in_use: BTreeSet<usize>,
+    /// Since when these are in use.
+    in_use_since: Option<Instant>,
     /// The versions of each KEK that were published under an epoch, the newest last.
     published: BTreeMap<(u64, usize), Vec<u32>>,
     /// The DEKs that were published under each key_id.
@@ -116,6 +118,7 @@ impl Oracle {
         }
         (seen.key_id, seen.dek_id, seen.served_since) = (None, None, None);
         seen.kept_since.clear();
+        seen.in_use_since = Some(node.process.started);
         seen.incarnation = node.process.incarnation;
         seen.in_use = node.in_use();
     }
@@ -300,6 +303,8 @@ impl Oracle {
             }
         }
         seen.in_use = in_use;
+        // The first look at a node is a moment after its start.
+        seen.in_use_since = Some(seen.in_use_since.map_or(node.process.started, |_| Instant::now()));
     }
 
     /// Nothing is served although the stored generation could be.
@@ -346,6 +351,8 @@ impl Oracle {
         let later = REFRESH * 3 + CALL * 2;
         let (service, seen) = (&node.process.service, &self.seen[node.number]);
         let served = seen.served_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let used = seen.in_use_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let running = node.process.started.elapsed();
         let in_use = node.in_use();
         for (id, wrapped) in service.store().kept() {
             let kept = seen.kept_since.get(&id).map_or(Duration::ZERO, Instant::elapsed);
@@ -355,8 +362,10 @@ impl Oracle {
                     in_use.contains(vendor) && self.vendors[*vendor].opens_since(*version, while_)
                 })
             };
-            let at_once = served >= SOON && kept >= served && opens_since(node.process.started.elapsed());
-            let at_last = served >= later && kept >= later && opens_since(later + REST);
+            let awake = node.clock.awake();
+            let at_once =
+                awake >= running && served >= SOON && kept >= served && used >= running && opens_since(running);
+            let at_last = [served, kept, used, awake].iter().all(|age| *age >= later) && opens_since(later + REST);
             if (at_once || at_last) && !self.damaged.contains(&id) {
                 assert!(
                     service.cache().remaining(id).is_some(),
