@@ -7,7 +7,8 @@ use futures::StreamExt;
 use hyper_util::rt::TokioIo;
 use kube_envelope::config::Config;
 use kube_envelope::dek::cache::DekCache;
-use kube_envelope::dek::store::DekStore;
+use kube_envelope::dek::clock::BootClock;
+use kube_envelope::dek::store::{DekStore, StateFolder};
 use kube_envelope::key_stores::open_set;
 use kube_envelope::plugin::server::serve;
 use kube_envelope::plugin::service::Service;
@@ -25,8 +26,9 @@ async fn the_rpcs_are_served_over_any_stream_until_they_are_told_to_stop() {
     let config = Config::parse(std::path::Path::new("config.yaml"), &keyring.settings("seam")).unwrap();
     let metrics = Arc::new(Metrics::new());
     let keks = open_set(&config.keks, &config.retired, &metrics).unwrap();
-    let store = DekStore::open(state.path()).unwrap();
-    let service = Arc::new(Service::new(config.cluster, keks, Arc::new(DekCache::new()), store));
+    let store = Arc::new(DekStore::open(Arc::new(StateFolder::new(state.path()))).await.unwrap());
+    let cache = Arc::new(DekCache::new(Arc::new(BootClock)));
+    let service = Arc::new(Service::new(config.cluster, keks, cache, store));
 
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let one = futures::stream::once(async move { Ok::<_, std::io::Error>(theirs) });
