@@ -1,11 +1,11 @@
 //! Lists of metadata, page by page: of a resource in all namespaces or in one, whole or a part of its names.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::rotation::cluster::api::{Api, MetadataList};
+use crate::rotation::cluster::api::{Answer, Api, ApiError, MetadataList};
 use crate::rotation::cluster::resources::Resource;
 use crate::rotation::error::RotationError;
 
@@ -79,6 +79,11 @@ pub enum Page {
     Unlistable(String),
 }
 
+/// For how long a list is tried that only one resource does not give, while the API server is well.
+const OWN_PROBLEM_AFTER: Duration = Duration::from_secs(8);
+/// For how long an API server is waited for that is away or overloaded.
+const AWAY_FOR: Duration = Duration::from_mins(1);
+
 /// One page of metadata. An expired token is followed by the one that the server sends instead: what was created
 /// meanwhile may be missing, and that is stored under the target key.
 ///
@@ -90,7 +95,7 @@ pub async fn page_after(api: &Api, folder: &Folder, mut token: String) -> Result
     let mut tries = 0;
     loop {
         tries += 1;
-        let (problem, is_its_own, retry_after) = match api.list(&path, PAGE, &token).await {
+        let (problem, own_after, retry_after) = match api.list(&path, PAGE, &token).await {
             Ok(answer) => match answer.status {
                 200 => {
                     let list = api.parse(&answer.body);
@@ -102,7 +107,7 @@ pub async fn page_after(api: &Api, folder: &Folder, mut token: String) -> Result
                     if tries < TRIES {
                         continue;
                     }
-                    ("its continue token expires again and again".into(), false, None)
+                    ("its continue token expires again and again".into(), TRIES, None)
                 }
                 400 | 403 | 405 => {
                     let refused = api.success(answer).expect_err("a refusal");
@@ -110,12 +115,17 @@ pub async fn page_after(api: &Api, folder: &Folder, mut token: String) -> Result
                 }
                 _ => {
                     let message = answer.refusal().message;
-                    (message.clone(), is_undecryptable(&message) || is_conversion(&message), answer.retry_after)
+                    let after = match () {
+                        () if is_undecryptable(&message) || is_conversion(&message) => 3,
+                        () if is_initializing(&message) => 6,
+                        () => TRIES,
+                    };
+                    (message, after, answer.retry_after)
                 }
             },
-            Err(error) => (error.to_string(), false, None),
+            Err(error) => (error.to_string(), TRIES, None),
         };
-        if is_its_own && tries >= 3 {
+        if tries >= own_after && own_after < TRIES {
             return Ok(Page::Unlistable(problem));
         }
         if tries >= TRIES {
@@ -149,9 +159,40 @@ pub async fn count(api: &Api, folder: &Folder) -> Result<u64, RotationError> {
     Ok(counted(&shortest(api, folder).await?))
 }
 
+/// Asks until there is an answer that stays. An API server that is away or overloaded is waited for; one that is well and
+/// does not list this resource has its reasons.
+pub async fn until_it_stays<A>(api: &Api, ask: impl Fn() -> A) -> Result<Answer, ApiError>
+where
+    A: Future<Output = Result<Answer, ApiError>>,
+{
+    let began = Instant::now();
+    loop {
+        let result = ask().await;
+        let (status, message) = match &result {
+            Ok(answer) => (Some(answer.status), answer.refusal().message),
+            Err(_) => (None, String::new()),
+        };
+        let stays = match status {
+            Some(401 | 408 | 429 | 500..) => is_undecryptable(&message) || is_conversion(&message),
+            status => status.is_some(),
+        };
+        let may_be_its_own = matches!(status, Some(500..)) || is_initializing(&message);
+        let waited = began.elapsed();
+        if stays || waited >= AWAY_FOR || (may_be_its_own && waited >= OWN_PROBLEM_AFTER && is_well(api).await) {
+            return result;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn is_well(api: &Api) -> bool {
+    api.get("/readyz", "text/plain").await.is_ok_and(|answer| answer.status == 200)
+}
+
 async fn shortest(api: &Api, folder: &Folder) -> Result<MetadataList, RotationError> {
     let failed = || RotationError::api(format!("list {}", folder.resource));
-    let answer = api.patient().list(&folder.path(), 1, "").await.map_err(failed())?;
+    let path = folder.path();
+    let answer = until_it_stays(api, || api.list(&path, 1, "")).await.map_err(failed())?;
     let body = api.success(answer).map_err(failed())?;
     api.parse(&body).map_err(failed())
 }
@@ -192,6 +233,10 @@ pub fn remedy(why: &str) -> &'static str {
     } else if is_conversion(why) {
         "its conversion webhook does not answer; the data are sound. Bring the webhook back and run again, or leave the \
          resource out with --skip"
+    } else if is_initializing(why) {
+        "the API server has not been able to read it since it was started or the definition changed: most often its \
+         conversion webhook does not answer; the data are sound. Bring the webhook back and run again, or leave the resource \
+         out with --skip"
     } else {
         "find out why the API server cannot list it and run again, or leave it out with --skip"
     }
@@ -200,6 +245,11 @@ pub fn remedy(why: &str) -> &'static str {
 /// The API server's words for a custom resource whose conversion webhook fails.
 pub fn is_conversion(message: &str) -> bool {
     message.contains("conversion webhook for ")
+}
+
+/// The API server's words for a resource that it could not read into its cache yet.
+fn is_initializing(message: &str) -> bool {
+    message.contains("storage is (re)initializing")
 }
 
 /// The API server's words for a value that its providers cannot open.
@@ -222,6 +272,13 @@ mod tests {
         assert!(!is_undecryptable(why));
         assert!(remedy(why).contains("the data are sound"));
         assert!(is_undecryptable("StorageError: corrupt object, Code: 7: data from the storage is not transformable"));
+    }
+
+    #[test]
+    fn a_resource_that_the_cache_never_read_is_not_called_damaged() {
+        let why = "storage is (re)initializing";
+        assert!(!is_undecryptable(why));
+        assert!(remedy(why).contains("the data are sound") && remedy(why).contains("--skip"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which etcd cluster holds each encrypted resource: an etcd that was given is not believed to be this cluster's, and
 //! not to hold everything (`--etcd-servers-overrides`), until the API shows the same objects at the same revision.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::etcd::{ClusterId, EtcdCluster, EtcdClusters};
 use crate::rotation::claim::{Claim, Witness};
 use crate::rotation::cluster::api::{Api, MetadataList, Partial};
-use crate::rotation::cluster::listing::is_undecryptable;
+use crate::rotation::cluster::listing::{is_undecryptable, until_it_stays};
 use crate::rotation::cluster::resources::Resource;
 use crate::rotation::error::RotationError;
 use crate::rotation::leftovers::layout::{folder, key_of};
@@ -71,9 +72,9 @@ impl Homes {
         prefix: &str,
         resources: impl IntoIterator<Item = &'a Resource>,
     ) -> Result<Self, RotationError> {
-        let (mut homes, api) = (Self::default(), api.patient());
+        let mut homes = Self::default();
         for resource in resources {
-            let home = Search { api: &api, etcd, prefix, resource }.run().await?;
+            let home = Search { api, etcd, prefix, resource, gave_none: Cell::new(false) }.run().await?;
             homes.resources.insert(resource.to_string(), home);
         }
         Ok(homes)
@@ -117,6 +118,8 @@ struct Search<'a> {
     etcd: &'a EtcdClusters,
     prefix: &'a str,
     resource: &'a Resource,
+    /// Whether the API was waited for once and gave no list.
+    gave_none: Cell<bool>,
 }
 
 /// What comparing the API with one cluster said.
@@ -241,7 +244,10 @@ impl Search<'_> {
     async fn list(&self, parameters: &str) -> Result<Result<MetadataList, String>, RotationError> {
         let what = || RotationError::api(format!("list {}", self.resource));
         let path = self.resource.list_path();
-        let answer = self.api.list_at(&path, parameters).await.map_err(what())?;
+        let ask = || self.api.list_at(&path, parameters);
+        let answer = if self.gave_none.get() { ask().await } else { until_it_stays(self.api, ask).await };
+        let answer = answer.map_err(what())?;
+        self.gave_none.set(answer.status >= 429);
         match answer.status {
             200 => self.api.parse(&answer.body).map(Ok).map_err(what()),
             401 | 403 => Err(what()(self.api.success(answer).expect_err("a refusal"))),
