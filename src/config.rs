@@ -5,7 +5,7 @@ mod listen;
 mod paths;
 mod syntax;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use serde_saphyr::Spanned;
 pub use self::error::{ConfigError, Problem};
 pub use self::listen::{DEFAULT_LISTEN, HealthAddress, HealthSettings, SocketAddress, SocketSettings};
 use crate::kek::{ClusterName, Lineage, NotAClusterName};
-use crate::key_stores::{KekConfig, KekItem};
+use crate::key_stores::{KekConfig, KekItem, Mistake, TakeoverConfig, TakeoverItem};
 
 /// Where the configuration is looked for unless `--config` names another place.
 pub const DEFAULT_PATH: &str = "/etc/kube-envelope/config.yaml";
@@ -41,6 +41,8 @@ pub struct Config {
     pub keks: Vec<KekConfig>,
     /// KEKs that only unwrap what they wrapped earlier.
     pub retired: Vec<KekConfig>,
+    /// What opens what other plugins stored under the same provider name.
+    pub takeover: Vec<TakeoverConfig>,
     /// KEKs that left for good: DEKs that only they unwrap are not kept any more, and no longer stand in the way of a
     /// configuration without them.
     pub forget: BTreeSet<Lineage>,
@@ -105,6 +107,8 @@ struct File {
     keks: Spanned<Vec<Spanned<KekItem>>>,
     #[serde(default)]
     retired: Vec<Spanned<KekItem>>,
+    #[serde(default)]
+    takeover: Vec<Spanned<TakeoverItem>>,
     #[serde(default)]
     forget: Vec<Spanned<String>>,
     #[serde(default = "default_max_offline_age")]
@@ -228,8 +232,13 @@ impl Checker<'_> {
             self.add(&file.keks, "keks", "lists no KEK; add at least one");
         }
         let mut names = HashSet::new();
-        let keks = self.keks("keks", file.keks.value, &mut names);
-        let retired = self.keks("retired", file.retired, &mut names);
+        let kek = |item: KekItem| (item.name.clone(), item.parse());
+        let keks = self.items("keks", file.keks.value, &mut names, kek);
+        let retired = self.items("retired", file.retired, &mut names, kek);
+        let mut taken = BTreeMap::new();
+        let takeover = self.items("takeover", file.takeover, &mut names, |item: TakeoverItem| {
+            (item.name.clone(), item.parse(&mut taken))
+        });
         let forget = self.lineages(&file.forget);
         let max_offline_age = self.duration(&file.max_offline_age, "maxOfflineAge", "0s", "30days");
         let refresh_interval = self.duration(&file.refresh_interval, "refreshInterval", "1s", "1h");
@@ -251,6 +260,7 @@ impl Checker<'_> {
             state_dir: file.state_dir.value,
             keks,
             retired,
+            takeover,
             forget,
             max_offline_age,
             refresh_interval,
@@ -307,18 +317,26 @@ impl Checker<'_> {
         HealthSettings { listen, hosts: health.hosts }
     }
 
-    fn keks(&mut self, list: &str, items: Vec<Spanned<KekItem>>, names: &mut HashSet<String>) -> Vec<KekConfig> {
-        let mut keks = Vec::new();
+    /// The items of a list, each of which has a name of its own and may have mistakes of its own.
+    fn items<I, T>(
+        &mut self,
+        list: &str,
+        items: Vec<Spanned<I>>,
+        names: &mut HashSet<String>,
+        mut parse: impl FnMut(I) -> (String, Result<T, Vec<Mistake>>),
+    ) -> Vec<T> {
+        let mut parsed = Vec::new();
         for (index, item) in items.into_iter().enumerate() {
-            let place = (item.referenced.line(), item.referenced.column());
+            let at = Spanned { value: (), referenced: item.referenced, defined: item.defined };
+            let place = (at.referenced.line(), at.referenced.column());
             let path = format!("{list}[{index}]");
-            let name = &item.value.name;
+            let (name, result) = parse(item.value);
             if name.is_empty() || !names.insert(name.clone()) {
                 let problem = format!("{name:?} is empty or used twice; give each KEK its own name");
-                self.add(&item, &format!("{path}.name"), &problem);
+                self.add(&at, &format!("{path}.name"), &problem);
             }
-            match item.value.parse() {
-                Ok(kek) => keks.push(kek),
+            match result {
+                Ok(item) => parsed.push(item),
                 Err(mistakes) => self.problems.extend(mistakes.into_iter().map(|mistake| Problem {
                     file: self.file.to_owned(),
                     at: Some(syntax::place_of(self.text, place, &mistake.field)),
@@ -327,7 +345,7 @@ impl Checker<'_> {
                 })),
             }
         }
-        keks
+        parsed
     }
 
     fn lineages(&mut self, texts: &[Spanned<String>]) -> BTreeSet<Lineage> {

@@ -4,6 +4,8 @@
 //! The one annotation beside it, `dek.kube-envelope.io`, holds the DEK wrapped by every KEK (`proto/envelope.proto`).
 //! Both together are self-contained: with one of the KEKs they open, whatever else is lost.
 
+use std::ops::RangeInclusive;
+
 use prost::Message;
 use rand::CryptoRng;
 
@@ -35,6 +37,10 @@ pub const MAX_WRAPS: usize = 16;
 const MAX_SHOWN_CHARACTERS: usize = 80;
 const MAGIC: [u8; 2] = *b"KE";
 const FORMAT: u8 = 1;
+
+/// No format of kube-envelope has the number of a printable character: what begins with its mark by chance, and is text,
+/// is another plugin's.
+const NO_FORMATS: RangeInclusive<u8> = b' '..=b'~';
 const HEADER_BYTES: usize = MAGIC.len() + 1 + 16;
 
 /// Why stored bytes are refused. None of these asks a KEK anything.
@@ -50,7 +56,10 @@ pub enum CiphertextError {
     #[error("ciphertext has {0} bytes, fewer than the smallest possible; it is truncated")]
     TooShort(usize),
     /// Another program's ciphertext.
-    #[error("ciphertext does not begin with the mark of kube-envelope; another plugin made it")]
+    #[error(
+        "ciphertext does not begin with the mark of kube-envelope: another plugin made it; list that plugin under \
+         takeover"
+    )]
     Foreign,
     /// A later program's ciphertext.
     #[error("ciphertext has format {0}, and this program knows format {FORMAT}; use a newer version of kube-envelope")]
@@ -94,6 +103,12 @@ pub enum SealError {
     Unreadable(#[from] CiphertextError),
 }
 
+/// Whether kube-envelope made this, in whatever format: it says so by its first bytes or by its annotation. What it made
+/// is shown to no key of another plugin's.
+pub fn is_own(ciphertext: &[u8], has_annotation: bool) -> bool {
+    has_annotation || matches!(ciphertext.strip_prefix(&MAGIC), Some([format, ..]) if !NO_FORMATS.contains(format))
+}
+
 /// A ciphertext whose form is right.
 #[derive(Debug)]
 pub struct Ciphertext<'a> {
@@ -120,7 +135,11 @@ impl<'a> Ciphertext<'a> {
         if let Some(&format) = bytes.get(MAGIC.len())
             && format != FORMAT
         {
-            return Err(CiphertextError::UnknownFormat(format));
+            return Err(if NO_FORMATS.contains(&format) {
+                CiphertextError::Foreign
+            } else {
+                CiphertextError::UnknownFormat(format)
+            });
         }
         if bytes.len() <= HEADER_BYTES + OVERHEAD {
             return Err(CiphertextError::TooShort(bytes.len()));

@@ -7,6 +7,7 @@ mod cluster_name;
 mod error;
 pub mod guard;
 pub mod set;
+pub mod takeover;
 
 use std::fmt;
 

@@ -17,15 +17,17 @@ mod shared;
 #[cfg(feature = "transit")]
 pub mod transit;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
 
 use self::opening::OpenedOnUse;
 pub use self::shared::key_store::{Advice, Disabling, Mistake, Policy};
-use self::shared::key_store::{KeyStore, Parsed};
+use self::shared::key_store::{KeyStore, Parsed, ParsedTakeover};
 use crate::kek::guard::GuardedKek;
 use crate::kek::set::KekSet;
+use crate::kek::takeover::{FormerPlugin, Takeovers};
 use crate::kek::{ClusterName, Kek, KekError, KekVersion, RotateKek};
 use crate::telemetry::Metrics;
 
@@ -40,6 +42,11 @@ pub fn open_set(
 ) -> Result<KekSet, (String, KekError)> {
     let open = |kek: &KekConfig| Arc::new(GuardedKek::new(kek.name.clone(), kek.open(), metrics.clone()));
     KekSet::new(active.iter().map(open).collect(), retired.iter().map(open).collect())
+}
+
+/// Everything that opens what other plugins stored.
+pub fn open_takeovers(entries: &[TakeoverConfig], metrics: &Arc<Metrics>) -> Takeovers {
+    Takeovers::new(entries.iter().map(|entry| (entry.name.clone(), entry.plugin.clone())).collect(), metrics)
 }
 
 /// One item of the configuration's `keks:`, read and checked.
@@ -147,10 +154,7 @@ impl KekItem {
         match (kinds.pop(), kinds.is_empty()) {
             (Some((kind, parsed)), true) => match parsed {
                 Ok(key_store) => Ok(KekConfig { name, key_store }),
-                Err(mistakes) => Err(mistakes
-                    .into_iter()
-                    .map(|Mistake { field, problem }| Mistake::new(format!("{kind}.{field}"), problem))
-                    .collect()),
+                Err(mistakes) => Err(Mistake::within(kind, mistakes)),
             },
             (None, _) => {
                 Err(vec![Mistake::new("", format!("KEK {name:?} has no kind; add one of: {}", KINDS.join(", ")))])
@@ -180,6 +184,101 @@ impl KekItem {
             self.pkcs11.map(pkcs11::Settings::parse),
         ];
         KINDS.iter().copied().zip(all).filter_map(|(kind, parsed)| Some((kind, parsed?))).collect()
+    }
+}
+
+/// One item of the configuration's `takeover:`, read and checked.
+#[derive(Clone, Debug)]
+pub struct TakeoverConfig {
+    /// How logs, metrics and commands call it.
+    pub name: String,
+    plugin: Arc<dyn FormerPlugin>,
+}
+
+impl TakeoverConfig {
+    /// What opens what that plugin stored.
+    pub fn plugin(&self) -> &dyn FormerPlugin {
+        &*self.plugin
+    }
+}
+
+/// One item of the configuration's `takeover:` as it is written: a name, and settings under the name of a plugin.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct TakeoverItem {
+    /// See [`TakeoverConfig::name`].
+    pub name: String,
+    #[cfg(feature = "aws")]
+    #[serde(default)]
+    aws_encryption_provider: Option<aws::TakeoverSettings>,
+    #[cfg(feature = "gcp")]
+    #[serde(default)]
+    k8s_cloudkms_plugin: Option<gcp::TakeoverSettings>,
+    #[cfg(feature = "azure")]
+    #[serde(default)]
+    kubernetes_kms: Option<azure::TakeoverSettings>,
+    #[cfg(feature = "transit")]
+    #[serde(default)]
+    vault_kubernetes_kms: Option<transit::TakeoverSettings>,
+}
+
+/// The plugins whose data this build opens, as the configuration names them.
+pub const FORMER_PLUGINS: &[&str] = &[
+    #[cfg(feature = "aws")]
+    "awsEncryptionProvider",
+    #[cfg(feature = "gcp")]
+    "k8sCloudkmsPlugin",
+    #[cfg(feature = "azure")]
+    "kubernetesKms",
+    #[cfg(feature = "transit")]
+    "vaultKubernetesKms",
+];
+
+impl TakeoverItem {
+    /// Checks the settings and turns them into values, as [`KekItem::parse`] does. `taken` is what the entries before it
+    /// take, each with its entry's name; what this one takes is added.
+    ///
+    /// # Errors
+    /// Every mistake, with its field and the fix.
+    pub fn parse(self, taken: &mut BTreeMap<String, String>) -> Result<TakeoverConfig, Vec<Mistake>> {
+        let name = self.name.clone();
+        let mut plugins = self.plugins();
+        match (plugins.pop(), plugins.is_empty()) {
+            (Some((field, parsed)), true) => match parsed {
+                Ok(plugin) => {
+                    let mut mistakes = Vec::new();
+                    for mark in plugin.marks() {
+                        if let Some(other) = taken.insert(mark.clone(), name.clone()) {
+                            let problem = format!("takes the same as {other:?} ({mark}); keep one of them");
+                            mistakes.push(Mistake::new("", problem));
+                        }
+                    }
+                    if mistakes.is_empty() { Ok(TakeoverConfig { name, plugin }) } else { Err(mistakes) }
+                }
+                Err(mistakes) => Err(Mistake::within(field, mistakes)),
+            },
+            (None, _) => {
+                let known = FORMER_PLUGINS.join(", ");
+                Err(vec![Mistake::new("", format!("{name:?} names no plugin; add one of: {known}"))])
+            }
+            (Some(_), false) => {
+                Err(vec![Mistake::new("", format!("{name:?} names several plugins; give each its own item"))])
+            }
+        }
+    }
+
+    fn plugins(self) -> Vec<(&'static str, ParsedTakeover)> {
+        let all: [Option<ParsedTakeover>; FORMER_PLUGINS.len()] = [
+            #[cfg(feature = "aws")]
+            self.aws_encryption_provider.map(aws::TakeoverSettings::parse),
+            #[cfg(feature = "gcp")]
+            self.k8s_cloudkms_plugin.map(gcp::TakeoverSettings::parse),
+            #[cfg(feature = "azure")]
+            self.kubernetes_kms.map(azure::TakeoverSettings::parse),
+            #[cfg(feature = "transit")]
+            self.vault_kubernetes_kms.map(transit::TakeoverSettings::parse),
+        ];
+        FORMER_PLUGINS.iter().copied().zip(all).filter_map(|(field, parsed)| Some((field, parsed?))).collect()
     }
 }
 

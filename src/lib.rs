@@ -34,7 +34,8 @@
 //!    DEK are one call, and a cancelled caller does not cancel it.
 //! 4. A cold API server costs remote calls by the number of DEKs (nodes × generations), never of objects or seeds.
 //! 5. Every ciphertext is self-contained: with one KEK and this binary it opens. The state folder may be lost.
-//! 6. Unknown format, cluster, generation or KEK is refused before any KEK is asked. No trial decryption.
+//! 6. Unknown format, cluster, generation or KEK is refused before any KEK is asked. No trial decryption: what another
+//!    plugin stored ([`kek::takeover`]) is told by its form, and what is ours is shown to no key of another plugin.
 //! 7. A DEK must match its id, which commits to it; all that is stored is bound to cluster, generation and DEK id.
 //! 8. DEKs and seeds exist only inside [`crypto::secret`]'s types; nothing prints them; they are cleared when dropped.
 //! 9. A definite, repeated denial by every KEK that could unwrap clears the DEKs; any other failure coasts.

@@ -28,6 +28,7 @@ pub fn run(args: &DoctorArgs) -> Result<Exit> {
     findings.extend(host::check(&config));
     findings.extend(apiserver::check(&config, args.encryption_config.as_deref(), args.apiserver_manifest.as_deref()));
     findings.extend(block_on(async { Ok(keks::check(&config).await) })?);
+    findings.extend(block_on(async { Ok(keks::check_takeovers(&config).await) })?);
     match args.output {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&report(&config, &findings))?),
         OutputFormat::Table => print(&config, &findings),

@@ -37,9 +37,6 @@ use crate::telemetry::{Metrics, start_logs};
 /// Worker threads: the API server sends little; two keep a slow request from holding up Status.
 const THREADS: usize = 2;
 
-/// How long the end waits for a slow `stateDir`.
-const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
-
 /// Runs the command.
 ///
 /// # Errors
@@ -123,7 +120,7 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
     background.spawn(store.clone().write_behind());
     let cache = Arc::new(DekCache::new(Arc::new(BootClock)));
     let service = Service::new(config.cluster.clone(), keks, cache, store);
-    let service = Arc::new(service.with_audit(audit.clone()));
+    let service = Arc::new(service.with_audit(audit.clone()).with_takeovers(settings.takeovers.clone()));
     let kek_health = Arc::new(ArcSwap::default());
     let health = Health {
         service: service.clone(),
@@ -145,7 +142,7 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
         tokio::spawn(dev::self_check(config.socket.address.clone()));
     }
     let ended = tokio::select! {
-        served = server::serve(connections, service.clone(), metrics, stop_signal(terminate, interrupt)) => {
+        served = server::serve(connections, service, metrics, stop_signal(terminate, interrupt)) => {
             served.context("the gRPC server ended")
         }
         // No task ends by itself: without one of them the plugin would go on, and follow nothing.
@@ -154,8 +151,6 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
             Err(error) => Err(anyhow!("a background task failed ({error}); the plugin has to be started again")),
         },
     };
-    // What was seen last is remembered as well.
-    service.store().is_written(WRITTEN_WITHIN).await;
     audit.stop().await;
     ended
 }

@@ -83,4 +83,18 @@ fn print(report: &StatusReport) {
         keks.add_row([name, version, contact, kek.error.clone().unwrap_or("-".into())]);
     }
     println!("{}", keks.trim_fmt());
+    if !report.takeover.is_empty() {
+        println!("\n{}", takeovers(report).trim_fmt());
+    }
+}
+
+fn takeovers(report: &StatusReport) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(["TAKEOVER", "PLUGIN", "OPENED", "LAST", "ERROR"]);
+    for entry in &report.takeover {
+        let last = entry.last_opened.map_or("-".into(), |last| last.to_string());
+        let error = entry.error.clone().unwrap_or("-".into());
+        table.add_row([entry.name.clone(), entry.plugin.clone(), entry.opened.to_string(), last, error]);
+    }
+    table
 }

@@ -1,4 +1,4 @@
-//! One deadline, one retry policy, one breaker (`gate`) for every kind of KEK.
+//! One deadline, one retry policy, one breaker (`gate`) for every kind of KEK, and for what other plugins stored.
 
 mod gate;
 
@@ -29,33 +29,24 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// A KEK with its name, its deadline, its retries and its breaker.
 pub struct GuardedKek {
-    name: String,
+    guard: Guard,
     kek: Box<dyn Kek>,
-    deadline: Duration,
-    permits: Semaphore,
-    /// One for each operation: a KEK that lets nobody read its version may unwrap all the same.
-    gates: [Gate; 3],
-    /// Of the pauses between retries.
-    seed: AtomicU64,
-    metrics: Arc<Metrics>,
 }
 
 impl GuardedKek {
     /// Guards `kek`, called `name` in logs and metrics.
     pub fn new(name: String, kek: Box<dyn Kek>, metrics: Arc<Metrics>) -> Self {
-        Self::with_seed(name, kek, metrics, rand::rng().random())
+        Self { guard: Guard::new(name, metrics), kek }
     }
 
     /// The same with pauses that follow from `seed`, so that a simulation can be repeated.
     pub fn with_seed(name: String, kek: Box<dyn Kek>, metrics: Arc<Metrics>, seed: u64) -> Self {
-        let permits = Semaphore::new(CONCURRENCY);
-        let gates = [0, 1, 2].map(|operation| Gate::new(seed.wrapping_add(operation)));
-        Self { name, kek, deadline: DEADLINE, permits, gates, seed: AtomicU64::new(seed), metrics }
+        Self { guard: Guard::with_seed(name, metrics, seed), kek }
     }
 
     /// How the configuration calls it.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.guard.name
     }
 
     /// See [`Kek::lineage`].
@@ -101,11 +92,58 @@ impl GuardedKek {
     where
         F: Future<Output = Result<T, KekError>>,
     {
-        let started = Instant::now();
-        let result = self.call_before(started + self.deadline, operation, attempt).await;
-        if let Some(end) = self.kek.credentials_expire() {
+        let result = self.guard.call(operation, attempt).await;
+        self.guard.note_credentials(self.kek.credentials_expire());
+        result
+    }
+}
+
+/// Deadline, retries, breaker and metrics around whatever a key store is asked, under a configured name.
+pub struct Guard {
+    name: String,
+    deadline: Duration,
+    permits: Semaphore,
+    /// One for each operation: a KEK that lets nobody read its version may unwrap all the same.
+    gates: [Gate; 4],
+    /// Of the pauses between retries.
+    seed: AtomicU64,
+    metrics: Arc<Metrics>,
+}
+
+impl Guard {
+    /// A guard of what is called `name` in logs and metrics.
+    pub fn new(name: String, metrics: Arc<Metrics>) -> Self {
+        Self::with_seed(name, metrics, rand::rng().random())
+    }
+
+    fn with_seed(name: String, metrics: Arc<Metrics>, seed: u64) -> Self {
+        let permits = Semaphore::new(CONCURRENCY);
+        let gates = [0, 1, 2, 3].map(|operation| Gate::new(seed.wrapping_add(operation)));
+        Self { name, deadline: DEADLINE, permits, gates, seed: AtomicU64::new(seed), metrics }
+    }
+
+    /// The configured name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Counts when the credentials in use end.
+    pub fn note_credentials(&self, end: Option<jiff::Timestamp>) {
+        if let Some(end) = end {
             self.metrics.credentials_expire(&self.name, end);
         }
+    }
+
+    /// Asks, as often as deadline, retries and breaker allow.
+    ///
+    /// # Errors
+    /// Of the last attempt; [`KekCause::Unavailable`](super::KekCause::Unavailable) where there was no answer in time.
+    pub async fn call<T, F>(&self, operation: KekOperation, attempt: impl Fn() -> F) -> Result<T, KekError>
+    where
+        F: Future<Output = Result<T, KekError>>,
+    {
+        let started = Instant::now();
+        let result = self.call_before(started + self.deadline, operation, attempt).await;
         let outcome = result.as_ref().err().map_or(KekOutcome::Ok, |error| error.cause().into());
         self.metrics.kek_call(&self.name, operation, outcome, started.elapsed());
         result
@@ -137,11 +175,12 @@ impl GuardedKek {
     }
 
     fn gate(&self, operation: KekOperation) -> &Gate {
-        let [version, wrap, unwrap] = &self.gates;
+        let [version, wrap, unwrap, take_over] = &self.gates;
         match operation {
             KekOperation::Version => version,
             KekOperation::Wrap => wrap,
             KekOperation::Unwrap => unwrap,
+            KekOperation::TakeOver => take_over,
         }
     }
 
@@ -174,7 +213,7 @@ impl GuardedKek {
 
 impl fmt::Debug for GuardedKek {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GuardedKek").field("name", &self.name).field("kek", &self.kek).finish_non_exhaustive()
+        f.debug_struct("GuardedKek").field("name", &self.guard.name).field("kek", &self.kek).finish_non_exhaustive()
     }
 }
 
@@ -238,7 +277,7 @@ mod tests {
     fn guarded() -> (Arc<Fake>, GuardedKek) {
         let fake = Arc::new(Fake::default());
         let mut kek = GuardedKek::new("fake".into(), Box::new(fake.clone()), Arc::new(Metrics::new()));
-        kek.deadline = Duration::from_millis(500);
+        kek.guard.deadline = Duration::from_millis(500);
         (fake, kek)
     }
 
@@ -260,7 +299,7 @@ mod tests {
         assert_eq!(unwrap_many(&kek, 100).await, 0);
         assert_eq!(fake.calls.load(SeqCst), 1);
         assert!(
-            started.elapsed() < kek.deadline * 20,
+            started.elapsed() < kek.guard.deadline * 20,
             "one after the other they would take 100: {:?}",
             started.elapsed()
         );
@@ -271,7 +310,7 @@ mod tests {
     #[tokio::test]
     async fn a_cold_start_sends_one_call_ahead_and_then_as_many_as_are_allowed() {
         let (fake, mut kek) = guarded();
-        kek.deadline = Duration::from_mins(1);
+        kek.guard.deadline = Duration::from_mins(1);
         assert_eq!(unwrap_many(&kek, 33).await, 33);
         assert_eq!(fake.calls.load(SeqCst), 33);
         assert_eq!(fake.before_first_answer.load(SeqCst), 1);

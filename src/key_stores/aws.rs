@@ -9,5 +9,7 @@ mod key;
 mod policy;
 mod rotate;
 mod settings;
+mod takeover;
 
 pub use self::settings::Settings;
+pub use self::takeover::Settings as TakeoverSettings;

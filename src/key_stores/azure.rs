@@ -9,5 +9,7 @@ mod error;
 mod kek;
 mod policy;
 mod settings;
+mod takeover;
 
 pub use self::settings::Settings;
+pub use self::takeover::Settings as TakeoverSettings;

@@ -8,5 +8,7 @@ mod credentials;
 mod error;
 mod kek;
 mod settings;
+mod takeover;
 
 pub use self::settings::Settings;
+pub use self::takeover::Settings as TakeoverSettings;

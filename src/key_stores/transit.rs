@@ -8,5 +8,7 @@ mod kek;
 mod request;
 mod session;
 mod settings;
+mod takeover;
 
 pub use self::settings::Settings;
+pub use self::takeover::Settings as TakeoverSettings;

@@ -18,6 +18,7 @@ use crate::crypto::secret::{DekId, Seed};
 use crate::envelope::ANNOTATION;
 use crate::kek::KekCause;
 use crate::kek::guard::DEADLINE;
+use crate::kek::takeover::{Stored, TakenOver, TakeoverError};
 use crate::kms::v2;
 use crate::kms::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
 use crate::telemetry::{LogLimit, Metrics, Outcome, Rpc};
@@ -90,11 +91,19 @@ impl KeyManagementService for Grpc {
     async fn decrypt(&self, request: Request<v2::DecryptRequest>) -> Result<Response<v2::DecryptResponse>, Status> {
         let peer = peer_of(&request);
         let v2::DecryptRequest { ciphertext, uid, key_id, annotations } = request.into_inner();
+        let stored = Stored { ciphertext, key_id, annotations };
+        let Stored { ciphertext, key_id, annotations } = &stored;
         let annotation = annotations.get(ANNOTATION).map(Vec::as_slice);
         let answer = async {
-            let decrypted = self.service.decrypt(&ciphertext, &key_id, annotation).await?;
+            if let Some(TakenOver { seed, by }) = self.service.take_over(&stored, annotation.is_some()).await? {
+                let (uid, key_id) = (shortened(&uid), key_id.clone());
+                let used = || Event::TakenOver { uid, key_id, entry: by, peer };
+                self.service.audit().record(used).await?;
+                return Ok(v2::DecryptResponse { plaintext: seed.into_answer() });
+            }
+            let decrypted = self.service.decrypt(ciphertext, key_id, annotation).await?;
             if decrypted.was_unwrapped {
-                let used = || Event::Decrypt(key_use(&uid, &key_id, decrypted.dek_id, peer));
+                let used = || Event::Decrypt(key_use(&uid, key_id, decrypted.dek_id, peer));
                 self.service.audit().record(used).await?;
             }
             Ok(v2::DecryptResponse { plaintext: decrypted.seed.into_answer() })
@@ -162,19 +171,23 @@ fn row(error: &ServiceError) -> (Code, &'static str) {
         ServiceError::NotServing(_) => (Code::Unavailable, "not serving"),
         ServiceError::Unrecorded(_) => (Code::Unavailable, "unrecorded"),
         ServiceError::Slow(_) => (Code::Unavailable, KekCause::Unavailable.as_str()),
-        ServiceError::Ciphertext(_) | ServiceError::Seal(_) => (Code::InvalidArgument, "refused"),
-        ServiceError::Unwrap { source, .. } => {
-            let cause = source.cause();
-            let code = match cause {
-                KekCause::Unavailable | KekCause::Throttled => Code::Unavailable,
-                KekCause::Unauthenticated => Code::Unauthenticated,
-                KekCause::Denied => Code::PermissionDenied,
-                KekCause::UnknownVersion | KekCause::Misconfigured => Code::FailedPrecondition,
-                KekCause::Rejected => Code::InvalidArgument,
-            };
-            (code, cause.as_str())
-        }
+        ServiceError::Ciphertext(_)
+        | ServiceError::Seal(_)
+        | ServiceError::Takeover(TakeoverError::NotRecognized(_)) => (Code::InvalidArgument, "refused"),
+        ServiceError::Unwrap { source, .. } => of_cause(source.cause()),
+        ServiceError::Takeover(TakeoverError::Failed { error, .. }) => of_cause(error.cause()),
     }
+}
+
+fn of_cause(cause: KekCause) -> (Code, &'static str) {
+    let code = match cause {
+        KekCause::Unavailable | KekCause::Throttled => Code::Unavailable,
+        KekCause::Unauthenticated => Code::Unauthenticated,
+        KekCause::Denied => Code::PermissionDenied,
+        KekCause::UnknownVersion | KekCause::Misconfigured => Code::FailedPrecondition,
+        KekCause::Rejected => Code::InvalidArgument,
+    };
+    (code, cause.as_str())
 }
 
 fn to_status(code: Code, error: &ServiceError, uid: &str) -> Status {

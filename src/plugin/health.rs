@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::refresh::KekHealth;
 use super::service::Service;
 use super::state::{Serving, Trouble};
-
+use crate::kek::takeover::TakeoverHealth;
 use crate::telemetry::Metrics;
 
 /// What the endpoints tell of.
@@ -55,9 +55,28 @@ pub struct StatusReport {
     pub deks_kept: usize,
     /// The KEKs, those that only unwrap last.
     pub keks: Vec<KekReport>,
+    /// What opens other plugins' data, where it is configured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub takeover: Vec<TakeoverReport>,
     /// The audit log, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<AuditReport>,
+}
+
+/// An entry of `takeover` in the answer of `/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TakeoverReport {
+    /// Its configured name.
+    pub name: String,
+    /// Whose data it opens.
+    pub plugin: String,
+    /// How many Decrypts it answered since it was configured.
+    pub opened: u64,
+    /// When the last one was.
+    pub last_opened: Option<jiff::Timestamp>,
+    /// What the key store said, where the last one failed.
+    pub error: Option<String>,
 }
 
 /// The audit log in the answer of `/status`.
@@ -186,6 +205,7 @@ impl Health {
             retired: kek.is_retired,
             versions: kek.versions.iter().map(|of| (of.version.clone(), of.standing.as_str().into())).collect(),
         });
+        let takeovers = self.service.takeovers().health();
         StatusReport {
             version: env!("CARGO_PKG_VERSION").into(),
             cluster: self.service.cluster().to_string(),
@@ -196,12 +216,19 @@ impl Health {
             started: self.started,
             deks_kept: self.service.store().count(),
             keks: keks.collect(),
+            takeover: takeovers.into_iter().map(TakeoverReport::from).collect(),
             audit: self.service.audit().state().map(|(state, lost)| AuditReport {
                 head: state.head.to_string(),
                 lost,
                 error: state.problem,
             }),
         }
+    }
+}
+
+impl From<TakeoverHealth> for TakeoverReport {
+    fn from(TakeoverHealth { name, plugin, opened, last_opened, error }: TakeoverHealth) -> Self {
+        Self { name, plugin: plugin.to_owned(), opened, last_opened, error }
     }
 }
 

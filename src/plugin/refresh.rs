@@ -36,6 +36,7 @@ use super::state::Serving;
 use crate::crypto::seal::os_random;
 use crate::crypto::secret::{Dek, DekId};
 use crate::kek::set::{Answer, KekSet};
+use crate::kek::takeover::Takeovers;
 use crate::kek::{KekCause, KekVersion, Lineage};
 use crate::telemetry::Metrics;
 
@@ -51,6 +52,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 pub struct Settings {
     /// The KEKs.
     pub keks: KekSet,
+    /// What opens other plugins' data.
+    pub takeovers: Takeovers,
     /// KEKs that left for good: what they alone unwrap is not kept any more.
     pub forget: BTreeSet<Lineage>,
     /// See `Config::epoch`.
@@ -124,8 +127,7 @@ impl Refresh {
             failures: BTreeMap::new(),
             named: BTreeMap::new(),
             renamed: BTreeSet::new(),
-            // Nothing is served yet: the first turn begins at once.
-            waits: 1,
+            waits: 0,
             random: StdRng::from_rng(&mut rand::rng()),
         };
         refresh.configure();
@@ -194,12 +196,7 @@ impl Refresh {
         };
         self.prove().await;
         self.enforce(trouble);
-        // A recovery that ends after this look is followed by another turn within a second, not by a whole interval.
-        let serves = self.service.serving().generation().is_some();
-        self.waits = if serves { 0 } else { self.waits.saturating_add(1) };
-        if serves {
-            self.warm.start(&self.service);
-        }
+        self.warm.start(&self.service);
         self.report(&answers);
     }
 
@@ -208,13 +205,12 @@ impl Refresh {
         if let Some(generation) = self.service.serving().generation() {
             return Some((generation.dek_id(), Arc::new(generation.wrapped().clone())));
         }
-        // What a restart would not find is only gone on with where there is nothing else.
-        let store = self.service.store();
-        let written = store.written_history();
-        let is_any_written = written.deks().any(|id| store.find_written(id).is_some());
-        let history = if is_any_written { written } else { store.history() };
+        let history = self.service.store().history();
         let choice =
             Choice { history: &history, keks: &self.settings.keks, cluster: self.service.cluster(), lost: &self.lost };
+        // What a restart would not find is only gone on with where there is nothing else.
+        let store = self.service.store();
+        let is_any_written = history.deks().any(|id| store.find_written(id).is_some());
         stored_generation(&choice, |id| if is_any_written { store.find_written(id) } else { store.find(id) })
     }
 
@@ -346,6 +342,7 @@ impl Refresh {
     fn pause(&mut self) -> Duration {
         let Settings { refresh_interval, .. } = self.settings;
         let serving = self.service.serving();
+        self.waits = if serving.generation().is_some() { 0 } else { self.waits.saturating_add(1) };
         if self.waits > 0 {
             return AT_ONCE.saturating_mul(1 << self.waits.min(8)).min(LONGEST_WAIT);
         }

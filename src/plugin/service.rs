@@ -12,10 +12,11 @@ use crate::crypto::secret::{Dek, DekId, Seed};
 use crate::dek::cache::DekCache;
 use crate::dek::contacts::Standing;
 use crate::dek::store::DekStore;
-use crate::envelope::{Ciphertext, CiphertextError, SealError, WrappedDekSet};
+use crate::envelope::{Ciphertext, CiphertextError, SealError, WrappedDekSet, is_own};
 use crate::generation::Generation;
 use crate::kek::guard::DEADLINE;
 use crate::kek::set::{KekSet, UnwrapError};
+use crate::kek::takeover::{Stored, TakenOver, TakeoverError, Takeovers};
 use crate::kek::{ClusterName, WrapContext};
 use crate::telemetry::Metrics;
 
@@ -25,6 +26,7 @@ pub struct Service {
     cluster: ClusterName,
     serving: ArcSwap<Serving>,
     keks: ArcSwap<KekSet>,
+    takeovers: ArcSwap<Takeovers>,
     cache: Arc<DekCache>,
     store: Arc<DekStore>,
     audit: Arc<Audit>,
@@ -50,6 +52,9 @@ pub enum ServiceError {
         /// What the KEKs said.
         source: Arc<UnwrapError>,
     },
+    /// Another plugin's, and not opened.
+    #[error(transparent)]
+    Takeover(#[from] TakeoverError),
     /// The KEKs take longer than the API server waits; the unwrap goes on.
     #[error("key {0} of this ciphertext is still being unwrapped; ask again")]
     Slow(DekId),
@@ -63,7 +68,8 @@ impl ServiceError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::NotServing(_) | Self::Slow(_) | Self::Unrecorded(_) => true,
-            Self::Ciphertext(_) | Self::Seal(_) => false,
+            Self::Ciphertext(_) | Self::Seal(_) | Self::Takeover(TakeoverError::NotRecognized(_)) => false,
+            Self::Takeover(TakeoverError::Failed { error, .. }) => error.cause().is_transient(),
             Self::Unwrap { source, .. } => source.cause().is_transient(),
         }
     }
@@ -97,6 +103,7 @@ impl Service {
             cluster,
             serving: ArcSwap::from_pointee(waiting),
             keks: ArcSwap::from_pointee(keks),
+            takeovers: ArcSwap::default(),
             cache,
             store,
             audit: Arc::default(),
@@ -107,6 +114,12 @@ impl Service {
     #[must_use]
     pub fn with_audit(self, audit: Arc<Audit>) -> Self {
         Self { audit, ..self }
+    }
+
+    /// The same, opening what other plugins stored.
+    #[must_use]
+    pub fn with_takeovers(self, takeovers: Takeovers) -> Self {
+        Self { takeovers: ArcSwap::from_pointee(takeovers), ..self }
     }
 
     /// The generation that the API server shall write with. No I/O.
@@ -166,6 +179,19 @@ impl Service {
                 .map_err(|_| ServiceError::Slow(dek_id))??,
         };
         Ok(Decrypted { seed: ciphertext.open(&dek, &self.cluster, key_id)?, dek_id, was_unwrapped })
+    }
+
+    /// Opens what another plugin stored, where one is configured and kube-envelope did not make it: then the key store of
+    /// that plugin's key is asked, each time. `None` where [`Service::decrypt`] has to tell.
+    ///
+    /// # Errors
+    /// [`ServiceError::Takeover`].
+    pub async fn take_over(&self, stored: &Stored, has_annotation: bool) -> Result<Option<TakenOver>, ServiceError> {
+        let takeovers = self.takeovers.load_full();
+        if takeovers.is_empty() || stored.ciphertext.is_empty() || is_own(&stored.ciphertext, has_annotation) {
+            return Ok(None);
+        }
+        Ok(Some(takeovers.open(stored).await?))
     }
 
     /// Unwraps a DEK into the cache and keeps it in the store; one call for all that ask for the same DEK.
@@ -258,6 +284,16 @@ impl Service {
     /// Takes other KEKs into use, after a change of the configuration.
     pub fn replace_keks(&self, keks: KekSet) {
         self.keks.store(Arc::new(keks));
+    }
+
+    /// What opens other plugins' data.
+    pub fn takeovers(&self) -> Arc<Takeovers> {
+        self.takeovers.load_full()
+    }
+
+    /// The same after a change of the configuration. Entries that stayed as they were are counted anew.
+    pub fn replace_takeovers(&self, takeovers: Takeovers) {
+        self.takeovers.store(Arc::new(takeovers));
     }
 
     /// The cluster that this plugin serves.

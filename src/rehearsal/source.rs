@@ -13,9 +13,10 @@ use crate::crypto::secret::Seed;
 use crate::dek::cache::DekCache;
 use crate::dek::clock::BootClock;
 use crate::encryption_config::EncryptionConfiguration;
-use crate::envelope::{ANNOTATION, Ciphertext, WrappedDekSet};
+use crate::envelope::{ANNOTATION, Ciphertext, WrappedDekSet, is_own};
 use crate::etcd::EncryptedObject;
 use crate::kek::set::{KekSet, UnwrapError};
+use crate::kek::takeover::{Stored, TakeoverError, Takeovers};
 use crate::kek::{ClusterName, KekVersion, WrapContext};
 use crate::kms::plugins::Plugins;
 use crate::kms::v2::DecryptRequest;
@@ -57,6 +58,15 @@ impl Sources {
         let wrapped = object.annotations.get(ANNOTATION).map(|annotation| WrappedDekSet::decode(annotation));
         if let Some(Ok(wrapped)) = &wrapped {
             self.refuse_if_all_gone(wrapped)?;
+        }
+        if let (None, Some(keks)) = (&wrapped, &self.keks) {
+            match keks.take_over(object).await {
+                Ok(Some(seed)) => return Ok(seed),
+                Ok(None) => {}
+                // Its plugin may still be there.
+                Err(TakeoverError::NotRecognized(_)) if self.plugins.is_some() => {}
+                Err(error) => return Err(SeedError::Refused(format!("its seed does not open: {error}"))),
+            }
         }
         match (&wrapped, &self.keks, &self.plugins) {
             (Some(wrapped), Some(keks), _) => {
@@ -131,16 +141,31 @@ impl PluginSource {
 pub struct KekSource {
     cluster: ClusterName,
     keks: Arc<KekSet>,
+    takeovers: Takeovers,
     deks: Arc<DekCache>,
     unwraps: Arc<AtomicU64>,
 }
 
 impl KekSource {
-    /// The KEKs, for the values of one cluster.
-    pub fn new(cluster: ClusterName, keks: KekSet) -> Self {
+    /// The KEKs, for the values of one cluster, and what opens those that other plugins stored.
+    pub fn new(cluster: ClusterName, keks: KekSet, takeovers: Takeovers) -> Self {
         let deks = DekCache::new(Arc::new(BootClock));
         deks.configure(keks.lineages(), FOR_THE_RUN);
-        Self { cluster, keks: Arc::new(keks), deks: Arc::new(deks), unwraps: Arc::default() }
+        Self { cluster, keks: Arc::new(keks), takeovers, deks: Arc::new(deks), unwraps: Arc::default() }
+    }
+
+    /// Opens what another plugin stored; `None` where kube-envelope made it, or takes over from nobody.
+    async fn take_over(&self, object: &EncryptedObject) -> Result<Option<Seed>, TakeoverError> {
+        if self.takeovers.is_empty() || is_own(&object.encrypted_dek_source, false) {
+            return Ok(None);
+        }
+        let stored = Stored {
+            ciphertext: object.encrypted_dek_source.clone(),
+            key_id: object.key_id.clone(),
+            annotations: object.annotations.clone().into_iter().collect(),
+        };
+        self.unwraps.fetch_add(1, Ordering::Relaxed);
+        self.takeovers.open(&stored).await.map(|taken| Some(taken.seed))
     }
 
     async fn open(

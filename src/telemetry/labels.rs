@@ -24,6 +24,8 @@ pub enum KekOperation {
     Wrap,
     /// Unwrap a DEK.
     Unwrap,
+    /// Open what another plugin stored.
+    TakeOver,
 }
 
 /// How an operation of a KEK ended.
@@ -73,6 +75,7 @@ impl EncodeLabelValue for KekOperation {
             Self::Version => "version",
             Self::Wrap => "wrap",
             Self::Unwrap => "unwrap",
+            Self::TakeOver => "takeover",
         };
         name.encode(encoder)
     }

@@ -45,7 +45,7 @@ fn an_unknown_field_is_refused_with_the_known_ones() {
         &with("clutser: c"),
         &[
             "1:1: clutser: unknown field; expected one of cluster, epoch, socket, socketMode, socketGroup, allowedUids, stateDir, \
-           keks, retired, forget, maxOfflineAge, refreshInterval, proveInterval, health, audit, sandbox",
+           keks, retired, takeover, forget, maxOfflineAge, refreshInterval, proveInterval, health, audit, sandbox",
         ],
     );
 }
@@ -273,4 +273,43 @@ fn a_file_that_is_not_there_is_refused_with_the_flag_that_names_another() {
          directory (os error 2)\n"
     );
     assert_eq!(ran.code, Some(2));
+}
+
+#[cfg(feature = "transit")]
+mod takeover {
+    use kube_envelope::key_stores::FORMER_PLUGINS;
+
+    use super::{refused, with};
+
+    const VAULT: &str = "vaultKubernetesKms: {transit: {addresses: [\"https://v\"], key: k, auth: {tokenFile: /t}}}";
+
+    fn entries(entries: &[&str], lines: &[&str]) {
+        let entries: String = entries.iter().map(|entry| format!("\n  - {{{entry}}}")).collect();
+        refused(&with(&format!("takeover:{entries}")), lines);
+    }
+
+    #[test]
+    fn an_entry_has_a_name_that_no_kek_has_and_one_plugin() {
+        let taken = "2:5: takeover[0].name: \"a\" is empty or used twice; give each KEK its own name";
+        entries(&[&format!("name: a, {VAULT}")], &[taken]);
+        let none = format!("2:5: takeover[0]: \"old\" names no plugin; add one of: {}", FORMER_PLUGINS.join(", "));
+        entries(&["name: old"], &[&none]);
+        let unknown =
+            format!("2:18: takeover.vault: unknown field; expected one of name, {}", FORMER_PLUGINS.join(", "));
+        entries(&["name: old,  vault: {}"], &[&unknown]);
+    }
+
+    #[test]
+    fn two_entries_that_could_not_be_told_apart_are_refused() {
+        let line = "3:5: takeover[1]: takes the same as \"x\" (vault-kubernetes-kms, whose key_id does not tell the key); \
+                    keep one of them";
+        entries(&[&format!("name: x, {VAULT}"), &format!("name: y, {VAULT}")], &[line]);
+    }
+
+    #[test]
+    fn a_mistake_within_an_entry_is_named_at_its_place() {
+        let line = "2:100: takeover[0].vaultKubernetesKms.transit.auth.tokenFile: \"t\" is relative to wherever the plugin is \
+                    started; write an absolute path";
+        entries(&[&format!("name: old, {}", VAULT.replace("/t", "t"))], &[line]);
+    }
 }

@@ -3,6 +3,8 @@
 
 mod requests;
 mod sockets;
+#[cfg(all(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
+mod takeover;
 
 use std::collections::HashMap;
 

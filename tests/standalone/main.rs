@@ -25,7 +25,6 @@ mod monitoring;
 mod rotation;
 mod running;
 mod sandbox;
-mod seam;
 mod secrets_stay_inside;
 mod simulation;
 #[cfg(feature = "rotate")]

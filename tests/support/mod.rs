@@ -16,6 +16,8 @@ pub mod localstack;
 pub mod memory;
 pub mod plugin;
 pub mod process;
+#[cfg(all(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
+pub mod rival;
 #[cfg(feature = "rotate")]
 pub mod rotation;
 #[cfg(feature = "pkcs11")]

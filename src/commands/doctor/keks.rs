@@ -11,9 +11,9 @@ use super::finding::Finding;
 use crate::config::Config;
 use crate::crypto::seal::dek_id;
 use crate::crypto::secret::Dek;
-use crate::kek::guard::GuardedKek;
+use crate::kek::guard::{DEADLINE, GuardedKek};
 use crate::kek::{ClusterName, KekCause, KekError, Lineage, WrapContext};
-use crate::key_stores::{Advice, KekConfig};
+use crate::key_stores::{Advice, KekConfig, TakeoverConfig};
 use crate::telemetry::Metrics;
 
 /// AWS refuses what was signed more than five minutes before or after its own time, and tokens live little longer.
@@ -39,6 +39,28 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Checks what opens other plugins' data: whether its key store can be asked. Only a Decrypt shows that it opens what is
+/// stored, and nothing here is encrypted with another plugin's key.
+pub(super) async fn check_takeovers(config: &Config) -> Vec<Finding> {
+    join_all(config.takeover.iter().map(check_takeover)).await
+}
+
+async fn check_takeover(entry: &TakeoverConfig) -> Finding {
+    let (check, started) = (format!("takeover {}", entry.name), Instant::now());
+    let probed = tokio::time::timeout(DEADLINE, entry.plugin().probe()).await;
+    let probed = probed.unwrap_or_else(|_| Err(KekError::unavailable(format!("no answer within {DEADLINE:?}"))));
+    let plugin = entry.plugin().plugin();
+    let finding = match probed {
+        Ok(version) => Finding::ok(check, format!("the key of {plugin} is there, version {version}")),
+        // It need not be able to encrypt any more, nor to be looked at.
+        Err(error) if matches!(error.cause(), KekCause::Denied | KekCause::UnknownVersion) => {
+            Finding::advice(check, error.chain(), "make sure that what it encrypted still opens")
+        }
+        Err(error) => failed(check, &error),
+    };
+    finding.after(started.elapsed())
 }
 
 async fn check_one(cluster: &ClusterName, config: &KekConfig, wraps: bool) -> (Lineage, Vec<Finding>) {

@@ -100,6 +100,7 @@ pub(super) fn settings(path: &Path, config: &Config, metrics: &Arc<Metrics>) -> 
     })?;
     Ok(Settings {
         keks,
+        takeovers: key_stores::open_takeovers(&config.takeover, metrics),
         forget: config.forget.clone(),
         epoch: config.epoch,
         max_offline_age: config.max_offline_age,

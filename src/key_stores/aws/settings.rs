@@ -43,6 +43,15 @@ pub struct Settings {
 
 impl Settings {
     pub(in crate::key_stores) fn parse(self) -> Parsed {
+        self.parse_key().map(|key| Arc::new(key) as _)
+    }
+
+    /// The setting `key`, as written.
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(super) fn parse_key(self) -> Result<KmsKey, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let key = KeyName::parse(&self.key).map_err(|problem| mistakes.push(Mistake::new("key", problem)));
         if let (Ok(Some(of_key)), Some(region)) = (key.as_ref().map(KeyName::region), &self.region)
@@ -64,7 +73,7 @@ impl Settings {
             mistakes.push(Mistake::new("assumeRole.roleArn", problem));
         }
         match (key, endpoint) {
-            (Ok(key), Ok(endpoint)) if mistakes.is_empty() => Ok(Arc::new(KmsKey {
+            (Ok(key), Ok(endpoint)) if mistakes.is_empty() => Ok(KmsKey {
                 key,
                 region: self.region,
                 endpoint,
@@ -74,7 +83,7 @@ impl Settings {
                     file: self.credentials_file,
                     role: self.assume_role,
                 },
-            })),
+            }),
             _ => Err(mistakes),
         }
     }
@@ -86,7 +95,7 @@ fn is_role_arn(text: &str) -> bool {
 }
 
 impl KmsKey {
-    async fn kek(&self) -> Result<AwsKek, KekError> {
+    pub(super) async fn kek(&self) -> Result<AwsKek, KekError> {
         let region = client::region(self).await?;
         let clock = Arc::<ServerClock>::default();
         let credentials = Renewing::new(Aws { origin: self.credentials.clone(), region: region.clone() });

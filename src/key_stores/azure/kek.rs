@@ -22,7 +22,7 @@ use crate::kek::{
 use crate::key_stores::shared::http;
 
 /// Key Vault makes up a version's id: 32 hexadecimal digits, never the same again for another key.
-fn is_version(text: &str) -> bool {
+pub(super) fn is_version(text: &str) -> bool {
     text.len() == 32 && text.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
 }
 
@@ -107,6 +107,15 @@ impl AzureKek {
     {
         // The SDK takes the token from the same place.
         self.identity.0.with(|_| async { call().await.map_err(|error| kek_error(action, &error)) }).await
+    }
+
+    /// Decrypts by exactly this version: the operation of its own that other plugins use.
+    pub(super) async fn decrypt(&self, version: &str, blob: &[u8]) -> Result<Zeroizing<Vec<u8>>, KekError> {
+        let answer = self.ask(Action::Unwrap, || async {
+            let content = content(self.parameters(blob))?;
+            self.client.decrypt(&self.key, version, content, None).await?.into_model()
+        });
+        self.value_of(answer.await?, version)
     }
 
     async fn unwrap_by(&self, version: &str, blob: &[u8]) -> Result<KeyOperationResult, KekError> {

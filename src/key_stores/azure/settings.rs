@@ -86,6 +86,10 @@ struct ClientSecret {
 
 impl Settings {
     pub(in crate::key_stores) fn parse(self) -> Parsed {
+        self.parse_key().map(|key| Arc::new(key) as _)
+    }
+
+    pub(super) fn parse_key(self) -> Result<VaultKey, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let vault = https(&self.vault, EXAMPLE).map_err(|problem| mistakes.push(Mistake::new("vault", problem)));
         if !is_key_name(&self.key) {
@@ -98,7 +102,7 @@ impl Settings {
         let credential = self.credential.parse(&mut mistakes);
         let host = vault.as_ref().ok().and_then(Url::host_str).unwrap_or_default().to_lowercase();
         match (vault, authority, credential) {
-            (Ok(vault), Ok(authority), Some(credential)) if mistakes.is_empty() => Ok(Arc::new(VaultKey {
+            (Ok(vault), Ok(authority), Some(credential)) if mistakes.is_empty() => Ok(VaultKey {
                 vault,
                 host,
                 key: self.key,
@@ -107,7 +111,7 @@ impl Settings {
                 authority,
                 address: self.address,
                 ca_file: self.ca_file,
-            })),
+            }),
             _ => Err(mistakes),
         }
     }
@@ -184,11 +188,11 @@ impl WorkloadIdentity {
 
 /// A key in a vault, and the way to it.
 #[derive(Debug)]
-struct VaultKey {
+pub(super) struct VaultKey {
     vault: Url,
-    host: String,
-    key: String,
-    algorithm: Algorithm,
+    pub(super) host: String,
+    pub(super) key: String,
+    pub(super) algorithm: Algorithm,
     credential: Credential,
     authority: Option<Url>,
     address: Option<IpAddr>,
@@ -202,7 +206,7 @@ impl VaultKey {
         http::client(&http::Reach { ca_file: self.ca_file.as_deref(), pinned, answer_within })
     }
 
-    fn kek(&self, answer_within: Duration) -> Result<AzureKek, KekError> {
+    pub(super) fn kek(&self, answer_within: Duration) -> Result<AzureKek, KekError> {
         let http = self.http(answer_within)?;
         let entra =
             Entra::new(self.credential.clone(), self.scope(), &self.http(http::LOGIN)?, self.authority.as_ref());

@@ -10,9 +10,9 @@ use zeroize::Zeroizing;
 
 use super::credentials::Google;
 use super::error::{Action, kek_error};
-use crate::crypto::secret::{DEK_BYTES, Dek};
+use crate::crypto::secret::Dek;
+use crate::kek::KekError;
 use crate::kek::clock::ServerClock;
-use crate::kek::{KekCause, KekError, unwrapped_dek};
 use crate::key_stores::shared::http;
 use crate::key_stores::shared::renewing::Renewing;
 use crate::key_stores::shared::secret_text::SecretText;
@@ -191,7 +191,7 @@ impl Client {
     }
 
     /// Decrypts; the key itself finds the version.
-    pub(super) async fn decrypt(&self, ciphertext: &[u8], aad: &[u8]) -> Result<Dek, KekError> {
+    pub(super) async fn decrypt(&self, ciphertext: &[u8], aad: &[u8]) -> Result<Zeroizing<Vec<u8>>, KekError> {
         let request = DecryptRequest {
             ciphertext: BASE64_STANDARD.encode(ciphertext),
             ciphertext_crc32c: crc(ciphertext),
@@ -201,15 +201,12 @@ impl Client {
         let body = serde_json::to_vec(&request).expect("a request has only string keys");
         let path = format!("{}:decrypt", self.name);
         let answer: DecryptResponse = self.call(Action::Decrypt, Method::POST, &path, Some(&body)).await?;
-        let mut plain = Zeroizing::new([0; DEK_BYTES + 4]);
-        let length = BASE64_STANDARD
-            .decode_slice(answer.plaintext.expose().as_bytes(), plain.as_mut_slice())
-            .map_err(|_| KekError::new(KekCause::Rejected, "Cloud KMS unwrapped something that is not a DEK"))?;
-        let plain = &mut plain[..length];
-        if answer.plaintext_crc32c != Some(Crc(crc32c::crc32c(plain))) {
+        let plain = BASE64_STANDARD.decode(answer.plaintext.expose()).map(Zeroizing::new);
+        let plain = plain.map_err(|_| damaged("the plaintext from Cloud KMS is not base64"))?;
+        if answer.plaintext_crc32c != Some(Crc(crc32c::crc32c(&plain))) {
             return Err(damaged("the plaintext from Cloud KMS does not match its checksum"));
         }
-        unwrapped_dek(plain)
+        Ok(plain)
     }
 
     async fn call<T: DeserializeOwned>(

@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use super::client::{Client, CryptoKeyVersion};
 use crate::crypto::secret::Dek;
 use crate::kek::clock::ServerClock;
-use crate::kek::{Kek, KekCause, KekError, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek};
+use crate::kek::{
+    Kek, KekCause, KekError, KekVersion, Lineage, RotateKek, Unwrapped, WrapContext, WrappedDek, unwrapped_dek,
+};
 
 /// How long `rotate` waits for the new version to be made, and to be seen as primary.
 const ROTATE_TRIES: u32 = 60;
@@ -111,7 +113,10 @@ impl Kek for GcpKek {
         }
         match self.client.decrypt(&wrapped.blob, &associated_data(context, label)).await {
             Err(error) if error.cause() == KekCause::Rejected => Err(self.why_rejected(label, error).await),
-            result => Ok(Unwrapped { dek: result?, version: wrapped.version.clone() }),
+            result => {
+                let dek = unwrapped_dek(result?.as_mut_slice())?;
+                Ok(Unwrapped { dek, version: wrapped.version.clone() })
+            }
         }
     }
 }

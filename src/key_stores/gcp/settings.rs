@@ -37,6 +37,10 @@ pub struct Settings {
 
 impl Settings {
     pub(in crate::key_stores) fn parse(self) -> Parsed {
+        self.parse_key().map(|key| Arc::new(key) as _)
+    }
+
+    pub(super) fn parse_key(self) -> Result<CloudKmsKey, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         if !is_key_name(&self.key) {
             let form = "projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY";
@@ -49,12 +53,12 @@ impl Settings {
         path::check_optional(&mut mistakes, "credentialsFile", self.credentials_file.as_deref());
         path::check_optional(&mut mistakes, "caFile", self.ca_file.as_deref());
         match endpoint {
-            Ok(endpoint) if mistakes.is_empty() => Ok(Arc::new(CloudKmsKey {
+            Ok(endpoint) if mistakes.is_empty() => Ok(CloudKmsKey {
                 key: self.key,
                 endpoint: endpoint.to_string(),
                 source: CredentialSource::find(self.credentials_file, plain_http),
                 ca_file: self.ca_file,
-            })),
+            }),
             _ => Err(mistakes),
         }
     }
@@ -74,15 +78,15 @@ fn is_key_name(name: &str) -> bool {
 
 /// A key in Cloud KMS, and the way to it.
 #[derive(Debug)]
-struct CloudKmsKey {
-    key: String,
+pub(super) struct CloudKmsKey {
+    pub(super) key: String,
     endpoint: String,
     source: CredentialSource,
     ca_file: Option<PathBuf>,
 }
 
 impl CloudKmsKey {
-    fn kek(&self, answer_within: Duration) -> Result<GcpKek, KekError> {
+    pub(super) fn kek(&self, answer_within: Duration) -> Result<GcpKek, KekError> {
         let reach = http::Reach { ca_file: self.ca_file.as_deref(), answer_within, ..http::Reach::default() };
         let client = Client::new(http::client(&reach)?, &self.endpoint, &self.key, Google::new(self.source.clone())?);
         Ok(GcpKek { lineage: self.lineage(), client })

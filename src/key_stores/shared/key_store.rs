@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::kek::takeover::FormerPlugin;
 use crate::kek::{ClusterName, Kek, KekError, KekVersion, Lineage, RotateKek};
 
 /// A key in a key store, as the configuration describes it: what each kind gives to the registry.
@@ -48,6 +49,9 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
 
 /// What settings become: the key store's values, or every mistake at once.
 pub type Parsed = Result<Arc<dyn KeyStore>, Vec<Mistake>>;
+
+/// The same for an entry of `takeover:`.
+pub type ParsedTakeover = Result<Arc<dyn FormerPlugin>, Vec<Mistake>>;
 
 /// What a vendor must allow, in the vendor's own words: to be pasted there. `policy` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,5 +101,11 @@ pub struct Mistake {
 impl Mistake {
     pub(in crate::key_stores) fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self { field: field.into(), problem: problem.into() }
+    }
+
+    /// Mistakes in what is written under `part`.
+    pub(in crate::key_stores) fn within(part: &str, mistakes: Vec<Self>) -> Vec<Self> {
+        let within = |Self { field, problem }| Self::new(format!("{part}.{field}"), problem);
+        mistakes.into_iter().map(within).collect()
     }
 }

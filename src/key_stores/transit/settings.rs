@@ -96,6 +96,10 @@ struct CertRole {
 
 impl Settings {
     pub(in crate::key_stores) fn parse(self) -> Parsed {
+        self.parse_key().map(|key| Arc::new(key) as _)
+    }
+
+    pub(super) fn parse_key(self) -> Result<TransitKey, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let addresses = self.parse_addresses(&mut mistakes);
         let mount = self.mount.trim_matches('/').to_owned();
@@ -120,7 +124,7 @@ impl Settings {
             mistakes.push(Mistake::new("auth.cert", "needs clientCertificate; add certFile and keyFile there"));
         }
         match login {
-            Some(login) if mistakes.is_empty() => Ok(Arc::new(TransitKey {
+            Some(login) if mistakes.is_empty() => Ok(TransitKey {
                 servers: Servers {
                     addresses,
                     namespace,
@@ -131,7 +135,7 @@ impl Settings {
                 key: self.key,
                 login,
                 insecure_http: self.insecure_http,
-            })),
+            }),
             _ => Err(mistakes),
         }
     }
@@ -192,16 +196,16 @@ impl AuthSettings {
 
 /// A transit key, and the way to it.
 #[derive(Debug)]
-struct TransitKey {
+pub(super) struct TransitKey {
     servers: Servers,
-    mount: String,
-    key: String,
+    pub(super) mount: String,
+    pub(super) key: String,
     login: Login,
     insecure_http: bool,
 }
 
 impl TransitKey {
-    fn kek(&self) -> Result<TransitKek, KekError> {
+    pub(super) fn kek(&self) -> Result<TransitKek, KekError> {
         if self.insecure_http {
             tracing::warn!(key = self.key, "insecureHttp is set: tokens and DEKs may cross the network unencrypted");
         }

@@ -17,6 +17,18 @@ pub enum Event {
     Encrypt(Use),
     /// A seed was decrypted, for which a KEK unwrapped the DEK.
     Decrypt(Use),
+    /// A seed was decrypted that another plugin had encrypted: its own key was used.
+    TakenOver {
+        /// The API server's name for its request.
+        uid: String,
+        /// That plugin's name for its key.
+        key_id: String,
+        /// The entry under `takeover`.
+        entry: String,
+        /// Who asked, where the kernel told.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        peer: Option<Peer>,
+    },
     /// Another generation, or another DEK of it, is active.
     Adopted {
         /// The generation.

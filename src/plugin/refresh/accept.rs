@@ -33,6 +33,7 @@ impl Refresh {
                 self.metrics.reloaded(true);
                 self.settings = new;
                 self.service.replace_keks(self.settings.keks.clone());
+                self.service.replace_takeovers(self.settings.takeovers.clone());
                 (self.refused, self.attempt, self.recovery) = (None, None, None);
                 self.failures.clear();
                 self.lost.clear();

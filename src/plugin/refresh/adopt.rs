@@ -75,14 +75,13 @@ impl Refresh {
         answers: &[Answer<KekVersion>],
     ) -> Result<Generation, String> {
         let key_id = KeyId::derive(self.settings.epoch, expected);
-        let lost = match self.own(&key_id) {
+        match self.own(&key_id) {
             Some((id, wrapped)) => match self.kept_generation(id, &wrapped).await? {
-                Some(generation) => return Ok(generation),
-                None => Some(id),
+                Some(generation) => Ok(generation),
+                None => self.make(answers).await,
             },
-            None => None,
-        };
-        self.make(answers, lost).await
+            None => self.make(answers).await,
+        }
     }
 
     fn own(&self, key_id: &KeyId) -> Option<(DekId, Arc<WrappedDekSet>)> {
@@ -99,7 +98,7 @@ impl Refresh {
             Err(error) if is_final(&error) => return Ok(None),
             Err(error) => return Err(error.to_string()),
         };
-        let proven = self.settings.keks.prove(&wrapped.wraps, &wrapped.context(id), &self.opened()).await;
+        let proven = self.settings.keks.prove(&wrapped.wraps, &wrapped.context(id)).await;
         match proven {
             Ok(()) => Generation::new(dek, wrapped.clone()).map(Some).map_err(|error| error.to_string()),
             Err((_, error)) if Standing::from(error.cause()) == Standing::Lost => Ok(None),
@@ -107,29 +106,18 @@ impl Refresh {
         }
     }
 
-    /// Whatever becomes of the generation: an unwrap is an unwrap.
-    fn opened(&self) -> impl Fn(&KekVersion) + Send + Sync {
-        let cache = self.service.cache().clone();
-        let asked = cache.now();
-        move |version| cache.note_known(version, Standing::Opens, asked)
-    }
-
-    /// A new generation. Not under the key_id of a kept one, other than `lost`: what that one sealed needs no second DEK,
-    /// and whoever made one at each turn would fill the store.
-    async fn make(&self, answers: &[Answer<KekVersion>], lost: Option<DekId>) -> Result<Generation, String> {
+    async fn make(&self, answers: &[Answer<KekVersion>]) -> Result<Generation, String> {
         let dek = (self.make_dek)();
         let id = dek_id(&dek);
         let context = WrapContext { cluster: self.service.cluster().to_owned(), dek_id: id };
-        let wraps = self.settings.keks.wrap_and_prove(&dek, &context, &self.opened()).await;
+        let wraps = self.settings.keks.wrap_and_prove(&dek, &context).await;
         let wraps = wraps.map_err(|(name, error)| format!("KEK {name}: {}", error.chain()))?;
         let epoch = self.settings.epoch;
         let wrapped = WrappedDekSet { cluster: context.cluster, epoch, wraps };
-        if let Some((kept, _)) = self.own(&wrapped.key_id())
-            && Some(kept) != lost
-            && !self.lost.contains(&kept)
-        {
-            return Err("the KEKs call other versions active than those that they wrap with; the generation that is \
-                        kept of these stays"
+        let serving = self.service.serving();
+        if serving.generation().is_some_and(|generation| *generation.key_id() == wrapped.key_id()) {
+            return Err("the KEKs call other versions active than those that they wrap with; the generation in use, \
+                        which has these, stays"
                 .into());
         }
         let history = self.service.store().history();

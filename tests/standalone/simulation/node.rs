@@ -190,6 +190,7 @@ fn settings(
         keks: keks.unwrap(),
         forget: BTreeSet::new(),
         epoch: conf.epoch,
+        takeovers: kube_envelope::kek::takeover::Takeovers::default(),
         max_offline_age: conf.max_offline_age,
         refresh_interval: REFRESH,
         prove_interval: PROVE,

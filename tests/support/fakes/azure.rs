@@ -138,6 +138,25 @@ impl AzureFake {
         self.service.lock().expect("not poisoned")
     }
 
+    /// What another plugin gets that asks for an encryption: the version's URL, and the ciphertext in base64url.
+    pub fn encrypt(&self, name: &str, plain: &[u8]) -> (String, String) {
+        let service = self.service();
+        let version = service.keys[name].versions.last().expect("a version");
+        let body = json!({"alg": "RSA-OAEP-256", "value": BASE64_URL_SAFE_NO_PAD.encode(plain)}).to_string();
+        let sealed = version.operate("encrypt", "application/json", body.as_bytes()).ok().expect("encrypts");
+        let kid = format!("https://{}/keys/{name}/{}", service.kid_host, version.id);
+        (kid, BASE64_URL_SAFE_NO_PAD.encode(sealed))
+    }
+
+    /// What it gets for a decryption by that URL.
+    pub fn decrypt(&self, kid: &str, sealed: &str) -> Option<Vec<u8>> {
+        let service = self.service();
+        let mut versions = service.keys.values().flat_map(|key| &key.versions);
+        let version = versions.find(|version| kid.ends_with(&version.id))?;
+        let body = json!({"alg": "RSA-OAEP-256", "value": sealed}).to_string();
+        version.operate("decrypt", "application/json", body.as_bytes()).ok()
+    }
+
     /// A token of the cluster for the plugin's service account.
     pub fn service_account_token(&self, subject: &str) -> String {
         let claims = json!({"iss": "https://k.local", "sub": subject, "aud": ["api://AzureADTokenExchange"],
@@ -291,7 +310,9 @@ impl Service {
             ("GET", ["keys", name, version]) => ("get", *name, *version),
             ("GET", ["keys", name]) => ("get", *name, ""),
             ("POST", ["keys", name, "rotate"]) => ("rotate", *name, ""),
-            ("POST", ["keys", name, version, operation @ ("wrapkey" | "unwrapkey")]) => (*operation, *name, *version),
+            ("POST", ["keys", name, version, operation @ ("wrapkey" | "unwrapkey" | "encrypt" | "decrypt")]) => {
+                (*operation, *name, *version)
+            }
             _ => return Err(refusal(404, "NotFound", "no such resource", None)),
         };
         if !self.permissions.contains(operation) {
@@ -326,7 +347,7 @@ impl Version {
     fn operate(&self, operation: &str, content_type: &str, body: &[u8]) -> Result<Vec<u8>, Refusal> {
         let bad = |message: &str| refusal(400, "BadParameter", message, None);
         // Only what needs the private part is refused on a disabled key.
-        if operation == "unwrapkey" && !self.enabled {
+        if ["unwrapkey", "decrypt"].contains(&operation) && !self.enabled {
             let message = "Operation unwrapKey is not allowed on a disabled key.";
             return Err(refusal(403, "Forbidden", message, Some("KeyDisabled")));
         }
@@ -340,7 +361,7 @@ impl Version {
         let value =
             value.ok().filter(|value| !value.is_empty()).ok_or_else(|| bad("Property has invalid value: value"))?;
         match (&self.material, body["alg"].as_str(), operation) {
-            (Material::Rsa(key), Some("RSA-OAEP-256"), "wrapkey") => {
+            (Material::Rsa(key), Some("RSA-OAEP-256"), "wrapkey" | "encrypt") => {
                 let key = OaepPublicEncryptingKey::new(key.public_key()).expect("a key");
                 let mut wrapped = vec![0; key.ciphertext_size()];
                 key.encrypt(&OAEP_SHA256_MGF1SHA256, &value, &mut wrapped, None)

@@ -161,6 +161,34 @@ impl GcpFake {
     }
 }
 
+impl GcpFake {
+    /// What another plugin gets that asks for an encryption without associated data: the version's name, and the
+    /// ciphertext.
+    pub fn encrypt(&self, key: &str, plain: &[u8]) -> (String, Vec<u8>) {
+        let service = self.service();
+        let held = &service.keys[key];
+        let body = with_checksums(&[("plaintext", plain), ("additionalAuthenticatedData", b"")]);
+        let answer = held.encrypt(key, held.primary, &body, Damage::None).expect("encrypts");
+        let ciphertext = BASE64_STANDARD.decode(answer["ciphertext"].as_str().expect("text")).expect("base64");
+        (answer["name"].as_str().expect("a name").to_owned(), ciphertext)
+    }
+
+    /// What it gets for a decryption.
+    pub fn decrypt(&self, key: &str, ciphertext: &[u8]) -> Option<Vec<u8>> {
+        let body = with_checksums(&[("ciphertext", ciphertext), ("additionalAuthenticatedData", b"")]);
+        let answer = self.service().keys[key].decrypt(key, &body, Damage::None).ok()?;
+        BASE64_STANDARD.decode(answer["plaintext"].as_str()?).ok()
+    }
+}
+
+fn with_checksums(fields: &[(&str, &[u8])]) -> Value {
+    let both = |(name, bytes): &(&str, &[u8])| {
+        let crc = (format!("{name}Crc32c"), json!(crc32c::crc32c(bytes).to_string()));
+        [((*name).to_owned(), json!(BASE64_STANDARD.encode(bytes))), crc]
+    };
+    Value::Object(fields.iter().flat_map(both).collect())
+}
+
 impl Drop for GcpFake {
     fn drop(&mut self) {
         self.task.abort();

@@ -36,24 +36,29 @@ impl Clouds {
     }
 
     pub fn settings(&self) -> String {
-        let (folder, port) = (self.folder.path().display(), self.azure_line.port());
-        let (google, google_ca) = (self.google_line.url(), self.google_line.ca_file().display());
-        let azure_ca = self.azure_line.ca_file().display();
+        let (google, azure) = (self.google_item(), self.azure_item());
         format!(
-            "cluster: clouds
-refreshInterval: 1s
-proveInterval: 2s
-keks:
-  - name: google
-    gcpKms: {{ key: {GOOGLE_KEY}, endpoint: '{google}', insecureHttp: true, credentialsFile: {folder}/account.json, caFile: {google_ca} }}
-  - name: azure
-    azureKeyVault:
-      vault: https://kek.vault.azure.net:{port}
-      key: kek
-      address: 127.0.0.1
-      authorityHost: https://localhost:{port}
-      caFile: {azure_ca}
-      credential: {{ clientSecret: {{ tenantId: {TENANT}, clientId: {CLIENT}, secretFile: {folder}/secret }} }}"
+            "cluster: clouds\nrefreshInterval: 1s\nproveInterval: 2s\nkeks:\n  - {{ name: google, {google} }}\n  - {{ name: azure, {azure} }}"
+        )
+    }
+
+    /// The settings of the key at Google, under its kind.
+    pub fn google_item(&self) -> String {
+        let (folder, google) = (self.folder.path().display(), self.google_line.url());
+        let ca = self.google_line.ca_file().display();
+        format!(
+            "gcpKms: {{ key: {GOOGLE_KEY}, endpoint: '{google}', insecureHttp: true, credentialsFile: {folder}/account.json, caFile: {ca} }}"
+        )
+    }
+
+    /// The settings of the key in the vault, under its kind.
+    pub fn azure_item(&self) -> String {
+        let (folder, port) = (self.folder.path().display(), self.azure_line.port());
+        let ca = self.azure_line.ca_file().display();
+        let login = format!("clientSecret: {{ tenantId: {TENANT}, clientId: {CLIENT}, secretFile: {folder}/secret }}");
+        format!(
+            "azureKeyVault: {{ vault: 'https://kek.vault.azure.net:{port}', key: kek, address: 127.0.0.1, \
+             authorityHost: 'https://localhost:{port}', caFile: {ca}, credential: {{ {login} }} }}"
         )
     }
 }
