@@ -43,6 +43,8 @@ mod resume;
 mod rewrap;
 mod roster;
 mod shards;
+#[cfg(all(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
+mod takeover;
 #[cfg(feature = "transit")]
 mod transit;
 mod true_verdicts;

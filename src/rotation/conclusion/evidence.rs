@@ -133,6 +133,13 @@ impl Scales {
                          value names them, or name the version with --former KEK:VERSION"
                     ));
                 }
+                KeyName::KeyId { .. } if journal.is_taken_over(key) && journal.names.takeovers().next().is_none() => {
+                    self.unproven.push(format!(
+                        "whether the key behind {} is also that of a KEK is not known: give the plugin's configuration \
+                         (--config) with the entry under takeover still in it",
+                        journal.names.show(key)
+                    ));
+                }
                 KeyName::Kek { lineage, .. } | KeyName::AnyVersion { lineage } if is_silent(journal, lineage) => {
                     self.unproven.push(format!(
                         "{} belongs to a KEK that could not be asked which version is active: make it reachable, and \

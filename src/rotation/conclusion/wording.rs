@@ -11,13 +11,22 @@ use crate::rotation::leftovers::scan::{Method, Scan};
 pub(super) fn yes(journal: &Journal, former: &BTreeSet<KeyName>) -> String {
     let keys: Vec<_> = former.iter().filter(|key| **key != KeyName::Clear).collect();
     let mut text = format!("Yes: nothing is stored under {}.", journal.names.show_all(keys.iter().copied()));
-    if !keys.is_empty() && !keys.iter().any(|key| key.can_be_disabled()) {
+    let shared = keys.iter().copied().filter(|key| shared(journal, key).is_some());
+    let shared = journal.names.show_all(shared);
+    if !keys.is_empty() && may_be_disabled(journal, former).is_empty() && !shared.is_empty() {
+        text += " There is no key to disable:";
+    } else if !keys.is_empty() && !keys.iter().any(|key| key.can_be_disabled()) {
         text += " Its DEKs are out of use; no KEK version went out of use, so there is none to disable.";
     } else if keys.is_empty() {
         text = "Yes: nothing that should be encrypted is stored in clear. There is no former key to disable.".into();
     } else {
         text += " It may be disabled; keep it (not destroyed) as long as a snapshot from before must stay restorable.";
     }
+    if !shared.is_empty() {
+        let kek = journal.names.taken_over_kek().unwrap_or_default();
+        text += &format!(" {shared} is the key of KEK {kek}, which must stay.");
+    }
+    text += &takeover(journal);
     if journal.target_keys.contains(&KeyName::Clear) {
         text += " What was encrypted with it is stored in clear now. Take the kms provider out of the \
                  EncryptionConfiguration of every API server before it is disabled.";
@@ -32,9 +41,32 @@ pub(super) fn yes(journal: &Journal, former: &BTreeSet<KeyName>) -> String {
 pub(super) fn nothing_left(journal: &Journal) -> String {
     let active = journal.names.show_all(&journal.target_keys);
     format!(
-        "Nothing is stored under a former key. As far as was looked, everything is under {}.",
-        or(&active, "the key in use")
+        "Nothing is stored under a former key. As far as was looked, everything is under {}.{}",
+        or(&active, "the key in use"),
+        takeover(journal)
     )
+}
+
+/// What may be said about the entries under `takeover` when nothing is left under a former key.
+fn takeover(journal: &Journal) -> String {
+    let entries: Vec<_> = journal.names.takeovers().collect();
+    let needed = |scan: &Scan| scan.groups.keys().iter().any(|key| journal.is_taken_over(key));
+    if entries.is_empty() || !journal.is_by_etcd() || journal.verified.as_ref().is_none_or(needed) {
+        return String::new();
+    }
+    let caution = match journal.names.taken_over_kek() {
+        Some(_) => "",
+        None => " Before its key is disabled, make sure that no KEK is the same key under another name.",
+    };
+    format!(
+        " No stored value needs the takeover entry {}: it may be removed from the configuration on every node.{caution}",
+        entries.join(", ")
+    )
+}
+
+/// The KEK that has the key of a former plugin, too.
+fn shared<'a>(journal: &'a Journal, key: &KeyName) -> Option<&'a str> {
+    journal.names.taken_over_kek().filter(|_| journal.is_taken_over(key))
 }
 
 /// Why no key was found that could be disabled: what each side uses.
@@ -55,7 +87,11 @@ pub(super) fn nothing_rotated(journal: &Journal) -> String {
 
 /// The keys that a *Yes* allows to disable.
 pub(super) fn may_be_disabled(journal: &Journal, former: &BTreeSet<KeyName>) -> Vec<String> {
-    former.iter().filter(|key| key.can_be_disabled()).map(|key| journal.names.show(key)).collect()
+    former
+        .iter()
+        .filter(|key| key.can_be_disabled() && shared(journal, key).is_none())
+        .map(|key| journal.names.show(key))
+        .collect()
 }
 
 /// The keys that must stay, each with the reason.
@@ -71,6 +107,10 @@ pub(super) fn must_stay(journal: &Journal, former: &BTreeSet<KeyName>, yes: bool
             let why = if journal.is_target(&key) || by_key_id { "in use" } else { "not the target" };
             format!("{name}: {why}, {values} value(s)")
         }));
+    }
+    if yes {
+        let keys = former.iter().filter_map(|key| Some((key, shared(journal, key)?)));
+        stay.extend(keys.map(|(key, kek)| format!("{}: it is the key of KEK {kek}", journal.names.show(key))));
     }
     if !yes {
         let keys = former.iter().filter(|key| key.can_be_disabled());

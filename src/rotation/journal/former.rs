@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Journal;
+use crate::rotation::keys::group::Group;
 use crate::rotation::keys::name::KeyName;
 
 impl Journal {
@@ -17,6 +18,16 @@ impl Journal {
         }
         former.retain(|key| self.is_under_the_target_keks(key));
         former
+    }
+
+    /// Whether a key is that of a plugin that served our provider before: kube-envelope writes there now.
+    pub fn is_taken_over(&self, key: &KeyName) -> bool {
+        let KeyName::KeyId { provider, .. } = key else { return false };
+        let ours = |group: &Group| group.keys.iter().any(|key| matches!(key, KeyName::Kek { .. }));
+        let by = |group: &Group| group.key_id.as_ref().is_some_and(|(by, _)| by == provider);
+        let surveys = self.verified.iter().chain(&self.first_survey);
+        let is_seen = surveys.flat_map(|scan| scan.groups.iter()).any(|group| ours(group) && by(group));
+        self.own_provider.as_ref() == Some(provider) || is_seen
     }
 
     /// Whether a generation was wrapped by the KEK versions of the target: then `epoch` was raised. Where KEKs were added,

@@ -73,6 +73,9 @@ pub fn names(config: &Config) -> KeyNames {
     for kek in config.keks.iter().chain(&config.retired) {
         names.insert(kek.open().lineage(), &kek.name);
     }
+    for entry in &config.takeover {
+        names.insert_takeover(&entry.name, entry.plugin().lineage());
+    }
     names
 }
 

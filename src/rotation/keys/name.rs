@@ -95,12 +95,31 @@ pub struct KeyNames {
     keks: BTreeMap<String, String>,
     /// Hash → the `key_id` that has it.
     key_ids: BTreeMap<String, String>,
+    /// Entry under `takeover` → the KEK with the same key, where the configuration shows one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    takeovers: BTreeMap<String, Option<String>>,
 }
 
 impl KeyNames {
     /// Adds a KEK.
     pub fn insert(&mut self, lineage: Lineage, name: &str) {
         self.keks.insert(lineage.to_string(), name.to_owned());
+    }
+
+    /// Adds an entry under `takeover`, after all KEKs.
+    pub fn insert_takeover(&mut self, name: &str, lineage: Lineage) {
+        let kek = self.keks.get(&lineage.to_string()).cloned();
+        self.takeovers.insert(name.to_owned(), kek);
+    }
+
+    /// The names of the entries under `takeover`.
+    pub fn takeovers(&self) -> impl Iterator<Item = &str> {
+        self.takeovers.keys().map(String::as_str)
+    }
+
+    /// The KEK whose key another plugin used as well.
+    pub fn taken_over_kek(&self) -> Option<&str> {
+        self.takeovers.values().flatten().next().map(String::as_str)
     }
 
     /// Adds a `key_id` whose hash metrics may show.

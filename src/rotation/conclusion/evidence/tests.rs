@@ -1,9 +1,11 @@
 //! Every branch of a verdict, over every combination of what was found of one claim and of two.
 
 use super::*;
+use crate::etcd::Stored;
 use crate::rotation::claim::{Claim, Witness};
 use crate::rotation::cluster::resources::Resource;
 use crate::rotation::journal::intent::Intent;
+use crate::rotation::keys::name::KeyNames;
 
 const QUESTIONS: [Question; 2] = [Question::MayBeDisabled, Question::IsAnythingLeft];
 
@@ -218,4 +220,52 @@ fn an_object_that_is_refused_and_current_already_is_no_leftover() {
     journal.verified.as_mut().unwrap().leftovers = 0;
     let verdict = weigh(&journal, Question::MayBeDisabled);
     assert_eq!((verdict.conclusion, verdict.missing), (Conclusion::MayBeDisabled, Vec::<String>::new()));
+}
+
+/// A rotation after which kube-envelope writes what another plugin wrote before under the same provider.
+fn taken_over(same_key: bool) -> Journal {
+    let mut journal = finished();
+    let lineage = |home: &str| crate::kek::Lineage::derive("t", &[home]);
+    journal.names.insert(lineage("kek"), "primary");
+    journal.names.insert_takeover("old", lineage(if same_key { "kek" } else { "other" }));
+    journal.keys_seen = [KeyName::KeyId { provider: "p".into(), key_id: "alias/k8s".into() }].into();
+    journal
+}
+
+#[test]
+fn a_yes_after_a_takeover_says_that_the_entry_may_go_and_whose_key_it_is() {
+    let verdict = weigh(&taken_over(false), Question::MayBeDisabled);
+    assert_eq!(verdict.conclusion, Conclusion::MayBeDisabled);
+    assert_eq!(verdict.may_be_disabled, ["key_id alias/k8s of provider p"]);
+    for said in ["takeover entry old: it may be removed", "the same key under another name"] {
+        assert!(verdict.sentence.contains(said), "{}", verdict.sentence);
+    }
+    let nothing_left = weigh(&taken_over(false), Question::IsAnythingLeft);
+    assert!(nothing_left.sentence.contains("takeover entry old: it may be removed"), "{}", nothing_left.sentence);
+}
+
+#[test]
+fn a_key_that_kube_envelope_goes_on_with_is_not_called_one_to_disable() {
+    let verdict = weigh(&taken_over(true), Question::MayBeDisabled);
+    assert_eq!(verdict.conclusion, Conclusion::MayBeDisabled);
+    assert_eq!(verdict.may_be_disabled, [""; 0]);
+    assert!(verdict.sentence.contains("is the key of KEK primary, which must stay"), "{}", verdict.sentence);
+    assert!(!verdict.sentence.contains("may be disabled"), "{}", verdict.sentence);
+    let stays = |text: &String| text.contains("alias/k8s") && text.contains("the key of KEK primary");
+    assert!(verdict.must_stay.iter().any(stays), "{:?}", verdict.must_stay);
+}
+
+#[test]
+fn a_takeover_entry_stays_while_a_value_needs_it_and_no_yes_is_given_without_it() {
+    let mut needed = taken_over(false);
+    let stored = Stored::KmsV2 { provider: "p".into(), key_id: "alias/k8s".into(), keks: Vec::new() };
+    needed.verified.as_mut().unwrap().groups.count(&stored, false);
+    let verdict = weigh(&needed, Question::IsAnythingLeft);
+    assert!(!verdict.sentence.contains("may be removed"), "{}", verdict.sentence);
+
+    let mut unknown = taken_over(false);
+    unknown.names = KeyNames::default();
+    let verdict = weigh(&unknown, Question::MayBeDisabled);
+    assert_eq!(verdict.conclusion, Conclusion::Unproven, "{}", verdict.sentence);
+    assert!(verdict.missing.iter().any(|text| text.contains("with the entry under takeover")), "{:?}", verdict.missing);
 }
