@@ -57,26 +57,26 @@ impl Command {
 pub enum Command {
     /// Run the KMS v2 plugin beside an API server.
     Serve(ServeArgs),
-    /// Bring everything under the current key, and prove that nothing is left on an older one.
+    /// Re-encrypt everything under the current key, and prove that nothing is left on an older one.
     #[cfg(feature = "rotate")]
     RotateKeys(Box<rotation::RotateKeysArgs>),
-    /// Rewrite nothing: is anything left on an older key?
+    /// Check whether anything is left on an older key. Changes nothing.
     #[cfg(feature = "rotate")]
     Verify(Box<rotation::VerifyArgs>),
-    /// Would an API server that starts now become ready? Opens every value in etcd, or in a snapshot, and keeps none.
+    /// Check whether an API server that starts now would become ready: opens every value in etcd, or in a snapshot.
     #[cfg(feature = "rotate")]
     Rehearse(Box<backup::RehearseArgs>),
-    /// Read a snapshot of etcd: which keys it needs, and single objects.
+    /// Inspect a snapshot of etcd: the keys that it needs, and single objects.
     #[cfg(feature = "rotate")]
     #[command(subcommand)]
     Snapshot(backup::SnapshotCommand),
-    /// Tell what the running plugin holds.
+    /// Show the state of the running plugin.
     Status(StatusArgs),
-    /// Check configuration, machine and KEKs, and say the fix for what is wrong. Changes nothing.
+    /// Check the configuration, this node and the KEKs, and suggest fixes. Changes nothing.
     Doctor(DoctorArgs),
     /// Write what a control plane needs to run the plugin: configuration, EncryptionConfiguration, pod or unit.
     Init(Box<install::InitArgs>),
-    /// Print the least policy that each KEK of a configuration needs.
+    /// Print the minimal policy that each KEK of a configuration needs.
     Policy(install::PolicyArgs),
     /// Create and change a local keyring file.
     #[command(subcommand)]
@@ -112,10 +112,11 @@ pub struct ServeArgs {
     /// The configuration file.
     #[arg(long, default_value = DEFAULT_PATH)]
     pub config: PathBuf,
-    /// Instead of a configuration: make all that is needed, with an embedded keyring, in this folder. Not for production.
+    /// Create everything that is needed in this folder, with an embedded keyring, instead of reading a configuration. Not
+    /// for production.
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     pub dev: Option<PathBuf>,
-    /// The form of the log lines.
+    /// The log format.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
 }
@@ -130,7 +131,7 @@ pub struct StatusArgs {
     /// The configuration file of the running plugin; says where its health endpoint is.
     #[arg(long, default_value = DEFAULT_PATH)]
     pub config: PathBuf,
-    /// The form of the answer.
+    /// The output format.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,
 }
@@ -152,7 +153,7 @@ pub struct DoctorArgs {
     /// pod or systemd unit, the configuration of kubeadm, k3s or RKE2, a file of arguments, or /proc/PID/cmdline.
     #[arg(long, value_name = "FILE")]
     pub apiserver_manifest: Option<PathBuf>,
-    /// The form of the answer.
+    /// The output format.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,
 }
@@ -160,7 +161,7 @@ pub struct DoctorArgs {
 /// The commands on audit logs.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
-    /// Is an audit log whole: nothing changed, missing, moved or cut off?
+    /// Check that an audit log is complete and unchanged.
     Verify {
         /// The files, oldest first; without any, the one of the configuration.
         files: Vec<PathBuf>,
@@ -182,7 +183,7 @@ Examples:
   kube-envelope keyring activate /etc/kube-envelope/keyring.json
   kube-envelope keyring list /etc/kube-envelope/keyring.json")]
 pub enum KeyringCommand {
-    /// Make a new keyring with one active version. An existing file is never touched.
+    /// Create a keyring with one active version. An existing file is never overwritten.
     Create {
         /// The keyring file.
         file: PathBuf,
@@ -206,7 +207,7 @@ pub enum KeyringCommand {
         /// The version's id.
         version: String,
     },
-    /// Remove a retired version for good. Run `kube-envelope verify` first: what only this version opens is lost.
+    /// Remove a retired version permanently. Run `kube-envelope verify` first: what only this version opens is lost.
     Destroy {
         /// The keyring file.
         file: PathBuf,
@@ -217,7 +218,7 @@ pub enum KeyringCommand {
     List {
         /// The keyring file.
         file: PathBuf,
-        /// The form of the answer.
+        /// The output format.
         #[arg(long, short, value_enum, default_value_t)]
         output: OutputFormat,
     },

@@ -87,7 +87,7 @@ impl Default for SandboxSettings {
     }
 }
 
-/// The file as written. A field that is looked at again carries its place.
+/// The file as written. A field that is checked later carries its place.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct File {

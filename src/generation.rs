@@ -55,7 +55,7 @@ impl Generation {
 
     /// Whether this is what the generation itself stores beside its ciphertexts on this node, byte for byte: then
     /// it need not be taken apart and checked again.
-    pub fn stored(&self, dek_id: DekId, key_id: &str, annotation: &[u8]) -> bool {
+    pub fn is_own_envelope(&self, dek_id: DekId, key_id: &str, annotation: &[u8]) -> bool {
         self.dek_id == dek_id && self.key_id.as_str() == key_id && self.annotation == annotation
     }
 

@@ -43,9 +43,9 @@ pub struct KeyArgs {
 /// The commands on a snapshot of etcd.
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
-    /// Tell which keys a snapshot needs, without any key: how every value in it is stored.
+    /// List the keys that a snapshot needs, without using any: how every value in it is stored.
     Keys(SnapshotKeysArgs),
-    /// Get one object out of a snapshot, with nothing but a KEK: no API server, no etcd, no plugin.
+    /// Extract one object from a snapshot with only a KEK: no API server, no etcd, no plugin.
     Get(SnapshotGetArgs),
 }
 
@@ -62,7 +62,7 @@ pub struct SnapshotKeysArgs {
     /// [default: /etc/kube-envelope/config.yaml, if it is there].
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The form of the answer.
+    /// The output format.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,
 }
@@ -97,11 +97,11 @@ pub struct RehearseArgs {
     /// What opens values.
     #[command(flatten)]
     pub keys: KeyArgs,
-    /// Act as if this key were gone: KEK, KEK:VERSION (names of the configuration or lineages), or the `key_id` of another
+    /// Assume that this key is gone: KEK, KEK:VERSION (names of the configuration or lineages), or the `key_id` of another
     /// plugin; may be given several times.
     #[arg(long, value_name = "KEY")]
     pub without: Vec<String>,
-    /// The form of the answer.
+    /// The output format.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,
 }

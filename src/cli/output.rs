@@ -5,7 +5,7 @@ use clap::builder::PossibleValue;
 
 use crate::telemetry::LogFormat;
 
-/// The form of a command's answer.
+/// The output format of a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum OutputFormat {
     /// For people.

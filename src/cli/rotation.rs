@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::output::OutputFormat;
 
-/// Where an unfinished rotation is remembered.
+/// The default place of the journal.
 pub const DEFAULT_JOURNAL: &str = "/var/lib/kube-envelope/rotation/journal.json";
 
 /// How the cluster and its etcd are reached, and what is encrypted.
@@ -55,13 +55,13 @@ pub struct ClusterArgs {
     /// The target `key_id`, where it is known; else the one that the plugins report.
     #[arg(long, value_name = "ID")]
     pub key_id: Option<String>,
-    /// Most requests at once [default: 64].
+    /// Maximum number of requests in flight [default: 64].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub max_concurrency: Option<u16>,
-    /// Requests a second, at most.
+    /// Maximum number of requests per second.
     #[arg(long, value_name = "N", value_parser = rate)]
     pub qps: Option<f64>,
-    /// The form of the answer.
+    /// The output format.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,
 }
@@ -91,20 +91,20 @@ pub struct RotateKeysArgs {
     /// How the cluster is reached.
     #[command(flatten)]
     pub cluster: ClusterArgs,
-    /// Make a new version of each KEK active first. Needs the plugin's configuration.
+    /// First make a new version of each KEK active. Needs the plugin's configuration.
     #[arg(long)]
     pub rotate_kek: bool,
-    /// A key to be shown unused besides those that are found: KEK, KEK:VERSION, or a `key_id`; may be given several
-    /// times.
+    /// Another key to prove unused, besides those that are found: KEK, KEK:VERSION, or a `key_id`; may be given
+    /// several times.
     #[arg(long, value_name = "KEY")]
     pub former: Vec<String>,
-    /// Where the rotation is remembered, and its evidence is put beside.
+    /// The journal of the rotation; its evidence is written beside it.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_JOURNAL)]
     pub journal: PathBuf,
     /// Rewrite Events, too; it lengthens their life.
     #[arg(long)]
     pub include_events: bool,
-    /// The longest that the API servers may take to adopt the key [default: 20m].
+    /// How long to wait for all API servers to adopt the key [default: 20m].
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub adoption_timeout: Option<Duration>,
     /// How often to check again that all API servers use the target key [default: 30s].
@@ -120,12 +120,12 @@ pub struct RotateKeysArgs {
     /// revisions must list again.
     #[arg(long)]
     pub compact: bool,
-    /// A resource, such as widgets.example.com, that is not rewritten; may be given several times. What is left of it
-    /// is still looked for.
+    /// A resource that is not rewritten, such as widgets.example.com; may be given several times. Its leftovers are
+    /// still searched for.
     #[arg(long, value_name = "RESOURCE")]
     pub skip: Vec<String>,
-    /// Store objects again also where that changes them beyond their ciphertext: of one resource, or of all where none
-    /// is named. Without it they are named and left.
+    /// Rewrite objects even where that changes more than their ciphertext: of one resource, or of all where none is
+    /// named. Without it, such objects are listed and skipped.
     #[arg(long, value_name = "RESOURCE", num_args = 0..=1, require_equals = true, default_missing_value = "*")]
     pub allow_changes: Vec<String>,
     /// The newest snapshot of etcd, as `etcdctl snapshot save` wrote it, given once for each etcd cluster: its
@@ -141,46 +141,46 @@ pub struct RotateKeysArgs {
     /// Write progress and verdict there as Prometheus text, for example for the node exporter's textfile collector.
     #[arg(long, value_name = "FILE")]
     pub metrics_file: Option<PathBuf>,
-    /// How objects are stored again.
+    /// How objects are rewritten.
     #[arg(long, value_enum, value_name = "METHOD")]
     pub method: Option<RewriteMethod>,
     /// Split the rewrite over N pods of manifests/rotate-keys-job.yaml, for clusters of a million objects. --qps and
     /// --max-concurrency are for all of them together.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub shards: Option<u32>,
-    /// Go on where the API servers' own metrics cannot be read: the verdict is then "not proven" at best.
+    /// Continue where the API servers' own metrics cannot be read: the verdict is then "not proven" at best.
     #[arg(long)]
     pub accept_unproven: bool,
     /// Only print what would be done.
     #[arg(long, group = "mode")]
     pub plan: bool,
-    /// Only try every rewrite, and name the objects that would be refused. Nothing is stored.
+    /// Only try every rewrite, and list the objects that would be refused. Nothing is stored.
     #[arg(long, group = "mode")]
     pub dry_run: bool,
     /// Be shard number INDEX, from 0, of a rotation that runs elsewhere with --shards: only rewrite.
     #[arg(long, value_name = "INDEX", group = "mode", conflicts_with_all = ["shards", "rotate_kek"])]
     pub shard: Option<u32>,
-    /// Only print the least rights that are needed.
+    /// Only print the minimal RBAC rules that are needed.
     #[arg(long, group = "mode")]
     pub print_rbac: bool,
-    /// Go on with the rotation in the journal, with the settings that it began with.
+    /// Resume the rotation in the journal, with the settings that it began with.
     #[arg(long, group = "mode")]
     pub resume: bool,
-    /// Only print where the rotation in the journal stands.
+    /// Only print the state of the rotation in the journal.
     #[arg(long, group = "mode")]
     pub status: bool,
-    /// Give up the rotation in the journal. Always safe: both keys stay readable.
+    /// Abandon the rotation in the journal. Always safe: both keys stay readable.
     #[arg(long, group = "mode")]
     pub abort: bool,
 }
 
-/// How objects are stored again.
+/// How objects are rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RewriteMethod {
-    /// By the API servers, asked with empty patches: every object is encrypted anew (default).
+    /// Through the API servers, with empty patches: every object is re-encrypted (default).
     Patch,
-    /// Straight in etcd, many times as fast: only the seed of each object is wrapped anew. Needs --etcd with the right to
+    /// Directly in etcd, many times faster: only the seed of each object is rewrapped. Needs --etcd with the right to
     /// write, --encryption-config, the plugin's socket, and a snapshot. Not after a suspected leak of a DEK or seed.
     Rewrap,
 }
@@ -196,7 +196,7 @@ pub struct VerifyArgs {
     /// How the cluster is reached.
     #[command(flatten)]
     pub cluster: ClusterArgs,
-    /// A snapshot of etcd whose content is looked at, too; may be given several times.
+    /// A snapshot of etcd whose content is checked as well; may be given several times.
     #[arg(long, value_name = "FILE")]
     pub snapshot_file: Vec<PathBuf>,
     /// Write the outcome as metrics to this file, for the node exporter's textfile collector.

@@ -203,7 +203,7 @@ fn abort(args: &RotateKeysArgs) -> Result<Exit> {
 
 fn present(file: &Path) -> Result<Journal> {
     let journal = Journal::read(file)?;
-    journal.with_context(|| format!("there is no rotation in {}; name its place with --journal", file.display()))
+    journal.with_context(|| format!("{} holds no rotation; name its journal with --journal", file.display()))
 }
 
 fn resumed(args: &RotateKeysArgs) -> Result<Journal> {

@@ -97,7 +97,7 @@ pub fn open_secretbox(key: &[u8], message: &[u8]) -> Result<Plaintext, OpenError
     let mut one_time_key = Zeroizing::new([0_u8; 32]);
     stream.apply_keystream(one_time_key.as_mut_slice());
     let own = Poly1305::new((&*one_time_key).into()).compute_unpadded(sealed);
-    // Of no use to an attacker who watches the time: a backup's tag is no secret.
+    // Timing tells an attacker nothing: the tag in a backup is public.
     if own.as_slice() != tag {
         return Err(OpenError);
     }

@@ -233,7 +233,7 @@ impl Slots {
     }
 }
 
-/// Takes a running unwrap away again when its task panics, so that the next caller tries anew.
+/// Takes a running unwrap away again when its task panics, so that the next caller tries again.
 struct Abandoned<'a> {
     cache: &'a DekCache,
     key: (DekId, WrapsDigest),

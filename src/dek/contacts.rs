@@ -10,7 +10,7 @@ use crate::kek::{KekCause, KekVersion, Lineage};
 /// A row of denials this long is definite.
 pub const CONFIRMATION: Duration = Duration::from_secs(10);
 
-/// Fewer denials than this are no row, however far apart they are.
+/// Fewer denials than this do not count as a row, however far apart they are.
 const LEAST_DENIALS: u32 = 3;
 
 /// What a KEK version did with the last DEK that it was asked to unwrap.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-/// The first YAML document of `text`: what follows it is never looked at.
+/// The first YAML document of `text`: what follows it is ignored.
 pub(super) fn first_document(text: &str) -> &str {
     let mut begun = false;
     let mut start = 0;

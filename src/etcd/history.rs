@@ -14,7 +14,7 @@ use super::proto::watch_request::RequestUnion;
 use super::proto::{RangeRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse};
 
 /// How long etcd may send nothing while it is behind.
-const SILENCE: Duration = Duration::from_secs(30);
+const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one watch may take.
 const LONGEST: Duration = Duration::from_mins(10);
 /// How often a watch that has nothing to send is asked how far it is.
@@ -129,7 +129,7 @@ impl Range<'_> {
         let mut answers = client.watch(requests(create)).await?.into_inner();
         let (mut seen, mut newest_seen, deadline) = (0, 0, Instant::now() + LONGEST);
         loop {
-            let answer = tokio::time::timeout(SILENCE, answers.message()).await;
+            let answer = tokio::time::timeout(WATCH_TIMEOUT, answers.message()).await;
             let answer = answer.map_err(|_| Status::deadline_exceeded("the watch sends nothing"))??;
             let answer = answer.ok_or_else(|| Status::unavailable("etcd ended the watch"))?;
             if answer.compact_revision > 0 {

@@ -39,7 +39,7 @@ pub enum UnwrapError {
     /// None of the wraps belongs to a configured KEK; nobody was asked.
     #[error("wrapped by none of the configured KEKs; add the KEK that wrapped it under keks or retired")]
     NoKek,
-    /// All that could unwrap were asked, in vain.
+    /// Every KEK that could unwrap it failed.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Failed(Vec<Refusal>),
 }

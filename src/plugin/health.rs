@@ -149,8 +149,9 @@ async fn check_host(hosts: Arc<[String]>, request: Request, next: Next) -> Respo
         None => next.run(request).await,
         Some(host) => {
             let host: String = host.chars().take(64).collect();
-            let text =
-                format!("{host:?} is no name of this listener; use its address, or list the name under health.hosts");
+            let text = format!(
+                "{host:?} is not a name of this listener; use its address, or list the name under health.hosts"
+            );
             (StatusCode::MISDIRECTED_REQUEST, text).into_response()
         }
     }

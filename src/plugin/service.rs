@@ -124,7 +124,7 @@ impl Service {
 
     /// The generation that the API server shall write with. No I/O.
     ///
-    /// Whether a KEK still stands for its DEK is looked at in this moment: the clock may have gone on while nothing
+    /// Whether a KEK still stands for its DEK is checked now: the clock may have gone on while nothing
     /// here did.
     ///
     /// # Errors
@@ -162,7 +162,7 @@ impl Service {
         let dek_id = ciphertext.dek_id;
         let annotation = annotation.ok_or(CiphertextError::NoAnnotation)?;
         if let Some(generation) = self.serving.load().generation()
-            && generation.stored(ciphertext.dek_id, key_id, annotation)
+            && generation.is_own_envelope(ciphertext.dek_id, key_id, annotation)
             && self.cache.remaining(ciphertext.dek_id).is_some()
         {
             let seed = ciphertext.open(generation.dek(), &self.cluster, key_id)?;

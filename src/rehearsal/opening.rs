@@ -99,7 +99,7 @@ impl Opener<'_> {
 
     async fn by_kms(&self, key: &[u8], value: &[u8]) -> Result<Plaintext, Refusal> {
         let (provider, object) =
-            EncryptedObject::of(value).ok_or_else(|| Refusal::Damaged("it is no EncryptedObject".into()))?;
+            EncryptedObject::of(value).ok_or_else(|| Refusal::Damaged("it is not an EncryptedObject".into()))?;
         let source = object.check().map_err(Refusal::Damaged)?;
         let seed = self.seeds.get(provider, &object).await.map_err(|error| match &*error {
             SeedError::NotAsked(why) => Refusal::Unchecked(why.clone()),

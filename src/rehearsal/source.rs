@@ -25,7 +25,7 @@ use crate::kms::v2::DecryptRequest;
 const FOR_THE_RUN: std::time::Duration = std::time::Duration::from_hours(1000);
 
 /// So many wraps are tried at once.
-const AT_ONCE: usize = 8;
+const MAX_CONCURRENT: usize = 8;
 
 /// Why a seed cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -212,7 +212,7 @@ pub async fn opens<'a>(
         (wrap.version.clone(), opened.map(|_| ()))
     });
     let mut answers = BTreeMap::new();
-    let mut tried = stream::iter(tried).buffer_unordered(AT_ONCE);
+    let mut tried = stream::iter(tried).buffer_unordered(MAX_CONCURRENT);
     while let Some((version, opened)) = tried.next().await {
         match opened {
             Ok(()) => {

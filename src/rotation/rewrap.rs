@@ -1,8 +1,8 @@
 //! Rewriting straight in etcd. KMS v2 stores the wrapped seed beside the encrypted data, outside of what is
-//! authenticated: to bring a value under another key, only its seed is wrapped anew, once for all values that share it,
+//! authenticated: to bring a value under another key, only its seed is rewrapped, once for all values that share it,
 //! and the same encrypted data are put back with it, by compare-and-swap. The API servers see an update like any other.
 //!
-//! What it does not do: replace seeds. Where a seed or a DEK may have leaked, objects must be encrypted anew, which only
+//! What it does not do: replace seeds. Where a seed or a DEK may have leaked, objects must be re-encrypted, which only
 //! an API server does.
 
 mod batch;

@@ -88,7 +88,7 @@ enum Next {
     Done,
     /// The object is sent again at this time.
     Again(Instant, Object),
-    /// It got no useful answer for so long that something is wrong: with the server, or with it alone.
+    /// It got no useful answer for long enough that something is wrong: with the server, or with this object alone.
     GiveUp(Object, Option<u16>, String),
 }
 

@@ -41,7 +41,7 @@ pub enum KekOutcome {
     Unauthenticated,
     /// Refused by policy or key state.
     Denied,
-    /// There is no such version.
+    /// The version does not exist.
     UnknownVersion,
     /// The data do not match.
     Rejected,

@@ -78,7 +78,7 @@ pub async fn another_instance_unwraps(bench: &impl Bench) {
 pub async fn another_context_is_rejected(bench: &impl Bench) {
     let kek = bench.kek().await;
     let (wrapped, context) = wrap(&*kek).await;
-    let other_cluster = WrapContext { cluster: "another".parse().unwrap(), ..context.clone() };
+    let other_cluster = WrapContext { cluster: "another".parse().expect("a name"), ..context.clone() };
     let other_dek = WrapContext { dek_id: DekId([0; 16]), ..context };
     for wrong in [other_cluster, other_dek] {
         assert_cause(kek.unwrap(&wrapped, &wrong).await, &[KekCause::Rejected], &format!("{wrong:?}"));

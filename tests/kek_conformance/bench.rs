@@ -103,6 +103,6 @@ pub fn config(yaml: &str) -> KekConfig {
 /// A new DEK and what its wraps are bound to.
 pub fn dek() -> (Dek, WrapContext) {
     let dek = Dek::generate(&mut rand::rng());
-    let context = WrapContext { cluster: "conformance".parse().unwrap(), dek_id: dek_id(&dek) };
+    let context = WrapContext { cluster: "conformance".parse().expect("a name"), dek_id: dek_id(&dek) };
     (dek, context)
 }

@@ -51,7 +51,7 @@ async fn events_are_left_to_expire_or_rewritten_when_asked_for_and_the_state_of_
     // What is over cannot be given up, and going on with it changes nothing.
     plane.run("rotate-keys", &["--resume"]).exits(0).says("Yes: ");
     std::fs::remove_file(plane.journal_file()).unwrap();
-    plane.run("rotate-keys", &["--status"]).exits(1).says("there is no rotation in").says("--journal");
+    plane.run("rotate-keys", &["--status"]).exits(1).says("holds no rotation").says("--journal");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -163,7 +163,7 @@ fn pod(wanted: &Wanted) -> String {
 /// Flags for an API server in the process of k3s, or in the pod that RKE2 makes.
 fn rancher(name: &str) -> String {
     let mut text = format!(
-        "# Read by {name} beside config.yaml; the plus sign adds to what stands there.\n\
+        "# Read by {name} beside config.yaml; the plus sign appends to the existing value.\n\
          kube-apiserver-arg+:\n\
          \x20 - encryption-provider-config={ENCRYPTION}/encryption-configuration.yaml\n\
          \x20 - encryption-provider-config-automatic-reload=true\n"

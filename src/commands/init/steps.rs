@@ -235,7 +235,7 @@ fn way_back(steps: &mut Steps, wanted: &Wanted) {
     let to = if wanted.former.encrypts() {
         format!("the former provider ({})", wanted.former.names().join(", "))
     } else {
-        "identity, which is no encryption".to_owned()
+        "identity, which does not encrypt".to_owned()
     };
     steps.step(&format!("Let {to} write, on every node; the plugin still reads:"));
     swap(steps, wanted, First::Former);

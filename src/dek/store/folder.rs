@@ -140,7 +140,7 @@ fn read(file: &Path) -> Option<Vec<u8>> {
         Some((sum, record)) if sum == digest(&[record]) => Some(record.to_vec()),
         _ => {
             let moved = fs::rename(file, file.with_added_extension("damaged")).is_ok();
-            warn!(file = %file.display(), moved, "damaged state file set aside; what it held is made anew");
+            warn!(file = %file.display(), moved, "damaged state file set aside; its content will be rebuilt");
             None
         }
     }

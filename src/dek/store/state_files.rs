@@ -15,10 +15,10 @@ pub trait StateFiles: Send + Sync + fmt::Debug {
     /// [`io::ErrorKind::ResourceBusy`] where another process has it.
     async fn load(&self) -> io::Result<Vec<(Name, Vec<u8>)>>;
 
-    /// Writes a record, whole and for good, or not at all.
+    /// Writes a record durably and as a whole, or not at all.
     async fn write(&self, name: Name, record: &[u8]) -> io::Result<()>;
 
-    /// Removes a record; one that is not there is no error.
+    /// Removes a record; a missing one is not an error.
     async fn remove(&self, name: Name) -> io::Result<()>;
 }
 

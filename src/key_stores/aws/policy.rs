@@ -27,7 +27,8 @@ pub(super) fn least(key: &KeyName, cluster: &ClusterName) -> Policy {
     let mut remark =
         String::from("IAM policy for the plugin's role, where the key policy delegates to IAM; else key policy");
     if by_alias {
-        remark.push_str(". Put the ARN of the key itself for REGION, ACCOUNT and KEY-ID: an alias is no Resource");
+        remark
+            .push_str(". Put the ARN of the key itself for REGION, ACCOUNT and KEY-ID: an alias cannot be a Resource");
     }
     Policy { remark, plugin: document(&[use_key, describe]), rotation: Some(document(&[rotate])) }
 }

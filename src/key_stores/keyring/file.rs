@@ -184,7 +184,7 @@ impl Keyring {
         Ok(())
     }
 
-    /// Removes a retired version for good. What is still wrapped by it alone is lost: `verify` says beforehand.
+    /// Removes a retired version permanently. What only it wrapped is lost: run `verify` first.
     ///
     /// # Errors
     /// No retired version of that id.

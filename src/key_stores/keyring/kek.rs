@@ -47,7 +47,7 @@ impl Kek for KeyringKek {
         self.lineage
     }
 
-    /// There are no credentials but the file's mode.
+    /// The only credential is the file's mode.
     fn credentials_expire(&self) -> Option<jiff::Timestamp> {
         None
     }

@@ -37,7 +37,7 @@ impl Kek for Pkcs11Kek {
         self.lineage
     }
 
-    /// There are no credentials but the PIN, whose end the token does not tell.
+    /// The only credential is the PIN; the token does not say when it expires.
     fn credentials_expire(&self) -> Option<jiff::Timestamp> {
         None
     }

@@ -78,7 +78,7 @@ pub(in crate::key_stores) fn client(reach: &Reach) -> Result<Client, KekError> {
 /// Sends `request` once and reads the answer.
 ///
 /// # Errors
-/// `Unavailable` when there is no whole answer of a bearable size.
+/// `Unavailable` when the answer is incomplete or too large.
 pub(in crate::key_stores) async fn send(client: &Client, request: Request) -> Result<Answer, KekError> {
     let host = request.url().host_str().unwrap_or_default().to_owned();
     let mut response = client.client.execute(request).await.map_err(|error| no_answer(&host, error))?;

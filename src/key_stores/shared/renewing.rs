@@ -166,7 +166,7 @@ impl<S: Source> Renewing<S> {
             let held = state.held.clone().filter(|held| held.lasts());
             let content = match (content, &held) {
                 (Ok(content), _) => content,
-                // A file that is away for a moment ends nothing that still holds.
+                // A file that is missing for a moment does not end credentials that are still valid.
                 (Err(_), Some(held)) => return Ok(held.clone()),
                 (Err(error), None) => return Err(error),
             };

@@ -152,17 +152,17 @@ mod tests {
         }
     }
 
-    /// Whoever computes all hashes anew is found by a record that is known from elsewhere.
+    /// Recomputed hashes are found by a record that is known from elsewhere.
     #[test]
     fn a_log_that_was_written_anew_is_found_by_a_known_record() {
         let (_, head) = log(5);
-        let mut anew = (String::new(), Head::default());
+        let mut recomputed = (String::new(), Head::default());
         for _ in 0..5 {
-            let (line, next) = next_line(&anew.1, jiff::Timestamp::UNIX_EPOCH, &Event::Stop).unwrap();
-            anew = (anew.0 + &line, next);
+            let (line, next) = next_line(&recomputed.1, jiff::Timestamp::UNIX_EPOCH, &Event::Stop).unwrap();
+            recomputed = (recomputed.0 + &line, next);
         }
-        assert_eq!(problems(anew.0.as_bytes(), &anew.1), Vec::<String>::new());
-        assert_eq!(problems(anew.0.as_bytes(), &head).len(), 1);
+        assert_eq!(problems(recomputed.0.as_bytes(), &recomputed.1), Vec::<String>::new());
+        assert_eq!(problems(recomputed.0.as_bytes(), &head).len(), 1);
     }
 
     #[test]

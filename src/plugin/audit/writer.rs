@@ -102,7 +102,7 @@ impl Writer {
         self.head = head;
         self.truncated = None;
         self.shared.lost.fetch_sub(lost, Ordering::Relaxed);
-        // Beside the log, and not within it: shows an end that was cut off. Not being written is no failure.
+        // Beside the log, and not within it: shows an end that was cut off. A failure to write it is ignored.
         let _ = std::fs::write(self.head_file(), format!("{}\n", self.head));
         Ok(())
     }
@@ -176,7 +176,7 @@ impl Writer {
         if self.failed_at.replace(Instant::now()).is_none() {
             error!(file = %self.file.display(), problem, "the audit log cannot be written; tried again every 2 s");
         }
-        // Not the file that failed for good: another one may be in its place by then.
+        // Only for this file: another one may be in its place by then.
         self.open = None;
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).problem = Some(problem.to_owned());
     }

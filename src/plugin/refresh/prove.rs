@@ -61,7 +61,7 @@ struct Occasion<'a> {
     contacts: &'a BTreeMap<KekVersion, Contact>,
     /// KEKs that do not name their active version.
     suspects: &'a BTreeSet<Lineage>,
-    /// KEKs that have just named another one: rotated, or made anew, and then without the former ones.
+    /// KEKs that have just named another one: rotated, or recreated, and then without the former ones.
     renamed: &'a BTreeSet<Lineage>,
     rhythm: Rhythm,
     now: Duration,

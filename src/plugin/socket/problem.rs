@@ -1,6 +1,6 @@
 //! A folder that does not protect what lies in it.
 
-/// Why a folder is no place for the socket: whoever can change it could put a socket of his own there.
+/// Why a folder cannot hold the socket: whoever can change it could replace the socket.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}; fix with: {fix}")]
 pub struct FolderProblem {

@@ -51,7 +51,7 @@ type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
 pub enum Lost {
     /// Another run has taken it: its name.
     Taken(String),
-    /// It could not be renewed for so long that another run may be about to take it.
+    /// It has not been renewed for long enough that another run may be about to take it.
     Silent(Duration),
 }
 

@@ -73,7 +73,7 @@ impl Folder {
 pub enum Page {
     /// The objects' metadata.
     Listed(MetadataList),
-    /// There is no such resource any more.
+    /// The resource no longer exists.
     Absent,
     /// One of the objects cannot be read or converted, so none can be listed.
     Unlistable(String),

@@ -32,10 +32,10 @@ const MAY_CHANGE: &[&str] = &[
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// By the API servers, asked with empty patches: encrypted anew.
+    /// Through the API servers, with empty patches: re-encrypted.
     #[default]
     Patch,
-    /// In etcd itself: the seed of each object is wrapped anew, the object stays as it is.
+    /// Directly in etcd: the seed of each object is rewrapped, the object stays as it is.
     Rewrap,
 }
 

@@ -1,4 +1,4 @@
-//! What still needs each key that is known of: values, snapshots, or nothing that was looked at.
+//! What still needs each key that is known of: values, snapshots, or nothing that was checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Objects that are stored alike; one that opens shows that all do.
 #[derive(Debug, PartialEq)]
-pub struct Specimens {
+pub struct Samples {
     /// How they are stored, as far as it is known.
     pub stored: String,
     /// Where they lie.
@@ -30,11 +30,11 @@ pub struct Specimens {
 ///
 /// # Errors
 /// If etcd does not answer.
-pub async fn specimens_in_etcd(
+pub async fn samples_in_etcd(
     access: &EtcdAccess,
     prefix: &str,
     resources: &[Resource],
-) -> Result<Vec<Specimens>, RotationError> {
+) -> Result<Vec<Samples>, RotationError> {
     let folders = Folders::of(resources);
     let prefix = slashed(prefix);
     let mut found: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
@@ -49,9 +49,9 @@ pub async fn specimens_in_etcd(
             })
             .await?;
     }
-    let specimens = found.into_iter().filter(|(_, paths)| !paths.is_empty());
-    Ok(specimens
-        .map(|((provider, key_id), paths)| Specimens { stored: format!("{provider} under {key_id}"), paths })
+    let samples = found.into_iter().filter(|(_, paths)| !paths.is_empty());
+    Ok(samples
+        .map(|((provider, key_id), paths)| Samples { stored: format!("{provider} under {key_id}"), paths })
         .collect())
 }
 
@@ -59,27 +59,27 @@ pub async fn specimens_in_etcd(
 ///
 /// # Errors
 /// An error status of the API server, or no answer.
-pub async fn specimens_in_lists(api: &Api, resources: &[Resource]) -> Result<Vec<Specimens>, RotationError> {
-    let mut specimens = Vec::new();
+pub async fn samples_in_lists(api: &Api, resources: &[Resource]) -> Result<Vec<Samples>, RotationError> {
+    let mut samples = Vec::new();
     for resource in resources {
         let Page::Listed(list) = page_after(api, &Folder::all(resource), String::new()).await? else { continue };
         let oldest =
             list.items.iter().min_by_key(|one| one.metadata.resource_version.parse::<u64>().unwrap_or(u64::MAX));
-        specimens.extend(oldest.map(|one| Specimens {
+        samples.extend(oldest.map(|one| Samples {
             stored: "as it was".into(),
             paths: vec![resource.object_path(one.metadata.namespace.as_deref(), &one.metadata.name)],
         }));
     }
-    Ok(specimens)
+    Ok(samples)
 }
 
 /// What of it does not open through this API server, one sentence for each kind.
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn closed(server: &Api, specimens: &[Specimens]) -> Result<Vec<String>, ApiError> {
+pub async fn unreadable_through(server: &Api, samples: &[Samples]) -> Result<Vec<String>, ApiError> {
     let mut problems = Vec::new();
-    for Specimens { stored, paths } in specimens {
+    for Samples { stored, paths } in samples {
         let mut problem = None;
         for path in paths {
             problem = opens(server, path).await?.err().map(|why| {

@@ -1,4 +1,4 @@
-//! Seeds, each wrapped anew once: decrypted by the plugin, encrypted by the plugin, and proven to be the same.
+//! Seeds, each rewrapped once: decrypted by the plugin, encrypted by the plugin, and proven to be the same.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::kms::plugins::{PluginError, Plugins};
 use crate::kms::v2::{DecryptRequest, EncryptResponse};
 use crate::rotation::cluster::metrics::key_id_hash;
 
-/// Why a seed was not wrapped anew.
+/// Why a seed was not rewrapped.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SeedRefusal {
-    /// The plugin refuses this seed, for good: the values that need it stay as they are.
+    /// The plugin refuses this seed permanently: the values that need it stay as they are.
     #[error("{0}")]
     Refused(String),
     /// Nothing can be done now.

@@ -1,4 +1,4 @@
-//! Whether the API servers still agree on the target key, looked at again and again.
+//! Whether the API servers still agree on the target key, checked at an interval.
 
 use std::time::{Duration, Instant};
 

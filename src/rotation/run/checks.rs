@@ -4,7 +4,7 @@ use super::states::Run;
 use crate::rotation::cluster::webhooks::mutating_webhooks;
 use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
-use crate::rotation::leftovers::former::{closed, specimens_in_etcd, specimens_in_lists};
+use crate::rotation::leftovers::former::{samples_in_etcd, samples_in_lists, unreadable_through};
 use crate::rotation::run::preflight::missing_rights;
 
 impl Run<'_> {
@@ -44,20 +44,20 @@ impl Run<'_> {
     /// What is stored now must open through every API server until it is rewritten.
     async fn former_keys_open(&self) -> Result<(), RotationError> {
         let resources: Vec<_> = self.journal.resources.iter().map(|progress| progress.resource.clone()).collect();
-        let specimens = match &self.settings.etcd {
-            Some(etcd) => specimens_in_etcd(etcd, &self.settings.etcd_prefix, &resources).await?,
-            None => specimens_in_lists(self.cluster.entry(), &resources).await?,
+        let samples = match &self.settings.etcd {
+            Some(etcd) => samples_in_etcd(etcd, &self.settings.etcd_prefix, &resources).await?,
+            None => samples_in_lists(self.cluster.entry(), &resources).await?,
         };
         let (mut problems, mut silent) = (Vec::new(), Vec::new());
         let servers = self.cluster.servers().await.unwrap_or_default();
         for server in &servers {
-            match closed(server, &specimens).await {
+            match unreadable_through(server, &samples).await {
                 Ok(found) => problems.extend(found),
                 Err(error) => silent.push(error.to_string()),
             }
         }
         if silent.len() == servers.len() {
-            let found = closed(self.cluster.entry(), &specimens).await;
+            let found = unreadable_through(self.cluster.entry(), &samples).await;
             problems.extend(found.map_err(RotationError::api("try whether what is stored opens"))?);
         }
         if !silent.is_empty() {

@@ -44,7 +44,7 @@ impl Outage {
 
 impl Run<'_> {
     /// Whether a step that ended so is to be begun again; waits before it says so. What the API servers did meanwhile is
-    /// not known, so they prove anew what they had proven.
+    /// not known, so they prove again what they had proven.
     pub(super) async fn begins_again(&mut self, error: &RotationError, outage: &mut Outage) -> bool {
         if !error.passes_by_itself() || !outage.is_borne(self.journal.state, Instant::now()) {
             return false;

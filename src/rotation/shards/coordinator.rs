@@ -9,11 +9,11 @@ use super::report::{Counts, LOOKS_EVERY, Report, report_interval};
 use crate::rotation::cluster::api::{Api, ApiError};
 use crate::rotation::error::RotationError;
 
-/// A shard of which nothing new is heard for so long is named; at least, see [`named_after`].
+/// A shard that has reported nothing new for this long is named; at least, see [`named_after`].
 const NAMED_AFTER: Duration = Duration::from_secs(20);
 /// A shard that has been silent for this long counts as gone.
 const GONE_AFTER: Duration = Duration::from_mins(10);
-/// So long the `ConfigMap`s may be out of reach.
+/// How long the `ConfigMap`s may be unreachable.
 const BLIND_FOR: Duration = Duration::from_mins(2);
 
 /// What is heard while the shards work.
@@ -150,7 +150,7 @@ impl Coordinator {
     }
 }
 
-/// A shard of which nothing new is heard for so long is named: it reports the less often, the more shards there are.
+/// When a shard that reports nothing new is named: with more shards, each reports less often.
 fn named_after(shards: usize) -> Duration {
     NAMED_AFTER.max(3 * report_interval(shards))
 }
