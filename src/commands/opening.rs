@@ -56,9 +56,9 @@ pub(super) fn keks(config: &Config) -> Result<KekSet> {
 }
 
 /// All that a configuration opens values with.
-fn kek_source(config: Config) -> Result<KekSource> {
+fn kek_source(config: &Config) -> Result<KekSource> {
     let takeovers = key_stores::open_takeovers(&config.takeover, &Arc::new(Metrics::new()));
-    Ok(KekSource::new(config.cluster.clone(), keks(&config)?, takeovers))
+    Ok(KekSource::new(config.cluster.clone(), keks(config)?, takeovers))
 }
 
 /// Everything that may open a value.
@@ -72,7 +72,7 @@ impl Keys {
     /// Reads both configurations.
     pub(super) fn of(args: &KeyArgs, without: &[String]) -> Result<Self> {
         let (config, names) = configuration(args.config.as_deref())?;
-        let keks = config.map(kek_source).transpose()?;
+        let keks = config.as_ref().map(kek_source).transpose()?;
         let file = args.encryption_config.as_deref();
         let read = |file: &Path| {
             EncryptionConfiguration::read(file).with_context(|| format!("{} cannot be used", file.display()))

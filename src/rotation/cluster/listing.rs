@@ -161,6 +161,9 @@ pub async fn count(api: &Api, folder: &Folder) -> Result<u64, RotationError> {
 
 /// Asks until there is an answer that stays. An API server that is away or overloaded is waited for; one that is well and
 /// does not list this resource has its reasons.
+///
+/// # Errors
+/// No answer that stays within the time that is waited for one.
 pub async fn until_it_stays<A>(api: &Api, ask: impl Fn() -> A) -> Result<Answer, ApiError>
 where
     A: Future<Output = Result<Answer, ApiError>>,

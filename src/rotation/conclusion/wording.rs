@@ -24,7 +24,7 @@ pub(super) fn yes(journal: &Journal, former: &BTreeSet<KeyName>) -> String {
     }
     if !shared.is_empty() {
         let kek = journal.names.taken_over_kek().unwrap_or_default();
-        text += &format!(" {shared} is the key of KEK {kek}, which must stay.");
+        text.extend([" ", &shared, " is the key of KEK ", kek, ", which must stay."]);
     }
     text += &takeover(journal);
     if journal.target_keys.contains(&KeyName::Clear) {
