@@ -135,7 +135,8 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
     background.spawn(Arc::new(reload).watch(metrics.clone(), hangup, new_settings));
     background.spawn(listener::serve(config.health.clone(), health_listener, health, descriptors.health));
     background.spawn(watchdog::keep_alive(metrics.clone(), config.refresh_interval));
-    let connections = socket.connections(config.socket.allowed_uids.clone(), descriptors.connections)?;
+    let connections =
+        socket.connections(config.socket.allowed_uids.clone(), descriptors.connections, service.cleared())?;
     info!(socket = %config.socket.address, health = %config.health.listen, "listening");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     if dev {
@@ -145,19 +146,39 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
         served = server::serve(connections, service, metrics, stop_signal(terminate, interrupt)) => {
             served.context("the gRPC server ended")
         }
-        // No task ends by itself: without one of them the plugin would go on, and follow nothing.
-        Some(ended) = background.join_next() => match ended {
-            Ok(()) => Err(anyhow!("a background task ended; the plugin has to be started again")),
-            Err(error) => Err(anyhow!("a background task failed ({error}); the plugin has to be started again")),
-        },
+        error = supervise(&mut background) => Err(error),
     };
     audit.stop().await;
     ended
+}
+
+/// Waits until one of the tasks ends, which none does by itself: without it the plugin would go on, and follow nothing.
+async fn supervise(background: &mut JoinSet<()>) -> anyhow::Error {
+    match background.join_next().await {
+        Some(Err(error)) => anyhow!("a background task failed ({error}); the plugin has to be started again"),
+        Some(Ok(())) | None => anyhow!("a background task ended; the plugin has to be started again"),
+    }
 }
 
 async fn stop_signal(mut terminate: Signal, mut interrupt: Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_background_task_that_ends_or_panics_ends_the_process_with_a_message() {
+        let mut background = JoinSet::new();
+        background.spawn(std::future::pending());
+        background.spawn(async { panic!("of a bug") });
+        let error = supervise(&mut background).await.to_string();
+        assert!(error.contains("a background task failed") && error.contains("started again"), "{error}");
+        background.spawn(async {});
+        assert!(supervise(&mut background).await.to_string().contains("a background task ended"));
     }
 }

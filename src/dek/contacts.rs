@@ -147,7 +147,7 @@ impl Contacts {
             return None;
         }
         let opened = self.usable(versions).filter_map(|version| self.versions.get(version)?.opened).max()?;
-        (opened + self.limit).checked_sub(now).filter(|left| !left.is_zero())
+        opened.saturating_add(self.limit).checked_sub(now).filter(|left| !left.is_zero())
     }
 
     /// Whether every configured KEK that could unwrap what `versions` wrapped definitely denies it.

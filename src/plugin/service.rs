@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::watch;
 use tracing::info;
 
 use super::audit::{Audit, Event, Unrecorded};
@@ -30,6 +31,10 @@ pub struct Service {
     cache: Arc<DekCache>,
     store: Arc<DekStore>,
     audit: Arc<Audit>,
+    /// Another cluster's name under which a generation of this very key_id sealed what was to be opened here.
+    other_cluster: ArcSwapOption<ClusterName>,
+    /// Told each time that the keys were cleared.
+    cleared: watch::Sender<()>,
 }
 
 /// Why a request is not answered.
@@ -107,6 +112,8 @@ impl Service {
             cache,
             store,
             audit: Arc::default(),
+            other_cluster: ArcSwapOption::empty(),
+            cleared: watch::Sender::new(()),
         }
     }
 
@@ -169,7 +176,7 @@ impl Service {
             return Ok(Decrypted { seed, dek_id, was_unwrapped: false });
         }
         let wrapped = WrappedDekSet::decode(annotation)?;
-        wrapped.check(&self.cluster, key_id)?;
+        wrapped.check(&self.cluster, key_id).inspect_err(|error| self.note_other_cluster(error, key_id))?;
         let cached = self.cache.get(dek_id);
         let was_unwrapped = cached.is_none();
         let dek = match cached {
@@ -218,6 +225,23 @@ impl Service {
         unwrapped.map_err(|source| ServiceError::Unwrap { dek_id, source })
     }
 
+    /// The same KEKs and versions make the same key_id, whatever the cluster is called: then it is not another cluster
+    /// whose ciphertext came here, but a node that is configured otherwise.
+    fn note_other_cluster(&self, error: &CiphertextError, key_id: &str) {
+        let serving = self.serving.load();
+        let is_ours = serving.generation().is_some_and(|generation| generation.key_id().as_str() == key_id);
+        if let CiphertextError::OtherCluster { theirs, .. } = error
+            && is_ours
+        {
+            self.other_cluster.store(Some(Arc::new(theirs.clone())));
+        }
+    }
+
+    /// What another node calls the cluster that seals under this key_id, since the plugin was started.
+    pub fn other_cluster(&self) -> Option<Arc<ClusterName>> {
+        self.other_cluster.load_full()
+    }
+
     /// A KEK that does not answer interrupts a row of denials. What else it said about a DEK that is not held, perhaps
     /// one that somebody invented, counts for nothing.
     fn note_silence(&self, error: &UnwrapError) {
@@ -238,6 +262,9 @@ impl Service {
     pub fn publish(&self, serving: Serving) {
         let serving = Arc::new(serving);
         let before = self.serving.swap(serving.clone());
+        if matches!(*serving, Serving::Stopped { .. }) {
+            self.cleared.send_replace(());
+        }
         self.record(&before, &serving);
     }
 
@@ -274,6 +301,11 @@ impl Service {
         let remaining = serving.generation().and_then(|generation| self.cache.remaining(generation.dek_id()));
         metrics.coasting_ends_in(remaining.unwrap_or_default());
         metrics.deks(self.store.count(), self.cache.held());
+    }
+
+    /// Changes each time that the keys were cleared: what a connection still has in its buffers goes with it.
+    pub fn cleared(&self) -> watch::Receiver<()> {
+        self.cleared.subscribe()
     }
 
     /// The KEKs in use.

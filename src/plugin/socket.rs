@@ -16,7 +16,7 @@ use futures::Stream;
 use rustix::fs::FlockOperation;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::{error, warn};
 
 pub use self::connection::Connection;
@@ -84,7 +84,8 @@ impl Socket {
     }
 
     /// The connections of the plugin's own uid, of root, and of `allowed_uids`, at most `most` at once; others are
-    /// closed unread.
+    /// closed unread. All that are open end when `cleared` changes: their buffers hold seeds that passed through, and
+    /// nobody else can clear them. The API server connects again at once.
     ///
     /// # Errors
     /// When the runtime cannot watch the socket.
@@ -92,6 +93,7 @@ impl Socket {
         &self,
         allowed_uids: Vec<u32>,
         most: usize,
+        cleared: watch::Receiver<()>,
     ) -> io::Result<impl Stream<Item = io::Result<Connection>> + use<>> {
         let door = Door {
             own: rustix::process::geteuid().as_raw(),
@@ -99,6 +101,7 @@ impl Socket {
             most,
             listener: self.listener()?,
             permits: Arc::new(Semaphore::new(most)),
+            cleared,
             refusals: LogLimit::new(REFUSALS_LOGGED),
         };
         Ok(futures::stream::unfold(door, async |door| Some((Ok(door.next().await), door))))
@@ -120,6 +123,7 @@ struct Door {
     most: usize,
     listener: UnixListener,
     permits: Arc<Semaphore>,
+    cleared: watch::Receiver<()>,
     refusals: LogLimit,
 }
 
@@ -128,7 +132,7 @@ impl Door {
         loop {
             let stream = self.accept().await;
             match self.check(&stream) {
-                Ok(permit) => return Connection::new(stream, permit),
+                Ok(permit) => return Connection::new(stream, permit, self.cleared.clone()),
                 Err(problem) => {
                     if let Some(left_out) = self.refusals.next() {
                         warn!(left_out, "connection refused: {problem}");

@@ -14,6 +14,8 @@ mod manifests;
 #[cfg(feature = "transit")]
 mod memory;
 #[cfg(feature = "transit")]
+mod misses;
+#[cfg(feature = "transit")]
 mod outages;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;

@@ -19,13 +19,11 @@ use crate::support::{Plugin, wait_until};
 const SOON: Duration = Duration::from_secs(40);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "has not been seen to pass: which buffers of open connections still hold a seed is not known"]
 async fn a_confirmed_denial_leaves_no_dek_and_no_seed_in_memory() {
     leaves_nothing("", async |store| store.allow(&[]).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "has not been seen to pass: which buffers of open connections still hold a seed is not known"]
 async fn a_dek_that_is_too_old_leaves_nothing_in_memory() {
     leaves_nothing("maxOfflineAge: 3s", async |store| store.faults.set(Fault::Refuse)).await;
 }

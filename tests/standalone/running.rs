@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
 use crate::support::{self, KeyringFile, Plugin, Process, wait_until};
 use crate::{path, run};
 
@@ -224,4 +225,24 @@ async fn a_token_file_that_is_missing_costs_its_own_kek_alone() {
     std::fs::write(plugin.config_file(), format!("{good}\nretired: [{{name: away, {transit}}}]\n")).unwrap();
     plugin.restart().await;
     assert_eq!(plugin.wait_healthy().await, key_id);
+}
+
+/// The key_id does not tell: it names the KEKs, and these are the same.
+#[tokio::test]
+async fn nodes_that_call_the_cluster_otherwise_say_so_once_one_reads_what_the_other_sealed() {
+    let keyring = KeyringFile::create();
+    let settings = |cluster: &str| format!("{}\nrefreshInterval: 1s", keyring.settings(cluster));
+    let (one, other) = (Plugin::start(&settings("field")).await, Plugin::start(&settings("fields")).await);
+    assert_eq!(one.wait_healthy().await, other.wait_healthy().await);
+    let request = EncryptRequest { plaintext: vec![7; 32], uid: "u".into() };
+    let sealed = one.client().await.unwrap().encrypt(request).await.unwrap().into_inner();
+    let EncryptResponse { ciphertext, key_id, annotations } = sealed;
+    let request = DecryptRequest { ciphertext, uid: "u".into(), key_id, annotations };
+    assert!(other.client().await.unwrap().decrypt(request).await.is_err());
+    wait_until("it is said", FOLLOWED_WITHIN, async || {
+        let status: Value = serde_json::from_str(&other.get("/status")).unwrap();
+        let reason = status["reason"].as_str().unwrap_or_default();
+        status["state"] == "degraded" && ["\"field\"", "\"fields\""].iter().all(|name| reason.contains(name))
+    })
+    .await;
 }

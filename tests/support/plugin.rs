@@ -171,12 +171,17 @@ fn get(port: u16, path: &str) -> String {
 
 /// A client of a KMS v2 socket, connecting as an API server does.
 pub async fn connect(socket: &Path) -> Option<KeyManagementServiceClient<Channel>> {
+    connect_with(socket, Duration::from_secs(3)).await
+}
+
+/// The same, waiting for as long as `patience` for an answer.
+pub async fn connect_with(socket: &Path, patience: Duration) -> Option<KeyManagementServiceClient<Channel>> {
     let socket = socket.to_owned();
     let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
         async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
     });
-    let endpoint = Endpoint::from_static("http://localhost").timeout(Duration::from_secs(3));
+    let endpoint = Endpoint::from_static("http://localhost").timeout(patience);
     let channel = endpoint.connect_with_connector(connector).await.ok()?;
     Some(KeyManagementServiceClient::new(channel))
 }

@@ -341,7 +341,7 @@ impl<C> State<C> {
     fn note_failure(&mut self, from: Option<Fingerprint>, failure: Failure) {
         let pause = match (failure.cause().is_transient(), &self.failed) {
             (true, _) => failure.retry_after().unwrap_or(PAUSE_AFTER_SILENCE).min(LONGEST_PAUSE),
-            (false, Some(before)) => (before.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE),
+            (false, Some(before)) => before.pause.saturating_mul(2).clamp(FIRST_PAUSE, LONGEST_PAUSE),
             (false, None) => FIRST_PAUSE,
         };
         self.failed = Some(Failed { from, at: Instant::now(), pause, failure });

@@ -70,6 +70,13 @@ impl Refresh {
                 first.reason
             ));
         }
+        if let Some(theirs) = self.service.other_cluster() {
+            let ours = self.service.cluster();
+            reasons.push(format!(
+                "another node seals under this key_id for cluster \"{theirs}\", and here `cluster` is \"{ours}\": neither \
+                 opens what the other sealed; set the same `cluster` on all nodes"
+            ));
+        }
         reasons.extend(self.service.store().problem());
         if reasons.is_empty() {
             return None;

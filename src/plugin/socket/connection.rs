@@ -1,5 +1,6 @@
 //! One connection to the socket: it counts while it is open, and a peer that connects and says nothing is closed.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 
@@ -18,9 +19,11 @@ const PREFACE_WITHIN: Duration = Duration::from_secs(10);
 const PREFACE_BYTES: usize = 24;
 
 /// A connection of an allowed peer.
-#[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
+    /// Ends it.
+    cleared: Pin<Box<dyn Future<Output = ()> + Send>>,
+    is_cleared: bool,
     /// Bytes of the preface that are still missing, and until when they may be.
     missing: usize,
     deadline: Pin<Box<Sleep>>,
@@ -28,13 +31,37 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, permit: OwnedSemaphorePermit) -> Self {
-        Self { stream, missing: PREFACE_BYTES, deadline: Box::pin(sleep(PREFACE_WITHIN)), _permit: permit }
+    pub(super) fn new(stream: UnixStream, permit: OwnedSemaphorePermit, mut cleared: watch::Receiver<()>) -> Self {
+        // What was cleared before it was opened is none of its business.
+        cleared.mark_unchanged();
+        let cleared = Box::pin(async move {
+            if cleared.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        });
+        Self {
+            stream,
+            cleared,
+            is_cleared: false,
+            missing: PREFACE_BYTES,
+            deadline: Box::pin(sleep(PREFACE_WITHIN)),
+            _permit: permit,
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("stream", &self.stream).finish_non_exhaustive()
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.is_cleared || self.cleared.as_mut().poll(cx).is_ready() {
+            self.is_cleared = true;
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the keys were cleared")));
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if self.missing > 0 {
@@ -94,10 +121,14 @@ mod tests {
     use super::*;
 
     fn connection() -> (UnixStream, Connection, Arc<Semaphore>) {
+        connection_until(watch::Sender::new(()).subscribe())
+    }
+
+    fn connection_until(cleared: watch::Receiver<()>) -> (UnixStream, Connection, Arc<Semaphore>) {
         let (peer, stream) = UnixStream::pair().unwrap();
         let permits = Arc::new(Semaphore::new(1));
         let permit = permits.clone().try_acquire_owned().unwrap();
-        (peer, Connection::new(stream, permit), permits)
+        (peer, Connection::new(stream, permit, cleared), permits)
     }
 
     #[tokio::test(start_paused = true)]
@@ -111,6 +142,20 @@ mod tests {
             drop(connection);
             assert_eq!(permits.available_permits(), 1);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_ends_when_the_keys_are_cleared_and_a_later_one_does_not() {
+        let cleared = watch::Sender::new(());
+        let (_peer, mut before, _permits) = connection_until(cleared.subscribe());
+        let still_open = tokio::time::timeout(Duration::from_secs(1), before.read_u8()).await;
+        assert!(still_open.is_err(), "{still_open:?}");
+        let kept = cleared.subscribe();
+        cleared.send_replace(());
+        assert_eq!(before.read_u8().await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        let (_peer, mut after, _permits) = connection_until(kept);
+        let still_open = tokio::time::timeout(Duration::from_secs(1), after.read_u8()).await;
+        assert!(still_open.is_err(), "{still_open:?}");
     }
 
     #[tokio::test(start_paused = true)]

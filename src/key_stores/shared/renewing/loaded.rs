@@ -1,4 +1,5 @@
-//! Credentials and how long they live.
+//! Credentials and how long they live: by what a server says of it, which may be any number.
+#![warn(clippy::arithmetic_side_effects)]
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -26,7 +27,8 @@ impl<C> Loaded<C> {
     /// Credentials that live this long from now.
     pub fn for_time(credential: Arc<C>, life: Option<Duration>) -> Self {
         let life = life.map(|life| life.min(LONGEST_LIFE));
-        Self { credential, ends: life.map(|life| SystemTime::now() + life), at: Instant::now(), life }
+        let ends = life.and_then(|life| SystemTime::now().checked_add(life));
+        Self { credential, ends, at: Instant::now(), life }
     }
 
     /// Credentials that live until then.
@@ -49,18 +51,23 @@ impl<C> Loaded<C> {
 
     pub(super) fn lasts(&self) -> bool {
         // A short life has a short margin.
-        let margin = self.life.map_or(MARGIN, |life| (life / 10).min(MARGIN));
-        self.life.is_none_or(|life| self.at.elapsed() + margin < life)
-            && self.ends.is_none_or(|ends| SystemTime::now() + margin < ends)
+        let margin = self.life.map_or(MARGIN, |life| part(life, 1, 10).min(MARGIN));
+        self.life.is_none_or(|life| self.at.elapsed().saturating_add(margin) < life)
+            && self.ends.is_none_or(|ends| SystemTime::now().checked_add(margin).is_some_and(|then| then < ends))
     }
 
     /// After two thirds of their life.
     pub(super) fn is_due(&self, has_fingerprint: bool) -> bool {
         let after = match self.life {
-            Some(life) => life * 2 / 3,
+            Some(life) => part(life, 2, 3),
             None if has_fingerprint => return false,
             None => RELOAD,
         };
         self.at.elapsed() >= after
     }
+}
+
+/// `times` parts of `of` of a life.
+fn part(life: Duration, times: u32, of: u32) -> Duration {
+    life.saturating_mul(times).checked_div(of).unwrap_or(life)
 }
