@@ -284,8 +284,8 @@ mod takeover {
     const VAULT: &str = "vaultKubernetesKms: {transit: {addresses: [\"https://v\"], key: k, auth: {tokenFile: /t}}}";
 
     fn entries(entries: &[&str], lines: &[&str]) {
-        let entries: String = entries.iter().map(|entry| format!("\n  - {{{entry}}}")).collect();
-        refused(&with(&format!("takeover:{entries}")), lines);
+        let entries: Vec<_> = entries.iter().map(|entry| format!("  - {{{entry}}}")).collect();
+        refused(&with(&format!("takeover:\n{}", entries.join("\n"))), lines);
     }
 
     #[test]

@@ -129,8 +129,8 @@ async fn what_has_the_form_of_one_asks_its_key_store_alone_which_may_be_away() {
     let (mut client, good) = (plugin.client().await.unwrap(), stored(&plugin).await);
     let calls = |plugin: &Plugin| {
         ["aws", "vault", "google", "azure"].map(|entry| {
-            plugin.metric("kube_envelope_kek_calls_total", &[&format!("kek=\"{entry}\""), "operation=\"takeover\""])
-                as u64
+            let labels = [&format!("kek=\"{entry}\""), "operation=\"takeover\""];
+            format!("{:.0}", plugin.metric("kube_envelope_kek_calls_total", &labels)).parse::<u64>().unwrap()
         })
     };
     for (at, (entry, request)) in in_form().into_iter().enumerate() {

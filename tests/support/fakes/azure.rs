@@ -143,7 +143,7 @@ impl AzureFake {
         let service = self.service();
         let version = service.keys[name].versions.last().expect("a version");
         let body = json!({"alg": "RSA-OAEP-256", "value": BASE64_URL_SAFE_NO_PAD.encode(plain)}).to_string();
-        let sealed = version.operate("encrypt", "application/json", body.as_bytes()).ok().expect("encrypts");
+        let sealed = version.operate("encrypt", "application/json", body.as_bytes()).expect("encrypts");
         let kid = format!("https://{}/keys/{name}/{}", service.kid_host, version.id);
         (kid, BASE64_URL_SAFE_NO_PAD.encode(sealed))
     }
