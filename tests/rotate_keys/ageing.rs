@@ -161,8 +161,8 @@ async fn a_write_that_reaches_etcd_late_is_waited_for_before_anything_is_searche
     plane.etcd.put(key, &late).await;
     let status = run.wait(ENDS_WITHIN);
     assert!(status.success(), "{}", run.log());
-    assert!(run.log().contains("earlier writes may still be on their way to etcd"), "{}", run.log());
     plane.check_all_under(&new).await;
+    assert!(run.log().contains("earlier writes may still be on their way to etcd"), "{}", run.log());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

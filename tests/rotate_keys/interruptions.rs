@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::control_plane::{ControlPlane, ENDS_WITHIN, Shape};
 use crate::proxy::{Mode, Proxy, Stumbles};
-use crate::support::wait_until;
+use crate::support::{Process, wait_until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_seconds_of_anything_but_service_again_and_again_do_not_end_a_rotation() {
@@ -52,6 +52,27 @@ async fn whatever_is_asked_may_go_unanswered_for_three_seconds_when_it_is_asked_
     for kind in ["GET /metrics", "PATCH /api/v1/namespaces/default/secrets/NAME", "GET /api/v1/secrets"] {
         assert!(refused.contains_key(kind), "{kind} is asked, too: {refused:#?}");
     }
+    plane.check_all_under(&new).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_is_away_for_a_while_does_not_end_a_rotation() {
+    let mut plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 20).await;
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    let new = plane.wait_key_id(0..1, &old).await;
+    // Nothing compacts etcd: that is waited for, and etcd is asked for it again and again.
+    let mut run = plane.spawn("rotate-keys", &["--settle=20s", "no-compact"]);
+    plane.wait_state("settle").await;
+    plane.etcd.process.stop();
+    let told = |run: &Process| run.log().contains("what passes by itself is waited out");
+    wait_until("it says that it waits", ENDS_WITHIN, async || told(&run) || !run.is_running()).await;
+    assert!(run.is_running(), "{}", run.log());
+    plane.etcd.process.restart();
+    let status = run.wait(ENDS_WITHIN);
+    assert_eq!(status.code(), Some(7), "{}", run.log());
+    assert!(run.log().contains("old revisions can still be read"), "{}", run.log());
     plane.check_all_under(&new).await;
 }
 
