@@ -158,8 +158,11 @@ impl Aws {
                 return failed(KekCause::Misconfigured, why);
             }
         }
+        if let CredentialsError::CredentialsNotLoaded(_) = error {
+            // What the SDK adds is the list of all places where it looked.
+            return failed(KekCause::Unauthenticated, NOTHING_FOUND);
+        }
         match error {
-            CredentialsError::CredentialsNotLoaded(_) => failed(KekCause::Unauthenticated, NOTHING_FOUND),
             CredentialsError::InvalidConfiguration(_) => {
                 failed(KekCause::Misconfigured, "the profile cannot be used; check its settings")
             }
@@ -188,15 +191,17 @@ const STS_REFUSALS: [&str; 9] = [
 
 /// Words of a profile that this build does not follow, and what to do.
 const UNSUPPORTED: [(&str, &str); 3] = [
+    // As the SDK calls the feature that it was built without.
     (
-        "credential_process",
+        "credentials-process",
         "the profile has a credential_process, and the plugin starts no programs; have it write a credentialsFile",
     ),
     ("sso", "the profile signs in by IAM Identity Center, which needs a browser; use a role or a credentialsFile"),
     ("login_session", "the profile is for a person; use a role or a credentialsFile"),
 ];
 
-const NOTHING_FOUND: &str = "none are there; give the machine a role, or set profile or credentialsFile";
+const NOTHING_FOUND: &str = "none are there; give the machine a role (to be seen from within a container, it needs \
+                             HttpPutResponseHopLimit 2 or more), or set profile or credentialsFile";
 const NO_METADATA: &str = "the service that gives them out did not answer; for instance metadata from within a \
                            container, the instance needs HttpPutResponseHopLimit 2 or more";
 

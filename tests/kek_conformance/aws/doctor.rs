@@ -141,3 +141,30 @@ async fn credentials_come_from_a_web_identity_and_from_a_container_with_the_advi
         assert!(text.contains("use the instance's role"), "{text}");
     }
 }
+
+/// One line of our own words each, which names the file, the setting or the hop limit; none of the SDK's dumps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_that_cannot_be_had_are_told_in_one_line_with_what_to_change() {
+    let bench = FakeBench::start().await;
+    let profiles = bench.folder().join("config");
+    let text = "[profile process]\ncredential_process = /bin/true\n\
+                [profile person]\nsso_session = s\nsso_account_id = 111122223333\nsso_role_name = r\n\
+                [sso-session s]\nsso_region = eu-central-1\nsso_start_url = https://sso.invalid/start\n";
+    std::fs::write(&profiles, text).expect("written");
+    let profiles = ("AWS_CONFIG_FILE", profiles.display().to_string());
+    let no_metadata = ("AWS_EC2_METADATA_DISABLED", String::from("true"));
+    let token = [("AWS_WEB_IDENTITY_TOKEN_FILE", "/nosuch".into()), ("AWS_ROLE_ARN", ROLE.into()), no_metadata.clone()];
+    let refusing = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1".into())];
+    for (settings, variables, words) in [
+        (", profile: process", &[profiles.clone(), no_metadata.clone()][..], "the plugin starts no programs"),
+        (", profile: person", &[profiles, no_metadata], "IAM Identity Center"),
+        ("", &token, "/nosuch"),
+        ("", &refusing, "HttpPutResponseHopLimit 2"),
+    ] {
+        let (code, text) = doctor(&bench, &bench.item_with(settings), variables).await;
+        assert_eq!(code, 1, "{settings}: {text}");
+        let line = text.lines().find(|line| line.trim().starts_with("KEK it: version ")).expect(&text);
+        assert!(line.contains("FAILED") && line.contains(words), "{settings}: {text}");
+        assert!(!text.contains(" { ") && !text.contains("Some("), "{settings}: {text}");
+    }
+}
