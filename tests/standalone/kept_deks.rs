@@ -185,3 +185,35 @@ async fn a_second_plugin_on_the_same_state_folder_is_refused() {
     assert_eq!(ran.code, Some(1));
     assert!(ran.error.contains("another kube-envelope process uses it"), "{}", ran.error);
 }
+
+/// Opening a FIFO that nobody reads hangs, as a file on a disk that does not answer.
+#[tokio::test]
+async fn a_state_folder_that_hangs_at_the_start_holds_up_nothing_and_is_taken_in_when_it_answers() {
+    let keyring = KeyringFile::create();
+    let mut plugin = start(&item("primary", &keyring)).await;
+    let sealed = encrypt(&plugin).await;
+    plugin.stop();
+    let lock = plugin.folder().join("state/lock");
+    std::fs::remove_file(&lock).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&lock).status().unwrap().success());
+    plugin.restart().await;
+    plugin.wait_healthy().await;
+    assert_eq!(plugin.get("/livez"), "ok");
+    assert!(opens(&plugin, &encrypt(&plugin).await).await && opens(&plugin, &sealed).await);
+    wait_for_reason(&plugin, "stateDir").await;
+    let reader = tokio::task::spawn_blocking(move || std::fs::File::open(lock).unwrap()).await.unwrap();
+    wait_until("the folder is taken in", SOON, async || report(&plugin)["state"] == "ready").await;
+    assert_eq!(report(&plugin)["deksKept"], 2, "the one of before, and the one of meanwhile");
+    drop(reader);
+}
+
+#[tokio::test]
+async fn a_dek_that_was_seen_at_the_very_end_is_remembered() {
+    let keyring = KeyringFile::create();
+    let (other, mut plugin) = (start(&item("primary", &keyring)).await, start(&item("primary", &keyring)).await);
+    let sealed = encrypt(&other).await;
+    assert!(opens(&plugin, &sealed).await);
+    plugin.stop();
+    let id = hex::encode(&sealed.ciphertext[3..19]);
+    assert!(plugin.folder().join("state").join(format!("{id}.dek")).exists(), "{id}");
+}
