@@ -48,6 +48,7 @@ impl Dice {
 
 /// What all runs share, and what became of them.
 struct World {
+    seed: u64,
     stored: Mutex<Stored>,
     dice: Mutex<Dice>,
     began: Instant,
@@ -68,7 +69,8 @@ impl World {
 
     fn begins(&self, run: u64) {
         let other = self.working.lock().unwrap().replace(run);
-        assert_eq!(other, None, "run {run} begins while another one works, at {:?}", self.began.elapsed());
+        let (seed, at) = (self.seed, self.began.elapsed());
+        assert_eq!(other, None, "seed {seed}: run {run} begins while another one works, at {at:?}");
     }
 
     fn stops(&self, run: u64) {
@@ -153,6 +155,7 @@ async fn operator(number: u64, world: Arc<World>) {
 
 async fn history(seed: u64) -> Arc<World> {
     let world = Arc::new(World {
+        seed,
         stored: Mutex::default(),
         dice: Mutex::new(Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)),
         began: Instant::now(),
@@ -171,12 +174,12 @@ async fn history(seed: u64) -> Arc<World> {
 async fn at_no_moment_do_two_runs_work_whatever_their_lines_do() {
     let (mut taken, mut silent, mut replaced) = (0, 0, 0);
     for seed in 1..=8 {
-        println!("seed {seed}");
         let world = history(seed).await;
         taken += world.taken.load(Relaxed);
         silent += world.silent.load(Relaxed);
         replaced += world.replaced.load(Relaxed);
     }
-    println!("{taken} runs began, {silent} times one stood still, {replaced} times another one had begun meanwhile");
-    assert!(taken > 200 && silent > 200 && replaced > 50, "{taken} {silent} {replaced}");
+    let told =
+        format!("{taken} runs began, {silent} times one stood still, {replaced} times another had begun meanwhile");
+    assert!(taken > 200 && silent > 200 && replaced > 50, "{told}");
 }
