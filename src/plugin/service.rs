@@ -31,7 +31,7 @@ pub struct Service {
     cache: Arc<DekCache>,
     store: Arc<DekStore>,
     audit: Arc<Audit>,
-    /// Another cluster's name under which a generation of this very key_id sealed what was to be opened here.
+    /// Another cluster's name under which a generation of this very `key_id` sealed what was to be opened here.
     other_cluster: ArcSwapOption<ClusterName>,
     /// Told each time that the keys were cleared.
     cleared: watch::Sender<()>,
@@ -225,7 +225,7 @@ impl Service {
         unwrapped.map_err(|source| ServiceError::Unwrap { dek_id, source })
     }
 
-    /// The same KEKs and versions make the same key_id, whatever the cluster is called: then it is not another cluster
+    /// The same KEKs and versions make the same `key_id`, whatever the cluster is called: then it is not another cluster
     /// whose ciphertext came here, but a node that is configured otherwise.
     fn note_other_cluster(&self, error: &CiphertextError, key_id: &str) {
         let serving = self.serving.load();
@@ -237,7 +237,7 @@ impl Service {
         }
     }
 
-    /// What another node calls the cluster that seals under this key_id, since the plugin was started.
+    /// What another node calls the cluster that seals under this `key_id`, since the plugin was started.
     pub fn other_cluster(&self) -> Option<Arc<ClusterName>> {
         self.other_cluster.load_full()
     }

@@ -1,7 +1,7 @@
 //! One rotation at a time: a Lease in the cluster that the run holds and renews while it works.
 //!
-//! Two times keep two runs apart. Another run takes the Lease when it has seen it unchanged for [`EXPIRES_AFTER`]; a run
-//! that could not renew it for [`STOPS_AFTER`], which is less, stands still. So when another one begins, this one has
+//! Two times keep two runs apart. Another run takes the Lease when it has seen it unchanged for `EXPIRES_AFTER`; a run
+//! that could not renew it for `STOPS_AFTER`, which is less, stands still. So when another one begins, this one has
 //! stopped, whatever cut it off from the API server.
 
 mod holder;
