@@ -37,6 +37,9 @@ use crate::telemetry::{Metrics, start_logs};
 /// Worker threads: the API server sends little; two keep a slow request from holding up Status.
 const THREADS: usize = 2;
 
+/// How long the end waits for a slow `stateDir`.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
+
 /// Runs the command.
 ///
 /// # Errors
@@ -143,11 +146,13 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
         tokio::spawn(dev::self_check(config.socket.address.clone()));
     }
     let ended = tokio::select! {
-        served = server::serve(connections, service, metrics, stop_signal(terminate, interrupt)) => {
+        served = server::serve(connections, service.clone(), metrics, stop_signal(terminate, interrupt)) => {
             served.context("the gRPC server ended")
         }
         error = supervise(&mut background) => Err(error),
     };
+    // What was seen last is remembered as well.
+    service.store().is_written(WRITTEN_WITHIN).await;
     audit.stop().await;
     ended
 }

@@ -80,10 +80,16 @@ struct Denials {
     count: u32,
 }
 
+impl Denials {
+    fn is_definite(self) -> bool {
+        self.count >= LEAST_DENIALS && self.last.saturating_sub(self.first) >= CONFIRMATION
+    }
+}
+
 impl Contact {
     /// Whether the denials are definite.
     pub fn is_denied(&self) -> bool {
-        self.denials.is_some_and(|row| row.count >= LEAST_DENIALS && row.last.saturating_sub(row.first) >= CONFIRMATION)
+        self.denials.is_some_and(Denials::is_definite)
     }
 
     /// Whether there was a denial that is not definite yet.
@@ -105,8 +111,9 @@ impl Contacts {
         let before = self.versions.get(version);
         let now = before.map_or(now, |contact| contact.asked.max(now));
         let denials = (standing == Standing::Denies).then(|| match before.and_then(|contact| contact.denials) {
-            // Over a longer silence nobody knows what it would have said.
-            Some(row) if now.saturating_sub(row.last) <= CONFIRMATION => {
+            // Over a longer silence nobody knows what it would have said; what is definite stays so until it says
+            // something else.
+            Some(row) if row.is_definite() || now.saturating_sub(row.last) <= CONFIRMATION => {
                 Denials { last: now, count: row.count.saturating_add(1), ..row }
             }
             _ => Denials { first: now, last: now, count: 1 },
@@ -225,6 +232,18 @@ mod tests {
         for second in [0, 28, 28 + 10] {
             contacts.note(&by[0], Standing::Denies, at(second));
         }
+        assert!(!contacts.is_denied(&by));
+    }
+
+    #[test]
+    fn a_definite_denial_stays_so_however_long_nobody_asks_until_something_else_is_answered() {
+        let (mut contacts, by) = (contacts(), [version("a", "1")]);
+        for second in [0, 5, 10, 100] {
+            contacts.note(&by[0], Standing::Denies, at(second));
+        }
+        assert!(contacts.is_denied(&by));
+        contacts.note(&by[0], Standing::Silent, at(101));
+        contacts.note(&by[0], Standing::Denies, at(102));
         assert!(!contacts.is_denied(&by));
     }
 

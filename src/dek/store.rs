@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
 pub use self::folder::{StateFolder, is_private};
@@ -39,6 +39,8 @@ pub struct DekStore {
     files: Arc<dyn StateFiles>,
     state: Mutex<State>,
     work: Notify,
+    /// Ends a pause after a failure: somebody waits.
+    hurry: Notify,
     /// Records that are not written yet.
     unwritten: watch::Sender<usize>,
 }
@@ -73,7 +75,8 @@ impl DekStore {
     /// Only where another process has these files. Any other fault is reported by [`DekStore::problem`], and put right
     /// in the background.
     pub async fn open(files: Arc<dyn StateFiles>) -> io::Result<Self> {
-        let store = Self { files, state: Mutex::default(), work: Notify::new(), unwritten: watch::Sender::new(0) };
+        let (work, hurry) = (Notify::new(), Notify::new());
+        let store = Self { files, state: Mutex::default(), work, hurry, unwritten: watch::Sender::new(0) };
         let loaded = timeout(READ_WITHIN, store.load()).await;
         match loaded.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut))) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(error),
@@ -135,6 +138,11 @@ impl DekStore {
         self.state().history.clone()
     }
 
+    /// What a restart would find of it.
+    pub fn written_history(&self) -> History {
+        self.state().written.clone()
+    }
+
     /// The DEK of a generation that a restart would go on with, if it is kept.
     pub fn find_written(&self, id: DekId) -> Option<Arc<WrappedDekSet>> {
         let state = self.state();
@@ -154,8 +162,9 @@ impl DekStore {
             .or_else(|| is_slow.then(|| "stateDir is slow; what it should hold is in memory alone".into()))
     }
 
-    /// Waits until everything is written, for `patience` at most. Whether it is.
+    /// Waits until everything is written, for `patience` at most; what failed is tried again at once. Whether it is.
     pub async fn is_written(&self, patience: Duration) -> bool {
+        self.hurry.notify_waiters();
         let mut unwritten = self.unwritten.subscribe();
         let written = timeout(patience, unwritten.wait_for(|count| *count == 0)).await;
         written.is_ok_and(|written| written.is_ok())
@@ -180,7 +189,7 @@ impl DekStore {
                 Ok(()) => pause = FIRST_PAUSE,
                 Err((what, error)) => {
                     self.failed(what, &error);
-                    sleep(pause).await;
+                    let _ = timeout(pause, self.hurry.notified()).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }

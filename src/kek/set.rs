@@ -33,6 +33,9 @@ pub struct Answer<T> {
     pub result: Result<T, KekError>,
 }
 
+/// Told of each version that unwraps, at once and not when the slowest KEK has answered.
+pub type Opened<'a> = &'a (dyn Fn(&KekVersion) + Send + Sync);
+
 /// Why no KEK unwrapped a DEK.
 #[derive(Debug, thiserror::Error)]
 pub enum UnwrapError {
@@ -99,10 +102,7 @@ impl KekSet {
 
     /// Asks every KEK that wraps for its active version, all at once.
     pub async fn versions(&self) -> Vec<Answer<KekVersion>> {
-        join_all(self.active.iter().map(|kek| async {
-            Answer { name: kek.name().into(), lineage: kek.lineage(), result: kek.version().await }
-        }))
-        .await
+        self.ask_each(GuardedKek::version).await
     }
 
     /// Wraps `dek` under every KEK and proves that each unwraps it again, all at once. The version of each wrap
@@ -114,36 +114,46 @@ impl KekSet {
         &self,
         dek: &Dek,
         context: &WrapContext,
+        opened: Opened<'_>,
     ) -> Result<Vec<WrappedDek>, (String, KekError)> {
-        let wraps = join_all(self.active.iter().map(|kek| async {
+        let wraps = self.ask_each(|kek| async move {
             let wrapped = kek.wrap(dek, context).await?;
-            let version = prove(kek, &wrapped, context).await?;
+            let version = prove(kek, &wrapped, context, opened).await?;
             Ok(WrappedDek { version, ..wrapped })
-        }))
-        .await;
-        wraps
-            .into_iter()
-            .zip(&self.active)
-            .map(|(wrap, kek)| wrap.map_err(|error| (kek.name().to_owned(), error)))
-            .collect()
+        });
+        all(wraps.await)
     }
 
-    /// Asks each KEK that wraps to unwrap its part of `wraps` again, all at once.
+    /// Asks each KEK that wraps to unwrap its part of `wraps` again, all at once; one that none of `wraps` belongs to
+    /// knows no such version.
     ///
     /// # Errors
-    /// Of the first KEK that did not, or that none of `wraps` belongs to.
-    pub async fn prove(&self, wraps: &[WrappedDek], context: &WrapContext) -> Result<(), (String, KekError)> {
-        let proven = join_all(self.active.iter().map(|kek| async {
+    /// Of the first KEK that did not.
+    pub async fn prove(
+        &self,
+        wraps: &[WrappedDek],
+        context: &WrapContext,
+        opened: Opened<'_>,
+    ) -> Result<(), (String, KekError)> {
+        let proven = self.ask_each(|kek| async move {
             match wraps.iter().find(|wrap| wrap.version.lineage == kek.lineage()) {
-                Some(wrap) => prove(kek, wrap, context).await.map(drop),
+                Some(wrap) => prove(kek, wrap, context, opened).await,
                 None => Err(KekError::new(KekCause::UnknownVersion, "it has not wrapped this DEK")),
             }
-        }))
-        .await;
-        proven
-            .into_iter()
-            .zip(&self.active)
-            .try_for_each(|(proven, kek)| proven.map_err(|error| (kek.name().into(), error)))
+        });
+        all(proven.await).map(drop)
+    }
+
+    /// Asks every KEK that wraps, all at once.
+    async fn ask_each<'a, T, F>(&'a self, ask: impl Fn(&'a GuardedKek) -> F) -> Vec<Answer<T>>
+    where
+        F: Future<Output = Result<T, KekError>>,
+    {
+        let results = join_all(self.active.iter().map(|kek| ask(kek))).await;
+        // Only now is it known which keyring a file holds.
+        let answer =
+            |(kek, result): (&Arc<GuardedKek>, _)| Answer { name: kek.name().into(), lineage: kek.lineage(), result };
+        self.active.iter().zip(results).map(answer).collect()
     }
 
     /// Asks the KEK that made `wrap` to unwrap it. `None` where it is not configured.
@@ -212,8 +222,19 @@ impl KekSet {
     }
 }
 
-async fn prove(kek: &GuardedKek, wrapped: &WrappedDek, context: &WrapContext) -> Result<KekVersion, KekError> {
-    unwrap_checked(kek, wrapped, context).await.map(|unwrapped| unwrapped.version)
+async fn prove(
+    kek: &GuardedKek,
+    wrapped: &WrappedDek,
+    context: &WrapContext,
+    opened: Opened<'_>,
+) -> Result<KekVersion, KekError> {
+    let version = unwrap_checked(kek, wrapped, context).await?.version;
+    opened(&version);
+    Ok(version)
+}
+
+fn all<T>(answers: Vec<Answer<T>>) -> Result<Vec<T>, (String, KekError)> {
+    answers.into_iter().map(|answer| answer.result.map_err(|error| (answer.name, error))).collect()
 }
 
 /// Unwraps, and holds the DEK against its id: whatever a KEK answers, only the right DEK gets in.

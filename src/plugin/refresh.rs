@@ -8,9 +8,13 @@ mod accept;
 mod adopt;
 mod coverage;
 mod decision;
+mod health;
+mod memory;
+mod proofs;
 mod prove;
 mod recover;
 mod report;
+mod settings;
 mod warm;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,87 +25,29 @@ use arc_swap::ArcSwap;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use self::adopt::Attempt;
 use self::coverage::{Choice, Kept, Uncovered, stored_generation};
 use self::decision::{Known, Step, decide};
-use self::prove::Proofs;
+pub use self::health::{KekHealth, VersionHealth};
+pub use self::memory::{MakeDek, Refresh};
+use self::proofs::Proofs;
 use self::recover::Recovery;
-pub use self::report::{KekHealth, VersionHealth};
+use self::settings::SOON;
+pub use self::settings::Settings;
 use self::warm::Warm;
 use super::service::Service;
 use super::state::Serving;
 use crate::crypto::seal::os_random;
-use crate::crypto::secret::{Dek, DekId};
+use crate::crypto::secret::Dek;
+use crate::kek::KekVersion;
 use crate::kek::set::{Answer, KekSet};
-use crate::kek::takeover::Takeovers;
-use crate::kek::{KekCause, KekVersion, Lineage};
 use crate::telemetry::Metrics;
 
-/// While a denial is being confirmed, the KEKs are asked this often.
-const SOON: Duration = Duration::from_secs(2);
-
 /// While nothing is served: serving resumes within a second of a KEK's first good answer.
-const AT_ONCE: Duration = Duration::from_millis(250);
+const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-
-/// What may change while the plugin runs.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The KEKs.
-    pub keks: KekSet,
-    /// What opens other plugins' data.
-    pub takeovers: Takeovers,
-    /// KEKs that left for good: what they alone unwrap is not kept any more.
-    pub forget: BTreeSet<Lineage>,
-    /// See `Config::epoch`.
-    pub epoch: u64,
-    /// See `Config::max_offline_age`.
-    pub max_offline_age: Duration,
-    /// See `Config::refresh_interval`.
-    pub refresh_interval: Duration,
-    /// See `Config::prove_interval`.
-    pub prove_interval: Duration,
-}
-
-impl Settings {
-    /// How long a DEK may be used after its last unwrap: with `maxOfflineAge: 0s`, two refreshes may be missed.
-    pub fn limit(&self) -> Duration {
-        self.max_offline_age.max(self.refresh_interval * 2)
-    }
-}
-
-/// Where the plugin's DEKs come from.
-pub type MakeDek = Arc<dyn Fn() -> Dek + Send + Sync>;
-
-/// The loop and what it remembers between its turns.
-pub struct Refresh {
-    service: Arc<Service>,
-    settings: Settings,
-    metrics: Arc<Metrics>,
-    health: Arc<ArcSwap<Vec<KekHealth>>>,
-    make_dek: MakeDek,
-    proofs: Proofs,
-    warm: Warm,
-    recovery: Option<Recovery>,
-    /// Stored generations of this node that no KEK will unwrap again.
-    lost: BTreeSet<DekId>,
-    /// The last attempt at a new generation that failed.
-    attempt: Option<Attempt>,
-    /// Why the configuration on disk is not the one in use.
-    refused: Option<String>,
-    /// What the KEKs said when they were asked for their versions.
-    failures: BTreeMap<Lineage, (KekCause, String)>,
-    /// The versions that the KEKs called active, and the KEKs that have just named another one.
-    named: BTreeMap<Lineage, String>,
-    renamed: BTreeSet<Lineage>,
-    /// Turns in a row without a generation.
-    waits: u32,
-    /// Of the pauses between turns, which differ from node to node.
-    random: StdRng,
-}
 
 impl Refresh {
     /// The loop for `service`, going on where its store says that this node was.
@@ -127,7 +73,8 @@ impl Refresh {
             failures: BTreeMap::new(),
             named: BTreeMap::new(),
             renamed: BTreeSet::new(),
-            waits: 0,
+            // Nothing is served yet: the first turn begins at once.
+            waits: 1,
             random: StdRng::from_rng(&mut rand::rng()),
         };
         refresh.configure();
@@ -196,7 +143,12 @@ impl Refresh {
         };
         self.prove().await;
         self.enforce(trouble);
-        self.warm.start(&self.service);
+        // A recovery that ends after this look is followed by another turn within a second, not by a whole interval.
+        let serves = self.service.serving().generation().is_some();
+        self.waits = if serves { 0 } else { self.waits.saturating_add(1) };
+        if serves {
+            self.warm.start(&self.service);
+        }
         self.report(&answers);
     }
 
@@ -205,12 +157,13 @@ impl Refresh {
         if let Some(generation) = self.service.serving().generation() {
             return Some((generation.dek_id(), Arc::new(generation.wrapped().clone())));
         }
-        let history = self.service.store().history();
-        let choice =
-            Choice { history: &history, keks: &self.settings.keks, cluster: self.service.cluster(), lost: &self.lost };
         // What a restart would not find is only gone on with where there is nothing else.
         let store = self.service.store();
-        let is_any_written = history.deks().any(|id| store.find_written(id).is_some());
+        let written = store.written_history();
+        let is_any_written = written.deks().any(|id| store.find_written(id).is_some());
+        let history = if is_any_written { written } else { store.history() };
+        let choice =
+            Choice { history: &history, keks: &self.settings.keks, cluster: self.service.cluster(), lost: &self.lost };
         stored_generation(&choice, |id| if is_any_written { store.find_written(id) } else { store.find(id) })
     }
 
@@ -342,16 +295,15 @@ impl Refresh {
     fn pause(&mut self) -> Duration {
         let Settings { refresh_interval, .. } = self.settings;
         let serving = self.service.serving();
-        self.waits = if serving.generation().is_some() { 0 } else { self.waits.saturating_add(1) };
         if self.waits > 0 {
-            return AT_ONCE.saturating_mul(1 << self.waits.min(8)).min(LONGEST_WAIT);
+            return FIRST_RETRY.saturating_mul(1 << self.waits.min(8)).min(LONGEST_WAIT);
         }
         let regular = refresh_interval.min(self.rhythm().active);
         let left = serving.generation().and_then(|generation| self.service.cache().remaining(generation.dek_id()));
         match left {
             _ if self.is_doubtful() => SOON.min(regular),
             // What is about to end is looked at when it does.
-            Some(left) if left < regular => left.max(AT_ONCE),
+            Some(left) if left < regular => left.max(FIRST_RETRY),
             _ => regular.mul_f64(self.random.random_range(0.9..1.0)),
         }
     }
@@ -373,9 +325,4 @@ async fn overdue(service: &Service) {
             return;
         }
     }
-}
-
-/// Whether `at` has come.
-fn is_over(at: Instant) -> bool {
-    at <= Instant::now()
 }

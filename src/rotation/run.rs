@@ -5,6 +5,7 @@ mod checks;
 mod claims;
 mod in_etcd;
 mod keys;
+mod outage;
 mod passes;
 mod patience;
 mod pioneers;

@@ -11,7 +11,6 @@ use super::{Source, is_of_name, sources};
 type Module = Vec<String>;
 
 #[test]
-#[ignore = "plugin/refresh is left; it runs with --ignored"]
 fn no_file_needs_itself_by_way_of_others() {
     let sources = sources();
     let needs = needs(&sources);

@@ -177,7 +177,7 @@ async fn a_dek_that_is_not_the_one_of_its_id_is_rejected() {
     let kek = GuardedKek::new("it".into(), bench.kek().await, Arc::new(Metrics::new()));
     let set = KekSet::new(vec![Arc::new(kek)], Vec::new()).expect("one KEK is distinct");
     let (dek, context) = dek();
-    let wraps = set.wrap_and_prove(&dek, &context).await.expect("wrap");
+    let wraps = set.wrap_and_prove(&dek, &context, &|_| {}).await.expect("wrap");
     let (unwrapped, _) = set.unwrap(&wraps, &context).await.expect("unwrap");
     assert_eq!(unwrapped.expose(), dek.expose());
     let wrong = WrapContext { dek_id: DekId([0; 16]), ..context };

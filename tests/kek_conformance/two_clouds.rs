@@ -20,7 +20,7 @@ async fn a_dek_wrapped_by_two_clouds_opens_by_either_and_only_with_its_id() {
     let configs = [config(&google.item()), config(&azure.item())];
     let set = key_stores::open_set(&configs, &[], &Arc::new(Metrics::new())).expect("both are built");
     let (dek, context) = dek();
-    let wraps = set.wrap_and_prove(&dek, &context).await.expect("both wrap and prove");
+    let wraps = set.wrap_and_prove(&dek, &context, &|_| {}).await.expect("both wrap and prove");
     assert_eq!(wraps.len(), 2);
     let wrong = WrapContext { dek_id: DekId([0; 16]), ..context.clone() };
     assert_eq!(set.unwrap(&wraps, &wrong).await.expect_err("another id").cause(), KekCause::Rejected);
@@ -46,6 +46,6 @@ async fn nothing_is_adopted_while_one_of_two_clouds_does_not_prove() {
     let set = key_stores::open_set(&configs, &[], &Arc::new(Metrics::new())).expect("both are built");
     azure.withdraw_permission().await;
     let (dek, context) = dek();
-    let (name, error) = set.wrap_and_prove(&dek, &context).await.expect_err("one does not");
+    let (name, error) = set.wrap_and_prove(&dek, &context, &|_| {}).await.expect_err("one does not");
     assert_eq!((name.as_str(), error.cause()), ("kek", KekCause::Denied), "{}", error.chain());
 }

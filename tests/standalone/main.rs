@@ -25,6 +25,7 @@ mod monitoring;
 mod rotation;
 mod running;
 mod sandbox;
+mod seam;
 mod secrets_stay_inside;
 mod simulation;
 #[cfg(feature = "rotate")]

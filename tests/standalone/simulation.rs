@@ -3,7 +3,7 @@
 //! follows from its seed alone. After every step the invariants of `oracle` are checked, which are the README's outage
 //! table and the crate's own.
 //!
-//! `scripts/test` runs 600 schedules, `scripts/soak` 100,000. A failing one prints its seed and what happened; with
+//! `scripts/test` runs 2,000 schedules, `scripts/soak` 100,000. A failing one prints its seed and what happened; with
 //! `SIMULATION_SEED=seed` that one runs again, alone.
 
 mod disk;
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use self::schedule::Schedule;
 
 /// Schedules of an ordinary run.
-const SCHEDULES: u64 = 600;
+const SCHEDULES: u64 = 2_000;
 
 /// As many as the machines that the tests run on have cores.
 const THREADS: u64 = 2;

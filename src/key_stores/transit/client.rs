@@ -1,7 +1,7 @@
 //! Requests to the servers of one Vault or OpenBao cluster: which is asked, over which TLS, and how much of an
 //! answer is read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -88,12 +88,18 @@ impl Client {
         &self.clock
     }
 
+    /// The client certificate that is shown, where there is one.
+    pub fn certificate_file(&self) -> Option<&Path> {
+        self.servers.client_certificate.as_ref().map(|certificate| certificate.cert_file.as_path())
+    }
+
     /// Takes changed certificate files in. What cannot be read leaves the former ones in use.
-    pub fn reload(&self) {
-        match connect(&self.servers) {
-            Ok(http) => self.http.store(http.into()),
-            Err(error) => tracing::warn!(error = error.chain(), "certificate files not reloaded"),
-        }
+    ///
+    /// # Errors
+    /// What cannot be read, or does not fit together: certificate and key are two files, and replaced one after the other.
+    pub fn reload(&self) -> Result<(), KekError> {
+        self.http.store(connect(&self.servers)?.into());
+        Ok(())
     }
 
     /// Asks one address after the other until one answers; the one that did is asked first the next time.
@@ -117,7 +123,9 @@ impl Client {
         let failure = last.unwrap_or_else(|| Failure::of(KekError::misconfigured("addresses lists no server")));
         if !failure.connected && (self.servers.ca_file.is_some() || self.servers.client_certificate.is_some()) {
             // Perhaps the server has a certificate of a new issuer by now.
-            self.reload();
+            if let Err(error) = self.reload() {
+                tracing::warn!(error = error.chain(), "certificate files not reloaded");
+            }
         }
         Err(failure)
     }
@@ -264,7 +272,7 @@ fn identity(ClientCertificate { cert_file, key_file }: &ClientCertificate) -> Re
     })
 }
 
-fn read_file(field: &str, file: &std::path::Path) -> Result<Zeroizing<Vec<u8>>, KekError> {
+fn read_file(field: &str, file: &Path) -> Result<Zeroizing<Vec<u8>>, KekError> {
     std::fs::read(file)
         .map(Zeroizing::new)
         .map_err(|error| KekError::unavailable(format!("cannot read {field} {}", file.display())).with_source(error))

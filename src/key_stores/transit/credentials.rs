@@ -174,7 +174,8 @@ impl Source for Tokens {
     }
 
     async fn content(&self) -> Result<Option<Content>, KekError> {
-        match self.login.file() {
+        let certificate = || self.client.certificate_file().filter(|_| matches!(self.login, Login::Cert { .. }));
+        match self.login.file().or_else(certificate) {
             Some(file) => credential_file::read(self.login.what(), file).await.map(Some),
             None => Ok(None),
         }
@@ -190,8 +191,11 @@ impl Source for Tokens {
             let content = content.ok_or_else(|| KekError::unavailable("the token file was not read"))?;
             return self.adopt(&content).await;
         };
-        if let Login::Cert { .. } = self.login {
-            self.client.reload();
+        if let Login::Cert { .. } = self.login
+            && let Err(error) = self.client.reload()
+        {
+            // The former pair must not be shown, and be refused, in the name of this one.
+            return Err(KekError::unavailable("the client certificate cannot be used now").with_source(error));
         }
         let LoggedIn { auth } = self.client.send(&request, None).await?.parse()?;
         let life = life(auth.lease_duration);

@@ -13,7 +13,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{error, info};
 
 use super::{Health, router};
@@ -27,6 +27,8 @@ const CONNECTION_LASTS: Duration = Duration::from_secs(10);
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// How long a listener that cannot be had waits for the next attempt.
 const AGAIN: Duration = Duration::from_secs(10);
+/// Nobody loses his connection to another peer before this: what a probe asks is answered much sooner.
+const LASTS_AT_LEAST: Duration = Duration::from_millis(100);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A listener that was bound before the process gave up the right to make another one.
@@ -104,7 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 /// Accepts until it is dropped. A peer that holds connections open takes the place of his own former ones: the newest
 /// is the one that a probe has just opened.
 async fn accept(listener: Accepting, app: Router, most: usize) -> io::Error {
-    let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
+    let mut open: VecDeque<(Instant, JoinHandle<()>)> = VecDeque::new();
     loop {
         let accepted: io::Result<Box<dyn Stream>> = match &listener {
             Accepting::Tcp(listener) => listener.accept().await.map(|(stream, _)| Box::new(stream) as _),
@@ -115,13 +117,14 @@ async fn accept(listener: Accepting, app: Router, most: usize) -> io::Error {
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        open.retain(|connection| !connection.is_finished());
+        open.retain(|(_, connection)| !connection.is_finished());
         if open.len() >= most
-            && let Some(oldest) = open.pop_front()
+            && let Some((since, mut oldest)) = open.pop_front()
         {
+            let _ = timeout_at(since + LASTS_AT_LEAST, &mut oldest).await;
             oldest.abort();
         }
-        open.push_back(tokio::spawn(serve_connection(stream, app.clone())));
+        open.push_back((Instant::now(), tokio::spawn(serve_connection(stream, app.clone()))));
     }
 }
 

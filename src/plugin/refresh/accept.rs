@@ -6,7 +6,10 @@ use futures::stream::{self, StreamExt};
 use tracing::{error, info};
 
 use super::coverage::{Kept, Uncovered};
-use super::{Refresh, Settings};
+use super::memory::Refresh;
+use super::proofs::Proofs;
+use super::settings::Settings;
+use super::warm::Warm;
 use crate::crypto::secret::DekId;
 use crate::dek::contacts::Standing;
 use crate::envelope::WrappedDekSet;
@@ -37,8 +40,8 @@ impl Refresh {
                 (self.refused, self.attempt, self.recovery) = (None, None, None);
                 self.failures.clear();
                 self.lost.clear();
-                self.proofs = super::Proofs::default();
-                self.warm = super::Warm::default();
+                self.proofs = Proofs::default();
+                self.warm = Warm::default();
                 self.configure();
             }
         }

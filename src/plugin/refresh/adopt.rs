@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::decision::went_back;
-use super::{Refresh, is_over};
+use super::memory::{Attempt, Refresh, is_over};
+use super::warm::is_final;
 use crate::crypto::seal::dek_id;
 use crate::crypto::secret::DekId;
 use crate::dek::contacts::Standing;
@@ -16,7 +17,6 @@ use crate::generation::Generation;
 use crate::kek::set::Answer;
 use crate::kek::{KekVersion, WrapContext};
 use crate::key_id::KeyId;
-use crate::plugin::service::ServiceError;
 use crate::plugin::state::{Serving, Trouble};
 
 /// How long a generation waits to be on disk before it is published as being in memory alone: while another one is
@@ -26,14 +26,6 @@ const SAVED_SOON: Duration = Duration::from_millis(300);
 
 /// While a generation is served, another one is attempted this often at most.
 const ATTEMPTS: Duration = Duration::from_mins(1);
-
-/// A failed attempt at a generation of these versions.
-#[derive(Debug)]
-pub(super) struct Attempt {
-    expected: Vec<KekVersion>,
-    next: Instant,
-    reason: String,
-}
 
 impl Refresh {
     /// Adopts a generation of the versions that the KEKs call active. Why that failed, where it did: what is served
@@ -75,13 +67,14 @@ impl Refresh {
         answers: &[Answer<KekVersion>],
     ) -> Result<Generation, String> {
         let key_id = KeyId::derive(self.settings.epoch, expected);
-        match self.own(&key_id) {
+        let lost = match self.own(&key_id) {
             Some((id, wrapped)) => match self.kept_generation(id, &wrapped).await? {
-                Some(generation) => Ok(generation),
-                None => self.make(answers).await,
+                Some(generation) => return Ok(generation),
+                None => Some(id),
             },
-            None => self.make(answers).await,
-        }
+            None => None,
+        };
+        self.make(answers, lost).await
     }
 
     fn own(&self, key_id: &KeyId) -> Option<(DekId, Arc<WrappedDekSet>)> {
@@ -98,7 +91,7 @@ impl Refresh {
             Err(error) if is_final(&error) => return Ok(None),
             Err(error) => return Err(error.to_string()),
         };
-        let proven = self.settings.keks.prove(&wrapped.wraps, &wrapped.context(id)).await;
+        let proven = self.settings.keks.prove(&wrapped.wraps, &wrapped.context(id), &self.opened()).await;
         match proven {
             Ok(()) => Generation::new(dek, wrapped.clone()).map(Some).map_err(|error| error.to_string()),
             Err((_, error)) if Standing::from(error.cause()) == Standing::Lost => Ok(None),
@@ -106,18 +99,29 @@ impl Refresh {
         }
     }
 
-    async fn make(&self, answers: &[Answer<KekVersion>]) -> Result<Generation, String> {
+    /// Whatever becomes of the generation: an unwrap is an unwrap.
+    fn opened(&self) -> impl Fn(&KekVersion) + Send + Sync {
+        let cache = self.service.cache().clone();
+        let asked = cache.now();
+        move |version| cache.note_known(version, Standing::Opens, asked)
+    }
+
+    /// A new generation. Not under the `key_id` of a kept one, other than `lost`: what that one sealed needs no second DEK,
+    /// and whoever made one at each turn would fill the store.
+    async fn make(&self, answers: &[Answer<KekVersion>], lost: Option<DekId>) -> Result<Generation, String> {
         let dek = (self.make_dek)();
         let id = dek_id(&dek);
         let context = WrapContext { cluster: self.service.cluster().to_owned(), dek_id: id };
-        let wraps = self.settings.keks.wrap_and_prove(&dek, &context).await;
+        let wraps = self.settings.keks.wrap_and_prove(&dek, &context, &self.opened()).await;
         let wraps = wraps.map_err(|(name, error)| format!("KEK {name}: {}", error.chain()))?;
         let epoch = self.settings.epoch;
         let wrapped = WrappedDekSet { cluster: context.cluster, epoch, wraps };
-        let serving = self.service.serving();
-        if serving.generation().is_some_and(|generation| *generation.key_id() == wrapped.key_id()) {
-            return Err("the KEKs call other versions active than those that they wrap with; the generation in use, \
-                        which has these, stays"
+        if let Some((kept, _)) = self.own(&wrapped.key_id())
+            && Some(kept) != lost
+            && !self.lost.contains(&kept)
+        {
+            return Err("the KEKs call other versions active than those that they wrap with; the generation that is \
+                        kept of these stays"
                 .into());
         }
         let history = self.service.store().history();
@@ -153,13 +157,5 @@ impl Refresh {
         let trouble = problem.map(Trouble::Degraded);
         self.service.publish(Serving::Ready { generation: Arc::new(generation), trouble });
         Ok(())
-    }
-}
-
-/// Whether asking again cannot help: the data or the version are not what a KEK has.
-pub(super) fn is_final(error: &ServiceError) -> bool {
-    match error {
-        ServiceError::Unwrap { source, .. } => Standing::from(source.cause()) == Standing::Lost,
-        _ => false,
     }
 }

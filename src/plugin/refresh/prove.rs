@@ -1,14 +1,14 @@
-//! Proves again and again that what is in memory could be unwrapped today: every KEK version in its rhythm, and every
-//! wrap of every kept DEK in turn. What is due is chosen by a pure function.
+//! Proves again and again that what is in memory could be unwrapped today. What is due is chosen by a pure function.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::future::join_all;
 use tracing::{error, info, warn};
 
 use super::coverage::Kept;
-use super::{Refresh, SOON};
+use super::memory::Refresh;
+use super::proofs::{Occasion, Rhythm};
 use crate::crypto::secret::DekId;
 use crate::dek::contacts::{Contact, Standing};
 use crate::kek::{KekCause, KekError, KekVersion, Lineage};
@@ -16,116 +16,8 @@ use crate::kek::{KekCause, KekError, KekVersion, Lineage};
 /// How often a version that is not the active one has to unwrap something.
 const FORMER_VERSION: Duration = Duration::from_hours(1);
 
-/// How often one more wrap, the next in turn, is proven.
-const ONE_OF_ALL: Duration = Duration::from_mins(20);
-
 /// A version must have this many occasions to answer before its silence ends what it wrapped.
 const OCCASIONS: u32 = 3;
-
-/// Wraps of a version that lost one, proven in one turn.
-const LOST_AT_ONCE: usize = 4;
-
-/// How often versions are proven.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rhythm {
-    /// Those of the active generation.
-    pub active: Duration,
-    /// Others.
-    pub former: Duration,
-    /// Those that did not unwrap the last time.
-    pub again: Duration,
-}
-
-/// Which wraps were proven, and which of them are lost.
-#[derive(Debug, Default)]
-pub(super) struct Proofs {
-    turns: BTreeMap<KekVersion, usize>,
-    /// The next of all wraps, and when it is due.
-    next: usize,
-    next_at: Option<Duration>,
-    /// Wraps that their KEK will not unwrap again.
-    lost: BTreeSet<(DekId, Lineage)>,
-    /// What each version said last, to log it once.
-    said: BTreeMap<KekVersion, (KekCause, String)>,
-}
-
-/// One unwrap that is due: a kept DEK, and which of its wraps.
-type Due = (Kept, usize);
-
-/// What the choice depends on.
-struct Occasion<'a> {
-    /// The DEKs in memory that are kept.
-    held: &'a [Kept],
-    active: Option<DekId>,
-    configured: &'a BTreeSet<Lineage>,
-    contacts: &'a BTreeMap<KekVersion, Contact>,
-    /// KEKs that do not name their active version.
-    suspects: &'a BTreeSet<Lineage>,
-    /// KEKs that have just named another one: rotated, or recreated, and then without the former ones.
-    renamed: &'a BTreeSet<Lineage>,
-    rhythm: Rhythm,
-    now: Duration,
-}
-
-impl Proofs {
-    fn due(&mut self, occasion: &Occasion<'_>) -> Vec<Due> {
-        let mut of_version: BTreeMap<&KekVersion, Vec<Due>> = BTreeMap::new();
-        let mut all = Vec::new();
-        for kept in occasion.held {
-            for (index, wrap) in kept.1.wraps.iter().enumerate() {
-                if occasion.configured.contains(&wrap.version.lineage) {
-                    of_version.entry(&wrap.version).or_default().push((kept.clone(), index));
-                    all.push((kept.clone(), index));
-                }
-            }
-        }
-        self.turns.retain(|version, _| of_version.contains_key(version));
-        self.said.retain(|version, _| of_version.contains_key(version));
-        let mut due = Vec::new();
-        for (version, wraps) in of_version {
-            let active = wraps.iter().find(|((id, _), _)| Some(*id) == occasion.active);
-            if !occasion.is_due(version, active.is_some()) {
-                continue;
-            }
-            // Which of its wraps a KEK lost, each of them tells.
-            let is_lost = occasion.contacts.get(version).is_some_and(|contact| contact.standing == Standing::Lost);
-            let count = if is_lost { wraps.len().min(LOST_AT_ONCE) } else { 1 };
-            let turn = self.turns.entry(version.clone()).or_default();
-            let in_turn = (0..count).map(|next| &wraps[turn.wrapping_add(next) % wraps.len()]);
-            match active.filter(|_| !is_lost) {
-                Some(active) => due.push(active.clone()),
-                None => due.extend(in_turn.cloned()),
-            }
-            *turn = turn.wrapping_add(count);
-        }
-        if occasion.now >= *self.next_at.get_or_insert(occasion.now + ONE_OF_ALL) && !all.is_empty() {
-            due.push(all[self.next % all.len()].clone());
-            self.next = self.next.wrapping_add(1);
-            self.next_at = Some(occasion.now + ONE_OF_ALL);
-        }
-        due
-    }
-}
-
-impl Occasion<'_> {
-    fn is_due(&self, version: &KekVersion, is_active: bool) -> bool {
-        let Some(contact) = self.contacts.get(version) else { return true };
-        if self.renamed.contains(&version.lineage) {
-            return true;
-        }
-        let rhythm = if is_active { self.rhythm.active } else { self.rhythm.former };
-        let suspected = self.suspects.contains(&version.lineage) && !contact.is_denied();
-        let period = if contact.is_doubtful() {
-            SOON.min(rhythm)
-        } else if contact.standing == Standing::Opens && !suspected {
-            rhythm
-        } else {
-            self.rhythm.again.min(rhythm)
-        };
-        // A turn that comes a little early must not put it off by a whole interval.
-        self.now + period / 8 >= contact.asked + period
-    }
-}
 
 impl Refresh {
     pub(super) fn rhythm(&self) -> Rhythm {

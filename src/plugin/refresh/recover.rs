@@ -49,7 +49,7 @@ impl Recovery {
     pub fn start(service: Arc<Service>, keks: KekSet, dek_id: DekId, wrapped: Arc<WrappedDekSet>) -> Self {
         let said = Arc::new(Said::default());
         let mut task = JoinSet::new();
-        let attempt = task.spawn(take_up(service, keks, dek_id, wrapped, said.clone()));
+        let attempt = task.spawn(unwrap_stored(service, keks, dek_id, wrapped, said.clone()));
         Self { dek_id, said, _task: task, attempt }
     }
 
@@ -73,7 +73,13 @@ impl Recovery {
     }
 }
 
-async fn take_up(service: Arc<Service>, keks: KekSet, dek_id: DekId, wrapped: Arc<WrappedDekSet>, said: Arc<Said>) {
+async fn unwrap_stored(
+    service: Arc<Service>,
+    keks: KekSet,
+    dek_id: DekId,
+    wrapped: Arc<WrappedDekSet>,
+    said: Arc<Said>,
+) {
     let context = wrapped.context(dek_id);
     let usable = wrapped.wraps.iter().filter(|wrap| keks.name(wrap.version.lineage).is_some());
     let attempts: Vec<_> = usable

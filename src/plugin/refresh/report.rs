@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tracing::info;
 
-use super::Refresh;
+use super::health::{KekHealth, VersionHealth};
+use super::memory::Refresh;
 use crate::dek::contacts::{Contact, Standing};
 use crate::generation::Generation;
 use crate::kek::set::Answer;
@@ -16,34 +17,6 @@ use crate::plugin::state::{Serving, Trouble};
 /// A kept DEK that its KEKs disown for this long is not kept any more: its version was destroyed on purpose. Nothing is
 /// lost with it, since what it sealed carries the same wraps.
 const DISOWNED_FOR: Duration = Duration::from_hours(24);
-
-/// What `/status` tells of one KEK.
-#[derive(Clone, Debug)]
-pub struct KekHealth {
-    /// Its configured name.
-    pub name: String,
-    /// Which KEK.
-    pub lineage: Lineage,
-    /// Whether it only unwraps.
-    pub is_retired: bool,
-    /// Its active version, as last heard.
-    pub version: Option<String>,
-    /// When it last unwrapped.
-    pub last_contact: Option<jiff::Timestamp>,
-    /// What it said when it last failed: to unwrap, or to name its version.
-    pub error: Option<String>,
-    /// Its versions that kept DEKs need, and what each did with the last one.
-    pub versions: Vec<VersionHealth>,
-}
-
-/// One version of a KEK.
-#[derive(Clone, Debug)]
-pub struct VersionHealth {
-    /// Which one.
-    pub version: String,
-    /// What it did when it was last asked to unwrap.
-    pub standing: Standing,
-}
 
 impl Refresh {
     /// Why a plugin that serves deserves a look.

@@ -2,7 +2,7 @@
 //!
 //! Side by side and in a task of its own: neither a bad DEK nor a slow KEK holds up the others, or the loop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,16 +10,17 @@ use futures::stream::{self, StreamExt};
 use tokio::task::JoinSet;
 use tracing::warn;
 
-use super::adopt::is_final;
 use super::coverage::Kept;
 use crate::crypto::secret::DekId;
-use crate::plugin::service::Service;
+use crate::dek::contacts::Standing;
+use crate::kek::KekVersion;
+use crate::plugin::service::{Service, ServiceError};
 
 /// Unwraps at once; a Decrypt that needs the KEK meanwhile finds room.
 const SIDE_BY_SIDE: usize = 4;
 
-/// A DEK that its KEKs refuse is tried again after this; one that they do not answer for, at the next turn.
-const AFTER_REFUSAL: Duration = Duration::from_mins(10);
+/// Of DEKs that were refused, one of each set of versions is tried at each turn, for this many sets at most.
+const SETS_AT_ONCE: usize = 4;
 
 /// The task, and what it did not bring into memory.
 #[derive(Debug, Default)]
@@ -35,18 +36,19 @@ pub(super) struct Missing {
     pub reason: String,
     /// Since when they have said that they never will unwrap it; `None` while they may.
     pub lost_since: Option<Duration>,
-    next: Duration,
+    versions: BTreeSet<KekVersion>,
+    /// When it was refused. `None` where its KEKs did not answer, or have unwrapped another one since.
+    refused: Option<Duration>,
 }
 
 impl Warm {
     /// Begins to unwrap what is missing, unless it is under way.
     pub fn start(&mut self, service: &Arc<Service>) {
         while self.task.try_join_next().is_some() {}
-        if !self.task.is_empty() || service.serving().generation().is_none() {
+        if !self.task.is_empty() {
             return;
         }
-        let cache = service.cache();
-        let (now, kept) = (cache.now(), service.store().kept());
+        let (cache, kept) = (service.cache(), service.store().kept());
         let absent: Vec<Kept> = kept
             .into_iter()
             .filter(|(id, wrapped)| wrapped.cluster == *service.cluster() && cache.remaining(*id).is_none())
@@ -54,8 +56,7 @@ impl Warm {
         let due = {
             let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
             missing.retain(|id, _| absent.iter().any(|(absent, _)| absent == id));
-            let is_due = |(id, _): &Kept| missing.get(id).is_none_or(|missing| missing.next <= now);
-            absent.into_iter().filter(is_due).collect::<Vec<_>>()
+            due(absent, &missing)
         };
         if !due.is_empty() {
             self.task.spawn(unwrap_all(service.clone(), due, self.missing.clone()));
@@ -68,14 +69,39 @@ impl Warm {
     }
 }
 
+/// Everything that may have been unwrapped only not yet, and of what was refused the one that waits longest, for each set
+/// of versions: once it is unwrapped, the others of its set are due as well.
+fn due(absent: Vec<Kept>, missing: &BTreeMap<DekId, Missing>) -> Vec<Kept> {
+    let mut due = Vec::new();
+    let mut refused: BTreeMap<BTreeSet<KekVersion>, (Duration, Kept)> = BTreeMap::new();
+    for kept in absent {
+        match missing.get(&kept.0).and_then(|missing| missing.refused) {
+            None => due.push(kept),
+            Some(at) => {
+                let first = refused.entry(kept.1.versions().cloned().collect()).or_insert_with(|| (at, kept.clone()));
+                if at < first.0 {
+                    *first = (at, kept);
+                }
+            }
+        }
+    }
+    let mut refused: Vec<_> = refused.into_values().collect();
+    refused.sort_by_key(|(at, _)| *at);
+    due.extend(refused.into_iter().take(SETS_AT_ONCE).map(|(_, kept)| kept));
+    due
+}
+
 async fn unwrap_all(service: Arc<Service>, due: Vec<Kept>, missing: Arc<Mutex<BTreeMap<DekId, Missing>>>) {
     stream::iter(due)
         .for_each_concurrent(SIDE_BY_SIDE, async |(id, wrapped)| {
             let unwrapped = service.unwrap(id, (*wrapped).clone()).await;
-            let now = service.cache().now();
+            let (now, versions) = (service.cache().now(), wrapped.versions().cloned().collect());
             let mut missing = missing.lock().unwrap_or_else(PoisonError::into_inner);
             let Err(error) = unwrapped else {
                 missing.remove(&id);
+                for other in missing.values_mut().filter(|other| other.versions == versions) {
+                    other.refused = None;
+                }
                 return;
             };
             let before = missing.get(&id);
@@ -84,8 +110,16 @@ async fn unwrap_all(service: Arc<Service>, due: Vec<Kept>, missing: Arc<Mutex<BT
                 warn!(dek_id = %id, reason, "a kept DEK is not in memory");
             }
             let lost_since = is_final(&error).then(|| before.and_then(|missing| missing.lost_since).unwrap_or(now));
-            let next = if error.is_transient() { now } else { now + AFTER_REFUSAL };
-            missing.insert(id, Missing { reason, lost_since, next });
+            let refused = (!error.is_transient()).then_some(now);
+            missing.insert(id, Missing { reason, lost_since, versions, refused });
         })
         .await;
+}
+
+/// Whether asking again cannot help: the data or the version are not what a KEK has.
+pub(super) fn is_final(error: &ServiceError) -> bool {
+    match error {
+        ServiceError::Unwrap { source, .. } => Standing::from(source.cause()) == Standing::Lost,
+        _ => false,
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::patience::Outage;
+use super::outage::Outage;
 use super::settings::Settings;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, attempt, joined, look, look_fresh};
 use crate::rotation::cluster::Cluster;

@@ -33,7 +33,7 @@ async fn a_rotation_that_only_encrypt_has_seen_is_named_by_the_proving_unwrap() 
         (kms.rotate_at_encrypt, kms.describe_lag) = (true, 3);
     }
     let (dek, context) = dek();
-    let wraps = set.wrap_and_prove(&dek, &context).await.expect("wrapped and proven");
+    let wraps = set.wrap_and_prove(&dek, &context, &|_| {}).await.expect("wrapped and proven");
     assert_ne!(wraps[0].version.version, before, "DescribeKey said so before and after, and was wrong");
     assert_eq!(wraps[0].version.version, current(&bench));
 }
@@ -47,7 +47,7 @@ async fn without_material_ids_in_answers_a_rotation_during_a_wrap_starts_the_wra
         (kms.rotate_at_encrypt, kms.hide_material_of_decrypt) = (true, true);
     }
     let (dek, context) = dek();
-    let wraps = set.wrap_and_prove(&dek, &context).await.expect("wrapped and proven");
+    let wraps = set.wrap_and_prove(&dek, &context, &|_| {}).await.expect("wrapped and proven");
     assert_eq!(wraps[0].version.version, current(&bench));
     let requests = bench.kms.state().requests.clone();
     assert_eq!(requests.iter().filter(|request| *request == "Encrypt").count(), 2, "{requests:?}");
@@ -116,7 +116,7 @@ async fn a_key_without_material_ids_is_named_by_its_creation() {
     bench.change_key(|key| key.has_material_ids = false);
     let set = guarded(&bench).await;
     let (dek, context) = dek();
-    let wraps = set.wrap_and_prove(&dek, &context).await.expect("wrapped and proven");
+    let wraps = set.wrap_and_prove(&dek, &context, &|_| {}).await.expect("wrapped and proven");
     let id = bench.kms.state().aliases["it"].clone();
     assert_eq!(wraps[0].version.version, format!("{id}@1700000000125"));
     let error = bench.rotating().await.rotate().await.expect_err("it does not rotate");

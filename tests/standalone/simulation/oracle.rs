@@ -42,8 +42,10 @@ struct Seen {
     dek_id: Option<DekId>,
     wrapped: BTreeMap<usize, u32>,
     in_use: BTreeSet<usize>,
-    /// The newest version of each KEK that was published under an epoch.
-    newest: BTreeMap<(u64, usize), u32>,
+    /// Since when these are in use.
+    in_use_since: Option<Instant>,
+    /// The versions of each KEK that were published under an epoch, the newest last.
+    published: BTreeMap<(u64, usize), Vec<u32>>,
     /// The DEKs that were published under each key_id.
     deks: BTreeMap<String, BTreeSet<DekId>>,
     /// DEKs that were taken from this node.
@@ -55,6 +57,8 @@ struct Seen {
     served_since: Option<Instant>,
     /// Since when it has had a stored generation, and a KEK that opens it.
     could_since: Option<Instant>,
+    /// Since when this process has kept each DEK.
+    kept_since: BTreeMap<DekId, Instant>,
 }
 
 pub struct Oracle {
@@ -107,12 +111,14 @@ impl Oracle {
     pub fn started(&mut self, node: &Node) {
         let seen = &mut self.seen[node.number];
         if seen.forgets || node.process.service.store().problem().is_some() {
-            seen.newest.clear();
+            seen.published.clear();
             seen.deks.clear();
             // A disk that hangs now gives the history back later, after it was decided without it.
             seen.forgets = node.process.service.store().problem().is_some();
         }
         (seen.key_id, seen.dek_id, seen.served_since) = (None, None, None);
+        seen.kept_since.clear();
+        seen.in_use_since = Some(node.process.started);
         seen.incarnation = node.process.incarnation;
         seen.in_use = node.in_use();
     }
@@ -122,6 +128,12 @@ impl Oracle {
         let service = &node.process.service;
         let status = service.status();
         self.check_configuration(node);
+        let kept = service.store().kept();
+        let since = &mut self.seen[node.number].kept_since;
+        since.retain(|id, _| kept.iter().any(|(kept, _)| kept == id));
+        for (id, _) in &kept {
+            since.entry(*id).or_insert_with(Instant::now);
+        }
         match status {
             Ok(generation) => {
                 let wrapped = numbers(&self.vendors, generation.wrapped().versions().cloned());
@@ -240,9 +252,13 @@ impl Oracle {
             let most = 1 + seen.losses + self.damaged.len() + lies;
             assert!(deks.len() <= most, "node {at} made {} DEKs under {key_id}", deks.len());
             for (vendor, version) in &versions {
-                let newest = seen.newest.entry((wrapped.epoch, *vendor)).or_insert(*version);
-                assert!(*version >= *newest, "node {at} went back to version {version} of {vendor} from {newest}");
-                *newest = *version;
+                let published = seen.published.entry((wrapped.epoch, *vendor)).or_default();
+                if published.last() == Some(version) {
+                    continue;
+                }
+                // One that this node never sealed under is new to it, however old it is.
+                assert!(!published.contains(version), "node {at} went back to {version} of {vendor}: {published:?}");
+                published.push(*version);
             }
         }
         if is_new {
@@ -287,6 +303,8 @@ impl Oracle {
             }
         }
         seen.in_use = in_use;
+        // The first look at a node is a moment after its start.
+        seen.in_use_since = Some(seen.in_use_since.map_or(node.process.started, |_| Instant::now()));
     }
 
     /// Nothing is served although the stored generation could be.
@@ -326,24 +344,29 @@ impl Oracle {
         );
     }
 
-    /// Whatever is kept and can be unwrapped is in memory, once the KEKs have been well for a while.
+    /// Whatever is kept and can be unwrapped is in memory: soon after the plugin serves, where its KEKs have been well all
+    /// along; once they have been well for a few turns, where they were not.
     fn check_memory(&self, node: &Node) {
-        let while_ = REFRESH * 2 + Duration::from_secs(5);
-        let service = &node.process.service;
-        if self.seen[node.number].served_since.is_none_or(|since| since.elapsed() < while_) {
-            return;
-        }
+        const SOON: Duration = Duration::from_secs(8);
+        let later = REFRESH * 3 + CALL * 2;
+        let (service, seen) = (&node.process.service, &self.seen[node.number]);
+        let served = seen.served_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let used = seen.in_use_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let running = node.process.started.elapsed();
         let in_use = node.in_use();
         for (id, wrapped) in service.store().kept() {
+            let kept = seen.kept_since.get(&id).map_or(Duration::ZERO, Instant::elapsed);
             let versions = numbers(&self.vendors, wrapped.versions().cloned());
-            let opens = versions.iter().any(|(vendor, version)| {
-                in_use.contains(vendor) && self.vendors[*vendor].opens_since(*version, while_ + REST)
-            });
-            // One that was refused is tried again after a while only.
-            let refused = versions.iter().any(|(vendor, version)| {
-                self.had(node, *vendor, *version).was_denied || self.vendors[*vendor].state().lies > 0
-            });
-            if opens && !refused && !self.damaged.contains(&id) {
+            let opens_since = |while_| {
+                versions.iter().any(|(vendor, version)| {
+                    in_use.contains(vendor) && self.vendors[*vendor].opens_since(*version, while_)
+                })
+            };
+            let awake = node.clock.awake();
+            let at_once =
+                awake >= running && served >= SOON && kept >= served && used >= running && opens_since(running);
+            let at_last = [served, kept, used, awake].iter().all(|age| *age >= later) && opens_since(later + REST);
+            if (at_once || at_last) && !self.damaged.contains(&id) {
                 assert!(
                     service.cache().remaining(id).is_some(),
                     "node {}: kept DEK {} of {versions:?} is not in memory, and could be",
@@ -407,9 +430,7 @@ impl Oracle {
             let serving = service.serving();
             match &*serving {
                 Serving::Ready { trouble, .. } => {
-                    let refused =
-                        self.vendors.iter().any(|vendor| vendor.state().had.values().any(|had| had.was_denied));
-                    let quiet = went_back || lost || refused || !self.damaged.is_empty();
+                    let quiet = went_back || lost || !self.damaged.is_empty();
                     assert!(quiet || trouble.is_none(), "node {}: {trouble:?}", node.number);
                 }
                 Serving::Waiting { reason } | Serving::Stopped { reason } => {

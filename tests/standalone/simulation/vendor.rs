@@ -46,7 +46,6 @@ pub struct Had {
     pub opened: Option<Duration>,
     /// The denials since anything else: the first, the last, and how many.
     pub denials: Option<(Duration, Duration, u32)>,
-    pub was_denied: bool,
 }
 
 /// One key of a key store.
@@ -163,16 +162,16 @@ impl Client {
             Did::Opened => (had.opened, had.denials) = (Some(now), None),
             Did::Denied => {
                 let (first, _, count) = had.denials.unwrap_or((now, now, 0));
-                (had.denials, had.was_denied) = (Some((first, now, count + 1)), true);
+                had.denials = Some((first, now, count + 1));
             }
             Did::Other => had.denials = None,
         }
     }
 
-    /// Answers as `mode` says, after the usual while.
-    async fn answer(&self, mode: impl Fn(&State) -> Mode) -> Result<bool, KekError> {
+    /// Answers as `mode` says, after the usual while and what the operation takes longer than others.
+    async fn answer(&self, longer: u64, mode: impl Fn(&State) -> Mode) -> Result<bool, KekError> {
         let latency = self.vendor.state().latency;
-        tokio::time::sleep(latency).await;
+        tokio::time::sleep(latency + Duration::from_millis(longer)).await;
         // Read once the request has arrived.
         let now = mode(&self.vendor.state());
         match now {
@@ -203,7 +202,7 @@ impl Kek for Client {
     }
 
     async fn version(&self) -> Result<KekVersion, KekError> {
-        self.answer(|state| state.names).await?;
+        self.answer(0, |state| state.names).await?;
         let state = self.vendor.state();
         let active = state.named.unwrap_or(state.active);
         if state.disabled.contains(&active) {
@@ -213,7 +212,7 @@ impl Kek for Client {
     }
 
     async fn wrap(&self, dek: &Dek, context: &WrapContext) -> Result<WrappedDek, KekError> {
-        self.answer(|state| state.wraps).await?;
+        self.answer(3, |state| state.wraps).await?;
         let active = self.vendor.state().active;
         let blob = [active.to_be_bytes().as_slice(), &context.dek_id.0, dek.expose()].concat();
         Ok(WrappedDek { version: self.version(active), blob })
@@ -224,7 +223,7 @@ impl Kek for Client {
         if self.vendor.state().unwraps == Mode::Hangs {
             self.note(number, Did::Other);
         }
-        let truth = match self.answer(|state| state.unwraps).await {
+        let truth = match self.answer(7, |state| state.unwraps).await {
             Ok(truth) => truth,
             Err(error) => {
                 self.note(number, if error.cause() == KekCause::Denied { Did::Denied } else { Did::Other });

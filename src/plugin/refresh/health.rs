@@ -1,0 +1,32 @@
+//! What is known of each KEK.
+
+use crate::dek::contacts::Standing;
+use crate::kek::Lineage;
+
+/// What `/status` tells of one KEK.
+#[derive(Clone, Debug)]
+pub struct KekHealth {
+    /// Its configured name.
+    pub name: String,
+    /// Which KEK.
+    pub lineage: Lineage,
+    /// Whether it only unwraps.
+    pub is_retired: bool,
+    /// Its active version, as last heard.
+    pub version: Option<String>,
+    /// When it last unwrapped.
+    pub last_contact: Option<jiff::Timestamp>,
+    /// What it said when it last failed: to unwrap, or to name its version.
+    pub error: Option<String>,
+    /// Its versions that kept DEKs need, and what each did with the last one.
+    pub versions: Vec<VersionHealth>,
+}
+
+/// One version of a KEK.
+#[derive(Clone, Debug)]
+pub struct VersionHealth {
+    /// Which one.
+    pub version: String,
+    /// What it did when it was last asked to unwrap.
+    pub standing: Standing,
+}
