@@ -25,7 +25,7 @@ fn the_example_configuration_shows_the_defaults() {
     assert_eq!(config.socket.address.file(), Some(Path::new(DEFAULT_SOCKET)));
 
     let (uncommented, count) = uncomment(&text);
-    assert_eq!(count, 11, "each default is shown");
+    assert_eq!(count, 12, "each default is shown");
     assert_eq!(format!("{:?}", parse(&uncommented)), format!("{config:?}"));
 }
 
