@@ -214,7 +214,10 @@ impl DekStore {
         }
         self.change(|state| {
             for (id, wrapped) in deks {
-                if !state.kept.contains_key(&id) {
+                // What a Decrypt gave back meanwhile need not be written again.
+                if state.kept.get(&id).is_some_and(|kept| *kept.wrapped == wrapped) {
+                    state.changes.remove(&Name::Dek(id));
+                } else if !state.kept.contains_key(&id) {
                     state.put(id, wrapped);
                 }
             }

@@ -139,7 +139,6 @@ impl Refresh {
         let versions: Vec<_> = wrapped.versions().cloned().collect();
         self.service.cache().insert(id, generation.dek().clone(), versions.clone(), &versions, asked);
         let store = self.service.store();
-        let former = store.history().deks().find_map(|id| store.find_written(id)).map(|former| former.key_id());
         store.keep(id, &wrapped);
         store.record(|history| {
             history.adopted(id, wrapped.epoch, &versions);
@@ -149,6 +148,9 @@ impl Refresh {
         });
         let key_id = generation.key_id();
         let problem = (!store.is_written(patience).await).then(|| store.problem()).flatten();
+        // Only now: a disk that hung at the start may have told its content meanwhile.
+        let former = store.written_history().deks().find_map(|id| store.find_written(id));
+        let former = former.map(|former| former.key_id());
         if let (Some(problem), Some(former)) = (&problem, former.filter(|former| former != key_id)) {
             return Err(format!("{problem}, and a restart would go back from {key_id} to {former}: make room"));
         }

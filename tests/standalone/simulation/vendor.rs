@@ -154,15 +154,15 @@ impl Client {
         KekVersion { lineage: self.vendor.lineage(), version: number.to_string() }
     }
 
-    fn note(&self, version: u32, did: Did) {
-        let now = self.clock.now();
+    /// `asked`: a machine that slept between request and answer counts from the request.
+    fn note(&self, version: u32, did: Did, asked: Duration) {
         let mut state = self.vendor.state();
         let had = state.had.entry((self.node, self.incarnation, version)).or_default();
         match did {
-            Did::Opened => (had.opened, had.denials) = (Some(now), None),
+            Did::Opened => (had.opened, had.denials) = (Some(asked), None),
             Did::Denied => {
-                let (first, _, count) = had.denials.unwrap_or((now, now, 0));
-                had.denials = Some((first, now, count + 1));
+                let (first, _, count) = had.denials.unwrap_or((asked, asked, 0));
+                had.denials = Some((first, asked, count + 1));
             }
             Did::Other => had.denials = None,
         }
@@ -220,13 +220,14 @@ impl Kek for Client {
 
     async fn unwrap(&self, wrapped: &WrappedDek, context: &WrapContext) -> Result<Unwrapped, KekError> {
         let number: u32 = wrapped.version.version.parse().unwrap();
+        let asked = self.clock.now();
         if self.vendor.state().unwraps == Mode::Hangs {
-            self.note(number, Did::Other);
+            self.note(number, Did::Other, asked);
         }
         let truth = match self.answer(7, |state| state.unwraps).await {
             Ok(truth) => truth,
             Err(error) => {
-                self.note(number, if error.cause() == KekCause::Denied { Did::Denied } else { Did::Other });
+                self.note(number, if error.cause() == KekCause::Denied { Did::Denied } else { Did::Other }, asked);
                 return Err(error);
             }
         };
@@ -235,7 +236,7 @@ impl Kek for Client {
             (state.disabled.contains(&number), state.destroyed.contains(&number))
         };
         let refusal = |did, cause, text: &str| {
-            self.note(number, did);
+            self.note(number, did, asked);
             Err(KekError::new(cause, text))
         };
         if destroyed {
@@ -251,7 +252,7 @@ impl Kek for Client {
         if !truth {
             key[0] ^= 1;
         }
-        self.note(number, if truth { Did::Opened } else { Did::Other });
+        self.note(number, if truth { Did::Opened } else { Did::Other }, asked);
         Ok(Unwrapped { dek: unwrapped_dek(key)?, version: self.version(number) })
     }
 }
