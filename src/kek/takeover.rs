@@ -77,9 +77,8 @@ pub trait FormerPlugin: Send + Sync + fmt::Debug {
     /// The plugin, as its project is called.
     fn plugin(&self) -> &'static str;
 
-    /// Which key it is, as a KEK with the same settings would have it: what one of them needs must not be disabled for the
-    /// other.
-    fn lineage(&self) -> Lineage;
+    /// The key that it used.
+    fn key(&self) -> &dyn FormerKey;
 
     /// What every ciphertext that this entry takes has in common, as far as a request shows it: two entries that share
     /// one of these could not be told apart.
@@ -93,6 +92,14 @@ pub trait FormerPlugin: Send + Sync + fmt::Debug {
 
     /// Opens what [`FormerPlugin::recognize`] took: one request to the key store.
     async fn open(&self, stored: &Stored) -> Result<Seed, KekError>;
+}
+
+/// The key that such a plugin used.
+#[async_trait]
+pub trait FormerKey: Send + Sync + fmt::Debug {
+    /// Which key it is, as a KEK with the same settings would have it: what one of them needs must not be disabled for the
+    /// other.
+    fn lineage(&self) -> Lineage;
 
     /// Asks the key store about the key, so that `doctor` can tell whether it can be reached. Encrypts nothing.
     async fn probe(&self) -> Result<String, KekError>;
@@ -221,7 +228,7 @@ impl Takeovers {
 impl Entry {
     async fn open(&self, stored: &Stored) -> Result<TakenOver, TakeoverError> {
         let opened = self.guard.call(KekOperation::TakeOver, || self.plugin.open(stored)).await;
-        self.guard.note_credentials(self.plugin.credentials_expire());
+        self.guard.note_credentials(self.plugin.key().credentials_expire());
         let mut used = self.used();
         match opened {
             Ok(seed) => {
@@ -268,8 +275,8 @@ mod tests {
             "fake"
         }
 
-        fn lineage(&self) -> Lineage {
-            Lineage::derive("fake", &[])
+        fn key(&self) -> &dyn FormerKey {
+            self
         }
 
         fn marks(&self) -> Vec<String> {
@@ -288,6 +295,13 @@ mod tests {
                 Some(cause) => Err(KekError::new(cause, "no")),
                 None => opened_seed(stored.ciphertext[1..].to_vec()),
             }
+        }
+    }
+
+    #[async_trait]
+    impl FormerKey for Fake {
+        fn lineage(&self) -> Lineage {
+            Lineage::derive("fake", &[])
         }
 
         async fn probe(&self) -> Result<String, KekError> {

@@ -4,6 +4,8 @@
 pub(super) mod address;
 #[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "pkcs11", feature = "transit"))]
 pub(super) mod credential_file;
+#[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
+pub(super) mod former_key;
 #[cfg(any(feature = "azure", feature = "gcp"))]
 pub(super) mod http;
 pub(super) mod key_store;

@@ -49,7 +49,7 @@ pub(super) async fn check_takeovers(config: &Config) -> Vec<Finding> {
 
 async fn check_takeover(entry: &TakeoverConfig) -> Finding {
     let (check, started) = (format!("takeover {}", entry.name), Instant::now());
-    let probed = tokio::time::timeout(DEADLINE, entry.plugin().probe()).await;
+    let probed = tokio::time::timeout(DEADLINE, entry.plugin().key().probe()).await;
     let probed = probed.unwrap_or_else(|_| Err(KekError::unavailable(format!("no answer within {DEADLINE:?}"))));
     let plugin = entry.plugin().plugin();
     let finding = match probed {

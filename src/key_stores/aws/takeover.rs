@@ -10,16 +10,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use aws_sdk_kms::primitives::Blob;
 use serde::Deserialize;
-use tokio::sync::OnceCell;
 
 use super::client::KmsKey;
 use super::error::{Action, Call};
 use super::kek::AwsKek;
 use super::settings;
 use crate::crypto::secret::Seed;
-use crate::kek::takeover::{FormerPlugin, Stored, opened_seed, shown};
-use crate::kek::{Kek, KekError, Lineage};
-use crate::key_stores::shared::key_store::{KeyStore, Mistake, ParsedTakeover};
+use crate::kek::KekError;
+use crate::kek::takeover::{FormerKey, FormerPlugin, Stored, opened_seed, shown};
+use crate::key_stores::shared::former_key::{KeyOnUse, OpenKek};
+use crate::key_stores::shared::key_store::{Mistake, ParsedTakeover};
 
 const STORAGE_VERSION: u8 = b'1';
 
@@ -58,7 +58,7 @@ impl Settings {
         match key {
             Ok(key) if mistakes.is_empty() => {
                 let context = self.encryption_context;
-                Ok(Arc::new(AwsEncryptionProvider { key, kek: OnceCell::new(), key_id, context }))
+                Ok(Arc::new(AwsEncryptionProvider { key: KeyOnUse::new(key), key_id, context }))
             }
             _ => Err(mistakes),
         }
@@ -68,15 +68,17 @@ impl Settings {
 /// See the file's own words.
 #[derive(Debug)]
 struct AwsEncryptionProvider {
-    key: KmsKey,
-    kek: OnceCell<AwsKek>,
+    key: KeyOnUse<KmsKey>,
     key_id: String,
     context: BTreeMap<String, String>,
 }
 
-impl AwsEncryptionProvider {
-    async fn kek(&self) -> Result<&AwsKek, KekError> {
-        self.kek.get_or_try_init(|| self.key.kek()).await
+#[async_trait]
+impl OpenKek for KmsKey {
+    type Kek = AwsKek;
+
+    async fn open_kek(&self) -> Result<AwsKek, KekError> {
+        self.kek().await
     }
 }
 
@@ -86,8 +88,8 @@ impl FormerPlugin for AwsEncryptionProvider {
         "aws-encryption-provider"
     }
 
-    fn lineage(&self) -> Lineage {
-        self.key.lineage()
+    fn key(&self) -> &dyn FormerKey {
+        &self.key
     }
 
     fn marks(&self) -> Vec<String> {
@@ -107,24 +109,16 @@ impl FormerPlugin for AwsEncryptionProvider {
     }
 
     async fn open(&self, stored: &Stored) -> Result<Seed, KekError> {
-        let (kek, key) = (self.kek().await?, self.key.key.to_string());
+        let (kek, key) = (self.key.kek().await?, self.key.store.key.to_string());
         let blob = Blob::new(stored.ciphertext.get(1..).unwrap_or_default());
         let mut request = kek.client.decrypt().key_id(&key).ciphertext_blob(blob);
         for (name, value) in &self.context {
             request = request.encryption_context(name, value);
         }
-        let call = Call { action: Action::Decrypt, key: &key, by_alias: self.key.key.is_alias() };
+        let call = Call { action: Action::Decrypt, key: &key, by_alias: self.key.store.key.is_alias() };
         let answer = kek.ask(call, || request.clone().send()).await?;
         let plain = answer.plaintext.map(Blob::into_inner);
         opened_seed(plain.ok_or_else(|| KekError::unmapped(format!("{} answered without a plaintext", call.action)))?)
-    }
-
-    async fn probe(&self) -> Result<String, KekError> {
-        self.kek().await?.version().await.map(|version| version.version)
-    }
-
-    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
-        self.kek.get()?.credentials_expire()
     }
 }
 

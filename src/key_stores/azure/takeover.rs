@@ -11,15 +11,15 @@ use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use tokio::sync::OnceCell;
 
 use super::kek::{Algorithm, AzureKek, is_version};
 use super::settings::{self, VaultKey};
 use crate::crypto::secret::Seed;
-use crate::kek::takeover::{FormerPlugin, Stored, opened_seed, shown};
-use crate::kek::{Kek, KekCause, KekError, Lineage};
+use crate::kek::takeover::{FormerKey, FormerPlugin, Stored, opened_seed, shown};
+use crate::kek::{KekCause, KekError};
+use crate::key_stores::shared::former_key::{KeyOnUse, OpenKek};
 use crate::key_stores::shared::http;
-use crate::key_stores::shared::key_store::{KeyStore, Mistake, ParsedTakeover};
+use crate::key_stores::shared::key_store::{Mistake, ParsedTakeover};
 
 /// Lengths of what RSA keys of 2048, 3072 and 4096 bits encrypt.
 const BLOBS: [usize; 3] = [256, 384, 512];
@@ -61,7 +61,7 @@ impl Settings {
         match key {
             Ok(key) if mistakes.is_empty() => {
                 let versions = self.key_versions.into_iter().map(|version| (key_id(&key, &version), version)).collect();
-                Ok(Arc::new(KubernetesKms { key, kek: OnceCell::new(), versions }))
+                Ok(Arc::new(KubernetesKms { key: KeyOnUse::new(key), versions }))
             }
             _ => Err(mistakes),
         }
@@ -76,15 +76,17 @@ fn key_id(key: &VaultKey, version: &str) -> String {
 /// See the file's own words.
 #[derive(Debug)]
 struct KubernetesKms {
-    key: VaultKey,
-    kek: OnceCell<AzureKek>,
+    key: KeyOnUse<VaultKey>,
     /// `key_id` → version.
     versions: BTreeMap<String, String>,
 }
 
-impl KubernetesKms {
-    async fn kek(&self) -> Result<&AzureKek, KekError> {
-        self.kek.get_or_try_init(|| async { self.key.kek(http::ATTEMPT) }).await
+#[async_trait]
+impl OpenKek for VaultKey {
+    type Kek = AzureKek;
+
+    async fn open_kek(&self) -> Result<AzureKek, KekError> {
+        self.kek(http::ATTEMPT)
     }
 }
 
@@ -94,8 +96,8 @@ impl FormerPlugin for KubernetesKms {
         "kubernetes-kms"
     }
 
-    fn lineage(&self) -> Lineage {
-        self.key.lineage()
+    fn key(&self) -> &dyn FormerKey {
+        &self.key
     }
 
     fn marks(&self) -> Vec<String> {
@@ -105,7 +107,7 @@ impl FormerPlugin for KubernetesKms {
     fn recognize(&self, stored: &Stored) -> Result<(), String> {
         if !self.versions.contains_key(&stored.key_id) {
             let key_id = shown(&stored.key_id);
-            return Err(format!("key_id {key_id:?} is not that of {} with any of keyVersions", self.key.key));
+            return Err(format!("key_id {key_id:?} is not that of {} with any of keyVersions", self.key.store.key));
         }
         for (name, value) in CHECKED {
             match stored.annotations.get(name) {
@@ -131,16 +133,8 @@ impl FormerPlugin for KubernetesKms {
         let rejected = |text: &str| KekError::new(KekCause::Rejected, text);
         let version = self.versions.get(&stored.key_id).ok_or_else(|| rejected("it has another key_id"))?;
         let blob = BASE64_URL_SAFE_NO_PAD.decode(&stored.ciphertext).map_err(|_| rejected("it is not base64url"))?;
-        let mut plain = self.kek().await?.decrypt(version, &blob).await?;
+        let mut plain = self.key.kek().await?.decrypt(version, &blob).await?;
         opened_seed(std::mem::take(&mut *plain))
-    }
-
-    async fn probe(&self) -> Result<String, KekError> {
-        self.kek().await?.version().await.map(|version| version.version)
-    }
-
-    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
-        self.kek.get()?.credentials_expire()
     }
 }
 

@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::Deserialize;
-use tokio::sync::OnceCell;
 
 use super::kek::GcpKek;
 use super::settings::{self, CloudKmsKey};
 use crate::crypto::secret::Seed;
-use crate::kek::takeover::{FormerPlugin, Stored, opened_seed, shown};
-use crate::kek::{Kek, KekError, Lineage};
+use crate::kek::KekError;
+use crate::kek::takeover::{FormerKey, FormerPlugin, Stored, opened_seed, shown};
+use crate::key_stores::shared::former_key::{KeyOnUse, OpenKek};
 use crate::key_stores::shared::http;
-use crate::key_stores::shared::key_store::{KeyStore, Mistake, ParsedTakeover};
+use crate::key_stores::shared::key_store::{Mistake, ParsedTakeover};
 
 /// Nonce and tag of AES-256-GCM, which Cloud KMS's symmetric keys use, and one byte between them.
 const SHORTEST_BLOB: usize = 12 + 16 + 1;
@@ -32,20 +32,22 @@ pub struct Settings {
 impl Settings {
     pub(in crate::key_stores) fn parse(self) -> ParsedTakeover {
         let key = self.gcp_kms.parse_key().map_err(|mistakes| Mistake::within("gcpKms", mistakes))?;
-        Ok(Arc::new(CloudKmsPlugin { key, kek: OnceCell::new() }))
+        Ok(Arc::new(CloudKmsPlugin { key: KeyOnUse::new(key) }))
     }
 }
 
 /// See the file's own words.
 #[derive(Debug)]
 struct CloudKmsPlugin {
-    key: CloudKmsKey,
-    kek: OnceCell<GcpKek>,
+    key: KeyOnUse<CloudKmsKey>,
 }
 
-impl CloudKmsPlugin {
-    async fn kek(&self) -> Result<&GcpKek, KekError> {
-        self.kek.get_or_try_init(|| async { self.key.kek(http::ATTEMPT) }).await
+#[async_trait]
+impl OpenKek for CloudKmsKey {
+    type Kek = GcpKek;
+
+    async fn open_kek(&self) -> Result<GcpKek, KekError> {
+        self.kek(http::ATTEMPT)
     }
 }
 
@@ -64,18 +66,18 @@ impl FormerPlugin for CloudKmsPlugin {
         "k8s-cloudkms-plugin"
     }
 
-    fn lineage(&self) -> Lineage {
-        self.key.lineage()
+    fn key(&self) -> &dyn FormerKey {
+        &self.key
     }
 
     fn marks(&self) -> Vec<String> {
-        vec![format!("k8s-cloudkms-plugin, key {}", self.key.key)]
+        vec![format!("k8s-cloudkms-plugin, key {}", self.key.store.key)]
     }
 
     fn recognize(&self, stored: &Stored) -> Result<(), String> {
         stored.without_annotations()?;
-        if !names(&stored.key_id, &self.key.key) {
-            return Err(format!("key_id {:?} names no version of {}", shown(&stored.key_id), self.key.key));
+        if !names(&stored.key_id, &self.key.store.key) {
+            return Err(format!("key_id {:?} names no version of {}", shown(&stored.key_id), self.key.store.key));
         }
         if stored.ciphertext.len() < SHORTEST_BLOB {
             return Err("it is too short for a ciphertext of Cloud KMS".into());
@@ -84,16 +86,8 @@ impl FormerPlugin for CloudKmsPlugin {
     }
 
     async fn open(&self, stored: &Stored) -> Result<Seed, KekError> {
-        let mut plain = self.kek().await?.client.decrypt(&stored.ciphertext, &[]).await?;
+        let mut plain = self.key.kek().await?.client.decrypt(&stored.ciphertext, &[]).await?;
         opened_seed(std::mem::take(&mut *plain))
-    }
-
-    async fn probe(&self) -> Result<String, KekError> {
-        self.kek().await?.version().await.map(|version| version.version)
-    }
-
-    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
-        self.kek.get()?.credentials_expire()
     }
 }
 

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
-use tokio::sync::OnceCell;
 
 use super::kek::TransitKek;
 use super::settings::{self, TransitKey};
 use crate::crypto::secret::Seed;
-use crate::kek::takeover::{FormerPlugin, Stored, opened_seed, shown};
-use crate::kek::{Kek, KekCause, KekError, Lineage};
-use crate::key_stores::shared::key_store::{KeyStore, Mistake, ParsedTakeover};
+use crate::kek::takeover::{FormerKey, FormerPlugin, Stored, opened_seed, shown};
+use crate::kek::{KekCause, KekError};
+use crate::key_stores::shared::former_key::{KeyOnUse, OpenKek};
+use crate::key_stores::shared::key_store::{Mistake, ParsedTakeover};
 use crate::key_stores::shared::secret_text::SecretText;
 
 /// Nonce and tag of every cipher that transit has for encryption, and one byte between them.
@@ -33,20 +33,22 @@ pub struct Settings {
 impl Settings {
     pub(in crate::key_stores) fn parse(self) -> ParsedTakeover {
         let key = self.transit.parse_key().map_err(|mistakes| Mistake::within("transit", mistakes))?;
-        Ok(Arc::new(VaultKubernetesKms { key, kek: OnceCell::new() }))
+        Ok(Arc::new(VaultKubernetesKms { key: KeyOnUse::new(key) }))
     }
 }
 
 /// See the file's own words.
 #[derive(Debug)]
 struct VaultKubernetesKms {
-    key: TransitKey,
-    kek: OnceCell<TransitKek>,
+    key: KeyOnUse<TransitKey>,
 }
 
-impl VaultKubernetesKms {
-    async fn kek(&self) -> Result<&TransitKek, KekError> {
-        self.kek.get_or_try_init(|| async { self.key.kek() }).await
+#[async_trait]
+impl OpenKek for TransitKey {
+    type Kek = TransitKek;
+
+    async fn open_kek(&self) -> Result<TransitKek, KekError> {
+        self.kek()
     }
 }
 
@@ -86,8 +88,8 @@ impl FormerPlugin for VaultKubernetesKms {
         "vault-kubernetes-kms"
     }
 
-    fn lineage(&self) -> Lineage {
-        self.key.lineage()
+    fn key(&self) -> &dyn FormerKey {
+        &self.key
     }
 
     fn marks(&self) -> Vec<String> {
@@ -104,18 +106,10 @@ impl FormerPlugin for VaultKubernetesKms {
 
     async fn open(&self, stored: &Stored) -> Result<Seed, KekError> {
         let ciphertext = ciphertext(&stored.ciphertext).map_err(|why| KekError::new(KekCause::Rejected, why))?;
-        let path = format!("{}/decrypt/{}", self.key.mount, self.key.key);
-        let answer: Answer = self.kek().await?.session.post(&path, &Request { ciphertext }).await?;
+        let path = format!("{}/decrypt/{}", self.key.store.mount, self.key.store.key);
+        let answer: Answer = self.key.kek().await?.session.post(&path, &Request { ciphertext }).await?;
         let plain = BASE64_STANDARD.decode(answer.plaintext.expose());
         opened_seed(plain.map_err(|_| KekError::unmapped("what was decrypted is not base64"))?)
-    }
-
-    async fn probe(&self) -> Result<String, KekError> {
-        self.kek().await?.version().await.map(|version| version.version)
-    }
-
-    fn credentials_expire(&self) -> Option<jiff::Timestamp> {
-        self.kek.get()?.credentials_expire()
     }
 }
 

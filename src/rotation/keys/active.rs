@@ -74,7 +74,7 @@ pub fn names(config: &Config) -> KeyNames {
         names.insert(kek.open().lineage(), &kek.name);
     }
     for entry in &config.takeover {
-        names.insert_takeover(&entry.name, entry.plugin().lineage());
+        names.insert_takeover(&entry.name, entry.plugin().key().lineage());
     }
     names
 }
