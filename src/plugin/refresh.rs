@@ -302,7 +302,7 @@ impl Refresh {
         let left = serving.generation().and_then(|generation| self.service.cache().remaining(generation.dek_id()));
         match left {
             _ if self.is_doubtful() => SOON.min(regular),
-            // What is about to end is looked at when it does.
+            // What is about to end is checked when it does.
             Some(left) if left < regular => left.max(FIRST_RETRY),
             _ => regular.mul_f64(self.random.random_range(0.9..1.0)),
         }

@@ -323,7 +323,7 @@ impl Service {
         self.takeovers.load_full()
     }
 
-    /// The same after a change of the configuration. Entries that stayed as they were are counted anew.
+    /// The same after a change of the configuration. Entries that did not change start counting from zero.
     pub fn replace_takeovers(&self, takeovers: Takeovers) {
         self.takeovers.store(Arc::new(takeovers));
     }

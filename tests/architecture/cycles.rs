@@ -120,7 +120,7 @@ fn list(text: &str, prefix: &mut Vec<String>, found: &mut Vec<Vec<String>>) -> u
     while at < text.len() && !text[at..].starts_with('}') {
         if text[at..].starts_with(is_of_name) {
             at += tree(&text[at..], prefix, found);
-            // What follows `as` is no path.
+            // What follows `as` is not a path.
             at += text[at..].find([',', '}']).unwrap_or(text.len() - at);
         } else {
             at += text[at..].chars().next().map_or(1, char::len_utf8);

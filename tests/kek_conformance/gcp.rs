@@ -224,7 +224,7 @@ async fn tokens_are_fetched_once_for_all_and_anew_when_the_credentials_file_chan
     let all = futures::future::join_all((0..20).map(|_| kek.version())).await;
     assert!(all.iter().all(Result::is_ok));
     assert_eq!(bench.fake.service().tokens_given, 1);
-    // White space around a content is no part of it: within, it changes it.
+    // White space around a content is ignored; inside, it matters.
     let changed = bench.fake.credentials().replacen('{', "{ ", 1);
     std::fs::write(bench.credentials_file(), changed).expect("written");
     let end = std::time::Instant::now() + Duration::from_secs(10);

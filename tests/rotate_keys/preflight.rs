@@ -22,7 +22,7 @@ async fn a_node_whose_keyring_lacks_the_former_version_is_named_before_anything_
     let before = plane.stored().await;
     assert!(before[&old] >= 40, "{before:?}");
 
-    // It is no endpoint as long as it is not ready, so it is named.
+    // It is not an endpoint until it is ready, so it is named.
     let servers: Vec<_> = plane.servers.iter().map(|server| format!("--server={}", server.url())).collect();
     let broken = format!("API server {}", plane.servers[1].url().trim_start_matches("https://"));
     let sound = format!("API server {}", plane.servers[0].url().trim_start_matches("https://"));

@@ -22,7 +22,7 @@ pub enum Protection {
     SnapshotOfNow,
     /// Each etcd has a snapshot of its own.
     SnapshotOfEveryEtcd,
-    /// What the snapshot holds is looked at, and not only when it was taken.
+    /// The content of the snapshot is checked, and not only when it was taken.
     SnapshotSearched,
     /// When everything has to be searched once more, the snapshot has to be taken once more, too.
     SnapshotTakenAgain,
@@ -42,7 +42,7 @@ pub enum Protection {
     WritesDrained,
     /// A second run is refused while the first one lives.
     LeaseOfOneRun,
-    /// A run whose Lease has lapsed stands still; it goes on only where no other run has begun, and looks at the KEK anew.
+    /// A run whose Lease has lapsed stands still; it goes on only where no other run has begun, and asks the KEK again.
     StandsStill,
     /// The etcd that is given is shown to hold what the API serves, at the same revision.
     EtcdOfThisCluster,

@@ -1,5 +1,5 @@
 //! A configuration and the DEKs that are kept: none is taken that leaves one without its KEK, and nobody is advised to
-//! make a key anew.
+//! make a new key.
 
 use std::time::Duration;
 

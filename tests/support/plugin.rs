@@ -102,7 +102,7 @@ impl Plugin {
         format!("{requests:.0}").parse().unwrap()
     }
 
-    /// A client of its socket, connecting anew.
+    /// A client of its socket, on a new connection.
     pub async fn client(&self) -> Option<KeyManagementServiceClient<Channel>> {
         connect(&self.socket()).await
     }

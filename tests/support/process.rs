@@ -22,7 +22,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program`; its output goes to `log`, behind what stands there.
+    /// Starts `program`; its output is appended to `log`.
     pub fn start(
         name: &str,
         program: PathBuf,

@@ -124,7 +124,7 @@ mod tests {
 
     proptest! {
         /// Every way to change a log that leaves any other bytes is found. A log without its oldest records is what
-        /// logrotate leaves: that is no problem, and told by the number of its first record.
+        /// logrotate leaves: that is not a problem, and shown by the number of its first record.
         #[test]
         fn whatever_is_done_to_a_log_is_found(
             records in 1_usize..12, kind in 0..6, at in any::<prop::sample::Index>(), other in any::<prop::sample::Index>(),

@@ -25,7 +25,7 @@ impl Outage {
         self.tries < TRIES || now.duration_since(since) < PATIENCE
     }
 
-    /// A step in `state` went well: the outage is over if it is no earlier one than that which failed.
+    /// A step in `state` went well: the outage is over unless that state comes before the one that failed.
     pub(super) fn went_well(&mut self, state: State) {
         if self.began.is_some_and(|(_, failed)| state >= failed) {
             *self = Self::default();

@@ -46,7 +46,7 @@ async fn every_flipped_bit_of_a_ciphertext_is_refused() {
     assert_unharmed(&mut plugin, &good).await;
 }
 
-/// On a plugin that holds the DEK: the wraps are not needed, so a change in them is no obstacle, and never leads to
+/// On a plugin that holds the DEK: the wraps are not needed, so a change in them does no harm, and never leads to
 /// other bytes. Whatever enters the `key_id` is checked.
 #[tokio::test]
 async fn a_damaged_annotation_is_refused_or_harmless_where_the_dek_is_known() {

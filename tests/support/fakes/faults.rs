@@ -182,7 +182,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
         let state = state.clone();
         tokio::spawn(async move {
             let fault = state.fault.lock().expect("not poisoned").clone();
-            // A client that goes away ends its connection; that is no concern of the test.
+            // A client that goes away ends its connection; the test does not care.
             let _ = serve(socket, &state, fault).await;
         });
     }
