@@ -46,7 +46,9 @@ impl Command {
         match self {
             Self::Serve(_) | Self::KeyStoreHost { .. } | Self::Keyring(_) | Self::Init(_) => false,
             #[cfg(feature = "rotate")]
-            Self::RotateKeys(_) => false,
+            Self::RotateKeys(_) | Self::Snapshot(backup::SnapshotCommand::Rewrap(_)) | Self::EndWithParent { .. } => {
+                false
+            }
             _ => true,
         }
     }
@@ -93,6 +95,18 @@ pub enum Command {
     Man {
         /// An existing folder.
         folder: PathBuf,
+    },
+    /// Run another program that ends when its parent does. Started by `snapshot rewrap`, for itself.
+    #[cfg(feature = "rotate")]
+    #[command(hide = true)]
+    EndWithParent {
+        /// The parent's process id.
+        parent: i32,
+        /// The program.
+        program: PathBuf,
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
     },
     /// Run a key store's library in a process of its own. Started by the plugin, for itself.
     #[command(hide = true)]

@@ -2,6 +2,8 @@
 
 mod audit;
 pub mod doctor;
+#[cfg(feature = "rotate")]
+mod end_with_parent;
 mod exit;
 pub mod init;
 pub mod keyring;
@@ -58,6 +60,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Audit(command) => audit::run(command),
         Command::Completions { shell } => Ok(manual::completions(shell)),
         Command::Man { folder } => manual::pages(&folder),
+        #[cfg(feature = "rotate")]
+        Command::EndWithParent { parent, program, arguments } => end_with_parent::run(parent, &program, &arguments),
         Command::KeyStoreHost { kind } => {
             serve::hardening::apply();
             key_stores::host(&kind)?;

@@ -1,6 +1,7 @@
 //! A client of etcd that needs no encryption key: which values are stored, under which keys each, in which cluster, and
 //! how full the members are.
 
+mod backup;
 mod cluster;
 mod connect;
 mod encrypted_object;

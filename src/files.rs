@@ -46,6 +46,16 @@ pub fn create(file: &Path, content: &[u8]) -> io::Result<()> {
     sync_folder(file)
 }
 
+/// Gives a finished file its name, `file`, on the same file system; `finished` stays. What was written must be synced.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`] when something is there, which is left alone; others of the file system.
+#[cfg(feature = "rotate")]
+pub fn publish(finished: &Path, file: &Path) -> io::Result<()> {
+    fs::hard_link(finished, file)?;
+    sync_folder(file)
+}
+
 /// Creates a folder with mode 0700, and those above it; one that exists keeps its mode.
 ///
 /// # Errors
@@ -63,6 +73,11 @@ pub fn remove_unfinished(folder: &Path) {
     }
 }
 
+/// The folder that a file is in.
+pub fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 fn write_beside(file: &Path, content: &[u8]) -> io::Result<PathBuf> {
     let unfinished = folder_of(file).join(format!("{UNFINISHED}{:016x}", rand::rng().random::<u64>()));
     let written =
@@ -76,10 +91,6 @@ fn write_beside(file: &Path, content: &[u8]) -> io::Result<PathBuf> {
 /// The rename itself must survive a power cut, too.
 fn sync_folder(file: &Path) -> io::Result<()> {
     File::open(folder_of(file))?.sync_all()
-}
-
-fn folder_of(file: &Path) -> &Path {
-    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn remove(file: &Path) {

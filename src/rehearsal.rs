@@ -7,9 +7,11 @@ mod run;
 mod seeds;
 mod source;
 mod without;
+mod wrapping;
 
 pub use self::opening::{Opener, Refusal};
 pub use self::run::{FolderReport, Rehearsal, rehearse};
 pub use self::seeds::Seeds;
 pub use self::source::{KekSource, PluginSource, SeedError, Sources, opens};
 pub use self::without::Without;
+pub use self::wrapping::KekKeeper;

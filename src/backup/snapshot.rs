@@ -57,6 +57,8 @@ pub struct SnapshotFile {
     pub hash_verified: bool,
     /// The hash at its end, in hex, where there is one.
     pub hash: Option<String>,
+    /// Whether its etcd let in nobody but its users.
+    pub has_users: bool,
 }
 
 impl SnapshotFile {
@@ -164,7 +166,8 @@ fn open(path: &Path) -> Result<Snapshot, Fault> {
     let Some(keys) = database.bucket(b"key")? else { return Err(damaged("it has no bucket of keys")) };
     let revision = newest_revision(&database, &keys)?;
     let members = members(&database)?;
-    let about = SnapshotFile { revision, members, hash_verified: hash.is_some(), hash };
+    let has_users = has_users(&database)?;
+    let about = SnapshotFile { revision, members, hash_verified: hash.is_some(), hash, has_users };
     Ok(Snapshot { path: path.to_owned(), about, database, keys })
 }
 
@@ -214,6 +217,20 @@ fn compacted(database: &Database) -> Result<i64, Fault> {
         }
     }
     Ok(compacted)
+}
+
+fn has_users(database: &Database) -> Result<bool, Fault> {
+    let Some(bucket) = database.bucket(b"auth")? else { return Ok(false) };
+    let mut walk = database.walk(&bucket)?;
+    while let Some(leaf) = walk.next_leaf()? {
+        for entry in leaf.entries() {
+            let entry = entry?;
+            if entry.key == b"authEnabled" {
+                return Ok(entry.value == [1]);
+            }
+        }
+    }
+    Ok(false)
 }
 
 fn members(database: &Database) -> Result<BTreeSet<u64>, Fault> {

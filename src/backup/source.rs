@@ -50,6 +50,14 @@ enum Place<'a> {
 }
 
 impl Source {
+    /// The snapshot, where it is one.
+    pub fn snapshot(&self) -> Option<&Snapshot> {
+        match self {
+            Self::Snapshot(snapshot) => Some(snapshot),
+            Self::Etcd(_) => None,
+        }
+    }
+
     /// Reads everything under `prefix`, which ends with a slash.
     ///
     /// # Errors

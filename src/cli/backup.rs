@@ -47,6 +47,9 @@ pub enum SnapshotCommand {
     Keys(SnapshotKeysArgs),
     /// Extract one object from a snapshot with only a KEK: no API server, no etcd, no plugin.
     Get(SnapshotGetArgs),
+    /// Bring a snapshot under the active KEK versions: a new file that no longer needs the former ones. Uses etcd's own
+    /// programs in a temporary folder; the file itself is not changed.
+    Rewrap(SnapshotRewrapArgs),
 }
 
 /// Arguments of `snapshot keys`.
@@ -83,6 +86,36 @@ pub struct SnapshotGetArgs {
     /// Print the bytes as the API server stored them, also of Secrets and ConfigMaps.
     #[arg(long)]
     pub raw: bool,
+}
+
+/// Arguments of `snapshot rewrap`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kube-envelope snapshot rewrap snapshot.db --config /etc/kube-envelope/config.yaml
+  kube-envelope snapshot rewrap snapshot.db --to rewrapped.db \\
+    --encryption-config /etc/kubernetes/encryption/encryption-configuration.yaml")]
+pub struct SnapshotRewrapArgs {
+    /// A file that `etcdctl snapshot save` wrote.
+    pub file: PathBuf,
+    /// The new file, which must not exist yet; temporary files are put beside it [default: FILE.rewrapped].
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
+    /// What opens values and wraps their seeds: the KEKs of --config, else the plugins of --encryption-config.
+    #[command(flatten)]
+    pub keys: KeyArgs,
+    /// The API servers' --etcd-prefix.
+    #[arg(long, value_name = "PATH", default_value = "/registry")]
+    pub etcd_prefix: String,
+    /// The program etcd, in the version of the cluster's [default: found in PATH].
+    #[arg(long, value_name = "FILE")]
+    pub etcd_binary: Option<PathBuf>,
+    /// The program etcdutl, in the same version [default: found in PATH].
+    #[arg(long, value_name = "FILE")]
+    pub etcdutl_binary: Option<PathBuf>,
+    /// The output format.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: OutputFormat,
 }
 
 /// Arguments of `rehearse`.

@@ -1,4 +1,7 @@
-//! `snapshot`: which keys a backup of etcd needs, and single objects out of it.
+//! `snapshot`: which keys a backup of etcd needs, single objects out of it, and
+//! bringing it under the active versions.
+
+mod rewrap;
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -25,6 +28,7 @@ pub fn run(command: SnapshotCommand) -> Result<Exit> {
     match command {
         SnapshotCommand::Keys(args) => keys(args),
         SnapshotCommand::Get(args) => get(args),
+        SnapshotCommand::Rewrap(args) => rewrap::run(args),
     }
 }
 

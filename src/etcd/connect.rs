@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri};
 use tonic::{Code, Status};
 
 use crate::error_chain::with_known_cause;
@@ -11,7 +13,7 @@ use crate::error_chain::with_known_cause;
 /// How etcd is reached.
 #[derive(Clone, Debug, Default)]
 pub struct EtcdAccess {
-    /// URLs of members, of one cluster or of several.
+    /// URLs of members, of one cluster or of several; `unix:` and a path is a socket on this machine.
     pub endpoints: Vec<String>,
     /// The authority that signed the members' certificates.
     pub ca: Option<PathBuf>,
@@ -55,11 +57,22 @@ impl EtcdError {
 
 /// Longer than etcd itself lets a request take, so that its own words arrive.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Over a socket a scratch etcd is asked, which nobody else waits for: a defragmentation may take long.
+const SOCKET_TIMEOUT: Duration = Duration::from_hours(6);
 /// A member that is down must not delay the others for long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn connect(url: &str, access: &EtcdAccess) -> Result<Channel, EtcdError> {
     let unreachable = |error: tonic::transport::Error| EtcdError::Unreachable(with_known_cause(cause(&error)));
+    if let Some(path) = url.strip_prefix("unix:") {
+        let path = PathBuf::from(path);
+        let dial = move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        };
+        let endpoint = Endpoint::from_static("http://localhost").timeout(SOCKET_TIMEOUT);
+        return endpoint.connect_with_connector(tower::service_fn(dial)).await.map_err(unreachable);
+    }
     let mut endpoint =
         Endpoint::from_shared(url.to_owned()).map_err(unreachable)?.connect_timeout(CONNECT_TIMEOUT).timeout(TIMEOUT);
     if url.starts_with("https:") {

@@ -76,20 +76,28 @@ impl Plugins {
         }
     }
 
+    /// The `key_id` that a plugin encrypts under.
+    ///
+    /// # Errors
+    /// What is wrong with its Status, as [`Self::check`] says.
+    pub async fn key_id(&self, provider: &str) -> Result<String, PluginError> {
+        let failed = |problem| PluginError { provider: provider.to_owned(), problem, passes: true };
+        let answer = self.client(provider).await?.status(StatusRequest {}).await;
+        let status = answer.map_err(|status| failed(format!("Status is refused: {}", status.message())))?.into_inner();
+        match (status.healthz.as_str(), status.version.as_str(), status.key_id.is_empty()) {
+            ("ok", "v2" | "v2beta1", false) => Ok(status.key_id),
+            ("ok", "v2" | "v2beta1", true) => Err(failed("Status has no key_id".into())),
+            ("ok", version, _) => Err(failed(format!("Status says version {version:?}, not v2"))),
+            (healthz, ..) => Err(failed(format!("Status says {healthz:?}, not ok"))),
+        }
+    }
+
     /// Whether a plugin's Status is what an API server demands of it before it is ready.
     ///
     /// # Errors
     /// What is wrong with it.
     pub async fn check(&self, provider: &str) -> Result<(), PluginError> {
-        let failed = |problem| PluginError { provider: provider.to_owned(), problem, passes: true };
-        let answer = self.client(provider).await?.status(StatusRequest {}).await;
-        let status = answer.map_err(|status| failed(format!("Status is refused: {}", status.message())))?.into_inner();
-        match (status.healthz.as_str(), status.version.as_str(), status.key_id.is_empty()) {
-            ("ok", "v2" | "v2beta1", false) => Ok(()),
-            ("ok", "v2" | "v2beta1", true) => Err(failed("Status has no key_id".into())),
-            ("ok", version, _) => Err(failed(format!("Status says version {version:?}, not v2"))),
-            (healthz, ..) => Err(failed(format!("Status says {healthz:?}, not ok"))),
-        }
+        self.key_id(provider).await.map(drop)
     }
 
     async fn client(&self, provider: &str) -> Result<Client, PluginError> {

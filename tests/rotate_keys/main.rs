@@ -7,6 +7,7 @@ mod support;
 mod ageing;
 #[cfg(feature = "aws")]
 mod aws;
+mod backup_rewrap;
 mod backups;
 mod balancer;
 mod board;

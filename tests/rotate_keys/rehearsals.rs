@@ -171,7 +171,7 @@ async fn a_value_whose_dek_source_is_the_key_itself_is_opened_as_an_api_server_o
 }
 
 /// Stores a value as API servers without KDF do: the plugin encrypts the AES key itself.
-async fn store_under_a_key_of_its_own(etcd: &Etcd, plugin: &Plugin, at: &str, plain: Vec<u8>) {
+pub async fn store_under_a_key_of_its_own(etcd: &Etcd, plugin: &Plugin, at: &str, plain: Vec<u8>) {
     let key = [42; 32];
     let request = EncryptRequest { plaintext: key.into(), uid: "u".into() };
     let answer = plugin.client().await.unwrap().encrypt(request).await.unwrap().into_inner();

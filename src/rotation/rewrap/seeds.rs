@@ -1,7 +1,10 @@
-//! Seeds, each rewrapped once: decrypted by the plugin, encrypted by the plugin, and proven to be the same.
+//! Seeds, each rewrapped once: opened, wrapped, opened again, and proven to be the same.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Debug;
 use std::sync::Arc;
+
+use async_trait::async_trait;
 
 use crate::crypto::seal::digest;
 use crate::crypto::secret::Seed;
@@ -21,21 +24,56 @@ pub enum SeedRefusal {
     Stop(String),
 }
 
+/// Who opens seeds, and wraps them under the target keys.
+#[async_trait]
+pub trait SeedKeeper: Debug + Send + Sync {
+    /// Opens the seed of an object.
+    ///
+    /// # Errors
+    /// [`SeedRefusal`].
+    async fn open(&self, provider: &str, object: &EncryptedObject) -> Result<Seed, SeedRefusal>;
+
+    /// Wraps a seed for a provider.
+    ///
+    /// # Errors
+    /// [`SeedRefusal`].
+    async fn wrap(&self, provider: &str, seed: &Seed) -> Result<EncryptResponse, SeedRefusal>;
+}
+
+#[async_trait]
+impl SeedKeeper for Plugins {
+    async fn open(&self, provider: &str, object: &EncryptedObject) -> Result<Seed, SeedRefusal> {
+        let request = DecryptRequest {
+            ciphertext: object.encrypted_dek_source.clone(),
+            uid: "kube-envelope rewrap".into(),
+            key_id: object.key_id.clone(),
+            annotations: object.annotations.clone().into_iter().collect(),
+        };
+        self.decrypt(provider, &request).await.map_err(|error| {
+            if error.passes { stop(&error) } else { SeedRefusal::Refused(format!("its seed does not open: {error}")) }
+        })
+    }
+
+    async fn wrap(&self, provider: &str, seed: &Seed) -> Result<EncryptResponse, SeedRefusal> {
+        self.encrypt(provider, seed).await.map_err(|error| stop(&error))
+    }
+}
+
 type Wrapped = Result<Arc<EncryptResponse>, SeedRefusal>;
 
 /// Wraps seeds under the target keys.
 #[derive(Debug)]
 pub struct SeedWrapper<'a> {
-    plugins: &'a Plugins,
+    keeper: &'a dyn SeedKeeper,
     /// Provider → hash of the `key_id` that its plugin must use.
     targets: &'a BTreeMap<String, String>,
     wrapped: HashMap<[u8; 32], Wrapped>,
 }
 
 impl<'a> SeedWrapper<'a> {
-    /// By these plugins, under these keys.
-    pub fn new(plugins: &'a Plugins, targets: &'a BTreeMap<String, String>) -> Self {
-        Self { plugins, targets, wrapped: HashMap::new() }
+    /// By this keeper, under these keys.
+    pub fn new(keeper: &'a dyn SeedKeeper, targets: &'a BTreeMap<String, String>) -> Self {
+        Self { keeper, targets, wrapped: HashMap::new() }
     }
 
     /// Whether a `key_id` is the target of its provider; `None` for a provider that has none.
@@ -65,22 +103,16 @@ impl<'a> SeedWrapper<'a> {
                 wrapped
             }
         }?;
-        let rewrapped = EncryptedObject {
-            encrypted_data: object.encrypted_data.clone(),
-            key_id: wrapped.key_id.clone(),
-            encrypted_dek_source: wrapped.ciphertext.clone(),
-            annotations: wrapped.annotations.clone().into_iter().collect(),
-            encrypted_dek_source_type: object.encrypted_dek_source_type,
-        };
+        let rewrapped = rewrapped(object, &wrapped);
         rewrapped
             .check()
-            .map_err(|problem| SeedRefusal::Stop(format!("the plugin's answer cannot be stored: {problem}")))?;
+            .map_err(|problem| SeedRefusal::Stop(format!("what was made of the seed cannot be stored: {problem}")))?;
         Ok(rewrapped)
     }
 
     async fn wrap(&self, provider: &str, object: &EncryptedObject) -> Result<EncryptResponse, SeedRefusal> {
-        let seed = self.decrypt(provider, &object.key_id, &object.encrypted_dek_source, &object.annotations).await?;
-        let answer = self.plugins.encrypt(provider, &seed).await.map_err(|error| stop(&error))?;
+        let seed = self.keeper.open(provider, object).await?;
+        let answer = self.keeper.wrap(provider, &seed).await?;
         if self.is_target(provider, &answer.key_id) != Some(true) {
             return Err(SeedRefusal::Stop(format!(
                 "the plugin of provider {provider} encrypts under key_id {}, which is not the target: is the plugin on \
@@ -88,31 +120,23 @@ impl<'a> SeedWrapper<'a> {
                 answer.key_id
             )));
         }
-        // Whatever the plugin made of it is stored in place of something that opens: it must open, too, to the same.
-        let annotations = answer.annotations.clone().into_iter().collect();
-        let again = self.decrypt(provider, &answer.key_id, &answer.ciphertext, &annotations).await?;
+        // Whatever was made of it is stored in place of something that opens: it must open, too, to the same.
+        let again = self.keeper.open(provider, &rewrapped(object, &answer)).await?;
         if again.expose() != seed.expose() {
-            return Err(SeedRefusal::Stop(format!("the plugin of provider {provider} decrypts to another seed")));
+            return Err(SeedRefusal::Stop(format!("what provider {provider} wrapped opens to another seed")));
         }
         Ok(answer)
     }
+}
 
-    async fn decrypt(
-        &self,
-        provider: &str,
-        key_id: &str,
-        ciphertext: &[u8],
-        annotations: &BTreeMap<String, Vec<u8>>,
-    ) -> Result<Seed, SeedRefusal> {
-        let request = DecryptRequest {
-            ciphertext: ciphertext.to_vec(),
-            uid: "kube-envelope rewrap".into(),
-            key_id: key_id.to_owned(),
-            annotations: annotations.clone().into_iter().collect(),
-        };
-        self.plugins.decrypt(provider, &request).await.map_err(|error| {
-            if error.passes { stop(&error) } else { SeedRefusal::Refused(format!("its seed does not open: {error}")) }
-        })
+/// The object with another wrap of its seed.
+fn rewrapped(object: &EncryptedObject, answer: &EncryptResponse) -> EncryptedObject {
+    EncryptedObject {
+        encrypted_data: object.encrypted_data.clone(),
+        key_id: answer.key_id.clone(),
+        encrypted_dek_source: answer.ciphertext.clone(),
+        annotations: answer.annotations.clone().into_iter().collect(),
+        encrypted_dek_source_type: object.encrypted_dek_source_type,
     }
 }
 
