@@ -3,6 +3,7 @@
 
 mod go;
 mod local_keys;
+mod provider_name;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use self::local_keys::RawKeys;
 
 pub use self::go::Endpoint;
 pub use self::local_keys::{LocalKey, LocalKeys};
+pub use self::provider_name::ProviderName;
 
 /// The configuration: which provider writes and which providers read each resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +50,7 @@ pub enum Provider {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kms {
     /// Its name, stored before every value that it encrypts.
-    pub name: String,
+    pub name: ProviderName,
     /// The API that the API server speaks with it.
     pub version: KmsVersion,
     /// Where it listens.
@@ -320,7 +322,7 @@ impl RawKms {
             problems.push(format!("{at}.endpoint: {:?} {problem}", self.endpoint));
         }
         (problems.len() == before).then_some(())?;
-        Some(Kms { name: self.name, version, endpoint: endpoint.ok()?, timeout: timeout? })
+        Some(Kms { name: self.name.into(), version, endpoint: endpoint.ok()?, timeout: timeout? })
     }
 }
 

@@ -88,7 +88,7 @@ fn content(record: &Record) -> [u8; 32] {
     match EncryptedObject::of(&record.value) {
         Some((provider, object)) => {
             let kind = object.encrypted_dek_source_type.to_be_bytes();
-            digest(&[b"encrypted", &created, &lease, provider.as_bytes(), &kind, &object.encrypted_data])
+            digest(&[b"encrypted", &created, &lease, provider.as_str().as_bytes(), &kind, &object.encrypted_data])
         }
         None => digest(&[b"otherwise", &created, &lease, &record.value]),
     }

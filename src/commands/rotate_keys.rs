@@ -165,14 +165,18 @@ async fn look_only(args: &RotateKeysArgs) -> Result<Exit> {
 fn named_resources(intent: &Intent) -> Result<Option<Journal>> {
     let Some(file) = &intent.encryption_config else { return Ok(None) };
     let mut journal = Journal::new(intent.clone());
-    for (pattern, is_encrypted) in Coverage::read(file)?.patterns() {
+    let coverage = Coverage::read(file)?;
+    for (pattern, is_encrypted) in coverage.patterns() {
         if pattern.contains('*') {
             return Ok(None);
         }
         if is_encrypted {
             let (plural, group) = pattern.split_once('.').unwrap_or((&pattern, ""));
             let (plural, group) = (plural.to_owned(), group.to_owned());
-            journal.resource_mut(&Resource { group, version: String::new(), plural, namespaced: true }, "");
+            let resource = Resource { group, version: String::new(), plural, namespaced: true };
+            if let Some(writer) = coverage.writer(&resource) {
+                journal.resource_mut(&resource, &writer);
+            }
         }
     }
     Ok(Some(journal))

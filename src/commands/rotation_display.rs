@@ -101,7 +101,7 @@ impl Display {
 /// What would be done, or what a dry run found.
 pub fn print_plan(journal: &Journal, tried: bool) {
     for (provider, hash) in &journal.former {
-        println!("the plugins report {}", journal.target_name(provider, hash));
+        println!("the plugins report {}", journal.key_name(provider, hash));
     }
     journal.kek_answers.iter().for_each(|said| println!("{said}"));
     if journal.inferred {
@@ -125,12 +125,7 @@ pub fn print_plan(journal: &Journal, tried: bool) {
             }
             (None, false) => String::new(),
         };
-        table.add_row([
-            progress.resource.to_string(),
-            progress.provider.trim_end_matches(':').to_owned(),
-            progress.objects.to_string(),
-            note,
-        ]);
+        table.add_row([progress.resource.to_string(), progress.writer.to_string(), progress.objects.to_string(), note]);
     }
     println!("{}", table.trim_fmt());
     for (what, why) in &journal.skipped {
@@ -168,8 +163,11 @@ pub fn print_rotation(journal: &Journal, evidence: Option<&Path>) {
     if let Some(paused) = &journal.paused {
         println!("stands still: {paused}");
     }
-    for (provider, hash) in &journal.targets {
-        println!("target: {}", journal.target_name(provider, hash));
+    for (provider, hash) in &journal.targets.plugins {
+        println!("target: {}", journal.key_name(provider, hash));
+    }
+    for local in &journal.targets.local {
+        println!("target: {}", local.words().map_or_else(|| "in clear".into(), |words| format!("provider {words}")));
     }
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);

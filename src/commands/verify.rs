@@ -17,12 +17,14 @@ use super::rotation_display::{Display, print_scan};
 use crate::cli::OutputFormat;
 use crate::cli::rotation::{ClusterArgs, VerifyArgs};
 use crate::config::Config;
+use crate::encryption_config::ProviderName;
 use crate::rotation::adoption::{Obstacle, Seen, Wanted, look, look_at_all, look_fresh, targets_reported};
 use crate::rotation::claim::{Claim, Question, Subject, Witness};
 use crate::rotation::cluster::Cluster;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::cluster::ledger::Account;
-use crate::rotation::cluster::metrics::key_id_hash;
 use crate::rotation::cluster::resources::Coverage;
+use crate::rotation::cluster::writer::StoredUnder;
 use crate::rotation::conclusion::claims::{configuration, reported, searched};
 use crate::rotation::conclusion::evidence::weigh;
 use crate::rotation::error::RotationError;
@@ -41,9 +43,6 @@ use crate::rotation::rewrite::reads::scan_reads;
 use crate::rotation::run::plan::{Encrypted, encrypted};
 use crate::rotation::run::search_etcd;
 use crate::telemetry::{LogFormat, start_logs};
-
-/// Provider → hash of the `key_id` that everything should be stored under.
-type Targets = BTreeMap<String, String>;
 
 /// What was found, what it shows, and what needs each key.
 #[derive(Serialize)]
@@ -193,27 +192,32 @@ struct Evidence {
 }
 
 /// What everything should be stored under, and why that is not certain.
-fn targets(args: &ClusterArgs, coverage: &Coverage, seen: &[Seen]) -> Result<(Targets, Option<String>), RotationError> {
+fn targets(
+    args: &ClusterArgs,
+    coverage: &Coverage,
+    seen: &[Seen],
+) -> Result<(StoredUnder, Option<String>), RotationError> {
     let providers = coverage.providers();
-    let local = coverage.local_writers().into_iter().map(|provider| (provider, String::new())).collect();
+    let local = StoredUnder { local: coverage.local_writers(), ..StoredUnder::default() };
     let wanted = Wanted { providers: providers.clone(), targets: local, ..Wanted::default() };
     let reported = match targets_reported(seen, &wanted) {
         Ok(reported) => reported,
         Err(Obstacle::Failed(error)) => return Err(error),
-        Err(obstacle) => return Ok((Targets::new(), Some(RotationError::from(obstacle).to_string()))),
+        Err(obstacle) => return Ok((StoredUnder::default(), Some(RotationError::from(obstacle).to_string()))),
     };
     let Some(key_id) = &args.key_id else { return Ok((reported, None)) };
-    let hash = key_id_hash(key_id);
-    let used = reported.is_empty() || reported.values().any(|reported| *reported == hash);
+    let hash = KeyIdHash::of(key_id);
+    let used = reported.is_empty() || reported.plugins.values().any(|reported| *reported == hash);
     let why = (!used).then(|| format!("no API server uses key_id {key_id}"));
-    Ok((providers.into_iter().map(|provider| (provider, hash.clone())).collect(), why))
+    let all = providers.into_iter().map(|provider| (provider, hash.clone()));
+    Ok((all.collect::<BTreeMap<_, _>>().into(), why))
 }
 
 impl Evidence {
     /// The plugins must use what the KEKs call active.
-    async fn compare_with_keks(&mut self, plugin: &Config, provider: &str) {
+    async fn compare_with_keks(&mut self, plugin: &Config, provider: &ProviderName) {
         self.journal.names = names(plugin);
-        self.journal.own_provider = Some(provider.to_owned());
+        self.journal.own_provider = Some(provider.clone());
         let answers = ask(&plugin.keks).await;
         self.journal.kek_answers = answers.iter().map(KekAnswer::describe).collect();
         let versions: Option<Vec<_>> = answers.iter().map(|answer| answer.active.as_ref().ok().cloned()).collect();
@@ -225,7 +229,7 @@ impl Evidence {
             ),
             Some(versions) => {
                 self.journal.target_keys = versions.iter().map(KeyName::kek).collect();
-                let target = self.journal.targets.get(provider);
+                let target = self.journal.targets.key(provider);
                 if target != Some(&hash_of(plugin.epoch, &versions)) && self.not_converged.is_none() {
                     self.not_converged = Some("the plugins do not use the versions that the KEKs call active".into());
                 }
@@ -274,10 +278,10 @@ impl Evidence {
 async fn search(
     args: &ClusterArgs,
     encrypted: &Encrypted,
-    targets: &Targets,
+    targets: &StoredUnder,
     seen: &[Seen],
 ) -> Result<Option<Scan>, RotationError> {
-    let (expected, defaults) = (encrypted.expected(targets), defaults());
+    let (expected, defaults) = (encrypted.expected(&targets.plugins), defaults());
     let ca = args.etcd_ca.as_deref();
     if let Some(etcd) = etcd_access(&args.etcd, ca, args.etcd_cert.as_deref(), args.etcd_key.as_deref())? {
         let prefix = args.etcd_prefix.clone().unwrap_or(defaults.etcd_prefix);

@@ -37,14 +37,14 @@ fn only_the_first_document_counts() {
     for text in
         [format!("{good}---\n"), format!("---\n{good}---\nnot: [yaml"), format!("# a\n\n--- # b\n{good}...\n}}")]
     {
-        assert_eq!(kms(&text).name, "a", "{text}");
+        assert_eq!(kms(&text).name, *"a", "{text}");
     }
 }
 
 #[test]
 fn unknown_fields_and_the_other_registered_kind_are_taken() {
     let text = with_kms(&format!("{V2}, more: 1")).replace(HEAD, "apiVersion: v1\nkind: EncryptionConfig\nmore: []\n");
-    assert_eq!(kms(&text).name, "a");
+    assert_eq!(kms(&text).name, *"a");
 }
 
 #[test]
@@ -118,8 +118,8 @@ fn the_first_entry_that_names_a_resource_decides() {
     );
     let read = EncryptionConfiguration::parse(&text).unwrap();
     let writer = |plural, group| read.entry(plural, group).and_then(Entry::writer);
-    assert_eq!(writer("secrets", "").and_then(Provider::kms).unwrap().name, "a");
-    assert_eq!(writer("widgets", "example.com").and_then(Provider::kms).unwrap().name, "a");
+    assert_eq!(writer("secrets", "").and_then(Provider::kms).unwrap().name, *"a");
+    assert_eq!(writer("widgets", "example.com").and_then(Provider::kms).unwrap().name, *"a");
     assert!(matches!(writer("deployments", "apps"), Some(Provider::LocalKeys(keys)) if keys.kind == "aescbc"));
     assert_eq!(writer("configmaps", ""), Some(&Provider::Identity));
     assert_eq!(writer("widgets", "other.example.com"), None);

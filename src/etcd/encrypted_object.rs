@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
+use crate::encryption_config::ProviderName;
 use crate::envelope::{MAX_ANNOTATION_BYTES, MAX_CIPHERTEXT_BYTES};
 
 const PREFIX: &[u8] = b"k8s:enc:kms:v2:";
@@ -42,16 +43,16 @@ pub enum DekSource {
 impl EncryptedObject {
     /// The provider's name and the parts of a value that a KMS v2 provider stored; `None` for all others, also for one
     /// that is damaged.
-    pub fn of(value: &[u8]) -> Option<(&str, Self)> {
+    pub fn of(value: &[u8]) -> Option<(ProviderName, Self)> {
         let rest = value.strip_prefix(PREFIX)?;
         let name_ends = rest.iter().position(|byte| *byte == b':')?;
         let provider = std::str::from_utf8(&rest[..name_ends]).ok()?;
-        Some((provider, Self::decode(&rest[name_ends + 1..]).ok()?))
+        Some((provider.into(), Self::decode(&rest[name_ends + 1..]).ok()?))
     }
 
     /// The value that an API server reads these parts from.
-    pub fn to_value(&self, provider: &str) -> Vec<u8> {
-        let mut value = [PREFIX, provider.as_bytes(), b":"].concat();
+    pub fn to_value(&self, provider: &ProviderName) -> Vec<u8> {
+        let mut value = [PREFIX, provider.as_str().as_bytes(), b":"].concat();
         self.encode(&mut value).unwrap_or_default();
         value
     }
@@ -104,9 +105,9 @@ mod tests {
             annotations: [("a.example.com".to_owned(), vec![3])].into(),
             encrypted_dek_source_type: 1,
         };
-        let value = object.to_value("p");
+        let value = object.to_value(&"p".into());
         assert!(value.starts_with(b"k8s:enc:kms:v2:p:"));
-        assert_eq!(EncryptedObject::of(&value), Some(("p", object.clone())));
+        assert_eq!(EncryptedObject::of(&value), Some(("p".into(), object.clone())));
         assert_eq!(object.dek_source(), Ok(DekSource::HkdfSeed));
         assert_eq!(EncryptedObject::of(b"k8s:enc:aescbc:v1:k:"), None);
         assert_eq!(EncryptedObject::of(b"k8s:enc:kms:v2:p"), None);

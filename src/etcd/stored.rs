@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use prost::Message;
 
+use crate::encryption_config::ProviderName;
 use crate::envelope::{ANNOTATION, WrappedDekSet};
 use crate::kek::KekVersion;
 
@@ -13,7 +14,7 @@ pub enum Stored {
     /// By a KMS v2 provider.
     KmsV2 {
         /// The provider's name.
-        provider: String,
+        provider: ProviderName,
         /// The `key_id` that its plugin gave.
         key_id: String,
         /// The KEK versions of which any one opens it, as kube-envelope stores them beside each value; empty for the
@@ -61,7 +62,7 @@ impl Stored {
             && let Ok(object) = EncryptedObject::decode(*body)
         {
             let keks = object.keks();
-            return Self::KmsV2 { provider: provider.clone(), key_id: object.key_id, keks };
+            return Self::KmsV2 { provider: provider.as_str().into(), key_id: object.key_id, keks };
         }
         Self::Otherwise(words.join(" "))
     }
@@ -132,7 +133,7 @@ mod tests {
         let object = EncryptedObject { key_id: "k1".into(), annotations: HashMap::new() }.encode_to_vec();
         let value = [format!("k8s:enc:kms:v2:{name}:").as_bytes(), &object].concat();
         let Stored::KmsV2 { provider, .. } = Stored::of(&value) else { panic!("a KMS v2 provider stored it") };
-        assert_eq!(provider, name);
+        assert_eq!(provider, *name);
         let Stored::Otherwise(words) = Stored::of(format!("k8s:enc:kms:v1:{name}:x").as_bytes()) else { panic!() };
         assert_eq!(words, format!("kms v1 {name}"));
         let Stored::Otherwise(words) = Stored::of(&[b"k8s:enc:".as_slice(), &[7; 3_000]].concat()) else { panic!() };

@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use super::v2::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 use super::{Client, connect};
 use crate::crypto::secret::Seed;
-use crate::encryption_config::{EncryptionConfiguration, Endpoint, KmsVersion};
+use crate::encryption_config::{EncryptionConfiguration, Endpoint, KmsVersion, ProviderName};
 
 /// A plugin that does not answer just now is asked again, as an API server lists again.
 const ATTEMPTS: u32 = 3;
@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[error("the plugin of provider {provider}: {problem}")]
 pub struct PluginError {
     /// The provider's name.
-    pub provider: String,
+    pub provider: ProviderName,
     /// What is wrong.
     pub problem: String,
     /// Whether it may go well later, with the same request.
@@ -29,8 +29,8 @@ pub struct PluginError {
 /// The KMS v2 plugins of a configuration, by the names of their providers.
 #[derive(Debug)]
 pub struct Plugins {
-    sockets: BTreeMap<String, Endpoint>,
-    clients: tokio::sync::Mutex<HashMap<String, Client>>,
+    sockets: BTreeMap<ProviderName, Endpoint>,
+    clients: tokio::sync::Mutex<HashMap<ProviderName, Client>>,
 }
 
 impl Plugins {
@@ -42,15 +42,15 @@ impl Plugins {
     }
 
     /// The names of the providers.
-    pub fn providers(&self) -> impl Iterator<Item = &str> {
-        self.sockets.keys().map(String::as_str)
+    pub fn providers(&self) -> impl Iterator<Item = &ProviderName> {
+        self.sockets.keys()
     }
 
     /// Has a seed decrypted.
     ///
     /// # Errors
     /// When the plugin refuses, or does not answer.
-    pub async fn decrypt(&self, provider: &str, request: &DecryptRequest) -> Result<Seed, PluginError> {
+    pub async fn decrypt(&self, provider: &ProviderName, request: &DecryptRequest) -> Result<Seed, PluginError> {
         let mut attempt = 1;
         loop {
             let answer = self.client(provider).await?.decrypt(request.clone()).await;
@@ -65,7 +65,7 @@ impl Plugins {
     ///
     /// # Errors
     /// When the plugin refuses, or does not answer.
-    pub async fn encrypt(&self, provider: &str, seed: &Seed) -> Result<EncryptResponse, PluginError> {
+    pub async fn encrypt(&self, provider: &ProviderName, seed: &Seed) -> Result<EncryptResponse, PluginError> {
         let mut attempt = 1;
         loop {
             let request = EncryptRequest { plaintext: seed.expose().to_vec(), uid: uid() };
@@ -80,8 +80,8 @@ impl Plugins {
     ///
     /// # Errors
     /// What is wrong with its Status, as [`Self::check`] says.
-    pub async fn key_id(&self, provider: &str) -> Result<String, PluginError> {
-        let failed = |problem| PluginError { provider: provider.to_owned(), problem, passes: true };
+    pub async fn key_id(&self, provider: &ProviderName) -> Result<String, PluginError> {
+        let failed = |problem| PluginError { provider: provider.clone(), problem, passes: true };
         let answer = self.client(provider).await?.status(StatusRequest {}).await;
         let status = answer.map_err(|status| failed(format!("Status is refused: {}", status.message())))?.into_inner();
         match (status.healthz.as_str(), status.version.as_str(), status.key_id.is_empty()) {
@@ -96,12 +96,12 @@ impl Plugins {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub async fn check(&self, provider: &str) -> Result<(), PluginError> {
+    pub async fn check(&self, provider: &ProviderName) -> Result<(), PluginError> {
         self.key_id(provider).await.map(drop)
     }
 
-    async fn client(&self, provider: &str) -> Result<Client, PluginError> {
-        let failed = |problem, passes| PluginError { provider: provider.to_owned(), problem, passes };
+    async fn client(&self, provider: &ProviderName) -> Result<Client, PluginError> {
+        let failed = |problem, passes| PluginError { provider: provider.clone(), problem, passes };
         let mut clients = self.clients.lock().await;
         if let Some(client) = clients.get(provider) {
             return Ok(client.clone());
@@ -110,7 +110,7 @@ impl Plugins {
             return Err(failed("the EncryptionConfiguration has no KMS v2 provider of this name".into(), false));
         };
         let client = connect(socket).await.map_err(|error| failed(error.to_string(), true))?;
-        clients.insert(provider.to_owned(), client.clone());
+        clients.insert(provider.clone(), client.clone());
         Ok(client)
     }
 }
@@ -121,7 +121,7 @@ fn uid() -> String {
 }
 
 /// Waits before another attempt, or gives up.
-async fn again(provider: &str, rpc: &str, status: &Status, attempt: &mut u32) -> Result<(), PluginError> {
+async fn again(provider: &ProviderName, rpc: &str, status: &Status, attempt: &mut u32) -> Result<(), PluginError> {
     let passes =
         matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Cancelled);
     if passes && *attempt < ATTEMPTS {
@@ -130,5 +130,5 @@ async fn again(provider: &str, rpc: &str, status: &Status, attempt: &mut u32) ->
         return Ok(());
     }
     let problem = format!("{rpc} is refused: {}", status.message());
-    Err(PluginError { provider: provider.to_owned(), problem, passes })
+    Err(PluginError { provider: provider.clone(), problem, passes })
 }

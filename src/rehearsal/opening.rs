@@ -101,7 +101,7 @@ impl Opener<'_> {
         let (provider, object) =
             EncryptedObject::of(value).ok_or_else(|| Refusal::Damaged("it is not an EncryptedObject".into()))?;
         let source = object.check().map_err(Refusal::Damaged)?;
-        let seed = self.seeds.get(provider, &object).await.map_err(|error| match &*error {
+        let seed = self.seeds.get(&provider, &object).await.map_err(|error| match &*error {
             SeedError::NotAsked(why) => Refusal::Unchecked(why.clone()),
             SeedError::Refused(_) => Refusal::Seed(error),
         })?;

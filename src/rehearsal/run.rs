@@ -81,7 +81,7 @@ pub async fn rehearse(source: &Source, prefix: &str, opener: &Opener<'_>) -> Res
             report.values += 1;
             report.in_clear += u64::from(!value.starts_with(b"k8s:enc:"));
             if let Some((provider, object)) = EncryptedObject::of(value) {
-                report.seeds.insert(name(provider, &object));
+                report.seeds.insert(name(&provider, &object));
             }
             match outcome {
                 Ok(_plaintext) => report.opened += 1,

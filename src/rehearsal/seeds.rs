@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::source::{SeedError, Sources};
 use crate::crypto::seal::digest;
 use crate::crypto::secret::Seed;
+use crate::encryption_config::ProviderName;
 use crate::etcd::EncryptedObject;
 
 /// What names a seed: everything that a plugin is asked with.
@@ -31,7 +32,7 @@ impl Seeds {
     ///
     /// # Errors
     /// Why it cannot be had, the same for every object that needs it.
-    pub async fn get(&self, provider: &str, object: &EncryptedObject) -> Opened {
+    pub async fn get(&self, provider: &ProviderName, object: &EncryptedObject) -> Opened {
         let name = name(provider, object);
         if let Some((opened, _)) = self.opened().get(&name) {
             return opened.clone();
@@ -68,10 +69,10 @@ impl Seeds {
 }
 
 /// The name of an object's seed.
-pub(super) fn name(provider: &str, object: &EncryptedObject) -> SeedName {
+pub(super) fn name(provider: &ProviderName, object: &EncryptedObject) -> SeedName {
     let kind = object.encrypted_dek_source_type.to_be_bytes();
     let mut parts: Vec<&[u8]> =
-        vec![provider.as_bytes(), &kind, object.key_id.as_bytes(), &object.encrypted_dek_source];
+        vec![provider.as_str().as_bytes(), &kind, object.key_id.as_bytes(), &object.encrypted_dek_source];
     for (name, value) in &object.annotations {
         parts.extend([name.as_bytes(), value]);
     }

@@ -12,7 +12,7 @@ use crate::crypto::seal::digest;
 use crate::crypto::secret::Seed;
 use crate::dek::cache::DekCache;
 use crate::dek::clock::BootClock;
-use crate::encryption_config::EncryptionConfiguration;
+use crate::encryption_config::{EncryptionConfiguration, ProviderName};
 use crate::envelope::{ANNOTATION, Ciphertext, WrappedDekSet, is_own};
 use crate::etcd::EncryptedObject;
 use crate::kek::set::{KekSet, UnwrapError};
@@ -51,7 +51,7 @@ pub struct Sources {
 
 impl Sources {
     /// Opens the seed of an object.
-    pub(super) async fn open(&self, provider: &str, object: &EncryptedObject) -> Result<Seed, SeedError> {
+    pub(super) async fn open(&self, provider: &ProviderName, object: &EncryptedObject) -> Result<Seed, SeedError> {
         if let Some(gone) = self.without.iter().find(|without| without.removes_key_id(&object.key_id)) {
             return Err(SeedError::Refused(format!("its seed opens with {gone} alone, which is taken to be gone")));
         }
@@ -122,7 +122,7 @@ impl PluginSource {
         Self { plugins: Plugins::of(configuration), calls: AtomicU64::new(0) }
     }
 
-    async fn open(&self, provider: &str, object: &EncryptedObject) -> Result<Seed, SeedError> {
+    async fn open(&self, provider: &ProviderName, object: &EncryptedObject) -> Result<Seed, SeedError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let request = DecryptRequest {
             ciphertext: object.encrypted_dek_source.clone(),

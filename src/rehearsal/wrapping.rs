@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use super::source::Sources;
 use crate::crypto::seal::{dek_id, os_random};
 use crate::crypto::secret::{Dek, Seed};
+use crate::encryption_config::ProviderName;
 use crate::envelope::{ANNOTATION, WrappedDekSet};
 use crate::etcd::EncryptedObject;
 use crate::generation::Generation;
@@ -46,11 +47,11 @@ impl KekKeeper {
 
 #[async_trait]
 impl SeedKeeper for KekKeeper {
-    async fn open(&self, provider: &str, object: &EncryptedObject) -> Result<Seed, SeedRefusal> {
+    async fn open(&self, provider: &ProviderName, object: &EncryptedObject) -> Result<Seed, SeedRefusal> {
         self.sources.open(provider, object).await.map_err(|error| SeedRefusal::Refused(error.to_string()))
     }
 
-    async fn wrap(&self, _: &str, seed: &Seed) -> Result<EncryptResponse, SeedRefusal> {
+    async fn wrap(&self, _: &ProviderName, seed: &Seed) -> Result<EncryptResponse, SeedRefusal> {
         let ciphertext = self.generation.seal(seed).map_err(|error| SeedRefusal::Refused(error.to_string()))?;
         Ok(EncryptResponse {
             ciphertext,

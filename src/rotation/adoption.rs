@@ -12,13 +12,16 @@ use std::collections::BTreeMap;
 pub use self::adopted::{Adoption, Evidence, Obstacle, ServerAdoption, Wanted};
 pub use self::look::{Look, Seen, look, look_at_all, look_fresh};
 use self::prove::{prove_coverage, prove_reads, prove_writes};
+use crate::encryption_config::ProviderName;
 use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::Api;
 use crate::rotation::cluster::canary::{Canary, NAMESPACE, Touched};
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::cluster::ledger::{Account, Breach, Ledger, Permitted};
 use crate::rotation::cluster::resources::Resource;
 use crate::rotation::cluster::roster::Doubt;
 use crate::rotation::cluster::webhooks::mutating_webhooks;
+use crate::rotation::cluster::writer::StoredUnder;
 use crate::rotation::error::RotationError;
 
 /// Over how many connections an empty patch goes through a balancer, where no single server can be reached.
@@ -49,7 +52,8 @@ pub async fn attempt(cluster: &Cluster, wanted: &Wanted, earlier: Option<&Adopti
     };
     let not_shown = wanted.resources.iter().filter(|resource| !is_shown(resource)).map(ToString::to_string).collect();
     agree(&connections(cluster, &seen)?, &wanted.canaries).await?;
-    let shown = |provider: &&String| wanted.canaries.iter().any(|canary| &canary.provider == *provider);
+    let shown =
+        |provider: &&ProviderName| wanted.canaries.iter().any(|canary| canary.writer.plugin() == Some(provider));
     let without_canary = wanted.providers.iter().filter(|provider| !shown(provider)).cloned().collect();
     let (ledger, since, broken_by) = carried(wanted, earlier, &servers, &targets);
     Ok(Adoption {
@@ -85,7 +89,7 @@ fn carried(
     wanted: &Wanted,
     earlier: Option<&Adoption>,
     servers: &[ServerAdoption],
-    targets: &BTreeMap<String, String>,
+    targets: &StoredUnder,
 ) -> (Ledger, jiff::Timestamp, Vec<Breach>) {
     let accounts: Vec<Account> = servers.iter().filter_map(|server| server.account.clone()).collect();
     let opened = || Ledger::open(accounts.clone());
@@ -99,8 +103,8 @@ fn carried(
     (opened(), jiff::Timestamp::now(), breaches)
 }
 
-fn permitted(wanted: &Wanted, targets: &BTreeMap<String, String>) -> Permitted {
-    Permitted { keys: targets.clone(), writers: wanted.writers.clone(), elsewhere: wanted.elsewhere.clone() }
+fn permitted(wanted: &Wanted, targets: &StoredUnder) -> Permitted {
+    Permitted { keys: targets.plugins.clone(), writers: wanted.writers.clone(), elsewhere: wanted.elsewhere.clone() }
 }
 
 /// Looks whether what was adopted still is: the same servers, the same reports, nothing stored under another key, and
@@ -180,7 +184,7 @@ pub async fn agree(servers: &[Api], canaries: &[Canary]) -> Result<(), Obstacle>
                     let who = if first == second { format!("behind {first}") } else { format!("{first} and {second}") };
                     return Err(Obstacle::NotYet(format!(
                         "API servers {who} do not store under the same key of provider {}",
-                        canary.provider
+                        canary.writer
                     )));
                 }
                 _ => last = Some((touched, server)),
@@ -201,11 +205,11 @@ async fn altered(server: &Api, canary: &Canary) -> Obstacle {
 }
 
 /// Which plugin is behind, as far as that is known, and what to do there.
-fn different_keys(wanted: &Wanted, provider: &str, hashes: &BTreeMap<&str, Vec<String>>) -> String {
-    let target = wanted.targets.get(provider);
-    let side = |(hash, servers): (&&str, &Vec<String>)| {
+fn different_keys(wanted: &Wanted, provider: &ProviderName, hashes: &BTreeMap<&KeyIdHash, Vec<String>>) -> String {
+    let target = wanted.targets.key(provider);
+    let side = |(hash, servers): (&&KeyIdHash, &Vec<String>)| {
         let behind = match target {
-            Some(target) if target == hash => " (as it should be)",
+            Some(target) if target == *hash => " (as it should be)",
             Some(_) => " (behind)",
             None => "",
         };
@@ -223,10 +227,10 @@ fn different_keys(wanted: &Wanted, provider: &str, hashes: &BTreeMap<&str, Vec<S
 ///
 /// # Errors
 /// Servers that report different keys, or another one than this rotation's target.
-pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<String, String>, Obstacle> {
-    let mut targets = BTreeMap::new();
+pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<StoredUnder, Obstacle> {
+    let mut targets = wanted.targets.clone();
     for provider in &wanted.providers {
-        let mut hashes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        let mut hashes: BTreeMap<&KeyIdHash, Vec<String>> = BTreeMap::new();
         for one in seen {
             let Some(scrape) = &one.scrape else { continue };
             let Some((hash, _)) = scrape.reported.get(provider) else {
@@ -247,7 +251,7 @@ pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<Strin
                 wanted.name(provider, hash)
             )));
         }
-        if let Some(target) = wanted.targets.get(provider).filter(|target| *target != hash) {
+        if let Some(target) = wanted.targets.key(provider).filter(|target| *target != hash) {
             let why = format!(
                 "provider {provider} reports {}, and this rotation is about {}",
                 wanted.name(provider, hash),
@@ -255,10 +259,7 @@ pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<BTreeMap<Strin
             );
             return Err(if wanted.was_adopted { Obstacle::TargetChanged(why) } else { Obstacle::NotYet(why) });
         }
-        targets.insert(provider.clone(), hash.to_owned());
-    }
-    for (provider, target) in &wanted.targets {
-        targets.entry(provider.clone()).or_insert_with(|| target.clone());
+        targets.plugins.insert(provider.clone(), hash.clone());
     }
     Ok(targets)
 }

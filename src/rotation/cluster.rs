@@ -5,6 +5,7 @@ pub mod api;
 pub mod canary;
 mod connect;
 pub mod discovery;
+pub mod key_id_hash;
 pub mod lease;
 pub mod ledger;
 pub mod listing;
@@ -13,6 +14,7 @@ mod proxy;
 pub mod resources;
 pub mod roster;
 pub mod webhooks;
+pub mod writer;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -25,7 +27,7 @@ use serde_json::Value;
 pub use self::access::Access;
 use self::connect::{client, read};
 use crate::rotation::cluster::api::{Api, null_as_empty};
-use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::cluster::key_id_hash::hash;
 use crate::rotation::cluster::roster::{ControlPlaneNode, IdentityLease, LeaseWatch, Sources};
 use crate::rotation::error::RotationError;
 
@@ -199,7 +201,7 @@ impl Cluster {
         let leases: Leases =
             self.entry.get_json(path).await.map_err(RotationError::api("list the API servers' identity Leases"))?;
         let lease = |Lease { metadata, spec }: Lease| IdentityLease {
-            identity: key_id_hash(&metadata.name),
+            identity: hash(&metadata.name),
             host: metadata.labels.get("kubernetes.io/hostname").cloned(),
             renewed: spec.renew_time,
             name: metadata.name,

@@ -10,12 +10,14 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::encryption_config::ProviderName;
 use crate::etcd::ClusterId;
 use crate::files;
 use crate::rotation::adoption::Adoption;
 use crate::rotation::claim::{Claim, Subject};
-use crate::rotation::cluster::metrics::key_id_hash;
-use crate::rotation::cluster::resources::{Resource, is_local, local_words};
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
+use crate::rotation::cluster::resources::Resource;
+use crate::rotation::cluster::writer::{StoredUnder, Writer};
 use crate::rotation::error::RotationError;
 use crate::rotation::journal::intent::Intent;
 use crate::rotation::journal::verdict::{Conclusion, Verdict};
@@ -88,13 +90,13 @@ pub struct Journal {
     /// Why it stands still, if it does.
     pub paused: Option<String>,
     /// Provider → hash of the `key_id` that was reported when it began.
-    pub former: BTreeMap<String, String>,
+    pub former: BTreeMap<ProviderName, KeyIdHash>,
     /// KEKs to rotate: name → active version before.
     pub keks_before: BTreeMap<String, String>,
     /// KEKs that were rotated: name → version that is active now.
     pub keks_rotated: BTreeMap<String, String>,
-    /// Provider → hash of the `key_id` that everything is to be stored under.
-    pub targets: BTreeMap<String, String>,
+    /// What everything is to be stored under.
+    pub targets: StoredUnder,
     /// How it is known that all API servers adopted it.
     pub adoption: Option<Adoption>,
     /// Whether the resources are only a guess.
@@ -138,7 +140,7 @@ pub struct Journal {
     pub snapshot: Option<jiff::Timestamp>,
     /// The provider whose plugin's configuration is known.
     #[serde(default)]
-    pub own_provider: Option<String>,
+    pub own_provider: Option<ProviderName>,
     /// What that configuration calls its KEKs.
     #[serde(default)]
     pub names: KeyNames,
@@ -179,8 +181,9 @@ pub struct Journal {
 pub struct Progress {
     /// Which.
     pub resource: Resource,
-    /// The provider that writes it.
-    pub provider: String,
+    /// Who writes it.
+    #[serde(rename = "provider")]
+    pub writer: Writer,
     /// How many objects there were at first.
     pub objects: u64,
     /// Whatever has a greater resource version was stored after all servers had adopted the target key.
@@ -203,7 +206,7 @@ impl Journal {
             former: BTreeMap::new(),
             keks_before: BTreeMap::new(),
             keks_rotated: BTreeMap::new(),
-            targets: BTreeMap::new(),
+            targets: StoredUnder::default(),
             adoption: None,
             inferred: false,
             resources: Vec::new(),
@@ -287,12 +290,12 @@ impl Journal {
     }
 
     /// Adds a resource, or returns the one that is there.
-    pub fn resource_mut(&mut self, resource: &Resource, provider: &str) -> &mut Progress {
+    pub fn resource_mut(&mut self, resource: &Resource, writer: &Writer) -> &mut Progress {
         let at = self.resources.iter().position(|progress| &progress.resource == resource);
         let at = at.unwrap_or_else(|| {
             self.resources.push(Progress {
                 resource: resource.clone(),
-                provider: provider.into(),
+                writer: writer.clone(),
                 objects: 0,
                 adopted_at: None,
                 done: false,
@@ -304,14 +307,13 @@ impl Journal {
     }
 
     /// The name of the key of a provider whose `key_id` has this hash.
-    pub fn target_name(&self, provider: &str, hash: &str) -> String {
-        if is_local(provider) {
-            return local_words(provider).map_or_else(|| "in clear".into(), |words| format!("provider {words}"));
-        }
-        let key_id = KeyName::KeyIdHash { provider: provider.to_owned(), hash: hash.to_owned() };
+    pub fn key_name(&self, provider: &ProviderName, hash: &KeyIdHash) -> String {
+        let key_id = KeyName::KeyIdHash { provider: provider.clone(), hash: hash.clone() };
         let key_id = self.names.show(&key_id);
-        let is_target = self.targets.get(provider).is_some_and(|target| target == hash);
-        if is_target && self.own_provider.as_deref() == Some(provider) && !self.target_keys.is_empty() {
+        if self.targets.key(provider) == Some(hash)
+            && self.own_provider.as_ref() == Some(provider)
+            && !self.target_keys.is_empty()
+        {
             return format!("{} ({key_id})", self.names.show_all(&self.target_keys));
         }
         key_id
@@ -321,9 +323,9 @@ impl Journal {
     pub fn is_target(&self, key: &KeyName) -> bool {
         match key {
             KeyName::KeyId { provider, key_id } | KeyName::Generation { provider, key_id } => {
-                self.targets.get(provider) == Some(&key_id_hash(key_id))
+                self.targets.key(provider) == Some(&KeyIdHash::of(key_id))
             }
-            KeyName::KeyIdHash { provider, hash } => self.targets.get(provider) == Some(hash),
+            KeyName::KeyIdHash { provider, hash } => self.targets.key(provider) == Some(hash),
             KeyName::AnyVersion { lineage } => {
                 let of = |key: &KeyName| matches!(key, KeyName::Kek { lineage: own, .. } if own == lineage);
                 self.target_keys.iter().any(of)
@@ -347,7 +349,7 @@ impl Journal {
 
     /// Whether something is to be stored by the plugin whose configuration is known.
     pub fn is_our_plugin_writing(&self) -> bool {
-        self.own_provider.as_ref().is_some_and(|own| self.targets.contains_key(own))
+        self.own_provider.as_ref().is_some_and(|own| self.targets.key(own).is_some())
     }
 
     /// Whether etcd itself was searched.

@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::encryption_config::ProviderName;
 use crate::rotation::cluster::canary::Canary;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::cluster::ledger::{Account, Breach, Ledger};
 use crate::rotation::cluster::resources::Resource;
 use crate::rotation::cluster::roster::Doubt;
+use crate::rotation::cluster::writer::{StoredUnder, Writer};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::name::{KeyName, KeyNames};
 
@@ -26,21 +29,21 @@ pub enum Evidence {
 #[derive(Debug, Default)]
 pub struct Wanted {
     /// The providers that write something.
-    pub providers: BTreeSet<String>,
+    pub providers: BTreeSet<ProviderName>,
     /// What is written to see it.
     pub canaries: Vec<Canary>,
-    /// Provider → hash of the `key_id`, once it is known.
-    pub targets: BTreeMap<String, String>,
+    /// What is to be stored under, as far as it is known.
+    pub targets: StoredUnder,
     /// Provider → hash of the `key_id` before the KEK was rotated: waiting goes on until another is reported.
-    pub former: BTreeMap<String, String>,
+    pub former: BTreeMap<ProviderName, KeyIdHash>,
     /// Whether all servers had adopted the targets already: another report then means another rotation.
     pub was_adopted: bool,
     /// Go on with servers whose metrics cannot be read.
     pub accept_unproven: bool,
     /// Encrypted resources: whether each server covers them is seen at an object of theirs.
     pub resources: Vec<Resource>,
-    /// Encrypted resource → the provider that writes it.
-    pub writers: BTreeMap<String, String>,
+    /// Encrypted resource → who writes it.
+    pub writers: BTreeMap<String, Writer>,
     /// How prefixes begin that the configuration has some resource written with, by no KMS v2 provider.
     pub elsewhere: BTreeSet<String>,
     /// What keys are called.
@@ -49,8 +52,8 @@ pub struct Wanted {
 
 impl Wanted {
     /// The name of the key of a provider whose `key_id` has this hash.
-    pub fn name(&self, provider: &str, hash: &str) -> String {
-        self.names.show(&KeyName::KeyIdHash { provider: provider.to_owned(), hash: hash.to_owned() })
+    pub fn name(&self, provider: &ProviderName, hash: &KeyIdHash) -> String {
+        self.names.show(&KeyName::KeyIdHash { provider: provider.clone(), hash: hash.clone() })
     }
 }
 
@@ -60,12 +63,12 @@ impl Wanted {
 pub struct Adoption {
     /// How well it is known.
     pub evidence: Evidence,
-    /// Provider → hash of the target `key_id`.
-    pub targets: BTreeMap<String, String>,
+    /// The target.
+    pub targets: StoredUnder,
     /// Each server, and what it stored under.
     pub servers: Vec<ServerAdoption>,
     /// Providers of which no canary shows the key.
-    pub without_canary: Vec<String>,
+    pub without_canary: Vec<ProviderName>,
     /// When it was seen.
     pub at: jiff::Timestamp,
     /// Since when nothing that voids it has happened, across looks that proved it again.
@@ -97,8 +100,8 @@ pub struct ServerAdoption {
     pub address: String,
     /// Hash of its identity Lease.
     pub identity: Option<String>,
-    /// Provider → hash of the `key_id` that it stored under.
-    pub stored_under: BTreeMap<String, String>,
+    /// What it stored under.
+    pub stored_under: StoredUnder,
     /// Resources that it stored an object of under the target key.
     #[serde(default)]
     pub wrote: Vec<String>,

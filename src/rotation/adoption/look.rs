@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::adopted::Obstacle;
+use crate::encryption_config::ProviderName;
 use crate::rotation::cluster::api::{Api, ApiError};
 use crate::rotation::cluster::ledger::ServerProcess;
 use crate::rotation::cluster::metrics::{Scrape, scrape};
@@ -183,11 +184,11 @@ fn someone_is_missing(cluster: &Cluster, sources: &Sources, seen: &[Seen]) -> bo
 /// As [`look`]; [`Obstacle::NotYet`] when a plugin does not answer.
 pub async fn look_fresh(
     cluster: &Cluster,
-    providers: &BTreeSet<String>,
+    providers: &BTreeSet<ProviderName>,
     accept_unproven: bool,
 ) -> Result<Vec<Seen>, Obstacle> {
     let began = Instant::now();
-    let mut first: BTreeMap<(ServerProcess, String), f64> = BTreeMap::new();
+    let mut first: BTreeMap<(ServerProcess, ProviderName), f64> = BTreeMap::new();
     loop {
         let seen = match look(cluster, accept_unproven).await {
             // What was seen of each server before stays true.
@@ -217,7 +218,7 @@ pub async fn look_fresh(
 
 /// (server, process, provider, when its plugin last answered Status) by the servers' own clocks. Behind a balancer
 /// several processes have one address.
-fn statuses(seen: &[Seen]) -> Vec<(String, ServerProcess, String, f64)> {
+fn statuses(seen: &[Seen]) -> Vec<(String, ServerProcess, ProviderName, f64)> {
     let mut statuses = Vec::new();
     for one in seen {
         if let Some(scrape) = &one.scrape {

@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use super::adopted::{Obstacle, ServerAdoption, Wanted};
 use super::look::Seen;
+use crate::encryption_config::ProviderName;
 use crate::rotation::cluster::api::{Api, ApiError};
 use crate::rotation::cluster::canary::Canary;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::cluster::ledger::{Account, ServerProcess};
 use crate::rotation::cluster::listing::is_undecryptable;
 use crate::rotation::cluster::metrics::{Direction, Scrape, growth, scrape};
-use crate::rotation::cluster::resources::{Resource, is_inner_prefix, is_local, is_prefix_of};
+use crate::rotation::cluster::resources::Resource;
 use crate::rotation::cluster::webhooks::webhook_that_failed;
+use crate::rotation::cluster::writer::{LocalWriter, StoredUnder, Writer, is_inner_prefix, plugin_counted_as};
 
 /// How many objects of a resource are tried: one may be damaged, or deleted meanwhile.
 const PIONEERS: u32 = 3;
@@ -23,11 +26,7 @@ const OPENS_WITHIN: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// What the server stored under instead, or that its metrics cannot be read.
-pub async fn prove_writes(
-    one: &Seen,
-    wanted: &Wanted,
-    targets: &BTreeMap<String, String>,
-) -> Result<ServerAdoption, Obstacle> {
+pub async fn prove_writes(one: &Seen, wanted: &Wanted, targets: &StoredUnder) -> Result<ServerAdoption, Obstacle> {
     let address = one.api.address().to_owned();
     let mut proven = ServerAdoption { address, ..ServerAdoption::default() };
     let Some(seen) = &one.scrape else {
@@ -46,8 +45,16 @@ pub async fn prove_writes(
         return Err(Obstacle::NotYet(format!("API server {} was another one in between", proven.address)));
     }
     for canary in &wanted.canaries {
-        let hash = stored_under(one, canary, &before, &after, (wanted, targets))?;
-        proven.stored_under.insert(canary.provider.clone(), hash);
+        match &canary.writer {
+            Writer::Plugin(provider) => {
+                let hash = stored_under(one, (canary, provider), &before, &after, (wanted, targets))?;
+                proven.stored_under.plugins.insert(provider.clone(), hash);
+            }
+            Writer::Local(local) => {
+                stored_locally(&one.name(), (canary, local), &before, &after)?;
+                proven.stored_under.local.insert(local.clone());
+            }
+        }
         proven.wrote.push(canary.resource.to_string());
     }
     proven.identity = after.identities.first().cloned();
@@ -58,37 +65,39 @@ pub async fn prove_writes(
 /// What the server stored a canary under between two scrapes, if that is the target.
 fn stored_under(
     server: &Seen,
-    canary: &Canary,
+    (canary, provider): (&Canary, &ProviderName),
     before: &Scrape,
     after: &Scrape,
-    (wanted, targets): (&Wanted, &BTreeMap<String, String>),
-) -> Result<String, Obstacle> {
+    (wanted, targets): (&Wanted, &StoredUnder),
+) -> Result<KeyIdHash, Obstacle> {
     let address = server.name();
-    if is_local(&canary.provider) {
-        return stored_locally(&address, canary, before, after);
-    }
-    let of_provider: Vec<String> = growth(&before.stored, &after.stored)
+    let of_provider: Vec<KeyIdHash> = growth(&before.stored, &after.stored)
         .into_keys()
-        .filter(|(provider, _)| *provider == canary.provider)
+        .filter(|(of, _)| of == provider)
         .map(|(_, hash)| hash)
         .collect();
     let resource = canary.resource.to_string();
     let by_provider = growth(&before.operations, &after.operations).into_keys().any(|(of, prefix, direction)| {
-        of == resource && direction == Direction::Stored && provider_of(&prefix) == Some(canary.provider.as_str())
+        of == resource && direction == Direction::Stored && plugin_counted_as(&prefix) == Some(provider.as_str())
     });
-    match (of_provider.as_slice(), targets.get(&canary.provider)) {
+    match (of_provider.as_slice(), targets.key(provider)) {
         ([hash], Some(target)) if hash == target && by_provider => Ok(hash.clone()),
-        ([], _) => Err(not_stored(&address, &resource, &canary.provider)),
-        ([hash], Some(target)) if hash == target => Err(not_stored(&address, &resource, &canary.provider)),
+        ([], _) => Err(not_stored(&address, canary)),
+        ([hash], Some(target)) if hash == target => Err(not_stored(&address, canary)),
         (hashes, _) => {
-            let keys: Vec<_> = hashes.iter().map(|hash| wanted.name(&canary.provider, hash)).collect();
+            let keys: Vec<_> = hashes.iter().map(|hash| wanted.name(provider, hash)).collect();
             Err(Obstacle::NotYet(format!("API server {address} still stores under {}", keys.join(" and "))))
         }
     }
 }
 
 /// The same for a local provider, which has no `key_id`: by the prefix that the server counts the write under.
-fn stored_locally(address: &str, canary: &Canary, before: &Scrape, after: &Scrape) -> Result<String, Obstacle> {
+fn stored_locally(
+    address: &str,
+    (canary, local): (&Canary, &LocalWriter),
+    before: &Scrape,
+    after: &Scrape,
+) -> Result<(), Obstacle> {
     let resource = canary.resource.to_string();
     let grown: Vec<String> = growth(&before.operations, &after.operations)
         .into_keys()
@@ -98,20 +107,17 @@ fn stored_locally(address: &str, canary: &Canary, before: &Scrape, after: &Scrap
         .map(|(_, prefix, _)| prefix)
         .collect();
     match grown.as_slice() {
-        [prefix] if is_prefix_of(&canary.provider, prefix) => Ok(String::new()),
-        _ => Err(not_stored(address, &resource, canary.provider.trim_end_matches(':'))),
+        [prefix] if local.is_counted_as(prefix) => Ok(()),
+        _ => Err(not_stored(address, canary)),
     }
 }
 
-fn not_stored(address: &str, resource: &str, provider: &str) -> Obstacle {
+fn not_stored(address: &str, canary: &Canary) -> Obstacle {
+    let Canary { resource, writer } = canary;
     Obstacle::NotYet(format!(
-        "API server {address} does not store {resource} with provider {provider}: put it first in its \
+        "API server {address} does not store {resource} with provider {writer}: put it first in its \
          EncryptionConfiguration, and restart or reload the server"
     ))
-}
-
-fn provider_of(prefix: &str) -> Option<&str> {
-    prefix.strip_prefix(crate::rotation::cluster::resources::KMS_V2_PREFIX).map(|rest| rest.trim_end_matches(':'))
 }
 
 /// Has every server read what `writer` just wrote: the empty patch that is only tried reads from etcd and opens.

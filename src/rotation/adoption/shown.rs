@@ -1,5 +1,6 @@
 //! What an adoption shows, as claims.
 
+use crate::encryption_config::ProviderName;
 use crate::rotation::adoption::{Adoption, Evidence, joined};
 use crate::rotation::claim::{Claim, Subject, Until, Witness};
 
@@ -46,7 +47,7 @@ fn written(adoption: &Adoption) -> Claim {
          them unchanged",
         adoption.servers.len()
     );
-    let spot = |provider: &String| {
+    let spot = |provider: &ProviderName| {
         format!("provider {provider}: no canary shows its key, only that the API servers store its resources alike")
     };
     Claim::shown(Witness::Metrics, what).blind_to(adoption.without_canary.iter().map(spot))

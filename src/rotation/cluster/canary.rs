@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::rotation::cluster::api::{Api, ApiError};
 use crate::rotation::cluster::resources::{Coverage, Resource};
+use crate::rotation::cluster::writer::Writer;
 use crate::rotation::error::RotationError;
 
 /// Where canaries live. They stay for the next run.
@@ -11,13 +12,13 @@ pub const NAMESPACE: &str = "kube-envelope-canary";
 const NAME: &str = "rotate-keys";
 const ANNOTATION: &str = "kube-envelope.io/written";
 
-/// An object without content, of a resource that `provider` writes.
+/// An object without content.
 #[derive(Clone, Debug)]
 pub struct Canary {
     /// Its resource.
     pub resource: Resource,
-    /// The provider that it shows the key of.
-    pub provider: String,
+    /// Who writes it, and whose key it shows.
+    pub writer: Writer,
 }
 
 /// What a canary is after an empty patch.
@@ -34,8 +35,8 @@ pub fn canaries(coverage: &Coverage) -> Vec<Canary> {
     let mut canaries: Vec<Canary> = Vec::new();
     for plural in ["secrets", "configmaps"] {
         let resource = Resource { group: String::new(), version: "v1".into(), plural: plural.into(), namespaced: true };
-        if let Some(provider) = coverage.provider(&resource) {
-            canaries.push(Canary { resource, provider });
+        if let Some(writer) = coverage.writer(&resource) {
+            canaries.push(Canary { resource, writer });
         }
     }
     canaries

@@ -8,8 +8,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::rotation::cluster::metrics::{Direction, Scrape, counted_since, short};
-use crate::rotation::cluster::resources::{KMS_V2_PREFIX, is_inner_prefix, is_prefix_of};
+use crate::encryption_config::ProviderName;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
+use crate::rotation::cluster::metrics::{Direction, Scrape, counted_since};
+use crate::rotation::cluster::writer::{Writer, is_inner_prefix, plugin_counted_as};
 
 /// One run of one API server: a restarted server is another process, and has counted nothing yet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,7 +44,7 @@ pub struct Account {
     /// Hash of its EncryptionConfiguration, where the server publishes it.
     pub config_hash: Option<String>,
     /// Values stored by KMS v2 providers: provider → hash of the `key_id` → count.
-    pub by_key: BTreeMap<String, BTreeMap<String, u64>>,
+    pub by_key: BTreeMap<ProviderName, BTreeMap<KeyIdHash, u64>>,
     /// Values stored: resource → prefix of the value → count.
     pub by_prefix: BTreeMap<String, BTreeMap<String, u64>>,
 }
@@ -53,11 +55,11 @@ impl Account {
     pub fn of(address: &str, scrape: &Scrape) -> Self {
         let (mut by_key, mut by_prefix) = (BTreeMap::new(), BTreeMap::new());
         for ((provider, key), count) in &scrape.stored {
-            nested(&mut by_key, provider, key, *count);
+            nested(&mut by_key, provider.clone(), key.clone(), *count);
         }
         for ((resource, prefix, direction), count) in &scrape.operations {
             if *direction == Direction::Stored {
-                nested(&mut by_prefix, resource, prefix, *count);
+                nested(&mut by_prefix, resource.clone(), prefix.clone(), *count);
             }
         }
         Self {
@@ -70,7 +72,12 @@ impl Account {
     }
 }
 
-fn nested(all: &mut BTreeMap<String, BTreeMap<String, u64>>, outer: &str, inner: &str, count: u64) {
+fn nested<A: Ord, B: Ord>(
+    all: &mut BTreeMap<A, BTreeMap<B, u64>>,
+    outer: impl Into<A>,
+    inner: impl Into<B>,
+    count: u64,
+) {
     all.entry(outer.into()).or_default().insert(inner.into(), count);
 }
 
@@ -79,9 +86,9 @@ fn nested(all: &mut BTreeMap<String, BTreeMap<String, u64>>, outer: &str, inner:
 #[serde(rename_all = "camelCase")]
 pub struct Permitted {
     /// KMS v2 provider → hash of the only `key_id` that it may use.
-    pub keys: BTreeMap<String, String>,
-    /// Encrypted resource → the provider that writes it.
-    pub writers: BTreeMap<String, String>,
+    pub keys: BTreeMap<ProviderName, KeyIdHash>,
+    /// Encrypted resource → who writes it.
+    pub writers: BTreeMap<String, Writer>,
     /// How prefixes begin that the configuration itself has some resource written with, empty for values in clear. A
     /// server counts a write under the resource of the request that caused it, so these may appear at any resource.
     pub elsewhere: BTreeSet<String>,
@@ -90,13 +97,14 @@ pub struct Permitted {
 impl Permitted {
     fn is_permitted(&self, resource: &str, prefix: &str) -> bool {
         let Some(writer) = self.writers.get(resource) else { return true };
-        if is_inner_prefix(prefix) || is_prefix_of(writer, prefix) {
+        if is_inner_prefix(prefix) || writer.local().is_some_and(|local| local.is_counted_as(prefix)) {
             return true;
         }
-        prefix.strip_prefix(KMS_V2_PREFIX).is_some_and(|rest| rest.trim_end_matches(':') == writer)
+        let plugin = plugin_counted_as(prefix);
+        plugin.is_some_and(|plugin| writer.plugin().is_some_and(|writer| writer == plugin))
             || self.elsewhere.iter().any(|other| if other.is_empty() { prefix.is_empty() } else { prefix.starts_with(other) })
             // Values of a KMS v2 provider are counted by key as well, and judged there.
-            || prefix.strip_prefix(KMS_V2_PREFIX).is_some_and(|rest| self.keys.contains_key(rest.trim_end_matches(':')))
+            || plugin.is_some_and(|plugin| self.keys.contains_key(plugin))
     }
 }
 
@@ -124,9 +132,9 @@ pub enum Breach {
         /// Where.
         address: String,
         /// By which provider.
-        provider: String,
+        provider: ProviderName,
         /// Hash of the `key_id`.
-        key: String,
+        key: KeyIdHash,
         /// How many values.
         count: u64,
     },
@@ -158,13 +166,13 @@ impl fmt::Display for Breach {
             Self::StoredUnder { address, provider, key, count: 0 } => write!(
                 f,
                 "API server {address} does not count any more what it stores under key {} of provider {provider}",
-                short(key)
+                key.short()
             ),
             Self::StoredUnder { address, provider, key, count } => {
                 write!(
                     f,
                     "API server {address} stored {count} value(s) under key {} of provider {provider}",
-                    short(key)
+                    key.short()
                 )
             }
             Self::StoredWith { address, resource, prefix, count } => {
@@ -229,7 +237,7 @@ fn grown(before: &Account, now: &Account, permitted: &Permitted) -> Vec<Breach> 
     if before.config_hash != now.config_hash {
         breaches.push(Breach::Reconfigured { address: address() });
     }
-    let of = |account: &Account, provider: &str, key: &str| {
+    let of = |account: &Account, provider: &ProviderName, key: &KeyIdHash| {
         account.by_key.get(provider).and_then(|keys| keys.get(key)).copied()
     };
     for (provider, keys) in before.by_key.iter().chain(&now.by_key) {
@@ -269,15 +277,15 @@ mod tests {
             address: format!("{identity}:6443"),
             process: ServerProcess { identity: identity.into(), started },
             config_hash: Some("sha256:c".into()),
-            by_key: [("p".to_owned(), [("old".to_owned(), 7), ("new".to_owned(), 3)].into())].into(),
+            by_key: [("p".into(), [("old".into(), 7), ("new".into(), 3)].into())].into(),
             by_prefix: [("secrets".to_owned(), [("k8s:enc:kms:v2:p:".to_owned(), 10)].into())].into(),
         }
     }
 
     fn permitted() -> Permitted {
         Permitted {
-            keys: [("p".to_owned(), "new".to_owned())].into(),
-            writers: [("secrets".to_owned(), "p".to_owned()), ("configmaps".to_owned(), "p".to_owned())].into(),
+            keys: [("p".into(), "new".into())].into(),
+            writers: ["secrets", "configmaps"].map(|name| (name.to_owned(), Writer::Plugin("p".into()))).into(),
             elsewhere: BTreeSet::new(),
         }
     }
@@ -308,7 +316,7 @@ mod tests {
             (|now| nested(&mut now[1].by_key, "p", "old", 8), vec![under("p", "old", 1)]),
             // The server drops the series that was used least; a count that fell, or is gone, hides what came since.
             (|now| nested(&mut now[1].by_key, "p", "old", 2), vec![under("p", "old", 2)]),
-            (|now| _ = now[1].by_key.get_mut("p").unwrap().remove("old"), vec![under("p", "old", 0)]),
+            (|now| _ = now[1].by_key.get_mut("p").unwrap().remove(&"old".into()), vec![under("p", "old", 0)]),
             (|now| nested(&mut now[1].by_key, "q", "other", 4), vec![under("q", "other", 4)]),
             (|now| nested(&mut now[1].by_prefix, "configmaps", "", 2), vec![with("configmaps", "", 2)]),
             (

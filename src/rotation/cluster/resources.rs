@@ -8,14 +8,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::encryption_config::{
-    EncryptionConfigError, EncryptionConfiguration, Endpoint, Entry, Kms, KmsVersion, Provider,
+    EncryptionConfigError, EncryptionConfiguration, Endpoint, Entry, Kms, KmsVersion, Provider, ProviderName,
 };
 use crate::rotation::cluster::api::escaped;
 use crate::rotation::cluster::metrics::{Direction, Scrape};
+use crate::rotation::cluster::writer::{LocalWriter, Writer, plugin_counted_as};
 use crate::rotation::error::RotationError;
-
-/// What an API server puts before a value that a KMS v2 provider encrypted; the provider's name and `:` follow.
-pub const KMS_V2_PREFIX: &str = "k8s:enc:kms:v2:";
 
 /// A kind of object as the API serves it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -77,7 +75,7 @@ pub enum Coverage {
     /// As the API servers' own configuration says.
     Configured(EncryptionConfiguration),
     /// As the metrics of the API servers let one guess: resource → provider. Resources nobody touched are missing.
-    Inferred(BTreeMap<String, String>),
+    Inferred(BTreeMap<String, ProviderName>),
 }
 
 impl Coverage {
@@ -117,12 +115,11 @@ impl Coverage {
     /// # Errors
     /// No server has a KMS v2 provider, or they do not tell the same.
     pub fn infer(scrapes: &[Scrape]) -> Result<Self, RotationError> {
-        let mut found: BTreeMap<String, String> = BTreeMap::new();
+        let mut found: BTreeMap<String, ProviderName> = BTreeMap::new();
         // What was stored is worth more than what was read: an older provider is read, too.
         for wanted in [Direction::Stored, Direction::Read] {
             for ((resource, prefix, direction), _) in scrapes.iter().flat_map(|scrape| &scrape.operations) {
-                let provider = prefix.strip_prefix(KMS_V2_PREFIX).map(|rest| rest.trim_end_matches(':'));
-                if let Some(provider) = provider.filter(|_| *direction == wanted) {
+                if let Some(provider) = plugin_counted_as(prefix).filter(|_| *direction == wanted) {
                     found.entry(resource.clone()).or_insert_with(|| provider.into());
                 }
             }
@@ -142,7 +139,7 @@ impl Coverage {
         match self {
             Self::Configured(configuration) => {
                 let of = |entry: &Entry| {
-                    let writes = kms_v2_writer(entry).is_some();
+                    let writes = plugin_of(entry).is_some();
                     entry.resources.iter().map(|pattern| (pattern.clone(), writes)).collect::<Vec<_>>()
                 };
                 configuration.entries.iter().flat_map(of).collect()
@@ -151,31 +148,28 @@ impl Coverage {
         }
     }
 
-    /// The provider that writes this resource: a KMS v2 plugin, or a local one (see [`is_local`]) to which it is moved.
-    pub fn provider(&self, resource: &Resource) -> Option<String> {
+    /// Who writes this resource: a KMS v2 plugin, or a local provider to which it is moved.
+    pub fn writer(&self, resource: &Resource) -> Option<Writer> {
         match self {
-            Self::Configured(configuration) => {
-                let entry = configuration.entry(&resource.plural, &resource.group)?;
-                kms_v2_writer(entry).map(Into::into).or_else(|| local_writer(entry))
-            }
-            Self::Inferred(found) => found.get(&resource.to_string()).cloned(),
+            Self::Configured(configuration) => Writer::of(configuration.entry(&resource.plural, &resource.group)?),
+            Self::Inferred(found) => found.get(&resource.to_string()).cloned().map(Writer::Plugin),
         }
     }
 
     /// Every local provider to which a resource is moved from a KMS v2 plugin.
-    pub fn local_writers(&self) -> BTreeSet<String> {
+    pub fn local_writers(&self) -> BTreeSet<LocalWriter> {
         match self {
-            Self::Configured(configuration) => configuration.entries.iter().filter_map(local_writer).collect(),
+            Self::Configured(configuration) => {
+                configuration.entries.iter().filter_map(|entry| Writer::of(entry)?.local().cloned()).collect()
+            }
             Self::Inferred(_) => BTreeSet::new(),
         }
     }
 
     /// Every KMS v2 provider that writes something.
-    pub fn providers(&self) -> BTreeSet<String> {
+    pub fn providers(&self) -> BTreeSet<ProviderName> {
         match self {
-            Self::Configured(configuration) => {
-                configuration.entries.iter().filter_map(kms_v2_writer).map(Into::into).collect()
-            }
+            Self::Configured(configuration) => configuration.entries.iter().filter_map(plugin_of).collect(),
             Self::Inferred(found) => found.values().cloned().collect(),
         }
     }
@@ -189,7 +183,7 @@ impl Coverage {
     }
 
     /// The KMS v2 provider whose plugin serves this socket, where the configuration tells.
-    pub fn provider_at(&self, socket: &Endpoint) -> Option<String> {
+    pub fn provider_at(&self, socket: &Endpoint) -> Option<ProviderName> {
         let Self::Configured(configuration) = self else { return None };
         let here = |kms: &&Kms| kms.version == KmsVersion::V2 && kms.endpoint.is_same(socket);
         let all = configuration.entries.iter().flat_map(|entry| &entry.providers);
@@ -202,57 +196,9 @@ impl Coverage {
     }
 }
 
-/// The name of a local provider that writes in place of a KMS v2 plugin, which still reads what it wrote: the field in
-/// the configuration, a colon, and the key that writes. No plugin's name has a colon.
-fn local_writer(entry: &Entry) -> Option<String> {
-    let replaces = entry.providers.iter().skip(1).filter_map(Provider::kms).any(|kms| kms.version == KmsVersion::V2);
-    let name = match entry.writer()? {
-        Provider::Kms(_) => return None,
-        Provider::LocalKeys(keys) => format!("{}:{}", keys.kind, entry.writing_key.as_deref().unwrap_or_default()),
-        Provider::Identity => IDENTITY.to_owned(),
-    };
-    replaces.then_some(name)
-}
-
-/// The local provider that stores in clear.
-const IDENTITY: &str = "identity:";
-
-/// Whether a provider is a local one, to which a resource is moved from a KMS v2 plugin.
-pub fn is_local(provider: &str) -> bool {
-    provider.contains(':')
-}
-
-/// The words of the prefix that a local provider puts before a value in etcd (`aescbc v1 KEY`); `None` where it puts none
-/// and stores in clear, or where it is not a local one.
-pub fn local_words(provider: &str) -> Option<String> {
-    let (kind, key) = provider.split_once(':')?;
-    (provider != IDENTITY).then(|| format!("{kind} v1 {key}"))
-}
-
-/// Whether an API server's metrics call a local provider by this prefix.
-pub fn is_prefix_of(provider: &str, prefix: &str) -> bool {
-    match provider.split_once(':') {
-        Some(_) if provider == IDENTITY => is_clear(prefix),
-        Some((kind, _)) => prefix.starts_with(&format!("k8s:enc:{kind}:")),
-        None => false,
-    }
-}
-
-/// Whether metrics count here what they count under the provider's own prefix as well: by the name of a key of it.
-pub fn is_inner_prefix(prefix: &str) -> bool {
-    !is_clear(prefix) && !prefix.starts_with("k8s:enc:")
-}
-
-/// How an API server's metrics call what is stored in clear: by no prefix when it is stored, and by this word when it is
-/// read (k8s.io/apiserver, storage/value/transformer.go). The name of a key ends with a colon there.
-fn is_clear(prefix: &str) -> bool {
-    matches!(prefix, "" | "identity")
-}
-
-/// The name of the provider that writes, where it is a KMS v2 plugin.
-fn kms_v2_writer(entry: &Entry) -> Option<&str> {
-    let kms = entry.writer()?.kms()?;
-    (kms.version == KmsVersion::V2).then_some(kms.name.as_str())
+/// The provider that writes, where it is a KMS v2 plugin.
+fn plugin_of(entry: &Entry) -> Option<ProviderName> {
+    Writer::of(entry)?.plugin().cloned()
 }
 
 /// How the values of a provider begin that is not a KMS v2 plugin.
@@ -281,14 +227,14 @@ mod tests {
                     'unix:/x'}}]\n\
                     - resources: ['*.*']\n  providers: [{kms: {apiVersion: v2, name: b, endpoint: 'unix:/y'}}]\n";
         let coverage = Coverage::Configured(EncryptionConfiguration::parse(text).unwrap());
-        let provider = |plural, group| coverage.provider(&resource(plural, group)).unwrap_or_default();
-        assert_eq!(provider("secrets", ""), "a");
-        assert_eq!(provider("widgets", "example.com"), "a");
-        assert_eq!(provider("deployments", "apps"), "identity:", "they leave c");
-        assert_eq!(provider("configmaps", ""), "b");
-        assert_eq!(provider("secrets", "example.com"), "b");
-        assert_eq!(coverage.local_writers().into_iter().collect::<Vec<_>>(), ["identity:"]);
-        assert_eq!(coverage.providers().into_iter().collect::<Vec<_>>(), ["a", "b"]);
+        let writer = |plural, group| coverage.writer(&resource(plural, group)).map(String::from).unwrap_or_default();
+        assert_eq!(writer("secrets", ""), "a");
+        assert_eq!(writer("widgets", "example.com"), "a");
+        assert_eq!(writer("deployments", "apps"), "identity:", "they leave c");
+        assert_eq!(writer("configmaps", ""), "b");
+        assert_eq!(writer("secrets", "example.com"), "b");
+        assert_eq!(coverage.local_writers(), [LocalWriter::Clear].into());
+        assert_eq!(coverage.providers(), ["a", "b"].map(ProviderName::from).into());
     }
 
     #[test]
@@ -298,16 +244,7 @@ mod tests {
                     x}]}}, {kms: {apiVersion: v2, name: a, endpoint: 'unix:/x'}}, {identity: {}}]\n\
                     - resources: [events]\n  providers: [{identity: {}}]\n";
         let coverage = Coverage::Configured(EncryptionConfiguration::parse(text).unwrap());
-        let provider = coverage.provider(&resource("secrets", "")).unwrap();
-        assert_eq!((provider.as_str(), is_local(&provider)), ("aescbc:key2", true));
-        assert_eq!(local_words(&provider).as_deref(), Some("aescbc v1 key2"));
-        assert!(is_prefix_of(&provider, "k8s:enc:aescbc:v1:") && !is_prefix_of(&provider, ""));
-        assert!(is_prefix_of("identity:", "") && !is_prefix_of("identity:", "k8s:enc:aescbc:v1:"));
-        assert_eq!(coverage.provider(&resource("events", "")), None, "never encrypted");
-        assert!(is_inner_prefix("key2:") && !is_inner_prefix(""));
-        assert!(
-            is_prefix_of("identity:", "identity") && !is_inner_prefix("identity"),
-            "how reads in clear are counted"
-        );
+        assert_eq!(coverage.writer(&resource("secrets", "")), Some("aescbc:key2".to_owned().into()));
+        assert_eq!(coverage.writer(&resource("events", "")), None, "never encrypted");
     }
 }

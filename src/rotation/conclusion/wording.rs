@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::rotation::cluster::metrics::key_id_hash;
+use crate::encryption_config::ProviderName;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::journal::Journal;
 use crate::rotation::keys::name::KeyName;
 use crate::rotation::leftovers::scan::{Method, Scan};
@@ -148,15 +149,16 @@ pub(super) fn not_looked_at(journal: &Journal) -> Vec<String> {
 }
 
 /// Providers whose `key_id` is what it was at first, while none of their values was under another one.
-fn unchanged(journal: &Journal) -> impl Iterator<Item = &String> {
+fn unchanged(journal: &Journal) -> impl Iterator<Item = &ProviderName> {
     let groups = journal.first_survey.iter().flat_map(|scan| scan.groups.iter());
     let moved: BTreeSet<_> = groups
         .filter_map(|group| group.key_id.as_ref())
-        .filter(|(provider, key_id)| journal.targets.get(provider) != Some(&key_id_hash(key_id)))
-        .map(|(provider, _)| provider.as_str())
+        .filter(|(provider, key_id)| journal.targets.key(provider) != Some(&KeyIdHash::of(key_id)))
+        .map(|(provider, _)| provider)
         .collect();
-    let same = |(provider, hash): &(&String, &String)| journal.former.get(*provider) == Some(*hash);
-    journal.targets.iter().filter(same).map(|(provider, _)| provider).filter(move |name| !moved.contains(name.as_str()))
+    let same = |(provider, hash): &(&ProviderName, &KeyIdHash)| journal.former.get(*provider) == Some(*hash);
+    let kept = journal.targets.plugins.iter().filter(same).map(|(provider, _)| provider);
+    kept.filter(move |provider| !moved.contains(provider))
 }
 
 /// One sentence about a search.

@@ -6,12 +6,12 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use crate::config::Config;
-use crate::encryption_config::Endpoint;
+use crate::encryption_config::{Endpoint, ProviderName};
 use crate::kek::{KekError, KekVersion, Lineage};
 use crate::key_id::KeyId;
 use crate::key_stores::KekConfig;
 use crate::rotation::claim::{Claim, Witness};
-use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::cluster::resources::Coverage;
 use crate::rotation::keys::name::{KeyName, KeyNames};
 
@@ -47,7 +47,7 @@ impl KekAnswer {
 
 /// The provider whose plugin has this configuration: the one at its socket, or the only one if the configuration was
 /// `named` and not merely found in its usual place.
-pub fn own_provider(coverage: &Coverage, plugin: &Config, named: bool) -> Option<String> {
+pub fn own_provider(coverage: &Coverage, plugin: &Config, named: bool) -> Option<ProviderName> {
     let providers = coverage.providers();
     let only = || providers.first().filter(|_| named && providers.len() == 1).cloned();
     let socket = Endpoint::parse(&plugin.socket.address.endpoint()).ok();
@@ -119,17 +119,17 @@ fn only_version(lineage: Lineage, in_use: &BTreeSet<KeyName>) -> Option<KekVersi
 }
 
 /// Hash of the `key_id` of the generation with these versions.
-pub fn hash_of(epoch: u64, versions: &[KekVersion]) -> String {
-    key_id_hash(KeyId::derive(epoch, versions).as_str())
+pub fn hash_of(epoch: u64, versions: &[KekVersion]) -> KeyIdHash {
+    KeyIdHash::of(KeyId::derive(epoch, versions).as_str())
 }
 
 /// The generation behind the hash of a `key_id`, where some combination of known versions and an epoch up to this one has
 /// that hash: its `key_id` and its versions.
-pub fn resolve(hash: &str, epoch: u64, known: &BTreeSet<KekVersion>) -> Option<(KeyId, BTreeSet<KeyName>)> {
+pub fn resolve(hash: &KeyIdHash, epoch: u64, known: &BTreeSet<KekVersion>) -> Option<(KeyId, BTreeSet<KeyName>)> {
     let combinations = combinations(known)?;
     let epochs = (epoch.saturating_sub(MAX_EPOCHS_BACK)..=epoch).rev();
     let mut all = epochs.flat_map(|epoch| combinations.iter().map(move |versions| (epoch, versions)));
-    let (epoch, versions) = all.find(|(epoch, versions)| hash_of(*epoch, versions) == hash)?;
+    let (epoch, versions) = all.find(|(epoch, versions)| hash_of(*epoch, versions) == *hash)?;
     Some((KeyId::derive(epoch, versions), versions.iter().map(KeyName::kek).collect()))
 }
 
@@ -199,7 +199,7 @@ mod tests {
     fn a_hash_is_resolved_to_the_versions_that_have_it_also_when_a_kek_was_added_since() {
         let known = [version("a", "1"), version("a", "2"), version("b", "1")].into();
         let one = hash_of(1, &[version("a", "1")]);
-        let keys = |hash: &str, epoch| resolve(hash, epoch, &known).map(|(_, keys)| keys);
+        let keys = |hash: &KeyIdHash, epoch| resolve(hash, epoch, &known).map(|(_, keys)| keys);
         assert_eq!(keys(&one, 1), Some([KeyName::kek(&version("a", "1"))].into()));
         let both = [version("a", "2"), version("b", "1")];
         assert_eq!(keys(&hash_of(1, &both), 1), Some(both.iter().map(KeyName::kek).collect()));

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::encryption_config::ProviderName;
 use crate::etcd::Stored;
-use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::keys::name::KeyName;
 
 /// Values that are stored under the same keys.
@@ -15,7 +16,7 @@ pub struct Group {
     /// The keys; for values of kube-envelope any one of them opens the value.
     pub keys: BTreeSet<KeyName>,
     /// The KMS v2 provider and the `key_id` that the values name, where they name one.
-    pub key_id: Option<(String, String)>,
+    pub key_id: Option<(ProviderName, String)>,
     /// How many values.
     pub values: u64,
     /// How many of them are leftovers.
@@ -32,15 +33,15 @@ impl Group {
                 self.keys.iter().any(|own| matches!(own, KeyName::Kek { lineage: of, .. } if of == lineage))
             }
             KeyName::KeyId { provider, key_id } | KeyName::Generation { provider, key_id } => {
-                self.is_under(provider, &key_id_hash(key_id))
+                self.is_under(provider, &KeyIdHash::of(key_id))
             }
             KeyName::KeyIdHash { provider, hash } => self.is_under(provider, hash),
         }
     }
 
-    fn is_under(&self, provider: &str, hash: &str) -> bool {
-        let named = self.key_id.as_ref().is_some_and(|(by, key_id)| by == provider && key_id_hash(key_id) == hash);
-        let hashed = KeyName::KeyIdHash { provider: provider.to_owned(), hash: hash.to_owned() };
+    fn is_under(&self, provider: &ProviderName, hash: &KeyIdHash) -> bool {
+        let named = self.key_id.as_ref().is_some_and(|(by, key_id)| by == provider && KeyIdHash::of(key_id) == *hash);
+        let hashed = KeyName::KeyIdHash { provider: provider.clone(), hash: hash.clone() };
         named || self.keys.contains(&hashed)
     }
 }
@@ -65,7 +66,7 @@ impl Groups {
         self.add([key].into(), None, values, leftovers);
     }
 
-    fn add(&mut self, keys: BTreeSet<KeyName>, key_id: Option<(String, String)>, values: u64, leftovers: u64) {
+    fn add(&mut self, keys: BTreeSet<KeyName>, key_id: Option<(ProviderName, String)>, values: u64, leftovers: u64) {
         match self.0.iter_mut().find(|group| group.keys == keys && group.key_id == key_id) {
             Some(group) => {
                 group.values += values;
@@ -109,7 +110,7 @@ mod tests {
             KeyName::kek(&version),
             KeyName::AnyVersion { lineage: lineage.clone() },
             KeyName::KeyId { provider: "p".into(), key_id: "k".into() },
-            KeyName::KeyIdHash { provider: "p".into(), hash: key_id_hash("k") },
+            KeyName::KeyIdHash { provider: "p".into(), hash: KeyIdHash::of("k") },
         ];
         assert_eq!(names.map(|name| groups.needing(&name)), [2; 4]);
         assert_eq!(groups.needing(&KeyName::Kek { lineage, version: "2".into() }), 0);

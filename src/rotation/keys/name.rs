@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::encryption_config::ProviderName;
 use crate::etcd::Stored;
 use crate::kek::{KekVersion, Lineage};
-use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 
 /// A key that stored values need to be opened.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -29,7 +30,7 @@ pub enum KeyName {
     #[serde(rename_all = "camelCase")]
     KeyId {
         /// The provider in the EncryptionConfiguration.
-        provider: String,
+        provider: ProviderName,
         /// The plugin's name for the key.
         key_id: String,
     },
@@ -38,7 +39,7 @@ pub enum KeyName {
     #[serde(rename_all = "camelCase")]
     Generation {
         /// The provider in the EncryptionConfiguration.
-        provider: String,
+        provider: ProviderName,
         /// Its name.
         key_id: String,
     },
@@ -46,9 +47,9 @@ pub enum KeyName {
     #[serde(rename_all = "camelCase")]
     KeyIdHash {
         /// The provider in the EncryptionConfiguration.
-        provider: String,
+        provider: ProviderName,
         /// Hash of the `key_id`, as metrics show it.
-        hash: String,
+        hash: KeyIdHash,
     },
     /// A key that the API server holds itself, or that of a KMS v1 plugin: the words of the prefix in etcd.
     Prefix(String),
@@ -94,7 +95,7 @@ pub struct KeyNames {
     /// Lineage in hex → how the plugin's configuration calls the KEK.
     keks: BTreeMap<String, String>,
     /// Hash → the `key_id` that has it.
-    key_ids: BTreeMap<String, String>,
+    key_ids: BTreeMap<KeyIdHash, String>,
     /// Entry under `takeover` → the KEK with the same key, where the configuration shows one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     takeovers: BTreeMap<String, Option<String>>,
@@ -124,7 +125,7 @@ impl KeyNames {
 
     /// Adds a `key_id` whose hash metrics may show.
     pub fn insert_key_id(&mut self, key_id: &str) {
-        self.key_ids.insert(key_id_hash(key_id), key_id.to_owned());
+        self.key_ids.insert(KeyIdHash::of(key_id), key_id.to_owned());
     }
 
     /// Whether the configuration has a KEK of this lineage.

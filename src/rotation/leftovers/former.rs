@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::encryption_config::ProviderName;
 use crate::etcd::{EtcdAccess, EtcdClusters, Stored};
 use crate::rotation::cluster::api::{Api, ApiError};
 use crate::rotation::cluster::listing::{Folder, Page, is_undecryptable, page_after};
@@ -37,7 +38,7 @@ pub async fn samples_in_etcd(
 ) -> Result<Vec<Samples>, RotationError> {
     let folders = Folders::of(resources);
     let prefix = slashed(prefix);
-    let mut found: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    let mut found: BTreeMap<(ProviderName, String), Vec<String>> = BTreeMap::new();
     for cluster in EtcdClusters::connect(access, &prefix).await?.clusters {
         cluster
             .scan(&prefix, |key, value, _| {

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::encryption_config::matches;
+use crate::encryption_config::{ProviderName, matches};
 use crate::etcd::{ClusterId, EtcdClusters, Stored};
 use crate::rotation::claim::Claim;
-use crate::rotation::cluster::metrics::key_id_hash;
-use crate::rotation::cluster::resources::{Resource, is_local, local_words};
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
+use crate::rotation::cluster::resources::Resource;
+use crate::rotation::cluster::writer::{LocalWriter, Writer};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::group::Groups;
 use crate::rotation::leftovers::layout::{Folders, folder_of, is_internal, possible_resources};
@@ -19,10 +20,10 @@ const NAMED: usize = 1_000;
 /// What everything is to be stored under.
 #[derive(Clone, Debug, Default)]
 pub struct Expected {
-    /// Every encrypted resource and its provider.
-    pub resources: Vec<(Resource, String)>,
+    /// Every encrypted resource, and who writes it.
+    pub resources: Vec<(Resource, Writer)>,
     /// Provider → hash of the `key_id`.
-    pub targets: BTreeMap<String, String>,
+    pub targets: BTreeMap<ProviderName, KeyIdHash>,
     /// Everything that the API serves and stores, encrypted or not.
     pub served: Vec<Resource>,
     /// The patterns of the configuration, each with whether what it names is to be encrypted.
@@ -199,9 +200,9 @@ fn expected_in(patterns: &[(String, bool)], folder: &str) -> bool {
 pub(super) struct Judge<'a> {
     expected: &'a Expected,
     folders: Folders<'a>,
-    /// Name of a resource → its provider.
-    providers: HashMap<String, String>,
-    hashes: HashMap<String, String>,
+    /// Name of a resource → who writes it.
+    writers: HashMap<String, Writer>,
+    hashes: HashMap<String, KeyIdHash>,
 }
 
 /// What a key belongs to.
@@ -222,7 +223,7 @@ impl<'a> Judge<'a> {
         Self {
             expected,
             folders: Folders::of(expected.served.iter().chain(all().map(|(resource, _)| resource))),
-            providers: all().map(|(resource, provider)| (resource.to_string(), provider.clone())).collect(),
+            writers: all().map(|(resource, writer)| (resource.to_string(), writer.clone())).collect(),
             hashes: HashMap::new(),
         }
     }
@@ -230,7 +231,7 @@ impl<'a> Judge<'a> {
     pub(super) fn place(&self, key: &str) -> Place {
         if let Some(resource) = self.folders.resource(key) {
             let label = resource.to_string();
-            let is_covered = self.providers.contains_key(&label);
+            let is_covered = self.writers.contains_key(&label);
             return Place { label, is_served: true, expires: resource.is_event(), is_covered };
         }
         let folder = folder_of(key);
@@ -239,25 +240,22 @@ impl<'a> Judge<'a> {
     }
 
     pub(super) fn judge(&mut self, place: &Place, stored: &Stored) -> (String, bool) {
-        let local = self.providers.get(&place.label).filter(|provider| is_local(provider));
+        let writer = self.writers.get(&place.label);
+        let local = writer.and_then(Writer::local);
         match stored {
             Stored::Plain => {
-                let is_wanted = local.is_some_and(|provider| local_words(provider).is_none());
+                let is_wanted = local == Some(&LocalWriter::Clear);
                 let left = place.is_covered && !is_wanted;
                 (if left { "in clear" } else { "in clear, as configured" }.into(), left)
             }
             // Whatever key it is, it must stay readable as long as this value exists.
-            Stored::Otherwise(words) => {
-                (words.clone(), local.and_then(|provider| local_words(provider)).as_ref() != Some(words))
-            }
+            Stored::Otherwise(words) => (words.clone(), local.and_then(LocalWriter::words).as_ref() != Some(words)),
             Stored::KmsV2 { provider: by, key_id, .. } => {
-                let hash = self.hashes.entry(key_id.clone()).or_insert_with(|| key_id_hash(key_id));
-                let current = match self.providers.get(&place.label) {
-                    Some(provider) => provider == by && self.expected.targets.get(provider) == Some(hash),
-                    // A resource that is no longer encrypted still needs the key that it was stored under.
-                    None => self.expected.targets.get(by) == Some(hash),
-                };
-                (format!("{by} {key_id}"), !current)
+                let hash = self.hashes.entry(key_id.clone()).or_insert_with(|| KeyIdHash::of(key_id));
+                // A resource that nobody encrypts any more still needs the key that it was stored under.
+                let is_of_writer = writer.is_none_or(|writer| writer.plugin() == Some(by));
+                let is_current = is_of_writer && self.expected.targets.get(by) == Some(hash);
+                (format!("{by} {key_id}"), !is_current)
             }
         }
     }
@@ -277,8 +275,10 @@ mod tests {
 
     fn expected() -> Expected {
         Expected {
-            resources: vec![(resource("secrets", ""), "p".into()), (resource("widgets", "example.com"), "p".into())],
-            targets: [("p".to_owned(), key_id_hash("new"))].into(),
+            resources: [resource("secrets", ""), resource("widgets", "example.com")]
+                .map(|resource| (resource, Writer::Plugin("p".into())))
+                .into(),
+            targets: [("p".into(), KeyIdHash::of("new"))].into(),
             served: vec![resource("configmaps", "")],
             patterns: vec![("*.gone.example.com".into(), true), ("*.clear.example.com".into(), false)],
         }
@@ -317,9 +317,11 @@ mod tests {
 
     #[test]
     fn where_a_plugin_is_left_what_it_stored_is_the_leftover() {
-        let left = |provider: &str, stored: Stored| {
-            let expected =
-                Expected { resources: vec![(resource("secrets", ""), provider.into())], ..Expected::default() };
+        let left = |writer: &str, stored: Stored| {
+            let expected = Expected {
+                resources: vec![(resource("secrets", ""), writer.to_owned().into())],
+                ..Expected::default()
+            };
             let mut judge = Judge::new(&expected);
             let place = judge.place("secrets/default/a");
             judge.judge(&place, &stored).1

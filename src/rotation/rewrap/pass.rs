@@ -9,6 +9,7 @@ use tonic::Code;
 use super::batch::{Batches, Sent, batches, halves};
 use super::seeds::{SeedRefusal, SeedWrapper};
 use crate::etcd::{EncryptedObject, EtcdClusters, EtcdError, Record, Swap, Swapped, folder_of};
+use crate::rotation::cluster::writer::Writer;
 use crate::rotation::error::RotationError;
 use crate::rotation::rewrite::pace::Pace;
 
@@ -18,8 +19,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(5);
 /// What is to be done.
 #[derive(Clone, Debug, Default)]
 pub struct Aim {
-    /// Folders that must end under a target, each with the provider that writes it.
-    pub folders: BTreeMap<String, String>,
+    /// Folders that must end under a target, each with who writes it.
+    pub folders: BTreeMap<String, Writer>,
     /// Folders that are left alone.
     pub skip: BTreeSet<String>,
 }
@@ -110,8 +111,11 @@ impl Pass<'_, '_> {
         }
         let writer = self.aim.folders.get(&folder);
         let stored = EncryptedObject::of(&record.value)
-            .filter(|(provider, _)| writer.is_none_or(|writer| writer == provider))
-            .and_then(|(provider, object)| Some((provider, self.seeds.is_target(provider, &object.key_id)?, object)));
+            .filter(|(provider, _)| writer.is_none_or(|writer| writer.plugin() == Some(provider)))
+            .and_then(|(provider, object)| {
+                let is_current = self.seeds.is_target(&provider, &object.key_id)?;
+                Some((provider, is_current, object))
+            });
         let Some((provider, is_current, object)) = stored else {
             if writer.is_some() {
                 *self.tally.left.entry(folder).or_default() += 1;
@@ -123,15 +127,15 @@ impl Pass<'_, '_> {
             return Ok(Need::Nothing);
         }
         // A field of a later API server would be lost.
-        let whole = object.to_value(provider).len() == record.value.len();
+        let whole = object.to_value(&provider).len() == record.value.len();
         let rewrapped = if whole {
-            self.seeds.rewrap(provider, &object).await
+            self.seeds.rewrap(&provider, &object).await
         } else {
             Err(SeedRefusal::Refused("it has fields that this program does not know".into()))
         };
         match rewrapped {
             Ok(object) => {
-                let value = object.to_value(provider);
+                let value = object.to_value(&provider);
                 Ok(Need::Swap(Swap { key: record.key, replaces: record.mod_revision, value }))
             }
             Err(SeedRefusal::Refused(why)) => {

@@ -8,10 +8,11 @@ use async_trait::async_trait;
 
 use crate::crypto::seal::digest;
 use crate::crypto::secret::Seed;
+use crate::encryption_config::ProviderName;
 use crate::etcd::EncryptedObject;
 use crate::kms::plugins::{PluginError, Plugins};
 use crate::kms::v2::{DecryptRequest, EncryptResponse};
-use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 
 /// Why a seed was not rewrapped.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -31,18 +32,18 @@ pub trait SeedKeeper: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`SeedRefusal`].
-    async fn open(&self, provider: &str, object: &EncryptedObject) -> Result<Seed, SeedRefusal>;
+    async fn open(&self, provider: &ProviderName, object: &EncryptedObject) -> Result<Seed, SeedRefusal>;
 
     /// Wraps a seed for a provider.
     ///
     /// # Errors
     /// [`SeedRefusal`].
-    async fn wrap(&self, provider: &str, seed: &Seed) -> Result<EncryptResponse, SeedRefusal>;
+    async fn wrap(&self, provider: &ProviderName, seed: &Seed) -> Result<EncryptResponse, SeedRefusal>;
 }
 
 #[async_trait]
 impl SeedKeeper for Plugins {
-    async fn open(&self, provider: &str, object: &EncryptedObject) -> Result<Seed, SeedRefusal> {
+    async fn open(&self, provider: &ProviderName, object: &EncryptedObject) -> Result<Seed, SeedRefusal> {
         let request = DecryptRequest {
             ciphertext: object.encrypted_dek_source.clone(),
             uid: "kube-envelope rewrap".into(),
@@ -54,7 +55,7 @@ impl SeedKeeper for Plugins {
         })
     }
 
-    async fn wrap(&self, provider: &str, seed: &Seed) -> Result<EncryptResponse, SeedRefusal> {
+    async fn wrap(&self, provider: &ProviderName, seed: &Seed) -> Result<EncryptResponse, SeedRefusal> {
         self.encrypt(provider, seed).await.map_err(|error| stop(&error))
     }
 }
@@ -66,19 +67,19 @@ type Wrapped = Result<Arc<EncryptResponse>, SeedRefusal>;
 pub struct SeedWrapper<'a> {
     keeper: &'a dyn SeedKeeper,
     /// Provider → hash of the `key_id` that its plugin must use.
-    targets: &'a BTreeMap<String, String>,
+    targets: &'a BTreeMap<ProviderName, KeyIdHash>,
     wrapped: HashMap<[u8; 32], Wrapped>,
 }
 
 impl<'a> SeedWrapper<'a> {
     /// By this keeper, under these keys.
-    pub fn new(keeper: &'a dyn SeedKeeper, targets: &'a BTreeMap<String, String>) -> Self {
+    pub fn new(keeper: &'a dyn SeedKeeper, targets: &'a BTreeMap<ProviderName, KeyIdHash>) -> Self {
         Self { keeper, targets, wrapped: HashMap::new() }
     }
 
     /// Whether a `key_id` is the target of its provider; `None` for a provider that has none.
-    pub fn is_target(&self, provider: &str, key_id: &str) -> Option<bool> {
-        self.targets.get(provider).map(|hash| *hash == key_id_hash(key_id))
+    pub fn is_target(&self, provider: &ProviderName, key_id: &str) -> Option<bool> {
+        self.targets.get(provider).map(|hash| *hash == KeyIdHash::of(key_id))
     }
 
     /// How many seeds were wrapped.
@@ -90,7 +91,11 @@ impl<'a> SeedWrapper<'a> {
     ///
     /// # Errors
     /// [`SeedRefusal`].
-    pub async fn rewrap(&mut self, provider: &str, object: &EncryptedObject) -> Result<EncryptedObject, SeedRefusal> {
+    pub async fn rewrap(
+        &mut self,
+        provider: &ProviderName,
+        object: &EncryptedObject,
+    ) -> Result<EncryptedObject, SeedRefusal> {
         object.check().map_err(SeedRefusal::Refused)?;
         let name = name(provider, object);
         let wrapped = match self.wrapped.get(&name) {
@@ -110,7 +115,7 @@ impl<'a> SeedWrapper<'a> {
         Ok(rewrapped)
     }
 
-    async fn wrap(&self, provider: &str, object: &EncryptedObject) -> Result<EncryptResponse, SeedRefusal> {
+    async fn wrap(&self, provider: &ProviderName, object: &EncryptedObject) -> Result<EncryptResponse, SeedRefusal> {
         let seed = self.keeper.open(provider, object).await?;
         let answer = self.keeper.wrap(provider, &seed).await?;
         if self.is_target(provider, &answer.key_id) != Some(true) {
@@ -145,10 +150,10 @@ fn stop(error: &PluginError) -> SeedRefusal {
 }
 
 /// Everything that the plugin is asked with.
-fn name(provider: &str, object: &EncryptedObject) -> [u8; 32] {
+fn name(provider: &ProviderName, object: &EncryptedObject) -> [u8; 32] {
     let kind = object.encrypted_dek_source_type.to_be_bytes();
     let mut parts: Vec<&[u8]> =
-        vec![provider.as_bytes(), &kind, object.key_id.as_bytes(), &object.encrypted_dek_source];
+        vec![provider.as_str().as_bytes(), &kind, object.key_id.as_bytes(), &object.encrypted_dek_source];
     for (name, value) in &object.annotations {
         parts.extend([name.as_bytes(), value]);
     }

@@ -12,7 +12,8 @@ use crate::rotation::cluster::api::{Answer, Api, ApiError};
 use crate::rotation::cluster::ledger::ServerProcess;
 use crate::rotation::cluster::listing::{Folder, Page, page_after};
 use crate::rotation::cluster::metrics::{Direction, Scrape, growth, scrape};
-use crate::rotation::cluster::resources::{KMS_V2_PREFIX, Resource, is_inner_prefix, is_local, is_prefix_of};
+use crate::rotation::cluster::resources::Resource;
+use crate::rotation::cluster::writer::{KMS_V2_PREFIX, Writer, is_inner_prefix};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::name::KeyName;
 use crate::rotation::leftovers::scan::{Expected, Method, Scan};
@@ -38,7 +39,7 @@ pub async fn scan_reads(
     seen: &mut (dyn FnMut(&Resource, &Tally, usize) + Send),
 ) -> Result<Scan, RotationError> {
     let mut scan = Scan::new(Method::Reads);
-    for (resource, provider) in &expected.resources {
+    for (resource, writer) in &expected.resources {
         let of = Of { expected, resource };
         let (tally, mut found) = read_all(api, &of, pace, seen).await?;
         // Counters of a server: not our numbers, so their sum may be more than fits.
@@ -53,7 +54,8 @@ pub async fn scan_reads(
         scan.leftovers = scan.leftovers.saturating_add(left);
         scan.expiring = scan.expiring.saturating_add(if resource.is_event() { left } else { 0 });
         let current = tally.fresh.saturating_sub(left);
-        if let Some(hash) = expected.targets.get(provider).filter(|_| current > 0 && !is_local(provider)) {
+        let target = writer.plugin().and_then(|provider| Some((provider, expected.targets.get(provider)?)));
+        if let Some((provider, hash)) = target.filter(|_| current > 0) {
             let key = KeyName::KeyIdHash { provider: provider.clone(), hash: hash.clone() };
             scan.groups.add_key(key, current, 0);
         }
@@ -115,7 +117,8 @@ fn otherwise(before: &Scrape, after: &Scrape, of: &Of<'_>) -> BTreeMap<KeyName, 
     }
     let name = of.resource.to_string();
     let writer = of.expected.resources.iter().find(|(resource, _)| resource == of.resource).map(|(_, writer)| writer);
-    let is_wanted = |prefix: &str| is_inner_prefix(prefix) || writer.is_some_and(|writer| is_prefix_of(writer, prefix));
+    let local = writer.and_then(Writer::local);
+    let is_wanted = |prefix: &str| is_inner_prefix(prefix) || local.is_some_and(|local| local.is_counted_as(prefix));
     for ((resource, prefix, direction), count) in growth(&before.operations, &after.operations) {
         // What a KMS v2 provider read was counted above, by key.
         if resource == name && direction == Direction::Read && !prefix.starts_with(KMS_V2_PREFIX) && !is_wanted(&prefix)

@@ -65,7 +65,7 @@ impl Run<'_> {
     /// target key.
     pub(super) async fn history_is_clean(&mut self, scan: &Scan) -> Result<bool, RotationError> {
         let Some(etcd) = self.etcd_clusters().await? else { return Ok(true) };
-        let found = encrypted(self.cluster.entry(), &self.coverage).await?.expected(&self.journal.targets);
+        let found = encrypted(self.cluster.entry(), &self.coverage).await?.expected(&self.journal.targets.plugins);
         let prefix = &self.settings.etcd_prefix;
         let looked = superseded(&etcd, prefix, &found, &self.journal.clean_revisions, scan).await?;
         if looked.leftovers == 0 {

@@ -39,7 +39,7 @@ impl Run<'_> {
 
     /// Looks at every value, and at whether the etcd that was given is this cluster's and all of it.
     pub(super) async fn search_etcd(&self, access: &EtcdAccess, found: &Encrypted) -> Result<Scan, RotationError> {
-        let expected = found.expected(&self.journal.targets);
+        let expected = found.expected(&self.journal.targets.plugins);
         search_etcd(self.cluster.entry(), access, &self.settings.etcd_prefix, &expected).await
     }
 
@@ -239,7 +239,8 @@ impl Run<'_> {
                 for cluster in &mut scan.clusters {
                     cluster.revision = *self.journal.clean_revisions.get(&cluster.id).unwrap_or(&cluster.revision);
                 }
-                let found = encrypted(self.cluster.entry(), &self.coverage).await?.expected(&self.journal.targets);
+                let found =
+                    encrypted(self.cluster.entry(), &self.coverage).await?.expected(&self.journal.targets.plugins);
                 snapshots::from_files(files, &scan, &etcd, &self.settings.etcd_prefix, &found)?
             }
             (scan, _) => {

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use super::states::Run;
 use crate::config::Config;
+use crate::encryption_config::ProviderName;
 use crate::kek::KekVersion;
 use crate::key_id::KeyId;
 use crate::key_stores::Disabling;
 use crate::rotation::claim::Subject;
-use crate::rotation::cluster::metrics::key_id_hash;
-use crate::rotation::cluster::resources::local_words;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
+use crate::rotation::cluster::writer::LocalWriter;
 use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
 use crate::rotation::journal::Journal;
@@ -60,7 +61,8 @@ impl Run<'_> {
             return self.search_etcd(etcd, &found).await;
         }
         // Before the target is known, what the plugins report keeps the search from naming every object.
-        let targets = if self.journal.targets.is_empty() { &self.journal.former } else { &self.journal.targets };
+        let Journal { targets, former, .. } = &self.journal;
+        let targets = if targets.is_empty() { former } else { &targets.plugins };
         // Also what is not rewritten: Events that nobody looked at may need a former key for an hour.
         let expected = found.expected(targets);
         let (api, report, mut pace) = (self.converged().await?, self.report, self.pace());
@@ -170,7 +172,7 @@ impl Run<'_> {
 
     /// What is stored by local providers to which something is moved.
     fn local_targets(&self) -> BTreeSet<KeyName> {
-        let name = |provider: String| local_words(&provider).map_or(KeyName::Clear, KeyName::Prefix);
+        let name = |local: LocalWriter| local.words().map_or(KeyName::Clear, KeyName::Prefix);
         self.coverage.local_writers().into_iter().map(name).collect()
     }
 
@@ -202,7 +204,7 @@ impl Run<'_> {
         self.journal.target_keys = versions.iter().map(KeyName::kek).chain(self.local_targets()).collect();
         let key_id = KeyId::derive(plugin.epoch, versions);
         self.journal.names.insert_key_id(key_id.as_str());
-        self.journal.targets.insert(provider.clone(), key_id_hash(key_id.as_str()));
+        self.journal.targets.plugins.insert(provider.clone(), KeyIdHash::of(key_id.as_str()));
     }
 
     /// A key that `--former` names: `KEK`, `KEK:VERSION`, or a `key_id`. One that was never seen is more likely a slip
@@ -214,7 +216,7 @@ impl Run<'_> {
             (Some(lineage), None) => return Ok([KeyName::AnyVersion { lineage }].into()),
             (None, _) => {
                 let key_id = || text.to_owned();
-                let keys = |provider: String| {
+                let keys = |provider: ProviderName| {
                     let generation = KeyName::Generation { provider: provider.clone(), key_id: key_id() };
                     [KeyName::KeyId { provider, key_id: key_id() }, generation]
                 };

@@ -274,8 +274,8 @@ impl Run<'_> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
         let Encrypted { resources, .. } = found.for_rewriting(self.settings.include_events, &self.settings.skip);
         let before = self.journal.resources.len();
-        for (resource, provider) in &resources {
-            self.journal.resource_mut(resource, provider);
+        for (resource, writer) in &resources {
+            self.journal.resource_mut(resource, writer);
         }
         Ok(self.journal.resources.len() > before)
     }

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use crate::encryption_config::ProviderName;
 use crate::rotation::adoption::Seen;
 use crate::rotation::cluster::api::Api;
 use crate::rotation::cluster::discovery::discover;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::cluster::listing::revision;
 use crate::rotation::cluster::resources::{Coverage, Resource};
+use crate::rotation::cluster::writer::Writer;
 use crate::rotation::error::RotationError;
 use crate::rotation::journal::{Journal, Progress};
 use crate::rotation::leftovers::scan::Expected;
@@ -15,8 +18,8 @@ use crate::rotation::rewrite::Tally;
 /// Every resource that is to be encrypted, with its provider, and what is not looked at, with the reason.
 #[derive(Debug, Default)]
 pub struct Encrypted {
-    /// Resources and their providers, in the order in which they are rewritten.
-    pub resources: Vec<(Resource, String)>,
+    /// Resources and who writes them, in the order in which they are rewritten.
+    pub resources: Vec<(Resource, Writer)>,
     /// What is left out: name → why.
     pub skipped: BTreeMap<String, String>,
     /// Everything that the API serves and stores, encrypted or not.
@@ -34,12 +37,12 @@ pub async fn encrypted(api: &Api, coverage: &Coverage) -> Result<Encrypted, Rota
     let everything = served.resources.iter().chain(&served.unpatchable).cloned().collect();
     let mut encrypted = Encrypted { served: everything, patterns: coverage.patterns(), ..Encrypted::default() };
     for resource in served.resources {
-        if let Some(provider) = coverage.provider(&resource) {
+        if let Some(writer) = coverage.writer(&resource) {
             // Both names of Events are one folder in etcd, and its provider is that of the core name.
             if resource.is_event() && !resource.group.is_empty() {
                 continue;
             }
-            encrypted.resources.push((resource.clone(), provider));
+            encrypted.resources.push((resource.clone(), writer));
         }
     }
     for group in served.aggregated {
@@ -61,7 +64,7 @@ fn rank(resource: &Resource) -> u8 {
 
 impl Encrypted {
     /// What `verify` holds every value against.
-    pub fn expected(&self, targets: &BTreeMap<String, String>) -> Expected {
+    pub fn expected(&self, targets: &BTreeMap<ProviderName, KeyIdHash>) -> Expected {
         Expected {
             resources: self.resources.clone(),
             targets: targets.clone(),
@@ -109,7 +112,7 @@ impl Encrypted {
 pub async fn fill(journal: &mut Journal, api: &Api, encrypted: &Encrypted) -> Result<(), RotationError> {
     journal.skipped.clone_from(&encrypted.skipped);
     journal.resources.clear();
-    for (resource, provider) in &encrypted.resources {
+    for (resource, writer) in &encrypted.resources {
         let mut tally = Tally::default();
         let objects = match revision(api, resource).await {
             Ok((_, objects)) => objects,
@@ -120,7 +123,7 @@ pub async fn fill(journal: &mut Journal, api: &Api, encrypted: &Encrypted) -> Re
         };
         journal.resources.push(Progress {
             resource: resource.clone(),
-            provider: provider.clone(),
+            writer: writer.clone(),
             objects,
             adopted_at: None,
             done: false,
@@ -135,8 +138,8 @@ pub async fn fill(journal: &mut Journal, api: &Api, encrypted: &Encrypted) -> Re
 ///
 /// # Errors
 /// [`RotationError::NotConverged`] if two servers report different keys.
-pub fn reported_now(seen: &[Seen], coverage: &Coverage) -> Result<BTreeMap<String, String>, RotationError> {
-    let mut reported: BTreeMap<String, String> = BTreeMap::new();
+pub fn reported_now(seen: &[Seen], coverage: &Coverage) -> Result<BTreeMap<ProviderName, KeyIdHash>, RotationError> {
+    let mut reported: BTreeMap<ProviderName, KeyIdHash> = BTreeMap::new();
     for provider in coverage.providers() {
         for hash in seen.iter().filter_map(|one| one.scrape.as_ref()?.reported.get(&provider)).map(|(hash, _)| hash) {
             if reported.insert(provider.clone(), hash.clone()).is_some_and(|other| &other != hash) {

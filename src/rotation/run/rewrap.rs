@@ -68,7 +68,7 @@ impl Run<'_> {
         let (plugins, etcd, aim, wanted) =
             (self.plugins()?, self.etcd_clusters().await?, self.rewrap_aim().await?, self.wanted());
         let etcd = etcd.ok_or_else(|| missing("give --etcd"))?;
-        let targets = self.journal.targets.clone();
+        let targets = self.journal.targets.plugins.clone();
         let (mut seeds, mut pace) = (SeedWrapper::new(&plugins, &targets), self.pace());
         let mut stored = 0;
         loop {
@@ -113,7 +113,7 @@ impl Run<'_> {
     /// What is written to whom, and what is left alone.
     async fn rewrap_aim(&self) -> Result<Aim, RotationError> {
         let resources = self.journal.resources.iter();
-        let folders = resources.map(|progress| (folder(&progress.resource), progress.provider.clone()));
+        let folders = resources.map(|progress| (folder(&progress.resource), progress.writer.clone()));
         let mut aim = Aim { folders: folders.collect(), ..Aim::default() };
         let all = encrypted(self.cluster.entry(), &self.coverage).await?;
         let all = all.resources.iter().map(|(resource, _)| folder(resource));

@@ -9,9 +9,10 @@ use crate::rotation::adoption::{Adoption, Obstacle, Wanted, attempt, joined, loo
 use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::{Api, chain};
 use crate::rotation::cluster::canary::{NAMESPACE, canaries};
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::cluster::lease::{Holder, Lease};
-use crate::rotation::cluster::metrics::key_id_hash;
 use crate::rotation::cluster::resources::Coverage;
+use crate::rotation::cluster::writer::StoredUnder;
 use crate::rotation::conclusion::announcement::announce;
 use crate::rotation::error::RotationError;
 use crate::rotation::event::{Event, Reporter};
@@ -105,9 +106,9 @@ impl<'a> Run<'a> {
             self.aim().await?;
         }
         if let Some(key_id) = &self.settings.key_id {
-            let hash = key_id_hash(key_id);
-            self.journal.targets =
-                self.coverage.providers().into_iter().map(|provider| (provider, hash.clone())).collect();
+            let hash = KeyIdHash::of(key_id);
+            let all = self.coverage.providers().into_iter().map(|provider| (provider, hash.clone()));
+            self.journal.targets = StoredUnder::from(all.collect::<BTreeMap<_, _>>());
         }
         fill(&mut self.journal, self.cluster.entry(), &found).await?;
         if fresh {
@@ -261,17 +262,18 @@ impl<'a> Run<'a> {
     pub(super) fn wanted(&self) -> Wanted {
         let rotated = !self.journal.keks_rotated.is_empty() && self.journal.targets.is_empty();
         let resources = || self.journal.resources.iter();
+        let mut targets = self.journal.targets.clone();
         // A local provider has no key_id, and is what it is: its target is known from the start.
-        let local = self.coverage.local_writers().into_iter().map(|provider| (provider, String::new()));
+        targets.local.extend(self.coverage.local_writers());
         Wanted {
             providers: self.coverage.providers(),
             canaries: canaries(&self.coverage),
-            targets: self.journal.targets.iter().map(|(key, hash)| (key.clone(), hash.clone())).chain(local).collect(),
+            targets,
             former: if rotated { self.journal.former.clone() } else { BTreeMap::new() },
             was_adopted: self.journal.adoption.is_some(),
             accept_unproven: self.settings.accept_unproven,
             resources: resources().map(|progress| progress.resource.clone()).filter(|one| !one.is_event()).collect(),
-            writers: resources().map(|progress| (progress.resource.to_string(), progress.provider.clone())).collect(),
+            writers: resources().map(|progress| (progress.resource.to_string(), progress.writer.clone())).collect(),
             elsewhere: self.coverage.other_prefixes(),
             names: self.journal.names.clone(),
         }

@@ -10,11 +10,11 @@ use crate::backup::Inventory;
 use crate::cli::backup::KeyArgs;
 use crate::commands::opening::{Keys, keks};
 use crate::commands::plugin_config::plugin_config;
-use crate::encryption_config::EncryptionConfiguration;
+use crate::encryption_config::{EncryptionConfiguration, ProviderName};
 use crate::etcd::Stored;
 use crate::kms::plugins::Plugins;
 use crate::rehearsal::KekKeeper;
-use crate::rotation::cluster::metrics::key_id_hash;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::keys::name::KeyNames;
 use crate::rotation::rewrap::seeds::SeedKeeper;
 
@@ -23,7 +23,7 @@ pub(super) struct Way {
     /// Who opens and wraps seeds.
     pub(super) keeper: Box<dyn SeedKeeper>,
     /// Provider → hash of the `key_id` under which its values end.
-    pub(super) targets: BTreeMap<String, String>,
+    pub(super) targets: BTreeMap<ProviderName, KeyIdHash>,
     /// What keys are called.
     pub(super) names: KeyNames,
 }
@@ -36,7 +36,7 @@ impl Way {
                 let keys = Keys::of(args, &[])?;
                 let keeper = KekKeeper::new(keys.sources, config.cluster.clone(), config.epoch, &keks(&config)?).await;
                 let keeper = keeper.map_err(|error| anyhow!(error))?;
-                let target = key_id_hash(keeper.key_id().as_str());
+                let target = KeyIdHash::of(keeper.key_id().as_str());
                 let providers = providers(held, !config.takeover.is_empty());
                 let targets = providers.into_iter().map(|provider| (provider, target.clone())).collect();
                 Self { keeper: Box::new(keeper), targets, names: keys.names }
@@ -48,7 +48,7 @@ impl Way {
                 let mut targets = BTreeMap::new();
                 let held = providers(held, true);
                 for provider in plugins.providers().filter(|provider| held.contains(*provider)) {
-                    targets.insert(provider.to_owned(), key_id_hash(&plugins.key_id(provider).await?));
+                    targets.insert(provider.clone(), KeyIdHash::of(&plugins.key_id(provider).await?));
                 }
                 Self { keeper: Box::new(plugins), targets, names: KeyNames::default() }
             }
@@ -65,12 +65,12 @@ impl Way {
     /// Whether something should have been rewrapped and was not.
     pub(super) fn is_former(&self, stored: &Stored) -> bool {
         let Stored::KmsV2 { provider, key_id, .. } = stored else { return false };
-        self.targets.get(provider).is_some_and(|target| *target != key_id_hash(key_id))
+        self.targets.get(provider).is_some_and(|target| *target != KeyIdHash::of(key_id))
     }
 }
 
 /// The KMS v2 providers that have values; those of kube-envelope, or all.
-fn providers(held: &Inventory, all: bool) -> BTreeSet<String> {
+fn providers(held: &Inventory, all: bool) -> BTreeSet<ProviderName> {
     let of = |stored: &Stored| match stored {
         Stored::KmsV2 { provider, keks, .. } if all || !keks.is_empty() => Some(provider.clone()),
         _ => None,

@@ -4,6 +4,7 @@ use super::*;
 use crate::etcd::Stored;
 use crate::rotation::claim::{Claim, Witness};
 use crate::rotation::cluster::resources::Resource;
+use crate::rotation::cluster::writer::Writer;
 use crate::rotation::journal::intent::Intent;
 use crate::rotation::keys::name::KeyNames;
 
@@ -20,7 +21,7 @@ fn finished() -> Journal {
     journal.keys_seen = [kek("1"), kek("2")].into();
     journal.target_keys = [kek("2")].into();
     journal.own_provider = Some("p".into());
-    journal.targets = [("p".to_owned(), "sha256:target".to_owned())].into();
+    journal.targets.plugins = [("p".into(), "sha256:target".into())].into();
     for subject in Subject::ALL {
         journal.claims.insert(subject, State::Shown.claim().unwrap());
     }
@@ -159,12 +160,12 @@ fn hashed(journal: &mut Journal) {
 }
 
 fn refuse(journal: &mut Journal) {
-    journal.resource_mut(&secrets(), "p").tally.refused.insert("/x".into(), "422".into());
+    journal.resource_mut(&secrets(), &Writer::Plugin("p".into())).tally.refused.insert("/x".into(), "422".into());
     journal.verified.as_mut().unwrap().leftovers = 1;
 }
 
 fn unreadable(journal: &mut Journal) {
-    journal.resource_mut(&secrets(), "p").tally.undecryptable.insert("/x".into(), "500".into());
+    journal.resource_mut(&secrets(), &Writer::Plugin("p".into())).tally.undecryptable.insert("/x".into(), "500".into());
 }
 
 fn secrets() -> Resource {
