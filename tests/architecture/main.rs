@@ -222,6 +222,10 @@ fn files_have_names_that_say_something_and_a_size_that_can_be_read() {
     }
     let mut tests = Vec::new();
     collect(&root().join("tests"), &mut tests);
+    for file in &tests {
+        let lines = std::fs::read_to_string(file).unwrap().lines().count();
+        assert!(lines <= MAX_LINES, "{} has {lines} lines", file.display());
+    }
     let support = root().join("tests/support/mod.rs");
     let unwanted: Vec<_> = tests.iter().filter(|file| file.ends_with("mod.rs") && **file != support).collect();
     assert!(unwanted.is_empty(), "{unwanted:?}");

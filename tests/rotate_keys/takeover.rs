@@ -5,13 +5,14 @@
 //! the plugins' sources (`tests/support/rival.rs`). Of aws-encryption-provider and vault-kubernetes-kms there are also
 //! ciphertexts that the programs themselves made (`tests/vectors/takeover`); of the two others there are none.
 
-use std::collections::HashMap;
+mod programs;
+mod several_nodes;
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::Value;
 
 use crate::support::fakes::faults::{Fault, Faults};
@@ -251,80 +252,6 @@ async fn rewritten(case: &Case<'_>, world: &mut World, key_id: &str) {
     world.read_all().await;
 }
 
-/// A control-plane node: the other plugin until it is dropped, then ours, at one socket.
-struct Node {
-    rival: Option<Rival>,
-    plugin: Plugin,
-    server: ApiServer,
-}
-
-impl Node {
-    fn spawn(case: &Case<'_>, etcd: &Etcd, number: u8) -> Self {
-        let settings = case.settings(true).replace("audit.jsonl", &format!("audit-{number}.jsonl"));
-        let mut plugin = Plugin::spawn(&settings);
-        plugin.stop();
-        let rival = Some(Rival::start(case.format.clone(), &plugin.socket()));
-        let text = encryption_configuration(&["secrets"], &[&plugin.provider(), "{identity: {}}"]);
-        let encryption = Encryption::Text(text);
-        let server = ApiServer::spawn(etcd, &ApiServerOptions { number, encryption, ..ApiServerOptions::default() });
-        Self { rival, plugin, server }
-    }
-
-    async fn go_over(&mut self) -> String {
-        drop(self.rival.take());
-        self.plugin.restart().await;
-        self.plugin.wait_healthy().await
-    }
-
-    async fn reads(&self, names: &[String]) {
-        for name in names {
-            assert_eq!(self.server.read_secret(name).await, *name);
-        }
-    }
-}
-
-/// The order of docs/takeover.md, and what it is for.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_several_nodes_everything_is_read_throughout_while_one_api_server_writes_at_a_time() {
-    let (store, keyring) = (Arc::new(KeyStore::start("former").await), KeyringFile::create());
-    let case = vault(&store, &keyring);
-    let etcd = Etcd::start().await;
-    let mut nodes = [1, 2].map(|number| Node::spawn(&case, &etcd, number));
-    let mut names = Vec::new();
-    for node in &mut nodes {
-        node.server.wait_ready().await;
-        names.push(format!("s-{}", names.len()));
-        node.server.write_secret(&names[names.len() - 1], &names[names.len() - 1]).await;
-    }
-    let [last, other] = &mut nodes;
-
-    other.server.stop();
-    let key_id = other.go_over().await;
-    last.reads(&names).await;
-    assert_eq!(last.go_over().await, key_id);
-    wait_until("the last API server writes with kube-envelope", ADOPTION, async || {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let name = format!("s-{}", names.len());
-        last.server.write_secret(&name, &name).await;
-        names.push(name.clone());
-        last.reads(&names).await;
-        etcd.key_id(&format!("/registry/secrets/default/{name}")).await.as_deref() == Some(&key_id)
-    })
-    .await;
-    other.server.restart().await;
-    other.reads(&names).await;
-    other.server.write_secret("by-the-other", "by-the-other").await;
-    last.reads(&["by-the-other".into()]).await;
-
-    // An API server that still had the old plugin could not read this.
-    let left_behind = Node::spawn(&case, &etcd, 3);
-    wait_until("it is refused", ADOPTION, async || {
-        let path = "/api/v1/namespaces/default/secrets/by-the-other";
-        left_behind.server.get(path).await.is_some_and(|(status, _)| status == 500)
-    })
-    .await;
-}
-
 fn local(keyring: &KeyringFile) -> String {
     format!("{{ name: local, keyring: {{ file: {} }} }}", keyring.path().display())
 }
@@ -412,54 +339,4 @@ async fn a_cluster_of_kubernetes_kms_goes_over_from_azure_to_google() {
         folder: tempfile::tempdir().unwrap(),
     };
     goes_over(&case).await;
-}
-
-/// What the programs themselves stored, once; and a plugin that takes over from it.
-fn vector(name: &str) -> Value {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/takeover");
-    serde_json::from_str(&std::fs::read_to_string(format!("{folder}/{name}.json")).unwrap()).unwrap()
-}
-
-async fn opens(vector: &Value, entry: &str) {
-    let keyring = KeyringFile::create();
-    let takeover = format!("takeover: [{{ name: former, {entry} }}]");
-    let plugin = Plugin::start(&format!("{}\n{takeover}", keyring.settings("vectors"))).await;
-    for stored in vector["stored"].as_array().unwrap() {
-        let bytes = |field: &str| BASE64_STANDARD.decode(stored[field].as_str().unwrap()).unwrap();
-        let request = DecryptRequest {
-            ciphertext: bytes("ciphertext"),
-            uid: "u".into(),
-            key_id: stored["keyId"].as_str().unwrap().into(),
-            annotations: HashMap::new(),
-        };
-        let opened = plugin.client().await.unwrap().decrypt(request).await.unwrap().into_inner();
-        assert_eq!(hex::encode(opened.plaintext), stored["seed"].as_str().unwrap());
-    }
-}
-
-/// Made by aws-encryption-provider itself.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_program_aws_encryption_provider_stored_opens() {
-    crate::support::prepare();
-    let (vector, store) = (vector("aws_encryption_provider"), localstack::KeyStore::start().await);
-    let tag = |name: &str, value: &Value| {
-        aws_sdk_kms::types::Tag::builder().tag_key(name).tag_value(value.as_str().unwrap()).build().unwrap()
-    };
-    let made = store.admin.create_key().tags(tag("_custom_id_", &vector["key"]["id"]));
-    made.tags(tag("_custom_key_material_", &vector["key"]["material"])).send().await.unwrap();
-    let key = vector["stored"][0]["keyId"].as_str().unwrap();
-    let settings = settings_of(&store.item()).replace(&store.key, key);
-    let context = &vector["encryptionContext"];
-    opens(&vector, &format!("awsEncryptionProvider: {{ encryptionContext: {context}, {settings} }}")).await;
-}
-
-/// Made by vault-kubernetes-kms itself, before and after a rotation of its key.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_program_vault_kubernetes_kms_stored_opens() {
-    let (vector, store) = (vector("vault_kubernetes_kms"), KeyStore::start("former").await);
-    store.vault.write("former/keys/kube-envelope/config", serde_json::json!({ "deletion_allowed": true })).await;
-    store.vault.delete("former/keys/kube-envelope").await;
-    let backup = serde_json::json!({ "backup": vector["key"]["backup"] });
-    store.vault.write("former/restore/kube-envelope", backup).await;
-    opens(&vector, &format!("vaultKubernetesKms: {{ {} }}", settings_of(&store.item()))).await;
 }
