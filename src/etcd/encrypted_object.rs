@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
+use crate::crypto::seal::digest;
 use crate::encryption_config::ProviderName;
 use crate::envelope::{MAX_ANNOTATION_BYTES, MAX_CIPHERTEXT_BYTES};
 
@@ -55,6 +56,18 @@ impl EncryptedObject {
         let mut value = [PREFIX, provider.as_str().as_bytes(), b":"].concat();
         self.encode(&mut value).unwrap_or_default();
         value
+    }
+
+    /// The name of its seed: two objects with the same one give the same seed, as all is the same that the plugin of
+    /// `provider` is asked with.
+    pub fn seed_digest(&self, provider: &ProviderName) -> [u8; 32] {
+        let kind = self.encrypted_dek_source_type.to_be_bytes();
+        let mut parts: Vec<&[u8]> =
+            vec![provider.as_str().as_bytes(), &kind, self.key_id.as_bytes(), &self.encrypted_dek_source];
+        for (name, value) in &self.annotations {
+            parts.extend([name.as_bytes(), value]);
+        }
+        digest(&parts)
     }
 
     /// What an API server demands of the parts before it asks a plugin (kmsv2/envelope.go, `ValidateEncryptedObject`).

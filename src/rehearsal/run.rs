@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::opening::Opener;
-use super::seeds::{SeedName, name};
+use super::seeds::SeedName;
 use crate::backup::{Source, SourceError};
 use crate::etcd::{EncryptedObject, Stored, folder_of};
 use crate::rotation::keys::name::KeyName;
@@ -81,7 +81,7 @@ pub async fn rehearse(source: &Source, prefix: &str, opener: &Opener<'_>) -> Res
             report.values += 1;
             report.in_clear += u64::from(!value.starts_with(b"k8s:enc:"));
             if let Some((provider, object)) = EncryptedObject::of(value) {
-                report.seeds.insert(name(&provider, &object));
+                report.seeds.insert(object.seed_digest(&provider));
             }
             match outcome {
                 Ok(_plaintext) => report.opened += 1,

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::source::{SeedError, Sources};
-use crate::crypto::seal::digest;
 use crate::crypto::secret::Seed;
 use crate::encryption_config::ProviderName;
 use crate::etcd::EncryptedObject;
@@ -33,7 +32,7 @@ impl Seeds {
     /// # Errors
     /// Why it cannot be had, the same for every object that needs it.
     pub async fn get(&self, provider: &ProviderName, object: &EncryptedObject) -> Opened {
-        let name = name(provider, object);
+        let name = object.seed_digest(provider);
         if let Some((opened, _)) = self.opened().get(&name) {
             return opened.clone();
         }
@@ -66,15 +65,4 @@ impl Seeds {
     fn opened(&self) -> std::sync::MutexGuard<'_, HashMap<SeedName, (Opened, Duration)>> {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The name of an object's seed.
-pub(super) fn name(provider: &ProviderName, object: &EncryptedObject) -> SeedName {
-    let kind = object.encrypted_dek_source_type.to_be_bytes();
-    let mut parts: Vec<&[u8]> =
-        vec![provider.as_str().as_bytes(), &kind, object.key_id.as_bytes(), &object.encrypted_dek_source];
-    for (name, value) in &object.annotations {
-        parts.extend([name.as_bytes(), value]);
-    }
-    digest(&parts)
 }

@@ -88,7 +88,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("backup", &["crypto", "envelope", "etcd", "kek"]),
     ("generation", &["crypto", "envelope", "kek", "key_id"]),
     ("dek", &["crypto", "envelope", "files", "kek", "key_id"]),
-    ("etcd", &["encryption_config", "envelope", "error_chain", "kek", "key_id"]),
+    ("etcd", &["crypto", "encryption_config", "envelope", "error_chain", "kek", "key_id"]),
     ("envelope", &["crypto", "kek", "key_id"]),
     ("key_id", &["crypto", "kek"]),
     ("config", &["kek", "key_stores"]),

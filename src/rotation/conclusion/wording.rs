@@ -11,21 +11,20 @@ use crate::rotation::leftovers::scan::{Method, Scan};
 /// What a *Yes* says.
 pub(super) fn yes(journal: &Journal, former: &BTreeSet<KeyName>) -> String {
     let keys: Vec<_> = former.iter().filter(|key| **key != KeyName::Clear).collect();
-    let mut text = format!("Yes: nothing is stored under {}.", journal.names.show_all(keys.iter().copied()));
-    let shared = keys.iter().copied().filter(|key| shared(journal, key).is_some());
-    let shared = journal.names.show_all(shared);
-    if !keys.is_empty() && may_be_disabled(journal, former).is_empty() && !shared.is_empty() {
-        text += " There is no key to disable:";
-    } else if !keys.is_empty() && !keys.iter().any(|key| key.can_be_disabled()) {
-        text += " Its DEKs are out of use; no KEK version went out of use, so there is none to disable.";
-    } else if keys.is_empty() {
+    let (shared, own): (Vec<_>, Vec<_>) = keys.iter().copied().partition(|key| shared(journal, key).is_some());
+    let mut text = format!("Yes: nothing is stored under {}.", journal.names.show_all(keys));
+    if shared.is_empty() && own.is_empty() {
         text = "Yes: nothing that should be encrypted is stored in clear. There is no former key to disable.".into();
+    } else if !shared.is_empty() && !own.iter().any(|key| key.can_be_disabled()) {
+        text += " There is no key to disable:";
+    } else if !own.iter().any(|key| key.can_be_disabled()) {
+        text += " Its DEKs are out of use; no KEK version went out of use, so there is none to disable.";
     } else {
         text += " It may be disabled; keep it (not destroyed) as long as a snapshot from before must stay restorable.";
     }
     if !shared.is_empty() {
         let kek = journal.names.taken_over_kek().unwrap_or_default();
-        text.extend([" ", &shared, " is the key of KEK ", kek, ", which must stay."]);
+        text.extend([" ", &journal.names.show_all(shared), " is the key of KEK ", kek, ", which must stay."]);
     }
     text += &takeover(journal);
     if journal.target_keys.contains(&KeyName::Clear) {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::crypto::seal::digest;
 use crate::crypto::secret::Seed;
 use crate::encryption_config::ProviderName;
 use crate::etcd::EncryptedObject;
@@ -97,7 +96,7 @@ impl<'a> SeedWrapper<'a> {
         object: &EncryptedObject,
     ) -> Result<EncryptedObject, SeedRefusal> {
         object.check().map_err(SeedRefusal::Refused)?;
-        let name = name(provider, object);
+        let name = object.seed_digest(provider);
         let wrapped = match self.wrapped.get(&name) {
             Some(wrapped) => wrapped.clone(),
             None => {
@@ -147,15 +146,4 @@ fn rewrapped(object: &EncryptedObject, answer: &EncryptResponse) -> EncryptedObj
 
 fn stop(error: &PluginError) -> SeedRefusal {
     SeedRefusal::Stop(error.to_string())
-}
-
-/// Everything that the plugin is asked with.
-fn name(provider: &ProviderName, object: &EncryptedObject) -> [u8; 32] {
-    let kind = object.encrypted_dek_source_type.to_be_bytes();
-    let mut parts: Vec<&[u8]> =
-        vec![provider.as_str().as_bytes(), &kind, object.key_id.as_bytes(), &object.encrypted_dek_source];
-    for (name, value) in &object.annotations {
-        parts.extend([name.as_bytes(), value]);
-    }
-    digest(&parts)
 }
