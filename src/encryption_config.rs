@@ -137,7 +137,7 @@ impl EncryptionConfiguration {
 
 impl Entry {
     /// Whether a pattern here names this resource.
-    pub fn names(&self, plural: &str, group: &str) -> bool {
+    pub(crate) fn names(&self, plural: &str, group: &str) -> bool {
         self.resources.iter().any(|pattern| matches(pattern, plural, group))
     }
 
@@ -167,7 +167,7 @@ impl fmt::Display for KmsVersion {
 }
 
 /// Whether an entry such as `secrets`, `deployments.apps`, `*.apps`, `*.` or `*.*` names this resource.
-pub fn matches(pattern: &str, plural: &str, group: &str) -> bool {
+pub(crate) fn matches(pattern: &str, plural: &str, group: &str) -> bool {
     if pattern == "*.*" {
         return true;
     }

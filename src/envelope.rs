@@ -2,7 +2,8 @@
 //!
 //! Ciphertext, format 1: `KE` ‖ format (1) ‖ DEK id (16) ‖ salt (32) ‖ nonce (12) ‖ AES-256-GCM(seed) ‖ tag (16).
 //! The one annotation beside it, `dek.kube-envelope.io`, holds the DEK wrapped by every KEK (`proto/envelope.proto`).
-//! Both together are self-contained: with one of the KEKs they open, whatever else is lost.
+//! Both together are self-contained: with one of the KEKs they open, whatever else is lost. The format is frozen as a whole,
+//! and so it is in one file as a whole.
 
 use std::ops::RangeInclusive;
 
@@ -32,7 +33,7 @@ pub const MAX_ANNOTATION_BYTES: usize = 32 * 1024;
 pub const MAX_SEED_BYTES: usize = MAX_CIPHERTEXT_BYTES - HEADER_BYTES - OVERHEAD;
 
 /// The most KEKs that may wrap one DEK: a Decrypt asks no more of them.
-pub const MAX_WRAPS: usize = 16;
+pub(crate) const MAX_WRAPS: usize = 16;
 
 const MAX_SHOWN_CHARACTERS: usize = 80;
 const MAGIC: [u8; 2] = *b"KE";
@@ -105,7 +106,7 @@ pub enum SealError {
 
 /// Whether kube-envelope made this, in whatever format: it says so by its first bytes or by its annotation. What it made
 /// is shown to no key of another plugin's.
-pub fn is_own(ciphertext: &[u8], has_annotation: bool) -> bool {
+pub(crate) fn is_own(ciphertext: &[u8], has_annotation: bool) -> bool {
     has_annotation || matches!(ciphertext.strip_prefix(&MAGIC), Some([format, ..]) if !NO_FORMATS.contains(format))
 }
 
@@ -235,7 +236,7 @@ impl WrappedDekSet {
     }
 
     /// The KEKs that wrapped it.
-    pub fn lineages(&self) -> impl Iterator<Item = Lineage> {
+    pub(crate) fn lineages(&self) -> impl Iterator<Item = Lineage> {
         self.wraps.iter().map(|wrap| wrap.version.lineage)
     }
 

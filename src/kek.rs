@@ -1,6 +1,7 @@
 //! The contract: what a KEK must do, and what is built around every one of them.
 //!
 //! Knows no key store. Deadline, retries and breaker are in [`guard`]; all configured KEKs together are a [`set::KekSet`].
+//! Every kind of KEK implements what is public here, and every user of a KEK sees no more; so it is all in one place.
 
 pub mod clock;
 mod cluster_name;

@@ -1,6 +1,7 @@
 //! The key stores that can hold a KEK: the registry, and one folder for each kind.
 //!
-//! A new kind touches this file and `Cargo.toml`, besides its own folder. Kinds do not know each other; what several
+//! A new kind touches this file and `Cargo.toml`, besides its own folder: the fields, names and features of all kinds stay
+//! together here for that, however many items this makes. Kinds do not know each other; what several
 //! of them need is in `shared`.
 
 #[cfg(feature = "aws")]
@@ -45,7 +46,7 @@ pub fn open_set(
 }
 
 /// Everything that opens what other plugins stored.
-pub fn open_takeovers(entries: &[TakeoverConfig], metrics: &Arc<Metrics>) -> Takeovers {
+pub(crate) fn open_takeovers(entries: &[TakeoverConfig], metrics: &Arc<Metrics>) -> Takeovers {
     Takeovers::new(entries.iter().map(|entry| (entry.name.clone(), entry.plugin.clone())).collect(), metrics)
 }
 
@@ -69,7 +70,7 @@ impl KekConfig {
     }
 
     /// Whether it runs a vendor's library, in a process of its own.
-    pub fn hosts_a_library(&self) -> bool {
+    pub(crate) fn hosts_a_library(&self) -> bool {
         self.key_store.hosts_a_library()
     }
 
@@ -80,7 +81,7 @@ impl KekConfig {
     }
 
     /// The versions that can be listed without asking a server.
-    pub async fn versions_on_file(&self) -> Vec<KekVersion> {
+    pub(crate) async fn versions_on_file(&self) -> Vec<KekVersion> {
         self.key_store.versions_on_file().await
     }
 
@@ -139,7 +140,7 @@ pub const KINDS: &[&str] = &[
 ];
 
 /// How the names of environment variables begin by which SDKs are told of files.
-pub const ENVIRONMENT: &[&str] =
+pub(crate) const ENVIRONMENT: &[&str] =
     &["AWS_", "AZURE_", "CLOUDSDK_", "CREDENTIALS_DIRECTORY", "GOOGLE_", "IDENTITY_", "SSL_CERT_", "VAULT_"];
 
 impl KekItem {
@@ -150,22 +151,11 @@ impl KekItem {
     /// Every mistake, with its field and the fix.
     pub fn parse(self) -> Result<KekConfig, Vec<Mistake>> {
         let name = self.name.clone();
-        let mut kinds = self.kinds();
-        match (kinds.pop(), kinds.is_empty()) {
-            (Some((kind, parsed)), true) => match parsed {
-                Ok(key_store) => Ok(KekConfig { name, key_store }),
-                Err(mistakes) => Err(Mistake::within(kind, mistakes)),
-            },
-            (None, _) => {
-                Err(vec![Mistake::new("", format!("KEK {name:?} has no kind; add one of: {}", KINDS.join(", ")))])
-            }
-            (Some(last), false) => {
-                let names: Vec<_> = kinds.iter().chain([&last]).map(|(kind, _)| *kind).collect();
-                let names = names.join(", ");
-                let problem = format!("KEK {name:?} has several kinds ({names}); give each its own item under keks");
-                Err(vec![Mistake::new("", problem)])
-            }
-        }
+        let key_store = only(self.kinds(), |kinds| match kinds {
+            [] => format!("KEK {name:?} has no kind; add one of: {}", KINDS.join(", ")),
+            _ => format!("KEK {name:?} has several kinds ({}); give each its own item under keks", kinds.join(", ")),
+        })?;
+        Ok(KekConfig { name, key_store })
     }
 
     /// The kinds that have settings here; a valid item has exactly one.
@@ -242,29 +232,17 @@ impl TakeoverItem {
     /// Every mistake, with its field and the fix.
     pub fn parse(self, taken: &mut BTreeMap<String, String>) -> Result<TakeoverConfig, Vec<Mistake>> {
         let name = self.name.clone();
-        let mut plugins = self.plugins();
-        match (plugins.pop(), plugins.is_empty()) {
-            (Some((field, parsed)), true) => match parsed {
-                Ok(plugin) => {
-                    let mut mistakes = Vec::new();
-                    for mark in plugin.marks() {
-                        if let Some(other) = taken.insert(mark.clone(), name.clone()) {
-                            let problem = format!("takes the same as {other:?} ({mark}); keep one of them");
-                            mistakes.push(Mistake::new("", problem));
-                        }
-                    }
-                    if mistakes.is_empty() { Ok(TakeoverConfig { name, plugin }) } else { Err(mistakes) }
-                }
-                Err(mistakes) => Err(Mistake::within(field, mistakes)),
-            },
-            (None, _) => {
-                let known = FORMER_PLUGINS.join(", ");
-                Err(vec![Mistake::new("", format!("{name:?} names no plugin; add one of: {known}"))])
-            }
-            (Some(_), false) => {
-                Err(vec![Mistake::new("", format!("{name:?} names several plugins; give each its own item"))])
+        let plugin = only(self.plugins(), |plugins| match plugins {
+            [] => format!("{name:?} names no plugin; add one of: {}", FORMER_PLUGINS.join(", ")),
+            _ => format!("{name:?} names several plugins ({}); give each its own item", plugins.join(", ")),
+        })?;
+        let mut mistakes = Vec::new();
+        for mark in plugin.marks() {
+            if let Some(other) = taken.insert(mark.clone(), name.clone()) {
+                mistakes.push(Mistake::new("", format!("takes the same as {other:?} ({mark}); keep one of them")));
             }
         }
+        if mistakes.is_empty() { Ok(TakeoverConfig { name, plugin }) } else { Err(mistakes) }
     }
 
     fn plugins(self) -> Vec<(&'static str, ParsedTakeover)> {
@@ -282,11 +260,25 @@ impl TakeoverItem {
     }
 }
 
+/// The value of the one field that is set; of all that are set, `problem` says what is wrong with so many or so few.
+fn only<T>(
+    mut set: Vec<(&'static str, Result<T, Vec<Mistake>>)>,
+    problem: impl FnOnce(&[&str]) -> String,
+) -> Result<T, Vec<Mistake>> {
+    match (set.pop(), set.as_slice()) {
+        (Some((field, parsed)), []) => parsed.map_err(|mistakes| Mistake::within(field, mistakes)),
+        (last, others) => {
+            let fields: Vec<&str> = others.iter().chain(&last).map(|(field, _)| *field).collect();
+            Err(vec![Mistake::new("", problem(&fields))])
+        }
+    }
+}
+
 /// Hosts the library of a kind in this process, for the plugin that started it: see `kube-envelope key-store-host`.
 ///
 /// # Errors
 /// A kind that needs no host, or a connection that broke.
-pub fn host(kind: &str) -> std::io::Result<()> {
+pub(crate) fn host(kind: &str) -> std::io::Result<()> {
     match kind {
         #[cfg(feature = "pkcs11")]
         "pkcs11" => pkcs11::host::serve(),

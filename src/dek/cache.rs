@@ -22,10 +22,10 @@ const FAILURE_LASTS: Duration = Duration::from_millis(500);
 const MANY_UNWRAPS: usize = 256;
 
 /// What a waiter gets.
-pub type Unwrapping = Result<Arc<Dek>, Arc<UnwrapError>>;
+pub(crate) type Unwrapping = Result<Arc<Dek>, Arc<UnwrapError>>;
 
 /// The wraps that an unwrap was asked with, as a digest: what a damaged copy led to says nothing about a good one.
-pub type WrapsDigest = [u8; 32];
+pub(crate) type WrapsDigest = [u8; 32];
 
 /// The DEKs that this process holds.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ impl DekCache {
     }
 
     /// The same for a version that something here was wrapped by; another one is not taken note of.
-    pub fn note_known(&self, version: &KekVersion, standing: Standing, asked: Duration) {
+    pub(crate) fn note_known(&self, version: &KekVersion, standing: Standing, asked: Duration) {
         let mut slots = self.slots();
         if slots.contacts.of(version).is_some() {
             slots.contacts.note(version, standing, asked);
@@ -106,7 +106,7 @@ impl DekCache {
     }
 
     /// See [`Contacts::interrupt`].
-    pub fn interrupt(&self, version: &KekVersion) {
+    pub(crate) fn interrupt(&self, version: &KekVersion) {
         self.slots().contacts.interrupt(version);
     }
 
@@ -162,7 +162,7 @@ impl DekCache {
     }
 
     /// Clears the DEKs that no KEK stands for any more.
-    pub fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         let now = self.now();
         let mut slots = self.slots();
         let Slots { held, contacts, .. } = &mut *slots;
@@ -171,7 +171,7 @@ impl DekCache {
     }
 
     /// Whether every KEK that could unwrap what `versions` wrapped definitely denies it.
-    pub fn is_denied(&self, versions: &[KekVersion]) -> bool {
+    pub(crate) fn is_denied(&self, versions: &[KekVersion]) -> bool {
         self.slots().contacts.is_denied(versions)
     }
 
@@ -183,7 +183,7 @@ impl DekCache {
     }
 
     /// What is known of every KEK version that was asked, those left out that nothing in `used` or here is wrapped by.
-    pub fn contacts(&self, used: &BTreeSet<KekVersion>) -> BTreeMap<KekVersion, Contact> {
+    pub(crate) fn contacts(&self, used: &BTreeSet<KekVersion>) -> BTreeMap<KekVersion, Contact> {
         let mut slots = self.slots();
         let here = slots.held.values().flat_map(|held| held.versions.iter().cloned());
         let used = here.chain(used.iter().cloned()).collect();

@@ -52,7 +52,7 @@ impl From<KekCause> for Standing {
 
 /// What is known of the KEK versions that DEKs in use are wrapped by.
 #[derive(Clone, Debug, Default)]
-pub struct Contacts {
+pub(super) struct Contacts {
     /// How long a DEK may be used after the last unwrap by a KEK that could unwrap it.
     limit: Duration,
     /// The KEKs in the configuration; what others said once no longer counts.
@@ -100,14 +100,14 @@ impl Contact {
 
 impl Contacts {
     /// Takes a new configuration: what is known of KEKs that are not in it is forgotten.
-    pub fn configure(&mut self, configured: BTreeSet<Lineage>, limit: Duration) {
+    pub(super) fn configure(&mut self, configured: BTreeSet<Lineage>, limit: Duration) {
         self.versions.retain(|version, _| configured.contains(&version.lineage));
         (self.configured, self.limit) = (configured, limit);
     }
 
     /// Notes how an unwrap under `version` ended, which was asked for at the moment `now`: the machine may have slept
     /// before the answer came.
-    pub fn note(&mut self, version: &KekVersion, standing: Standing, now: Duration) {
+    pub(super) fn note(&mut self, version: &KekVersion, standing: Standing, now: Duration) {
         let before = self.versions.get(version);
         let now = before.map_or(now, |contact| contact.asked.max(now));
         let denials = (standing == Standing::Denies).then(|| match before.and_then(|contact| contact.denials) {
@@ -126,30 +126,30 @@ impl Contacts {
     }
 
     /// Ends a row of denials: the version answered something else, which says nothing about the next DEK.
-    pub fn interrupt(&mut self, version: &KekVersion) {
+    pub(super) fn interrupt(&mut self, version: &KekVersion) {
         if let Some(contact) = self.versions.get_mut(version) {
             contact.denials = None;
         }
     }
 
     /// What is known of a version.
-    pub fn of(&self, version: &KekVersion) -> Option<&Contact> {
+    pub(super) fn of(&self, version: &KekVersion) -> Option<&Contact> {
         self.versions.get(version)
     }
 
     /// Every version that anything is known of.
-    pub fn all(&self) -> impl Iterator<Item = (&KekVersion, &Contact)> {
+    pub(super) fn all(&self) -> impl Iterator<Item = (&KekVersion, &Contact)> {
         self.versions.iter()
     }
 
     /// The versions among `versions` whose KEK is configured.
-    pub fn usable<'a>(&'a self, versions: &'a [KekVersion]) -> impl Iterator<Item = &'a KekVersion> {
+    pub(super) fn usable<'a>(&'a self, versions: &'a [KekVersion]) -> impl Iterator<Item = &'a KekVersion> {
         versions.iter().filter(|version| self.configured.contains(&version.lineage))
     }
 
     /// How long a DEK that `versions` wrapped may still be used: nothing when all that could unwrap it deny, or
     /// when none has unwrapped for too long.
-    pub fn remaining(&self, versions: &[KekVersion], now: Duration) -> Option<Duration> {
+    pub(super) fn remaining(&self, versions: &[KekVersion], now: Duration) -> Option<Duration> {
         if self.is_denied(versions) {
             return None;
         }
@@ -164,7 +164,7 @@ impl Contacts {
     }
 
     /// Forgets the versions that nothing in use is wrapped by.
-    pub fn retain(&mut self, used: &BTreeSet<KekVersion>) {
+    pub(super) fn retain(&mut self, used: &BTreeSet<KekVersion>) {
         self.versions.retain(|version, _| used.contains(version));
     }
 }

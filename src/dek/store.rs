@@ -103,7 +103,7 @@ impl DekStore {
     }
 
     /// Removes a DEK that nothing unwraps any more.
-    pub fn forget(&self, id: DekId) {
+    pub(crate) fn forget(&self, id: DekId) {
         self.change(|state| {
             state.kept.remove(&id);
             state.changes.insert(Name::Dek(id), None);
@@ -111,7 +111,7 @@ impl DekStore {
     }
 
     /// Changes the history of this node.
-    pub fn record(&self, change: impl FnOnce(&mut History)) {
+    pub(crate) fn record(&self, change: impl FnOnce(&mut History)) {
         self.change(|state| {
             change(&mut state.history);
             state.changes.insert(Name::History, Some(state.history.encode()));
@@ -139,12 +139,12 @@ impl DekStore {
     }
 
     /// What a restart would find of it.
-    pub fn written_history(&self) -> History {
+    pub(crate) fn written_history(&self) -> History {
         self.state().written.clone()
     }
 
     /// The DEK of a generation that a restart would go on with, if it is kept.
-    pub fn find_written(&self, id: DekId) -> Option<Arc<WrappedDekSet>> {
+    pub(crate) fn find_written(&self, id: DekId) -> Option<Arc<WrappedDekSet>> {
         let state = self.state();
         state.is_written(id).then(|| state.kept.get(&id).map(|kept| kept.wrapped.clone())).flatten()
     }
@@ -163,7 +163,7 @@ impl DekStore {
     }
 
     /// Waits until everything is written, for `patience` at most; what failed is tried again at once. Whether it is.
-    pub async fn is_written(&self, patience: Duration) -> bool {
+    pub(crate) async fn is_written(&self, patience: Duration) -> bool {
         self.hurry.notify_waiters();
         let mut unwritten = self.unwritten.subscribe();
         let written = timeout(patience, unwritten.wait_for(|count| *count == 0)).await;

@@ -96,12 +96,12 @@ impl KekError {
     }
 
     /// A denial by what the credentials may do, and not by the state of the key: other credentials may do more.
-    pub fn denied_by_policy(message: impl Into<String>) -> Self {
+    pub(crate) fn denied_by_policy(message: impl Into<String>) -> Self {
         Self { by_policy: true, ..Self::new(KekCause::Denied, message) }
     }
 
     /// A vendor's error that no mapping knows: counts as transient, and says so.
-    pub fn unmapped(message: impl fmt::Display) -> Self {
+    pub(crate) fn unmapped(message: impl fmt::Display) -> Self {
         Self::new(KekCause::Unavailable, format!("unmapped answer, taken as transient: {message}"))
     }
 
@@ -125,12 +125,12 @@ impl KekError {
     }
 
     /// See [`KekError::denied_by_policy`].
-    pub fn is_by_policy(&self) -> bool {
+    pub(crate) fn is_by_policy(&self) -> bool {
         self.by_policy
     }
 
     /// When the vendor wants to be asked again, where it said so.
-    pub fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 

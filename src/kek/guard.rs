@@ -99,7 +99,7 @@ impl GuardedKek {
 }
 
 /// Deadline, retries, breaker and metrics around whatever a key store is asked, under a configured name.
-pub struct Guard {
+pub(super) struct Guard {
     name: String,
     deadline: Duration,
     permits: Semaphore,
@@ -128,7 +128,7 @@ impl Guard {
     }
 
     /// Counts when the credentials in use end.
-    pub fn note_credentials(&self, end: Option<jiff::Timestamp>) {
+    pub(super) fn note_credentials(&self, end: Option<jiff::Timestamp>) {
         if let Some(end) = end {
             self.metrics.credentials_expire(&self.name, end);
         }
@@ -138,7 +138,7 @@ impl Guard {
     ///
     /// # Errors
     /// Of the last attempt; [`KekCause::Unavailable`](super::KekCause::Unavailable) where there was no answer in time.
-    pub async fn call<T, F>(&self, operation: KekOperation, attempt: impl Fn() -> F) -> Result<T, KekError>
+    pub(super) async fn call<T, F>(&self, operation: KekOperation, attempt: impl Fn() -> F) -> Result<T, KekError>
     where
         F: Future<Output = Result<T, KekError>>,
     {

@@ -96,7 +96,7 @@ impl KekSet {
     }
 
     /// Whether any KEK here, retired ones included, could unwrap one of `wraps`.
-    pub fn knows_any(&self, wraps: &[WrappedDek]) -> bool {
+    pub(crate) fn knows_any(&self, wraps: &[WrappedDek]) -> bool {
         wraps.iter().any(|wrap| self.find(wrap.version.lineage).is_some())
     }
 
@@ -157,7 +157,7 @@ impl KekSet {
     }
 
     /// Asks the KEK that made `wrap` to unwrap it. `None` where it is not configured.
-    pub async fn unwrap_one(&self, wrap: &WrappedDek, context: &WrapContext) -> Option<Result<Dek, KekError>> {
+    pub(crate) async fn unwrap_one(&self, wrap: &WrappedDek, context: &WrapContext) -> Option<Result<Dek, KekError>> {
         let kek = self.find(wrap.version.lineage)?;
         Some(unwrap_checked(kek, wrap, context).await.map(|unwrapped| unwrapped.dek))
     }
@@ -168,12 +168,12 @@ impl KekSet {
     }
 
     /// How the configuration calls a KEK.
-    pub fn name(&self, lineage: Lineage) -> Option<&str> {
+    pub(crate) fn name(&self, lineage: Lineage) -> Option<&str> {
         self.find(lineage).map(|kek| kek.name())
     }
 
     /// Every KEK: its name, which one it is, and whether it wraps.
-    pub fn all(&self) -> impl Iterator<Item = (&str, Lineage, bool)> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, Lineage, bool)> {
         let active = self.active.iter().map(|kek| (kek.name(), kek.lineage(), true));
         active.chain(self.retired.iter().map(|kek| (kek.name(), kek.lineage(), false)))
     }

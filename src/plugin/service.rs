@@ -70,7 +70,7 @@ pub enum ServiceError {
 
 impl ServiceError {
     /// Whether the same request may succeed a moment later with nobody doing anything.
-    pub fn is_transient(&self) -> bool {
+    pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::NotServing(_) | Self::Slow(_) | Self::Unrecorded(_) => true,
             Self::Ciphertext(_) | Self::Seal(_) | Self::Takeover(TakeoverError::NotRecognized(_)) => false,
@@ -193,7 +193,11 @@ impl Service {
     ///
     /// # Errors
     /// [`ServiceError::Takeover`].
-    pub async fn take_over(&self, stored: &Stored, has_annotation: bool) -> Result<Option<TakenOver>, ServiceError> {
+    pub(super) async fn take_over(
+        &self,
+        stored: &Stored,
+        has_annotation: bool,
+    ) -> Result<Option<TakenOver>, ServiceError> {
         let takeovers = self.takeovers.load_full();
         if takeovers.is_empty() || stored.ciphertext.is_empty() || is_own(&stored.ciphertext, has_annotation) {
             return Ok(None);
@@ -205,7 +209,11 @@ impl Service {
     ///
     /// # Errors
     /// What the KEKs said.
-    pub async fn unwrap(self: &Arc<Self>, dek_id: DekId, wrapped: WrappedDekSet) -> Result<Arc<Dek>, ServiceError> {
+    pub(super) async fn unwrap(
+        self: &Arc<Self>,
+        dek_id: DekId,
+        wrapped: WrappedDekSet,
+    ) -> Result<Arc<Dek>, ServiceError> {
         if !self.keks.load().knows_any(&wrapped.wraps) {
             return Err(ServiceError::Unwrap { dek_id, source: Arc::new(UnwrapError::NoKek) });
         }
@@ -238,7 +246,7 @@ impl Service {
     }
 
     /// What another node calls the cluster that seals under this `key_id`, since the plugin was started.
-    pub fn other_cluster(&self) -> Option<Arc<ClusterName>> {
+    pub(super) fn other_cluster(&self) -> Option<Arc<ClusterName>> {
         self.other_cluster.load_full()
     }
 
@@ -259,7 +267,7 @@ impl Service {
     }
 
     /// Publishes, in one step for all three RPCs.
-    pub fn publish(&self, serving: Serving) {
+    pub(super) fn publish(&self, serving: Serving) {
         let serving = Arc::new(serving);
         let before = self.serving.swap(serving.clone());
         if matches!(*serving, Serving::Stopped { .. }) {
@@ -269,7 +277,7 @@ impl Service {
     }
 
     /// Publishes where no generation is served; one that is served stays. Whether it was published.
-    pub fn publish_first(&self, serving: Serving) -> bool {
+    pub(super) fn publish_first(&self, serving: Serving) -> bool {
         let serving = Arc::new(serving);
         let before = self.serving.rcu(|now| if now.generation().is_some() { now.clone() } else { serving.clone() });
         let is_published = before.generation().is_none();
@@ -296,7 +304,7 @@ impl Service {
     }
 
     /// Measures what changes without anybody doing anything.
-    pub fn measure(&self, metrics: &Metrics) {
+    pub(super) fn measure(&self, metrics: &Metrics) {
         let serving = self.serving.load();
         let remaining = serving.generation().and_then(|generation| self.cache.remaining(generation.dek_id()));
         metrics.coasting_ends_in(remaining.unwrap_or_default());
@@ -304,7 +312,7 @@ impl Service {
     }
 
     /// Changes each time that the keys were cleared: what a connection still has in its buffers goes with it.
-    pub fn cleared(&self) -> watch::Receiver<()> {
+    pub(crate) fn cleared(&self) -> watch::Receiver<()> {
         self.cleared.subscribe()
     }
 
@@ -314,27 +322,27 @@ impl Service {
     }
 
     /// Takes other KEKs into use, after a change of the configuration.
-    pub fn replace_keks(&self, keks: KekSet) {
+    pub(super) fn replace_keks(&self, keks: KekSet) {
         self.keks.store(Arc::new(keks));
     }
 
     /// What opens other plugins' data.
-    pub fn takeovers(&self) -> Arc<Takeovers> {
+    pub(super) fn takeovers(&self) -> Arc<Takeovers> {
         self.takeovers.load_full()
     }
 
     /// The same after a change of the configuration. Entries that did not change start counting from zero.
-    pub fn replace_takeovers(&self, takeovers: Takeovers) {
+    pub(super) fn replace_takeovers(&self, takeovers: Takeovers) {
         self.takeovers.store(Arc::new(takeovers));
     }
 
     /// The cluster that this plugin serves.
-    pub fn cluster(&self) -> &ClusterName {
+    pub(super) fn cluster(&self) -> &ClusterName {
         &self.cluster
     }
 
     /// Where uses of keys are recorded.
-    pub fn audit(&self) -> &Arc<Audit> {
+    pub(super) fn audit(&self) -> &Arc<Audit> {
         &self.audit
     }
 

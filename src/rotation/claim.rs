@@ -46,7 +46,7 @@ pub enum Question {
 
 /// What decides which claims a verdict needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub(in crate::rotation) struct Asked {
     /// The question.
     pub question: Question,
     /// Whether etcd itself is at hand.
@@ -142,12 +142,12 @@ impl Claim {
     }
 
     /// Whether it is shown.
-    pub fn is_shown(&self) -> bool {
+    pub(in crate::rotation) fn is_shown(&self) -> bool {
         self.finding == Finding::Shown
     }
 
     /// What to do about it, unless it is shown.
-    pub fn remedy(&self) -> Option<&str> {
+    pub(in crate::rotation) fn remedy(&self) -> Option<&str> {
         match &self.finding {
             Finding::Shown => None,
             Finding::NotYet { remedy } | Finding::NotShown { remedy } => Some(remedy),
@@ -168,7 +168,7 @@ impl Claim {
 
     /// Adds what was not looked at.
     #[must_use]
-    pub fn blind_to(mut self, spots: impl IntoIterator<Item = String>) -> Self {
+    pub(in crate::rotation) fn blind_to(mut self, spots: impl IntoIterator<Item = String>) -> Self {
         self.blind_spots.extend(spots);
         self
     }
@@ -182,14 +182,14 @@ impl Claim {
 
     /// It holds for so long.
     #[must_use]
-    pub fn until(mut self, until: Until) -> Self {
+    pub(in crate::rotation) fn until(mut self, until: Until) -> Self {
         self.until = until;
         self
     }
 
     /// It holds up to these revisions.
     #[must_use]
-    pub fn up_to(mut self, revisions: BTreeMap<String, i64>) -> Self {
+    pub(in crate::rotation) fn up_to(mut self, revisions: BTreeMap<String, i64>) -> Self {
         self.revisions = revisions;
         self
     }
@@ -197,7 +197,7 @@ impl Claim {
 
 impl Subject {
     /// Whether the answer cannot be *Yes* without a claim about this.
-    pub fn is_required(self, asked: Asked) -> bool {
+    pub(in crate::rotation) fn is_required(self, asked: Asked) -> bool {
         match self {
             Self::Adoption | Self::Search | Self::Configuration => true,
             Self::Keks => asked.with_keks,
@@ -210,7 +210,7 @@ impl Subject {
     }
 
     /// What is missing where there is no claim about it.
-    pub fn describe(self) -> &'static str {
+    pub(in crate::rotation) fn describe(self) -> &'static str {
         match self {
             Self::Roster => "which API servers exist was not settled",
             Self::Adoption => "no API server was seen to use the target key",
@@ -228,7 +228,7 @@ impl Subject {
     }
 
     /// Every subject.
-    pub const ALL: [Self; 12] = [
+    pub(in crate::rotation) const ALL: [Self; 12] = [
         Self::Roster,
         Self::Adoption,
         Self::Readability,

@@ -2,18 +2,18 @@
 
 mod access;
 pub mod api;
-pub mod canary;
+pub(crate) mod canary;
 mod connect;
-pub mod discovery;
+pub(crate) mod discovery;
 pub mod key_id_hash;
-pub mod lease;
-pub mod ledger;
-pub mod listing;
+pub(crate) mod lease;
+pub(crate) mod ledger;
+pub(crate) mod listing;
 pub mod metrics;
 mod proxy;
 pub mod resources;
-pub mod roster;
-pub mod webhooks;
+pub(crate) mod roster;
+pub(crate) mod webhooks;
 pub mod writer;
 
 use std::collections::BTreeSet;
@@ -137,7 +137,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The client cannot be set up.
-    pub fn entry_anew(&self) -> Result<Api, RotationError> {
+    pub(in crate::rotation) fn entry_anew(&self) -> Result<Api, RotationError> {
         client(self.config.clone(), &self.access)
     }
 
@@ -145,7 +145,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When the namespace cannot be read.
-    pub async fn uid(&self) -> Result<String, RotationError> {
+    pub(in crate::rotation) async fn uid(&self) -> Result<String, RotationError> {
         let namespace: Value = self
             .entry
             .patient()
@@ -169,7 +169,7 @@ impl Cluster {
     }
 
     /// Whether the operator named each API server.
-    pub fn servers_are_named(&self) -> bool {
+    pub(in crate::rotation) fn servers_are_named(&self) -> bool {
         !self.access.servers.is_empty()
     }
 
@@ -177,7 +177,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When Leases or endpoints cannot be listed. Nodes that may not be listed are left out.
-    pub async fn sources(&self) -> Result<Sources, RotationError> {
+    pub(in crate::rotation) async fn sources(&self) -> Result<Sources, RotationError> {
         let leases = self.identity_leases().await?;
         self.lease_watch().observe(&leases, std::time::Instant::now());
         let endpoints = self.endpoints().await?.iter().map(|url| host_of(url)).collect::<BTreeSet<_>>();
@@ -186,12 +186,12 @@ impl Cluster {
     }
 
     /// What is known of the Leases' renewals.
-    pub fn lease_watch(&self) -> MutexGuard<'_, LeaseWatch> {
+    pub(in crate::rotation) fn lease_watch(&self) -> MutexGuard<'_, LeaseWatch> {
         self.leases.lock().expect("nothing panics while it is held")
     }
 
     /// Connections through a balancer that each led to another API server.
-    pub fn met(&self) -> MutexGuard<'_, Vec<Api>> {
+    pub(in crate::rotation) fn met(&self) -> MutexGuard<'_, Vec<Api>> {
         self.met.lock().expect("nothing panics while it is held")
     }
 
@@ -255,7 +255,7 @@ impl Cluster {
 }
 
 /// The host in a URL or an authority, without brackets and port.
-pub fn host_of(address: &str) -> String {
+pub(in crate::rotation) fn host_of(address: &str) -> String {
     let authority = address.split_once("://").map_or(address, |(_, rest)| rest);
     let authority = authority.split('/').next().unwrap_or(authority);
     let host = match authority.rsplit_once(':') {

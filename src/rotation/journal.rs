@@ -240,7 +240,7 @@ impl Journal {
     }
 
     /// Takes over what an earlier rotation left unproven: its former keys are still to be named.
-    pub fn inherit(&mut self, earlier: Self) {
+    pub(crate) fn inherit(&mut self, earlier: Self) {
         let concluded = earlier.verdict.map(|verdict| verdict.conclusion);
         if !matches!(concluded, Some(Conclusion::MayBeDisabled | Conclusion::NothingRotated)) {
             (self.earlier_keys, self.earlier_cluster) = (earlier.keys_seen, earlier.cluster);
@@ -290,7 +290,7 @@ impl Journal {
     }
 
     /// Adds a resource, or returns the one that is there.
-    pub fn resource_mut(&mut self, resource: &Resource, writer: &Writer) -> &mut Progress {
+    pub(crate) fn resource_mut(&mut self, resource: &Resource, writer: &Writer) -> &mut Progress {
         let at = self.resources.iter().position(|progress| &progress.resource == resource);
         let at = at.unwrap_or_else(|| {
             self.resources.push(Progress {
@@ -307,7 +307,7 @@ impl Journal {
     }
 
     /// The name of the key of a provider whose `key_id` has this hash.
-    pub fn key_name(&self, provider: &ProviderName, hash: &KeyIdHash) -> String {
+    pub(crate) fn key_name(&self, provider: &ProviderName, hash: &KeyIdHash) -> String {
         let key_id = KeyName::KeyIdHash { provider: provider.clone(), hash: hash.clone() };
         let key_id = self.names.show(&key_id);
         if self.targets.key(provider) == Some(hash)
@@ -320,7 +320,7 @@ impl Journal {
     }
 
     /// Whether values under this key are where they should be.
-    pub fn is_target(&self, key: &KeyName) -> bool {
+    pub(crate) fn is_target(&self, key: &KeyName) -> bool {
         match key {
             KeyName::KeyId { provider, key_id } | KeyName::Generation { provider, key_id } => {
                 self.targets.key(provider) == Some(&KeyIdHash::of(key_id))
@@ -335,12 +335,12 @@ impl Journal {
     }
 
     /// Whether a search found nothing that is not stored under a target key, apart from what expires by itself.
-    pub fn nothing_is_left(&self) -> bool {
+    pub(crate) fn nothing_is_left(&self) -> bool {
         self.verified.as_ref().is_some_and(|scan| scan.leftovers == scan.expiring)
     }
 
     /// How many objects were left because storing them again would change them, and still need it.
-    pub fn withheld(&self) -> usize {
+    pub(crate) fn withheld(&self) -> usize {
         if self.nothing_is_left() {
             return 0;
         }
@@ -348,18 +348,18 @@ impl Journal {
     }
 
     /// Whether something is to be stored by the plugin whose configuration is known.
-    pub fn is_our_plugin_writing(&self) -> bool {
+    pub(crate) fn is_our_plugin_writing(&self) -> bool {
         self.own_provider.as_ref().is_some_and(|own| self.targets.key(own).is_some())
     }
 
     /// Whether etcd itself was searched.
-    pub fn is_by_etcd(&self) -> bool {
+    pub(crate) fn is_by_etcd(&self) -> bool {
         self.verified.as_ref().is_some_and(|scan| scan.method == Method::Etcd)
     }
 
     /// Objects that the API servers refused to store again, by path. One that is current already, as a search showed, is
     /// refused for nothing.
-    pub fn refused(&self) -> BTreeSet<String> {
+    pub(crate) fn refused(&self) -> BTreeSet<String> {
         if self.nothing_is_left() {
             return BTreeSet::new();
         }

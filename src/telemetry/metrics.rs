@@ -210,13 +210,13 @@ impl Metrics {
     }
 
     /// Counts an RPC that was answered.
-    pub fn rpc(&self, method: Rpc, outcome: Outcome, took: Duration) {
+    pub(crate) fn rpc(&self, method: Rpc, outcome: Outcome, took: Duration) {
         self.rpcs.get_or_create(&RpcLabels { method, outcome }).inc();
         self.rpc_seconds.get_or_create(&RpcMethod { method }).observe(took.as_secs_f64());
     }
 
     /// Counts an operation of a KEK.
-    pub fn kek_call(&self, kek: &str, operation: KekOperation, outcome: KekOutcome, took: Duration) {
+    pub(crate) fn kek_call(&self, kek: &str, operation: KekOperation, outcome: KekOutcome, took: Duration) {
         self.kek_calls.get_or_create(&KekLabels { kek: kek.into(), operation, outcome }).inc();
         self.kek_seconds.get_or_create(&KekMethod { kek: kek.into(), operation }).observe(took.as_secs_f64());
         if outcome == KekOutcome::Ok && operation == KekOperation::Unwrap {
@@ -225,51 +225,51 @@ impl Metrics {
     }
 
     /// Counts one request to a KEK.
-    pub fn kek_request(&self, kek: &str, operation: KekOperation) {
+    pub(crate) fn kek_request(&self, kek: &str, operation: KekOperation) {
         self.kek_requests.get_or_create(&KekMethod { kek: kek.into(), operation }).inc();
     }
 
     /// Notes when the credentials for a KEK expire.
-    pub fn credentials_expire(&self, kek: &str, at: jiff::Timestamp) {
+    pub(crate) fn credentials_expire(&self, kek: &str, at: jiff::Timestamp) {
         #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit a double's 53 bits")]
         self.credentials_expire.get_or_create(&KekName { kek: kek.into() }).set(at.as_second() as f64);
     }
 
     /// Counts an adoption.
-    pub fn adopted(&self) {
+    pub(crate) fn adopted(&self) {
         self.adoptions.inc();
     }
 
     /// Notes what a turn of the refresh loop ended with: whether Status answers ok, and whether from the cache alone.
-    pub fn serving(&self, serving: bool, coasting: bool) {
+    pub(crate) fn serving(&self, serving: bool, coasting: bool) {
         *self.last_turn.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.serving.set(i64::from(serving));
         self.coasting.set(i64::from(coasting));
     }
 
     /// Notes how many DEKs are kept, and how many are in memory.
-    pub fn deks(&self, kept: usize, cached: usize) {
+    pub(crate) fn deks(&self, kept: usize, cached: usize) {
         set(&self.kept_deks, kept);
         set(&self.cached_deks, cached);
     }
 
     /// Notes how many kept DEKs could not be brought into memory.
-    pub fn missing_deks(&self, count: usize) {
+    pub(crate) fn missing_deks(&self, count: usize) {
         set(&self.missing_deks, count);
     }
 
     /// Notes how many DEKs in memory no KEK would unwrap again.
-    pub fn deks_in_memory_only(&self, count: usize) {
+    pub(crate) fn deks_in_memory_only(&self, count: usize) {
         set(&self.memory_only_deks, count);
     }
 
     /// Notes how long the active DEK may still be used if no KEK unwraps it again.
-    pub fn coasting_ends_in(&self, left: Duration) {
+    pub(crate) fn coasting_ends_in(&self, left: Duration) {
         self.coasting_ends.set(left.as_secs_f64());
     }
 
     /// Notes what each version of each KEK did when it was last asked to unwrap: KEK, version, word.
-    pub fn kek_versions<'a>(&self, versions: impl Iterator<Item = (&'a str, &'a str, &'static str)>) {
+    pub(crate) fn kek_versions<'a>(&self, versions: impl Iterator<Item = (&'a str, &'a str, &'static str)>) {
         self.kek_versions.clear();
         for (kek, version, verdict) in versions {
             let labels = KekVersionLabels { kek: kek.into(), version: version.into(), verdict };
@@ -278,7 +278,7 @@ impl Metrics {
     }
 
     /// Notes the active generation.
-    pub fn key_id(&self, key_id: Option<&str>) {
+    pub(crate) fn key_id(&self, key_id: Option<&str>) {
         self.key_id.clear();
         if let Some(key_id) = key_id {
             self.key_id.get_or_create(&KeyIdLabels { key_id: key_id.into() }).set(1);
@@ -286,20 +286,20 @@ impl Metrics {
     }
 
     /// Counts a changed configuration that was taken, or refused.
-    pub fn reloaded(&self, taken: bool) {
+    pub(crate) fn reloaded(&self, taken: bool) {
         self.reloads.get_or_create(&ReloadLabels { result: if taken { "ok" } else { "refused" } }).inc();
         self.reload_succeeded.set(i64::from(taken));
     }
 
     /// Notes how the audit log stands.
-    pub fn audit(&self, last_record: u64, lost: u64, failing: bool) {
+    pub(crate) fn audit(&self, last_record: u64, lost: u64, failing: bool) {
         self.audit_records.set(i64::try_from(last_record).unwrap_or(i64::MAX));
         self.audit_lost.set(i64::try_from(lost).unwrap_or(i64::MAX));
         self.audit_failing.set(i64::from(failing));
     }
 
     /// How long ago [`Metrics::serving`] was called last; before the first turn, the time since the start.
-    pub fn refresh_turn_age(&self) -> Duration {
+    pub(crate) fn refresh_turn_age(&self) -> Duration {
         self.last_turn.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 

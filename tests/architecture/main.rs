@@ -16,6 +16,17 @@ const FORBIDDEN_NAMES: &[&str] = &["utils", "helpers", "common", "types", "manag
 
 const MAX_LINES: usize = 400;
 
+/// How many items, methods included, a module shows to every other one. What few use is `pub(super)` or `pub(crate)`.
+const MAX_PUBLIC_ITEMS: usize = 15;
+
+/// Modules that show more, each with the reason.
+const WITH_MORE_PUBLIC_ITEMS: &[(&str, &str)] = &[
+    ("envelope.rs", "the whole stored format is in one file: what must never change is seen at one place"),
+    ("kek.rs", "the whole contract between KEKs and those who use them"),
+    ("key_stores.rs", "the one registry: a new kind of KEK touches no other file outside its folder"),
+    ("lib.rs", "the modules of the crate"),
+];
+
 /// What may lie at the top; beside these, what git ignores.
 const TOP_LEVEL: &[&str] = &[
     ".cargo",
@@ -229,6 +240,40 @@ fn files_have_names_that_say_something_and_a_size_that_can_be_read() {
     let support = root().join("tests/support/mod.rs");
     let unwanted: Vec<_> = tests.iter().filter(|file| file.ends_with("mod.rs") && **file != support).collect();
     assert!(unwanted.is_empty(), "{unwanted:?}");
+}
+
+/// How many lines of `code` begin a bare `pub` item; fields do not count.
+fn public_items(code: &str) -> usize {
+    const ITEMS: &[&str] =
+        &["fn", "async", "const", "static", "struct", "enum", "trait", "type", "mod", "use", "unsafe", "union"];
+    let code = code.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let items = code.lines().filter_map(|line| line.trim_start().strip_prefix("pub "));
+    items.filter(|rest| rest.split(' ').next().is_some_and(|word| ITEMS.contains(&word))).count()
+}
+
+#[test]
+fn modules_show_few_items() {
+    let sources = sources();
+    for source in &sources {
+        let (count, listed) =
+            (public_items(&source.code), WITH_MORE_PUBLIC_ITEMS.iter().find(|(name, _)| *name == source.name));
+        assert!(
+            count <= MAX_PUBLIC_ITEMS || listed.is_some(),
+            "{} shows {count} items: make those that few use pub(super) or pub(crate), or divide it",
+            source.name
+        );
+        assert!(count > MAX_PUBLIC_ITEMS || listed.is_none(), "{} needs no exception", source.name);
+    }
+    for (name, _) in WITH_MORE_PUBLIC_ITEMS {
+        assert!(sources.iter().any(|source| source.name == *name), "{name}");
+    }
+}
+
+#[test]
+fn public_items_are_counted_without_fields_and_tests() {
+    let code = "pub mod a;\npub struct B {\n    pub field: u8,\n}\nimpl B {\n    pub async fn c() {}\n    pub(crate) fn d() {}\n}\n\
+                #[cfg(test)]\nmod tests {\n    pub fn e() {}\n}";
+    assert_eq!(public_items(code), 3);
 }
 
 #[test]

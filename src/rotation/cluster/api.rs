@@ -23,7 +23,7 @@ pub use crate::rotation::error::ApiError;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// Who we are in managedFields, where we change something: in our own objects.
-pub const FIELD_MANAGER: &str = "kube-envelope-rotate-keys";
+const FIELD_MANAGER: &str = "kube-envelope-rotate-keys";
 
 const ONE_METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 const LIST_METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
@@ -128,7 +128,9 @@ fn digest(value: &Value) -> u64 {
 ///
 /// # Errors
 /// The document's own.
-pub fn null_as_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+pub(in crate::rotation) fn null_as_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -152,7 +154,7 @@ impl Api {
 
     /// The same, and it waits for a minute while the server is overloaded, being restarted or not reachable.
     #[must_use]
-    pub fn patient(&self) -> Self {
+    pub(in crate::rotation) fn patient(&self) -> Self {
         Self { patience: PATIENCE, ..self.clone() }
     }
 
@@ -173,7 +175,7 @@ impl Api {
     ///
     /// # Errors
     /// An error status of the API server, or no answer.
-    pub async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+    pub(in crate::rotation) async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         let answer = self.get(path, "application/json").await?;
         self.parse(&self.success(answer)?)
     }
@@ -182,7 +184,7 @@ impl Api {
     ///
     /// # Errors
     /// No answer, or one that cannot be read; an error status is an answer.
-    pub async fn post(&self, path: &str, document: &Value) -> Result<Answer, ApiError> {
+    pub(in crate::rotation) async fn post(&self, path: &str, document: &Value) -> Result<Answer, ApiError> {
         self.send(Method::POST, path, "application/json", Some(("application/json", document.to_string()))).await
     }
 
@@ -190,7 +192,11 @@ impl Api {
     ///
     /// # Errors
     /// An error status of the API server, or no answer.
-    pub async fn post_json<T: DeserializeOwned>(&self, path: &str, document: &Value) -> Result<T, ApiError> {
+    pub(in crate::rotation) async fn post_json<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        document: &Value,
+    ) -> Result<T, ApiError> {
         let answer = self.post(path, document).await?;
         self.parse(&self.success(answer)?)
     }
@@ -199,7 +205,13 @@ impl Api {
     ///
     /// # Errors
     /// An error status of the API server, or no answer.
-    pub async fn ensure(&self, kind: &str, plural: &str, namespace: &str, name: &str) -> Result<(), ApiError> {
+    pub(in crate::rotation) async fn ensure(
+        &self,
+        kind: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), ApiError> {
         let folder = format!("/api/v1/namespaces/{namespace}/{plural}");
         if self.get_metadata(&format!("{folder}/{name}")).await?.status == 200 {
             return Ok(());
@@ -219,7 +231,7 @@ impl Api {
     ///
     /// # Errors
     /// No answer, or one that cannot be read; an error status is an answer.
-    pub async fn delete(&self, path: &str) -> Result<Answer, ApiError> {
+    pub(in crate::rotation) async fn delete(&self, path: &str) -> Result<Answer, ApiError> {
         self.send(Method::DELETE, path, "application/json", None).await
     }
 
@@ -228,7 +240,7 @@ impl Api {
     ///
     /// # Errors
     /// No answer, or one that cannot be read; an error status is an answer.
-    pub async fn patch(&self, path: &str, document: &str) -> Result<Answer, ApiError> {
+    pub(in crate::rotation) async fn patch(&self, path: &str, document: &str) -> Result<Answer, ApiError> {
         let separator = if path.contains('?') { '&' } else { '?' };
         let path = format!("{path}{separator}fieldManager={FIELD_MANAGER}");
         self.send(Method::PATCH, &path, ONE_METADATA, Some(("application/merge-patch+json", document.into()))).await
@@ -238,7 +250,7 @@ impl Api {
     ///
     /// # Errors
     /// No answer, or one that cannot be read; an error status is an answer.
-    pub async fn patch_own(&self, path: &str, document: &str) -> Result<Answer, ApiError> {
+    pub(in crate::rotation) async fn patch_own(&self, path: &str, document: &str) -> Result<Answer, ApiError> {
         let path = format!("{path}?fieldManager={FIELD_MANAGER}");
         let body = ("application/merge-patch+json", document.into());
         self.send(Method::PATCH, &path, "application/json", Some(body)).await
@@ -248,7 +260,7 @@ impl Api {
     ///
     /// # Errors
     /// No answer, or one that cannot be read; an error status is an answer.
-    pub async fn get_metadata(&self, path: &str) -> Result<Answer, ApiError> {
+    pub(in crate::rotation) async fn get_metadata(&self, path: &str) -> Result<Answer, ApiError> {
         self.get(path, ONE_METADATA).await
     }
 
@@ -256,7 +268,7 @@ impl Api {
     ///
     /// # Errors
     /// No answer, or one that cannot be read; an error status is an answer.
-    pub async fn list(&self, path: &str, limit: u32, token: &str) -> Result<Answer, ApiError> {
+    pub(in crate::rotation) async fn list(&self, path: &str, limit: u32, token: &str) -> Result<Answer, ApiError> {
         let token = if token.is_empty() { String::new() } else { format!("&continue={}", escaped(token)) };
         self.get(&format!("{path}?limit={limit}{token}"), LIST_METADATA).await
     }
@@ -265,7 +277,7 @@ impl Api {
     ///
     /// # Errors
     /// No answer, or one that cannot be read; an error status is an answer.
-    pub async fn list_at(&self, path: &str, parameters: &str) -> Result<Answer, ApiError> {
+    pub(in crate::rotation) async fn list_at(&self, path: &str, parameters: &str) -> Result<Answer, ApiError> {
         self.get(&format!("{path}?{parameters}limit=10"), LIST_METADATA).await
     }
 
@@ -273,7 +285,7 @@ impl Api {
     ///
     /// # Errors
     /// [`ApiError::Malformed`].
-    pub fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ApiError> {
+    pub(in crate::rotation) fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ApiError> {
         serde_json::from_slice(body).map_err(|source| ApiError::Malformed { address: self.address.clone(), source })
     }
 
@@ -281,7 +293,7 @@ impl Api {
     ///
     /// # Errors
     /// [`ApiError::Refused`] for any other status.
-    pub fn success(&self, answer: Answer) -> Result<Vec<u8>, ApiError> {
+    pub(in crate::rotation) fn success(&self, answer: Answer) -> Result<Vec<u8>, ApiError> {
         if (200..300).contains(&answer.status) {
             return Ok(answer.body);
         }
@@ -368,7 +380,7 @@ impl Answer {
 }
 
 /// A path segment or query value, percent-encoded.
-pub fn escaped(text: &str) -> String {
+pub(in crate::rotation) fn escaped(text: &str) -> String {
     // Unreserved in RFC 3986, and the colon, which a path segment may contain and names such as system:node have.
     const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':');
     utf8_percent_encode(text, ESCAPED).to_string()

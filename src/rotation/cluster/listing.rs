@@ -10,13 +10,13 @@ use crate::rotation::cluster::resources::Resource;
 use crate::rotation::error::RotationError;
 
 /// Objects in a page.
-pub const PAGE: u32 = 500;
+pub(in crate::rotation) const PAGE: u32 = 500;
 /// Maximum attempts per request.
-pub const TRIES: u32 = 10;
+pub(in crate::rotation) const TRIES: u32 = 10;
 /// The wait after the first failure; each later one is twice as long.
-pub const FIRST_WAIT: Duration = Duration::from_millis(250);
+pub(in crate::rotation) const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// The longest wait.
-pub const LONGEST_WAIT: Duration = Duration::from_secs(10);
+pub(in crate::rotation) const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// A part of all names, by hash, in units of 2⁻³² of them: from, and up to but not with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +89,11 @@ const AWAY_FOR: Duration = Duration::from_mins(1);
 ///
 /// # Errors
 /// An error status of the API server, or no answer.
-pub async fn page_after(api: &Api, folder: &Folder, mut token: String) -> Result<Page, RotationError> {
+pub(in crate::rotation) async fn page_after(
+    api: &Api,
+    folder: &Folder,
+    mut token: String,
+) -> Result<Page, RotationError> {
     let mut wait = FIRST_WAIT;
     let (path, resource) = (folder.path(), &folder.resource);
     let mut tries = 0;
@@ -140,7 +144,7 @@ pub async fn page_after(api: &Api, folder: &Folder, mut token: String) -> Result
 ///
 /// # Errors
 /// An error status of the API server, or no answer.
-pub async fn revision(api: &Api, resource: &Resource) -> Result<(u64, u64), RotationError> {
+pub(in crate::rotation) async fn revision(api: &Api, resource: &Resource) -> Result<(u64, u64), RotationError> {
     let list = shortest(api, &Folder::all(resource)).await?;
     let revision = list.metadata.resource_version.parse().map_err(|_| {
         RotationError::Unusable(format!(
@@ -155,7 +159,7 @@ pub async fn revision(api: &Api, resource: &Resource) -> Result<(u64, u64), Rota
 ///
 /// # Errors
 /// An error status of the API server, or no answer.
-pub async fn count(api: &Api, folder: &Folder) -> Result<u64, RotationError> {
+pub(in crate::rotation) async fn count(api: &Api, folder: &Folder) -> Result<u64, RotationError> {
     Ok(counted(&shortest(api, folder).await?))
 }
 
@@ -164,7 +168,7 @@ pub async fn count(api: &Api, folder: &Folder) -> Result<u64, RotationError> {
 ///
 /// # Errors
 /// No answer that stays within the time that is waited for one.
-pub async fn until_it_stays<A>(api: &Api, ask: impl Fn() -> A) -> Result<Answer, ApiError>
+pub(in crate::rotation) async fn until_it_stays<A>(api: &Api, ask: impl Fn() -> A) -> Result<Answer, ApiError>
 where
     A: Future<Output = Result<Answer, ApiError>>,
 {
@@ -208,7 +212,7 @@ fn counted(list: &MetadataList) -> u64 {
 ///
 /// # Errors
 /// An error status of the API server, or no answer.
-pub async fn namespaces(api: &Api) -> Result<Vec<String>, RotationError> {
+pub(in crate::rotation) async fn namespaces(api: &Api) -> Result<Vec<String>, RotationError> {
     let resource =
         Resource { group: String::new(), version: "v1".into(), plural: "namespaces".into(), namespaced: false };
     let (folder, mut token, mut names) = (Folder::all(&resource), String::new(), Vec::new());
@@ -230,7 +234,7 @@ pub async fn namespaces(api: &Api) -> Result<Vec<String>, RotationError> {
 }
 
 /// What helps when a resource cannot be listed, by the API server's words.
-pub fn remedy(why: &str) -> &'static str {
+pub(in crate::rotation) fn remedy(why: &str) -> &'static str {
     if is_undecryptable(why) {
         "one object of it cannot be read: give --etcd, and every other one is rewritten and the bad one named"
     } else if is_conversion(why) {
@@ -246,7 +250,7 @@ pub fn remedy(why: &str) -> &'static str {
 }
 
 /// The API server's words for a custom resource whose conversion webhook fails.
-pub fn is_conversion(message: &str) -> bool {
+pub(in crate::rotation) fn is_conversion(message: &str) -> bool {
     message.contains("conversion webhook for ")
 }
 
@@ -256,7 +260,7 @@ fn is_initializing(message: &str) -> bool {
 }
 
 /// The API server's words for a value that its providers cannot open.
-pub fn is_undecryptable(message: &str) -> bool {
+pub(in crate::rotation) fn is_undecryptable(message: &str) -> bool {
     const WORDS: [&str; 4] =
         ["unable to transform key", "is not transformable", "corrupt object", "no matching prefix found"];
     // A value that a conversion webhook fails on is called corrupt, too, and is sound.

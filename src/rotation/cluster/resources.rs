@@ -30,17 +30,17 @@ pub struct Resource {
 
 impl Resource {
     /// Path of the list over all namespaces.
-    pub fn list_path(&self) -> String {
+    pub(in crate::rotation) fn list_path(&self) -> String {
         format!("{}/{}", self.root(), self.plural)
     }
 
     /// Path of the list in one namespace.
-    pub fn namespace_path(&self, namespace: &str) -> String {
+    pub(in crate::rotation) fn namespace_path(&self, namespace: &str) -> String {
         format!("{}/namespaces/{}/{}", self.root(), escaped(namespace), self.plural)
     }
 
     /// Path of one object.
-    pub fn object_path(&self, namespace: Option<&str>, name: &str) -> String {
+    pub(in crate::rotation) fn object_path(&self, namespace: Option<&str>, name: &str) -> String {
         let namespace = namespace.map(|namespace| format!("/namespaces/{}", escaped(namespace))).unwrap_or_default();
         format!("{}{namespace}/{}/{}", self.root(), self.plural, escaped(name))
     }
@@ -54,7 +54,7 @@ impl Resource {
     }
 
     /// Events live for an hour; rewriting them lengthens their life.
-    pub fn is_event(&self) -> bool {
+    pub(in crate::rotation) fn is_event(&self) -> bool {
         self.plural == "events" && (self.group.is_empty() || self.group == "events.k8s.io")
     }
 }
@@ -175,7 +175,7 @@ impl Coverage {
     }
 
     /// How prefixes of values begin that are written by no KMS v2 provider, by configuration; empty for values in clear.
-    pub fn other_prefixes(&self) -> BTreeSet<String> {
+    pub(in crate::rotation) fn other_prefixes(&self) -> BTreeSet<String> {
         match self {
             Self::Configured(configuration) => configuration.entries.iter().filter_map(other_prefix).collect(),
             Self::Inferred(_) => BTreeSet::new(),

@@ -17,12 +17,12 @@ use crate::rotation::cluster::api::{Answer, Api, Metadata};
 use crate::rotation::error::RotationError;
 
 /// Where shards run and the `ConfigMap`s are.
-pub const NAMESPACE: &str = "kube-envelope";
+pub(in crate::rotation) const NAMESPACE: &str = "kube-envelope";
 /// The one with the orders; the names of the others begin with it.
-pub const NAME: &str = "rotate-keys";
+pub(in crate::rotation) const NAME: &str = "rotate-keys";
 /// A coordinator that has been silent for this long may be gone: then nobody watches over the API servers'
 /// agreement, and shards stop.
-pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
+pub(in crate::rotation) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Labels the reports, with the number of the shard.
 const SHARD_LABEL: &str = "kube-envelope.io/shard";
 /// The key in each of them.
@@ -268,14 +268,14 @@ fn parsed<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, RotationErro
 
 /// Whether a coordinator lives, by its beat and by one's own clock.
 #[derive(Debug, Default)]
-pub struct Heartbeat {
+pub(in crate::rotation) struct Heartbeat {
     last: Option<(u64, u64)>,
     grew: Option<Instant>,
 }
 
 impl Heartbeat {
     /// Takes a look into account.
-    pub fn observe(&mut self, orders: &Orders, now: Instant) {
+    pub(in crate::rotation) fn observe(&mut self, orders: &Orders, now: Instant) {
         let beat = (orders.generation, orders.beat);
         // Two API servers behind a balancer may show beats of different age: only a greater one is a sign of life.
         if self.last.is_some_and(|last| beat > last) {
@@ -285,7 +285,7 @@ impl Heartbeat {
     }
 
     /// Whether it was felt lately.
-    pub fn is_alive(&self, now: Instant) -> bool {
+    pub(in crate::rotation) fn is_alive(&self, now: Instant) -> bool {
         self.grew.is_some_and(|at| now.duration_since(at) < HEARTBEAT_TIMEOUT)
     }
 }
