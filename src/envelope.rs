@@ -285,6 +285,7 @@ impl WrappedDekSet {
         }
         let wraps = set.wraps.into_iter().map(decode_wrap).collect::<Result<Vec<_>, _>>()?;
         let mut lineages: Vec<_> = wraps.iter().map(|wrap| wrap.version.lineage).collect();
+        // Which of the two a KEK would be asked with could not be told.
         lineages.sort_unstable();
         if lineages.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(CiphertextError::BadAnnotation("one KEK wrapped it twice"));

@@ -73,6 +73,7 @@ pub struct Lineage(pub [u8; 16]);
 impl Lineage {
     /// Derives the fingerprint from the kind and the parts that make the home unique.
     pub fn derive(kind: &str, parts: &[&str]) -> Self {
+        // What it is a digest of comes first, so that no digest for another purpose can be the same.
         let mut all: Vec<&[u8]> = vec![b"kube-envelope lineage", kind.as_bytes()];
         all.extend(parts.iter().map(|part| part.as_bytes()));
         let mut lineage = [0; 16];

@@ -73,6 +73,7 @@ pub fn seal(key: &[u8; 32], purpose: Purpose, aad: &[u8], plain: &[u8], rng: &mu
     rng.fill_bytes(&mut sealed);
     let cipher = cipher(key, &sealed[..SALT_BYTES], purpose);
     let nonce = nonce(&sealed[SALT_BYTES..]);
+    // With its final size, so that the tag does not move the seed to another buffer.
     let mut message = Vec::with_capacity(plain.len() + TAG_BYTES);
     message.extend_from_slice(plain);
     cipher.encrypt_in_place(&nonce, aad, &mut message).expect("a message under 64 GiB is never refused");
@@ -90,6 +91,7 @@ pub fn open(key: &[u8; 32], purpose: Purpose, aad: &[u8], sealed: &[u8]) -> Resu
     }
     let (salt, rest) = sealed.split_at(SALT_BYTES);
     let (nonce_bytes, message) = rest.split_at(NONCE_BYTES);
+    // Decrypted in its place, so that there is no second buffer to clear.
     let mut plain = Zeroizing::new(message.to_vec());
     cipher(key, salt, purpose).decrypt_in_place(&nonce(nonce_bytes), aad, &mut *plain).map_err(|_| OpenError)?;
     Ok(plain)

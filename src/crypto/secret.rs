@@ -9,6 +9,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 pub const DEK_BYTES: usize = 32;
 
 /// A data-encryption key: 32 bytes that seal seeds, and are themselves stored only wrapped.
+// On the heap: a value on the stack leaves a copy behind each time that it is moved.
 pub struct Dek(Box<[u8; DEK_BYTES]>);
 
 impl Dek {
@@ -27,6 +28,7 @@ impl Dek {
         if fits {
             key.copy_from_slice(bytes);
         }
+        // Also when they do not fit: they may be a key all the same.
         bytes.zeroize();
         fits.then_some(Self(key))
     }

@@ -54,6 +54,7 @@ fn gcm<C: AeadInOut + KeyInit>(key: &[u8], aad: &[u8], message: &[u8]) -> Result
 pub fn open_extended_gcm(seed: &[u8], aad: &[u8], message: &[u8]) -> Result<Plaintext, OpenError> {
     let (info, sealed) = message.split_at_checked(HKDF_INFO).ok_or(OpenError)?;
     let mut key = Zeroizing::new([0_u8; 32]);
+    // Expand without extract, as the API server does: its seed is uniformly random already.
     let seed = Hkdf::<Sha256>::from_prk(seed).map_err(|_| OpenError)?;
     seed.expand(info, key.as_mut_slice()).map_err(|_| OpenError)?;
     open_gcm(key.as_slice(), aad, sealed)
@@ -94,6 +95,7 @@ pub fn open_secretbox(key: &[u8], message: &[u8]) -> Result<Plaintext, OpenError
     let (nonce, boxed) = message.split_at_checked(SECRETBOX_NONCE).ok_or(OpenError)?;
     let (tag, sealed) = boxed.split_at_checked(SECRETBOX_TAG).ok_or(OpenError)?;
     let mut stream = XSalsa20::new_from_slices(key, nonce).map_err(|_| OpenError)?;
+    // secretbox takes the first 32 bytes of the key stream for Poly1305, and goes on with the rest for the message.
     let mut one_time_key = Zeroizing::new([0_u8; 32]);
     stream.apply_keystream(one_time_key.as_mut_slice());
     let own = Poly1305::new((&*one_time_key).into()).compute_unpadded(sealed);

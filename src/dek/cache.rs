@@ -127,6 +127,7 @@ impl DekCache {
     where
         F: Future<Output = Result<(Dek, KekVersion), UnwrapError>> + Send + 'static,
     {
+        // Taken before the unwrap: a DEK ages from when its KEK was asked.
         let (key, now) = ((id, wraps), self.now());
         let mut waiting = {
             let mut slots = self.slots();
@@ -143,9 +144,13 @@ impl DekCache {
                     let (done, waiting) = watch::channel(None);
                     slots.unwraps.insert(key, Unwrap::Running(waiting.clone()));
                     let cache = self.clone();
+                    // A gRPC call that the API server gives up drops its future; the unwrap must go on, since the call
+                    // is repeated.
                     tokio::spawn(async move {
                         let abandoned = Abandoned { cache: &cache, key };
                         let unwrapped = unwrap.await.map_err(Arc::new);
+                        // It ended by itself, and `settle` takes it away together with entering the result: no moment
+                        // lies between in which another caller could start a second unwrap.
                         std::mem::forget(abandoned);
                         let _ = done.send(Some(cache.settle(key, versions, unwrapped, now)));
                     });
@@ -166,6 +171,7 @@ impl DekCache {
         let now = self.now();
         let mut slots = self.slots();
         let Slots { held, contacts, .. } = &mut *slots;
+        // Reading refuses what is over at once; here it is cleared from memory.
         held.retain(|_, held| contacts.remaining(&held.versions, now).is_some());
         slots.forget_failures();
     }
@@ -187,6 +193,7 @@ impl DekCache {
         let mut slots = self.slots();
         let here = slots.held.values().flat_map(|held| held.versions.iter().cloned());
         let used = here.chain(used.iter().cloned()).collect();
+        // What nothing is wrapped by any more would otherwise be remembered for as long as the process runs.
         slots.contacts.retain(&used);
         slots.contacts.all().map(|(version, contact)| (version.clone(), contact.clone())).collect()
     }

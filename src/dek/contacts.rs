@@ -109,6 +109,7 @@ impl Contacts {
     /// before the answer came.
     pub(super) fn note(&mut self, version: &KekVersion, standing: Standing, now: Duration) {
         let before = self.versions.get(version);
+        // Answers may arrive in another order than they were asked for; time does not go back for it.
         let now = before.map_or(now, |contact| contact.asked.max(now));
         let denials = (standing == Standing::Denies).then(|| match before.and_then(|contact| contact.denials) {
             // Over a longer silence nobody knows what it would have said; what is definite stays so until it says

@@ -68,6 +68,7 @@ impl History {
         self.deks.push(dek);
         self.deks.drain(..self.deks.len().saturating_sub(MOST_DEKS));
         for version in versions {
+            // Two DEKs of one generation are one entry.
             if self.newest(epoch, version.lineage) != Some(version) {
                 self.versions.push((epoch, version.clone()));
             }
@@ -84,6 +85,7 @@ impl History {
     #[must_use]
     pub fn after(self, mut earlier: Self) -> Self {
         for dek in self.deks {
+            // Without versions: theirs are added below, each with its epoch.
             earlier.adopted(dek, 0, []);
         }
         for (epoch, version) in self.versions {

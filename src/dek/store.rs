@@ -79,6 +79,7 @@ impl DekStore {
         let store = Self { files, state: Mutex::default(), work, hurry, unwritten: watch::Sender::new(0) };
         let loaded = timeout(READ_WITHIN, store.load()).await;
         match loaded.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut))) {
+            // Two plugins with one folder would each overwrite the history of the other.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(error),
             Err(error) => store.failed("cannot be read", &error),
             Ok(()) => {}
@@ -164,6 +165,7 @@ impl DekStore {
 
     /// Waits until everything is written, for `patience` at most; what failed is tried again at once. Whether it is.
     pub(crate) async fn is_written(&self, patience: Duration) -> bool {
+        // Whoever waits here has a reason; the pause between attempts may be half a minute by then.
         self.hurry.notify_waiters();
         let mut unwritten = self.unwritten.subscribe();
         let written = timeout(patience, unwritten.wait_for(|count| *count == 0)).await;

@@ -161,12 +161,15 @@ impl Guard {
         let late = |_| KekError::unavailable(format!("no answer from {} within {:?}", self.name, self.deadline));
         // A call that was never made says nothing about the KEK.
         let admitted = async {
+            // The permit first: a pass of the gate that waits for a permit would keep the others waiting that wait for
+            // what it finds out.
             let permit = self.permits.acquire().await.expect("the semaphore is never closed");
             self.gate(operation).admit(&self.name).await.map(|pass| (permit, pass))
         };
         let (_permit, pass) = timeout_at(deadline, admitted).await.map_err(late)??;
         let result =
             timeout_at(deadline, self.attempts(deadline, operation, attempt)).await.map_err(late).and_then(|done| done);
+        // A refusal is an answer: the KEK is there, and the breaker has nothing to protect it from.
         pass.settle(match &result {
             Err(error) if error.cause().is_transient() => Outcome::NoAnswer(error.into()),
             _ => Outcome::Answer,
@@ -194,6 +197,7 @@ impl Guard {
         F: Future<Output = Result<T, KekError>>,
     {
         let backoff = ExponentialBuilder::default().with_min_delay(FIRST_PAUSE).with_max_times(RETRIES).with_jitter();
+        // The seed moves on with each call: with one seed, all calls of an outage would retry in step.
         let backoff = backoff.with_jitter_seed(self.seed.fetch_add(1, Ordering::Relaxed));
         let counted = || async {
             self.metrics.kek_request(&self.name, operation);

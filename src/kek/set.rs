@@ -149,6 +149,7 @@ impl KekSet {
     where
         F: Future<Output = Result<T, KekError>>,
     {
+        // The slowest decides, within the deadline of the guard: what follows is decided from all answers.
         let results = join_all(self.active.iter().map(|kek| ask(kek))).await;
         // Only now is it known which keyring a file holds.
         let answer =
@@ -186,6 +187,7 @@ impl KekSet {
         let mut waiting = wraps.iter().filter_map(|wrap| Some((self.find(wrap.version.lineage)?, wrap)));
         let mut asked = FuturesUnordered::new();
         let mut errors = Vec::new();
+        // Slow KEKs are hedged, not given up: their answer counts if it is the first good one.
         let ask = |(kek, wrap): (&'_ Arc<GuardedKek>, &'_ WrappedDek)| {
             let (kek, wrap) = (kek.clone(), wrap.clone());
             async move { (kek.name().to_owned(), unwrap_checked(&kek, &wrap, context).await, wrap.version) }

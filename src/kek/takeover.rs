@@ -207,6 +207,7 @@ impl Takeovers {
         let mut objections = Vec::new();
         for entry in &self.entries {
             match entry.plugin.recognize(stored) {
+                // The first that recognizes it is the only one: `marks` of two entries are never the same.
                 Ok(()) => return entry.open(stored).await,
                 Err(why) => objections.push(format!("{} ({}): {why}", entry.guard.name(), entry.plugin.plugin())),
             }

@@ -99,12 +99,15 @@ impl Refresh {
     pub async fn run(mut self, mut settings: watch::Receiver<Settings>) {
         loop {
             tokio::select! {
+                // A new configuration first: the turn that follows then runs under it.
                 biased;
                 Ok(()) = settings.changed() => {
                     let new = settings.borrow_and_update().clone();
                     self.reload(new).await;
                 }
                 () = sleep(self.pause()) => {}
+                // Beside the pause, for the sake of the clock: the pause is of running time, and the age of a DEK of
+                // time that passes while the machine sleeps, too.
                 () = overdue(&self.service) => {}
             }
             self.turn().await;
@@ -113,7 +116,9 @@ impl Refresh {
 
     /// One turn: take up what is stored, ask, decide, adopt or keep, prove, drop what is too old.
     pub async fn turn(&mut self) {
+        // Before anything is asked: after a long sleep the keys are cleared first, however slowly the KEKs answer.
         self.stop_overdue();
+        // The stored generation needs no answer about active versions; it is taken up while they are asked.
         self.recover();
         let answers = self.settings.keks.versions().await;
         self.note(&answers);
@@ -180,6 +185,7 @@ impl Refresh {
         }
         self.recovery.take_if(|recovery| recovery.is_over());
         let current = self.current();
+        // A reload, or a disk that was read late, may have made another generation the newest.
         if self.recovery.as_ref().map(Recovery::dek_id) != current.as_ref().map(|(id, _)| *id) {
             let keks = self.settings.keks.clone();
             self.recovery = current.map(|(id, wrapped)| Recovery::start(self.service.clone(), keks, id, wrapped));
@@ -304,6 +310,7 @@ impl Refresh {
             _ if self.is_doubtful() => SOON.min(regular),
             // What is about to end is checked when it does.
             Some(left) if left < regular => left.max(FIRST_RETRY),
+            // Nodes that were started together would otherwise ask the KEKs at the same moments for ever.
             _ => regular.mul_f64(self.random.random_range(0.9..1.0)),
         }
     }

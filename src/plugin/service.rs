@@ -141,6 +141,7 @@ impl Service {
             Serving::Ready { generation, .. } if self.cache.remaining(generation.dek_id()).is_some() => {
                 Ok(generation.clone())
             }
+            // The loop publishes that it stopped only at its next look, and a machine may have slept through it.
             Serving::Ready { .. } => Err(ServiceError::NotServing(state::OVERDUE.into())),
             Serving::Waiting { reason } | Serving::Stopped { reason } => Err(ServiceError::NotServing(reason.clone())),
         }
@@ -168,6 +169,8 @@ impl Service {
         let ciphertext = Ciphertext::parse(ciphertext)?;
         let dek_id = ciphertext.dek_id;
         let annotation = annotation.ok_or(CiphertextError::NoAnnotation)?;
+        // The common case first, without parsing the annotation: most of what an API server asks for after a start was
+        // sealed by the plugin beside it.
         if let Some(generation) = self.serving.load().generation()
             && generation.is_own_envelope(ciphertext.dek_id, key_id, annotation)
             && self.cache.remaining(ciphertext.dek_id).is_some()
@@ -176,11 +179,14 @@ impl Service {
             return Ok(Decrypted { seed, dek_id, was_unwrapped: false });
         }
         let wrapped = WrappedDekSet::decode(annotation)?;
+        // Before any KEK is asked: a request with a foreign cluster or an invented key_id costs no remote call.
         wrapped.check(&self.cluster, key_id).inspect_err(|error| self.note_other_cluster(error, key_id))?;
         let cached = self.cache.get(dek_id);
         let was_unwrapped = cached.is_none();
         let dek = match cached {
             Some(dek) => dek,
+            // The API server waits for 3 s. The unwrap goes on in the task of the cache, so that its next attempt finds
+            // the DEK.
             None => tokio::time::timeout(DEADLINE, self.unwrap(dek_id, wrapped))
                 .await
                 .map_err(|_| ServiceError::Slow(dek_id))??,
@@ -199,6 +205,8 @@ impl Service {
         has_annotation: bool,
     ) -> Result<Option<TakenOver>, ServiceError> {
         let takeovers = self.takeovers.load_full();
+        // What is ours is shown to no key of another plugin, even when no KEK opens it: its error must be the one about
+        // KEKs.
         if takeovers.is_empty() || stored.ciphertext.is_empty() || is_own(&stored.ciphertext, has_annotation) {
             return Ok(None);
         }
@@ -214,6 +222,7 @@ impl Service {
         dek_id: DekId,
         wrapped: WrappedDekSet,
     ) -> Result<Arc<Dek>, ServiceError> {
+        // Also before the cache: what no KEK can unwrap must not take a place among the running unwraps.
         if !self.keks.load().knows_any(&wrapped.wraps) {
             return Err(ServiceError::Unwrap { dek_id, source: Arc::new(UnwrapError::NoKek) });
         }
@@ -222,10 +231,12 @@ impl Service {
         let service = self.clone();
         let unwrap = async move {
             let context = WrapContext { cluster: service.cluster.clone(), dek_id };
+            // Those of now: between the request and the start of the task a reload may have replaced them.
             let keks = service.keks.load_full();
             let unwrapped = keks.unwrap(&wrapped.wraps, &context).await;
             let (dek, by) = unwrapped.inspect_err(|error| service.note_silence(error))?;
             info!(%dek_id, key_id = %wrapped.key_id(), "unwrapped");
+            // Kept in memory at once and written behind: a Decrypt waits for no disk.
             service.store.keep(dek_id, &wrapped);
             Ok((dek, by))
         };
@@ -270,6 +281,7 @@ impl Service {
     pub(super) fn publish(&self, serving: Serving) {
         let serving = Arc::new(serving);
         let before = self.serving.swap(serving.clone());
+        // Buffers of HTTP/2 still hold seeds of earlier answers; connections end, so that these are freed and cleared.
         if matches!(*serving, Serving::Stopped { .. }) {
             self.cleared.send_replace(());
         }
@@ -279,6 +291,8 @@ impl Service {
     /// Publishes where no generation is served; one that is served stays. Whether it was published.
     pub(super) fn publish_first(&self, serving: Serving) -> bool {
         let serving = Arc::new(serving);
+        // The loop may have adopted a newer generation while the stored one was being unwrapped. `rcu` may call this
+        // more than once, so nothing else happens in it.
         let before = self.serving.rcu(|now| if now.generation().is_some() { now.clone() } else { serving.clone() });
         let is_published = before.generation().is_none();
         if is_published {

@@ -43,6 +43,8 @@ pub async fn attempt(cluster: &Cluster, wanted: &Wanted, earlier: Option<&Adopti
     let mut servers = Vec::new();
     for one in &seen {
         servers.push(prove_writes(one, wanted, &targets).await?);
+        // Right after each write, and before the next server writes: what cannot be read is then this canary, of this
+        // server.
         if let Err(obstacle) = prove_reads(&seen, one, &wanted.canaries).await {
             return Err(withdrawn(&one.api, &wanted.canaries, obstacle).await);
         }
@@ -161,6 +163,7 @@ pub fn joined<T: ToString>(all: &[T]) -> String {
 /// Each server that was seen; where none is known by itself, as many connections to the one address, since a balancer
 /// keeps to one server for each.
 fn connections(cluster: &Cluster, seen: &[Seen]) -> Result<Vec<Api>, RotationError> {
+    // One entry without metrics stands for all that answer at that address.
     match seen {
         [Seen { scrape: None, .. }] => (0..TOUCHES_THROUGH_BALANCER).map(|_| cluster.entry_anew()).collect(),
         _ => Ok(seen.iter().map(|one| one.api.clone()).collect()),
@@ -241,9 +244,12 @@ pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<StoredUnder, O
             };
             hashes.entry(hash).or_default().push(one.name());
         }
+        // An in-between state of each rotation: plugins follow within their refreshInterval, API servers within a
+        // minute more.
         if hashes.len() > 1 {
             return Err(Obstacle::NotYet(different_keys(wanted, provider, &hashes)));
         }
+        // No server shows metrics: then the canaries must do.
         let Some((hash, _)) = hashes.pop_first() else { continue };
         if wanted.former.get(provider).is_some_and(|former| former == hash) {
             return Err(Obstacle::NotYet(format!(

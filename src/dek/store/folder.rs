@@ -69,6 +69,7 @@ impl StateFolder {
             ),
             error => error.into(),
         })?;
+        // Only under the lock: they might be another process's that is just writing them.
         files::remove_unfinished(&self.folder);
         *held = Some(file);
         Ok(())
@@ -135,10 +136,13 @@ fn read(file: &Path) -> Option<Vec<u8>> {
             return None;
         }
     };
+    // A checksum, since the envelope's own format would accept some flipped bits, and a DEK that its KEKs reject looks
+    // like one that they lost.
     let record = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(32));
     match record {
         Some((sum, record)) if sum == digest(&[record]) => Some(record.to_vec()),
         _ => {
+            // Set aside and not removed, so that somebody can see what happened to the disk.
             let moved = fs::rename(file, file.with_added_extension("damaged")).is_ok();
             warn!(file = %file.display(), moved, "damaged state file set aside; its content will be rebuilt");
             None

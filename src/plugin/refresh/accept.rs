@@ -37,6 +37,7 @@ impl Refresh {
                 self.settings = new;
                 self.service.replace_keks(self.settings.keks.clone());
                 self.service.replace_takeovers(self.settings.takeovers.clone());
+                // All of it is about the configuration that was in use.
                 (self.refused, self.attempt, self.recovery) = (None, None, None);
                 self.failures.clear();
                 self.lost.clear();
@@ -51,11 +52,14 @@ impl Refresh {
         // Whatever they answer: once asked, a KEK knows which one it is.
         let _ = new.keks.versions().await;
         let mut kept = self.kept();
+        // Listed under `forget`: somebody has said that nothing needs them any more.
         kept.retain(|(_, wrapped)| !wrapped.lineages().all(|lineage| new.forget.contains(&lineage)));
         let uncovered = Uncovered::of(&kept, &new.keks.lineages());
         if !uncovered.is_empty() {
             return Some(self.advice(&uncovered, &new.keks));
         }
+        // A KEK that answers may still be the wrong one, or without the right to unwrap. Only what the KEKs in use do
+        // unwrap counts, so that an outage does not make every configuration unacceptable.
         let tried = stream::iter(self.of_each_kind(kept)).map(|kept| self.fails_only_under(new, kept));
         let reasons: Vec<_> = tried.buffer_unordered(SIDE_BY_SIDE).filter_map(std::future::ready).collect().await;
         reasons.into_iter().next()

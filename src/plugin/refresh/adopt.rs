@@ -37,6 +37,7 @@ impl Refresh {
         {
             return Some(attempt.reason.clone());
         }
+        // Before the KEKs are asked: the age of the DEK counts from then, and the machine may sleep before they answer.
         let asked = self.service.cache().now();
         let made = match self.generation_of(expected, answers).await {
             Ok(generation) => self.publish(generation, asked, if is_served { SAVED_WITHIN } else { SAVED_SOON }).await,
@@ -52,6 +53,8 @@ impl Refresh {
                     warn!(reason, "a new generation was not adopted");
                 }
                 self.wait(Some(&reason));
+                // An attempt costs a wrap and an unwrap at each KEK. Nobody waits for it while a generation is served;
+                // while none is, the API server does.
                 let pause = if is_served { ATTEMPTS.min(self.settings.refresh_interval) } else { Duration::ZERO };
                 self.attempt =
                     Some(Attempt { expected: expected.to_vec(), next: Instant::now() + pause, reason: reason.clone() });
@@ -91,6 +94,7 @@ impl Refresh {
             Err(error) if is_final(&error) => return Ok(None),
             Err(error) => return Err(error.to_string()),
         };
+        // By every KEK, not only by the one that was first: what is published must open through each of them.
         let proven = self.settings.keks.prove(&wrapped.wraps, &wrapped.context(id), &self.opened()).await;
         match proven {
             Ok(()) => Generation::new(dek, wrapped.clone()).map(Some).map_err(|error| error.to_string()),
@@ -115,6 +119,8 @@ impl Refresh {
         let wraps = self.settings.keks.wrap_and_prove(&dek, &context, &self.opened()).await;
         let wraps = wraps.map_err(|(name, error)| format!("KEK {name}: {}", error.chain()))?;
         let epoch = self.settings.epoch;
+        // The versions are those that the proving unwraps reported, so the key_id may be another one than was expected:
+        // somebody rotated meanwhile.
         let wrapped = WrappedDekSet { cluster: context.cluster, epoch, wraps };
         if let Some((kept, _)) = self.own(&wrapped.key_id())
             && Some(kept) != lost
@@ -125,6 +131,8 @@ impl Refresh {
                 .into());
         }
         let history = self.service.store().history();
+        // Again, although `decide` has looked: that was at the versions that the KEKs named, this is at those that
+        // wrapped.
         if let Some(back) = history.goes_back(epoch, wrapped.versions()) {
             return Err(went_back(back, answers, &history, epoch));
         }
@@ -137,6 +145,7 @@ impl Refresh {
     async fn publish(&mut self, generation: Generation, asked: Duration, patience: Duration) -> Result<(), String> {
         let (id, wrapped) = (generation.dek_id(), generation.wrapped().clone());
         let versions: Vec<_> = wrapped.versions().cloned().collect();
+        // Before it is published: Status answers only for a generation whose DEK is here.
         self.service.cache().insert(id, generation.dek().clone(), versions.clone(), &versions, asked);
         let store = self.service.store();
         store.keep(id, &wrapped);

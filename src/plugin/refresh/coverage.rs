@@ -23,6 +23,7 @@ impl Uncovered {
         let mut uncovered = BTreeMap::new();
         for (_, wrapped) in kept {
             let lineages: BTreeSet<_> = wrapped.lineages().collect();
+            // Any one of the KEKs that wrapped it is enough.
             if lineages.is_disjoint(configured) {
                 *uncovered.entry(lineages).or_default() += 1;
             }
@@ -82,6 +83,7 @@ pub(super) fn stored_generation(
     let configured = choice.keks.lineages();
     let active: BTreeSet<_> = choice.keks.active().iter().map(|kek| kek.lineage()).collect();
     let mut own = choice.history.deks().filter_map(|id| Some((id, find(id)?))).filter(|(_, wrapped)| {
+        // What was made for another name of the cluster would be refused by every other node.
         wrapped.cluster == *choice.cluster
             && wrapped.lineages().any(|lineage| configured.contains(&lineage))
             && wrapped.epoch >= choice.history.epoch()

@@ -47,6 +47,7 @@ pub(super) fn decide(known: Known<'_>) -> Step {
         .filter_map(|answer| Some(format!("KEK {}: {}", answer.name, answer.result.as_ref().err()?.chain())))
         .collect();
     let silent = (!silent.is_empty()).then(|| silent.join("; "));
+    // Before everything else: while a kept DEK has no KEK, a new generation would hide that data are about to be lost.
     if let Some(objection) = objection {
         let reason = [Some(objection.to_owned()), silent].into_iter().flatten().collect::<Vec<_>>().join("; ");
         return stay(current, reason);
@@ -64,6 +65,7 @@ pub(super) fn decide(known: Known<'_>) -> Step {
         (Some(expected), trouble) if is_current(&expected) => Step::Keep { trouble },
         (_, Some(silent)) if current.is_some() => stay(current, format!("a new generation waits for {silent}")),
         (_, Some(silent)) => Step::Wait { reason: format!("the first generation waits for {silent}") },
+        // A key store that was switched back would give a former key_id again, which the KMS v2 contract forbids.
         (Some(expected), None) => match history.goes_back(epoch, &expected) {
             Some(back) => stay(current, went_back(back, answers, history, epoch)),
             None => Step::Adopt(expected),

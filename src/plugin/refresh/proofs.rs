@@ -83,6 +83,7 @@ impl Proofs {
             let count = if is_lost { wraps.len().min(LOST_AT_ONCE) } else { 1 };
             let turn = self.turns.entry(version.clone()).or_default();
             let in_turn = (0..count).map(|next| &wraps[turn.wrapping_add(next) % wraps.len()]);
+            // The DEK that is sealed with is what must not be lost; the others take turns below.
             match active.filter(|_| !is_lost) {
                 Some(active) => due.push(active.clone()),
                 None => due.extend(in_turn.cloned()),
@@ -100,14 +101,17 @@ impl Proofs {
 
 impl Occasion<'_> {
     fn is_due(&self, version: &KekVersion, is_active: bool) -> bool {
+        // Never asked since it was configured.
         let Some(contact) = self.contacts.get(version) else { return true };
         if self.renamed.contains(&version.lineage) {
             return true;
         }
         let rhythm = if is_active { self.rhythm.active } else { self.rhythm.former };
+        // Where the denial is definite already, nothing depends on asking sooner.
         let suspected = self.suspects.contains(&version.lineage) && !contact.is_denied();
         let period = if contact.is_doubtful() {
             SOON.min(rhythm)
+        // A KEK that does not name its active version is in doubt, although it unwrapped the last time.
         } else if contact.standing == Standing::Opens && !suspected {
             rhythm
         } else {

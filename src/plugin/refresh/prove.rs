@@ -38,6 +38,7 @@ impl Refresh {
             configured: &self.settings.keks.lineages(),
             contacts: &cache.contacts(&used),
             suspects: &self.suspects(),
+            // Once: each of their versions is proven at this turn.
             renamed: &std::mem::take(&mut self.renamed),
             rhythm: self.rhythm(),
             now: cache.now(),
@@ -85,6 +86,7 @@ impl Refresh {
             }
             Ok(()) => {}
             Err(said) => {
+                // By cause, not by words, which may change with each answer.
                 if before != Some(said.0) {
                     if standing == Standing::Lost {
                         error!(kek = name, version = version.version, error = said.1, "KEK lost what it had wrapped");

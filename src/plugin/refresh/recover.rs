@@ -89,9 +89,12 @@ async fn unwrap_stored(
             ask(&service, &keks, wrap, &context, &said).boxed()
         })
         .collect();
+    // No configured KEK wrapped it; then it was not chosen, or the configuration changed since.
     if attempts.is_empty() {
         return;
     }
+    // The other requests are dropped with it: one that unwraps is enough to serve, and the loop proves the others
+    // later.
     let (dek, by, asked) = select_all(attempts).await.0;
     let dek = Arc::new(dek);
     let versions = wrapped.versions().cloned().collect();
@@ -123,6 +126,7 @@ async fn ask(
                 let standing = Standing::from(error.cause());
                 let words = format!("KEK {}: {}", keks.name(lineage).unwrap_or("?"), error.chain());
                 said.read(|said| said.insert(lineage, (words, standing)));
+                // A refusal is not noted: rows of denials are about DEKs that are held, and are counted in `prove`.
                 if standing == Standing::Silent {
                     service.cache().note_known(&wrap.version, standing, asked);
                     sleep(AGAIN).await;

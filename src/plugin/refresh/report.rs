@@ -117,6 +117,7 @@ impl Refresh {
         let newest = self.service.store().history().deks().next();
         for (id, missing) in self.warm.missing() {
             let is_over = missing.lost_since.is_some_and(|since| now.saturating_sub(since) >= DISOWNED_FOR);
+            // The newest of this node stays: without it a restart would go on with an older one.
             if is_over && newest != Some(id) {
                 info!(dek_id = %id, reason = missing.reason, "not kept any more: its KEKs have disowned it for a day");
                 self.service.store().forget(id);

@@ -44,6 +44,7 @@ pub(super) struct Missing {
 impl Warm {
     /// Begins to unwrap what is missing, unless it is under way.
     pub fn start(&mut self, service: &Arc<Service>) {
+        // The set keeps what has ended until it is asked for it.
         while self.task.try_join_next().is_some() {}
         if !self.task.is_empty() {
             return;
@@ -55,6 +56,7 @@ impl Warm {
             .collect();
         let due = {
             let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+            // What a Decrypt has unwrapped since is not missing any more.
             missing.retain(|id, _| absent.iter().any(|(absent, _)| absent == id));
             due(absent, &missing)
         };
@@ -99,6 +101,7 @@ async fn unwrap_all(service: Arc<Service>, due: Vec<Kept>, missing: Arc<Mutex<BT
             let mut missing = missing.lock().unwrap_or_else(PoisonError::into_inner);
             let Err(error) = unwrapped else {
                 missing.remove(&id);
+                // Its KEK unwraps again, so whatever it refused before is worth another attempt at once.
                 for other in missing.values_mut().filter(|other| other.versions == versions) {
                     other.refused = None;
                 }

@@ -70,6 +70,7 @@ pub async fn look(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Seen>,
 pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Look, Obstacle> {
     let servers = match cluster.servers().await {
         Ok(servers) => servers,
+        // Whoever gave up the proof is content with the address of the kubeconfig.
         Err(_) if accept_unproven => Vec::new(),
         Err(error) => return Err(Obstacle::Failed(error)),
     };
@@ -78,6 +79,7 @@ pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Loo
         match meet(&api).await {
             Ok(scrape) => _ = add(&mut seen, api, scrape),
             Err(_) if accept_unproven => {}
+            // Rights and a proxy that serves no metrics do not come by waiting.
             Err(error) if matches!(error.status(), Some(403 | 404)) => {
                 return Err(Obstacle::Unreadable(format!("cannot read the metrics of an API server: {error}")));
             }
@@ -90,6 +92,8 @@ pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Loo
         }
         return Ok(Look { seen, doubts: Vec::new(), failures });
     }
+    // Who exists is asked after who answers: a server that joined in between is then at worst one that is waited for,
+    // and not one that nobody knows of.
     let sources = cluster.sources().await.map_err(Obstacle::Failed)?;
     meet_behind_balancer(cluster, &sources, &mut seen).await?;
     if seen.is_empty() {
@@ -115,6 +119,8 @@ fn name_hosts(sources: &Sources, seen: &mut [Seen]) {
 }
 
 async fn meet(api: &Api) -> Result<Scrape, ApiError> {
+    // Healthy results are cached for 20 s (k8s.io/apiserver, encryptionconfig/config.go); the regular poll of Status is
+    // a minute apart. What /readyz answers does not matter here.
     let _ = api.get("/readyz", "text/plain").await;
     scrape(api).await
 }
@@ -144,6 +150,8 @@ async fn meet_behind_balancer(cluster: &Cluster, sources: &Sources, seen: &mut V
         // The address is one server's own.
         return Ok(());
     }
+    // A connection stays with the server that it met first, so those of the last look are tried before new ones are
+    // made.
     let mut kept: Vec<Api> = cluster.met().drain(..).collect();
     let (mut used, mut in_vain) = (Vec::new(), 0);
     for _ in 0..CONNECTIONS {
@@ -162,6 +170,7 @@ async fn meet_behind_balancer(cluster: &Cluster, sources: &Sources, seen: &mut V
             in_vain = 0;
         }
     }
+    // The others led to servers that are met otherwise.
     *cluster.met() = used;
     Ok(())
 }
@@ -200,6 +209,8 @@ pub async fn look_fresh(
         };
         let mut stale = None;
         for (server, process, provider, at) in statuses(&seen) {
+            // Both times are of one server by its own clock. That the later one is greater than the first that was seen
+            // is enough: it was then asked after this began.
             if providers.contains(&provider) && *first.entry((process, provider.clone())).or_insert(at) >= at {
                 stale = Some((server, provider));
             }

@@ -30,17 +30,21 @@ pub async fn prove_writes(one: &Seen, wanted: &Wanted, targets: &StoredUnder) ->
     let address = one.api.address().to_owned();
     let mut proven = ServerAdoption { address, ..ServerAdoption::default() };
     let Some(seen) = &one.scrape else {
+        // Without metrics nothing is learnt from the write, but a server that cannot write at all is found.
         for canary in &wanted.canaries {
             canary.write(&one.api).await.map_err(not_yet)?;
         }
         return Ok(proven);
     };
+    // The counters of `one.scrape` may be old by now, and other clients write as well: the window between the two
+    // scrapes is kept as short as the writes are.
     let before = scrape(&one.api).await.map_err(not_yet)?;
     for canary in &wanted.canaries {
         canary.write(&one.api).await.map_err(not_yet)?;
     }
     let after = scrape(&one.api).await.map_err(not_yet)?;
     let process = ServerProcess::of(&after);
+    // Counters begin at zero with each process, and behind one address there may be several.
     if process != ServerProcess::of(seen) || process != ServerProcess::of(&before) {
         return Err(Obstacle::NotYet(format!("API server {} was another one in between", proven.address)));
     }
@@ -77,9 +81,12 @@ fn stored_under(
         .map(|(_, hash)| hash)
         .collect();
     let resource = canary.resource.to_string();
+    // The growth by key names no resource, that by prefix names no key. Both together show that this write was stored
+    // by this provider; another client that writes another resource makes only the first grow.
     let by_provider = growth(&before.operations, &after.operations).into_keys().any(|(of, prefix, direction)| {
         of == resource && direction == Direction::Stored && plugin_counted_as(&prefix) == Some(provider.as_str())
     });
+    // Two keys that grew are no proof, although one is the target: the other one is written with, too.
     match (of_provider.as_slice(), targets.key(provider)) {
         ([hash], Some(target)) if hash == target && by_provider => Ok(hash.clone()),
         ([], _) => Err(not_stored(&address, canary)),
@@ -99,6 +106,7 @@ fn stored_locally(
     after: &Scrape,
 ) -> Result<(), Obstacle> {
     let resource = canary.resource.to_string();
+    // A server counts what a provider with keys writes under the prefix and, once more, under the name of the key.
     let grown: Vec<String> = growth(&before.operations, &after.operations)
         .into_keys()
         .filter(|(of, prefix, direction)| {

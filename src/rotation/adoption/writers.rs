@@ -78,6 +78,8 @@ async fn round(servers: &[Api], resource: &Resource, except: &BTreeSet<String>) 
         for server in servers.iter().skip(1).chain(servers) {
             match touch(server, &path).await? {
                 Some(after) if after.resource_version == before.resource_version => {}
+                // A new version and nothing else changed: stored again under another key, as nothing but that makes an
+                // empty update write (k8s.io/apiserver, etcd3/store.go, `origState.stale`).
                 Some(after) if is_same_but_version(&before, &after) => {
                     return Ok(Shown::Otherwise(server.address().to_owned()));
                 }
@@ -99,6 +101,7 @@ async fn touch(server: &Api, path: &str) -> Result<Option<Metadata>, ApiError> {
     let answer = server.patient().patch(path, "{}").await?;
     match answer.status {
         200 => server.parse::<Partial>(&answer.body).map(|one| Some(one.metadata)),
+        // A login that ran out: it would be the same for every object.
         401 => server.success(answer).map(|_| None),
         _ => Ok(None),
     }

@@ -33,6 +33,7 @@ impl Run<'_> {
 
     /// Whether every API server stores every encrypted resource alike: an empty patch of an object of each goes round.
     pub(super) async fn writers_agree(&mut self) -> Result<(), RotationError> {
+        // Without metrics no server can be told from another, so that "all of them" would not be known to be all.
         let proven = self.journal.adoption.as_ref().is_some_and(|adoption| adoption.evidence == Evidence::WriteProof);
         if !proven {
             return Ok(());
@@ -123,6 +124,7 @@ fn same_etcd(begun: &BTreeSet<ClusterId>, now: &BTreeSet<ClusterId>) -> Result<(
 }
 
 fn went_on(before: &BTreeMap<ClusterId, i64>, now: &BTreeMap<ClusterId, i64>) -> Result<(), RotationError> {
+    // An etcd that was restored goes on from the revision of its snapshot, and is noticed as long as it is behind.
     let back =
         before.iter().find_map(|(id, before)| now.get(id).filter(|now| *now < before).map(|now| (id, before, now)));
     let Some((id, before, now)) = back else { return Ok(()) };

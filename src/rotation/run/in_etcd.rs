@@ -51,6 +51,7 @@ impl Run<'_> {
         let prefix = slashed(&self.settings.etcd_prefix);
         let homes = Homes::find(self.cluster.entry(), etcd, &prefix, resources).await?;
         let gaps = homes.gaps();
+        // Where some of the clusters are the right ones, the rewrite does no harm, and only the proof is incomplete.
         if !gaps.is_empty() && etcd.clusters.iter().all(|cluster| !homes.uses(cluster.id)) {
             return Err(RotationError::Blocked(vec![format!(
                 "the etcd given with --etcd does not hold this cluster's data; name the API servers' --etcd-servers: {}",
@@ -69,6 +70,7 @@ impl Run<'_> {
         let Some(etcd) = &self.etcd_clusters().await? else { return Ok(()) };
         match room(etcd).await {
             Ok(Room::Enough | Room::AfterCompaction(_)) => Ok(()),
+            // Compaction is the only remedy that this program has, and it ends none of these.
             Ok(Room::Alarm(why) | Room::AfterDefragmentation(why) | Room::Unknown(why)) => {
                 Err(RotationError::Blocked(vec![format!(
                     "{why}: make room first (etcdctl compact, etcdctl defrag, etcdctl alarm disarm, or a greater \
@@ -158,6 +160,7 @@ impl Run<'_> {
     /// The clusters of which every value was looked at, each with the revision at which that ended.
     fn searched<'e>(&self, etcd: &'e EtcdClusters) -> impl Iterator<Item = (&'e EtcdCluster, i64)> {
         let mut revisions: BTreeMap<ClusterId, i64> = self.journal.verified.iter().flat_map(Scan::revisions).collect();
+        // The first clean search counts, not the last: what was stored between both was looked at in the history.
         revisions.extend(self.journal.clean_revisions.clone());
         etcd.clusters.iter().filter_map(move |cluster| Some((cluster, *revisions.get(&cluster.id)?)))
     }
@@ -175,6 +178,7 @@ impl Run<'_> {
         let prefix = slashed(&self.settings.etcd_prefix);
         let (mut gone, mut left) = (Vec::new(), Vec::new());
         for (cluster, revision) in self.searched(etcd) {
+            // At the revision of the search itself everything was clean, so it may stay.
             let is_gone = cluster.is_compacted(&prefix, revision - 1).await?;
             (if is_gone { &mut gone } else { &mut left }).push(format!("{} before revision {revision}", cluster.id));
         }
@@ -237,6 +241,8 @@ impl Run<'_> {
             (Some(scan), Some(etcd)) if !files.is_empty() => {
                 let mut scan = scan.clone();
                 for cluster in &mut scan.clusters {
+                    // A snapshot from after the first clean search holds nothing under a former key, even if it is from
+                    // before the last search.
                     cluster.revision = *self.journal.clean_revisions.get(&cluster.id).unwrap_or(&cluster.revision);
                 }
                 let found =

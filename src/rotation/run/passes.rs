@@ -77,6 +77,7 @@ impl Run<'_> {
             self.journal.resources.iter_mut().for_each(|progress| progress.done = false);
             match self.pass().await? {
                 Pass::AgreementLost(why) => return Ok(self.agreement_lost(&why)),
+                // Nothing was older than the agreement: a fixpoint.
                 Pass::Complete(0) if !appeared => break,
                 Pass::Complete(_) => {}
             }
@@ -117,6 +118,7 @@ impl Run<'_> {
             self.forget_clean();
         }
         let refused = (self.journal.refused().len() + self.journal.withheld()) as u64;
+        // Another pass would not rewrite these either; the verdict names them.
         let left = scan.leftovers.saturating_sub(scan.expiring).saturating_sub(refused);
         let now = jiff::Timestamp::now();
         if scan.leftovers > 0 {
@@ -131,6 +133,8 @@ impl Run<'_> {
             self.journal.clean_revisions = scan.revisions().collect();
             self.journal.clean_lists = self.lists_now().await?;
         }
+        // A search is of one moment. From the first clean one on, history and counters have to show that nothing came
+        // back.
         self.journal.clean_since = if scan.leftovers == 0 { self.journal.clean_since.or(Some(now)) } else { None };
         (self.journal.verified, self.journal.verified_at) = (Some(scan), Some(now));
         Ok(left)
@@ -226,7 +230,10 @@ impl Run<'_> {
                     if etcd.is_some() { "; --compact has it at once" } else { "" }
                 )));
             }
+            // A wait may last hours. That the servers still agree is looked at meanwhile, so that a loss is found now
+            // and not at the end.
             tokio::time::sleep(left.unsigned_abs().min(self.settings.agreement_interval)).await;
+            // Without an adoption there is nothing that could be lost while time passes.
             let Some(adoption) = self.journal.adoption.clone() else { continue };
             if let Some(why) = look_again(&self.cluster, &self.wanted(), &adoption, &mut missed).await? {
                 return Ok(self.agreement_lost(&why));
@@ -320,6 +327,8 @@ impl Run<'_> {
                 tally: &mut tally,
                 keys: keys.as_ref(),
             };
+            // A sweep that is dropped half way costs nothing: its requests are patches without content, and the
+            // resource is not marked as done, so that the next pass begins it again and skips what is newer.
             let ended = tokio::select! {
                 ended = sweep.run(&mut seen) => Ended::Swept(ended),
                 lost = watch(cluster, &wanted, &adoption, self.settings.agreement_interval) => Ended::Lost(lost),
@@ -327,6 +336,7 @@ impl Run<'_> {
             };
             rewritten += tally.rewritten;
             let progress = &mut self.journal.resources[at];
+            // Also of a sweep that did not end: those objects were stored again.
             progress.tally.add(tally);
             progress.done = matches!(ended, Ended::Swept(Ok(())));
             self.write().await?;
@@ -337,6 +347,7 @@ impl Run<'_> {
                 Ended::Full(full) => self.wait_for_room(etcd, full).await?,
             }
         }
+        // The interval between two looks may be longer than a small pass.
         self.still_agreed(&wanted, &adoption, rewritten).await
     }
 

@@ -74,6 +74,7 @@ impl Run<'_> {
         loop {
             let mut tally = Rewrapped::default();
             let ended = self.rewrap_once(&etcd, &aim, &mut seeds, &mut pace, &mut tally, &wanted, &adoption).await;
+            // What somebody else wrote meanwhile may be under the former key, so a further pass has to look.
             stored += tally.total() + tally.overtaken;
             self.enter(&tally);
             self.write().await?;
@@ -129,8 +130,10 @@ impl Run<'_> {
         for progress in &mut self.journal.resources {
             let own = folder(&progress.resource);
             progress.tally.rewritten += tally.done.get(&own).copied().unwrap_or(0);
+            // What is left is stored again by the API servers, in the pass that follows.
             progress.done = !tally.left.contains_key(&own) && !refused.contains(&own.as_str());
         }
+        // A damaged etcd would fill the screen; the search that follows names what is left.
         for (key, why) in tally.refused.iter().take(20) {
             (self.report)(Event::Note(&format!("{key} stays as it is: {why}")));
         }

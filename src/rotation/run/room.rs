@@ -36,6 +36,7 @@ pub async fn until_full(etcd: &EtcdClusters) -> Room {
         match room(etcd).await {
             Ok(Room::Enough) => missed = 0,
             Ok(full) => return full,
+            // A member that is restarted answers again within seconds.
             Err(_) if missed < MISSED_LOOKS => missed += 1,
             Err(why) => return Room::Unknown(why),
         }
@@ -88,6 +89,7 @@ pub async fn make_room(
             said = true;
         }
         tokio::time::sleep(LOOKS_EVERY).await;
+        // No answer is no reason to give up before the patience is over.
         now = room(etcd).await.unwrap_or_else(Room::AfterCompaction);
     }
 }

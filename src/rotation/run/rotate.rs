@@ -15,6 +15,8 @@ impl Run<'_> {
         for config in keks {
             active.push(self.rotate_kek(&config).await?);
         }
+        // What the vendor answered to the rotation, not what another question would give, which may be answered by a
+        // replica that is behind.
         self.aim_at(&active);
         Ok(())
     }
@@ -23,8 +25,11 @@ impl Run<'_> {
         let name = config.name.clone();
         let failed = |source| RotationError::Kek { name: name.clone(), source };
         let active = config.open().version().await.map_err(failed)?;
+        // Written before the KEK is rotated: a process that ends in between finds another version active than this one
+        // when it resumes, and does not rotate a second time.
         let before = self.journal.keks_before.entry(name.clone()).or_insert_with(|| active.version.clone()).clone();
         let replaced = KekVersion { lineage: active.lineage, version: before.clone() };
+        // In the journal before it is replaced, for the verdict to name it even if nothing was stored under it.
         self.journal.keys_seen.insert(KeyName::kek(&replaced));
         self.write().await?;
         let rotating = config.open_rotating().await.map_err(failed)?;

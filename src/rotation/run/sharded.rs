@@ -62,6 +62,8 @@ impl Run<'_> {
         for progress in &mut self.journal.resources {
             let counts = counts.get(&progress.resource.to_string()).copied().unwrap_or_default();
             progress.tally.add(counts.tally());
+            // What a shard could not do, or did not know of, is found when everything is gone through again
+            // (`resweep`).
             progress.done = true;
         }
         self.still_agreed(&wanted, &adoption, counts.values().map(|counts| counts.rewritten).sum()).await
