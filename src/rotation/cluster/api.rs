@@ -1,19 +1,21 @@
 //! Requests to one API server: one try each. The caller sees status and Retry-After and decides what follows. Refused
 //! credentials are read again from their files, and [`Api::patient`] waits out what passes by itself.
 
+mod metadata;
 mod session;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use http::{Method, Request, header};
 use http_body_util::BodyExt;
 use kube::client::Body;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
+pub(in crate::rotation) use self::metadata::null_as_empty;
+pub use self::metadata::{ListMetadata, Metadata, MetadataList, Partial};
 pub use self::session::Renew;
 use self::session::Session;
 use crate::error_chain::joined;
@@ -51,87 +53,6 @@ pub struct Answer {
     pub retry_after: Option<Duration>,
     /// The body.
     pub body: Vec<u8>,
-}
-
-/// Metadata of a list, without its objects' content.
-#[derive(Debug, Deserialize)]
-pub struct MetadataList {
-    /// The list's own metadata.
-    pub metadata: ListMetadata,
-    /// The objects' metadata.
-    #[serde(default, deserialize_with = "null_as_empty")]
-    pub items: Vec<Partial>,
-}
-
-/// What a list says of itself.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ListMetadata {
-    /// Revision of the list.
-    pub resource_version: String,
-    /// Where the next page begins; empty at the end.
-    #[serde(rename = "continue")]
-    pub next: Option<String>,
-    /// How many follow, where the server knows.
-    pub remaining_item_count: Option<u64>,
-}
-
-/// One object without its content.
-#[derive(Debug, Deserialize)]
-pub struct Partial {
-    /// Its metadata.
-    pub metadata: Metadata,
-}
-
-/// The metadata that we look at; labels and annotations are not kept.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(from = "Value")]
-pub struct Metadata {
-    /// Name.
-    pub name: String,
-    /// Namespace; absent for what has none.
-    pub namespace: Option<String>,
-    /// When it was last stored.
-    pub resource_version: String,
-    /// A digest of all else but who set fields, where the API told it.
-    pub content: Option<u64>,
-    /// A digest of who set fields, and when.
-    pub managed_fields: u64,
-    /// Who set which fields: `managedFields` as the API tells it, without any value.
-    pub fields: Value,
-}
-
-impl From<Value> for Metadata {
-    fn from(mut value: Value) -> Self {
-        let mut taken = value.as_object_mut().map(std::mem::take).unwrap_or_default();
-        let fields = taken.remove("managedFields").unwrap_or_default();
-        let managed_fields = digest(&fields);
-        let mut text = |name: &str| match taken.remove(name) {
-            Some(Value::String(text)) => Some(text),
-            _ => None,
-        };
-        let (name, namespace) = (text("name").unwrap_or_default(), text("namespace"));
-        let resource_version = text("resourceVersion").unwrap_or_default();
-        let content = Some(digest(&Value::Object(taken)));
-        Self { name, namespace, resource_version, content, managed_fields, fields }
-    }
-}
-
-/// Told apart within this process only.
-fn digest(value: &Value) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Go writes an empty list as `null`.
-///
-/// # Errors
-/// The document's own.
-pub(in crate::rotation) fn null_as_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<Vec<T>, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// What an API server says when it refuses.
