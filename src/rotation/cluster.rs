@@ -213,6 +213,7 @@ impl Cluster {
         let path = "/api/v1/nodes?labelSelector=node-role.kubernetes.io%2Fcontrol-plane";
         let nodes: Nodes = match self.entry.get_json(path).await {
             Ok(nodes) => nodes,
+            // Nodes are one source of several; Leases and endpoints remain.
             Err(error) if error.status() == Some(403) => return Ok(None),
             Err(error) => return Err(RotationError::api("list the control-plane Nodes")(error)),
         };
@@ -236,6 +237,7 @@ impl Cluster {
                 urls.push(format!("https://{host}:{port}"));
             }
         }
+        // One address may be in several slices.
         urls.sort();
         urls.dedup();
         Ok(urls)
@@ -246,6 +248,7 @@ impl Cluster {
         let uri: Uri = url.parse().map_err(|_| bad())?;
         let host = uri.host().ok_or_else(bad)?.trim_matches(['[', ']']).to_owned();
         let mut config = self.config.clone();
+        // A certificate need not hold the address by which a server is reached from here.
         if host.parse::<IpAddr>().is_ok() && config.cluster_url.host() != uri.host() {
             config.tls_server_name = Some(NAME_IN_CERTIFICATES.into());
         }

@@ -120,7 +120,10 @@ impl Sweep<'_> {
         let mut page = folders.next().map(|folder| Box::pin(page_of(api, keys, folder, From::Api(String::new()))));
         loop {
             let now = Instant::now();
+            // From behind, since `swap_remove` moves the last one to where one is taken out.
             for at in (0..later.len()).rev().filter(|at| later[*at].0 <= now).collect::<Vec<_>>() {
+                // In front of those that have not been tried: a few that go on failing are then found early, and not
+                // after everything else.
                 queue.push_front(later.swap_remove(at).1);
             }
             while self.has_room(&sent, now)
@@ -147,6 +150,8 @@ impl Sweep<'_> {
                     }
                     seen(self.tally, self.pace.limit());
                 }
+                // The next page is fetched while this one is being sent, and no more than one ahead: names of a large
+                // resource would fill the memory.
                 fetched = async { page.as_mut().expect("checked").await }, if page.is_some() && queue.len() < PAGE as usize => {
                     let (folder, fetched, next) = fetched;
                     if let Some(list) = self.accept_page(fetched?) {
@@ -167,6 +172,8 @@ impl Sweep<'_> {
             return sent.len() < self.pace.limit();
         }
         let hanging = sent.iter().filter(|began| now.duration_since(**began) >= HANGS).count();
+        // Those that hang at a webhook are counted apart: they cost the API server nothing, and would keep all others
+        // from being sent.
         sent.len() - hanging < self.pace.limit() && hanging < HANGING
     }
 
@@ -206,6 +213,7 @@ impl Sweep<'_> {
                 continue;
             }
             let version: Option<u64> = metadata.resource_version.parse().ok();
+            // Its last write came after all servers had the target key.
             if matches!((version, self.adopted_at), (Some(version), Some(at)) if version > at) {
                 self.tally.newer += 1;
                 continue;
@@ -260,6 +268,8 @@ impl Sweep<'_> {
                 webhook.map_or(tries, |webhook| self.pace.webhooks.failed(webhook))
             }
         };
+        // An object that fails alone is given up before its tries are over; credentials that are refused are never an
+        // object's own fault.
         if object.tries < tries && !(alone && status != Some(401)) {
             let wait = (FIRST_WAIT * 2u32.pow(object.tries - 1)).min(LONGEST_WAIT);
             return Ok(Next::Again(now + retry_after.unwrap_or(wait).max(wait), object));
@@ -277,6 +287,7 @@ impl Sweep<'_> {
     /// An object got no useful answer. If others did and the server is well, it alone is at fault.
     async fn give_up(&mut self, object: Object, status: Option<u16>, message: &str) -> Result<(), RotationError> {
         let others_did = status != Some(429) && self.pace.was_ever_good();
+        // 429 is never of one object. Whether it is the server or this object is asked of the server.
         if others_did && self.api.get("/readyz", "text/plain").await.is_ok_and(|answer| answer.status == 200) {
             self.refuse(object.path, status, message);
             return Ok(());
@@ -310,9 +321,11 @@ impl Sweep<'_> {
             self.tally.withheld.insert(object.path, format!("{} would change it", risk.suspects()));
             return Ok(None);
         }
+        // The try changed nothing, so it is stored now.
         if object.tried_first {
             return Ok(Some(Object { tried_first: false, tries: 0, first_failed: None, ..object }));
         }
+        // A dry run stores nothing, and so cannot tell whether there was something to store.
         if self.ask == Ask::DryRun || metadata.resource_version == object.metadata.resource_version {
             self.tally.fresh += 1;
         } else {
@@ -341,6 +354,8 @@ async fn page_of(
     let position = match from {
         From::Etcd(position) => position,
         From::Api(token) => match page_after(api, &folder, token).await {
+            // One value that does not open makes the whole list fail. In etcd the keys can be read without opening
+            // anything, and the others are then asked for one by one.
             Ok(Page::Unlistable(why)) if keys.is_some() && is_undecryptable(&why) => None,
             Ok(Page::Listed(mut list)) => {
                 let next = list.metadata.next.take().filter(|token| !token.is_empty()).map(From::Api);

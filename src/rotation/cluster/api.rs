@@ -134,6 +134,7 @@ impl Api {
         name: &str,
     ) -> Result<(), ApiError> {
         let folder = format!("/api/v1/namespaces/{namespace}/{plural}");
+        // The usual case from the second run on, and one for which the right to create namespaces is not needed.
         if self.get_metadata(&format!("{folder}/{name}")).await?.status == 200 {
             return Ok(());
         }
@@ -141,6 +142,7 @@ impl Api {
         let object = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": namespace}});
         for (path, document) in [("/api/v1/namespaces", home), (folder.as_str(), object)] {
             let answer = self.post(path, &document).await?;
+            // It exists: another run, or an earlier one, was here.
             if answer.status != 409 {
                 self.success(answer)?;
             }
@@ -237,6 +239,7 @@ impl Api {
             let (client, generation) = self.session.client().await;
             let result = self.exchange(client, &method, path, accept, body.as_ref()).await;
             match &result {
+                // At once: tokens of ServiceAccounts expire, and the next one lies in the file by then.
                 Ok(answer) if answer.status == 401 && self.session.renewed(generation).await => {}
                 _ if began.elapsed() >= self.patience.min(self.passes_within(&result)) => return result,
                 Ok(Answer { retry_after, .. }) => tokio::time::sleep(retry_after.unwrap_or(TRIES_EVERY)).await,
@@ -277,6 +280,7 @@ impl Api {
         let request = request.body(body).map_err(|error| unreachable(error.to_string()))?;
         let exchange = async {
             let answer = client.send(request).await.map_err(|error| unreachable(chain(&error)))?;
+            // With whatever status: somebody is there.
             self.session.has_answered();
             let status = answer.status().as_u16();
             let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());

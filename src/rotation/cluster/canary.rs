@@ -59,6 +59,7 @@ impl Canary {
     /// # Errors
     /// An error status of the API server, or no answer.
     pub async fn write(&self, api: &Api) -> Result<(), ApiError> {
+        // Always another value: an update that changes nothing would not be stored under an unchanged key.
         let now = jiff::Timestamp::now().to_string();
         let patch = json!({"metadata": {"annotations": {ANNOTATION: now}}}).to_string();
         let answer = api.patch(&self.path(), &patch).await?;

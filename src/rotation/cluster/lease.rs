@@ -93,12 +93,16 @@ impl Lease {
         let lease = Self { api, holder, clock, renewed: AtomicU64::new(0) };
         let mut watched: Option<(Spec, Instant)> = None;
         loop {
+            // Before the request: the Lease is held from when it was asked for, not from when the answer came.
             let began = (lease.clock)();
             let found = lease.ensured().await.map_err(failed())?;
             let other = Holder(found.spec.holder_identity.clone());
+            // The holder names boot, pid namespace, pid and start of the process, so that a run that was killed on this
+            // machine is known to be gone.
             let is_free = other == Holder::nobody() || other == lease.holder || other.is_gone();
             let is_new = watched.is_none();
             let (first, since) = watched.get_or_insert_with(|| (found.spec.clone(), Instant::now()));
+            // It was renewed while it was watched: somebody lives.
             if !is_free && *first != found.spec {
                 return Err(RotationError::Unusable(format!(
                     "another rotate-keys works on this cluster: {}. Let it end, or stop it",
@@ -165,6 +169,7 @@ impl Lease {
     /// Gives the Lease back, so that the next run need not wait.
     pub async fn release(&self) {
         if let Ok(found) = self.read().await
+            // Another run may have taken it meanwhile, and must not lose it.
             && found.spec.holder_identity == self.holder.0
         {
             let _ = self.write(&found.metadata.resource_version, &Holder::nobody()).await;
@@ -188,6 +193,7 @@ impl Lease {
             loop {
                 let found = self.ensured().await?;
                 let other = found.spec.holder_identity;
+                // An empty holder is no other run: somebody deleted the Lease, or emptied it by hand.
                 if !other.is_empty() && other != self.holder.0 {
                     return Ok(Some(other));
                 }
@@ -248,6 +254,7 @@ impl Lease {
     async fn write(&self, version: &str, holder: &Holder) -> Result<bool, ApiError> {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
         let patch: Value = json!({
+            // Refused with 409 if it was written since it was read: of two runs that see a free Lease, one gets it.
             "metadata": {"resourceVersion": version},
             "spec": {
                 "holderIdentity": holder.0,

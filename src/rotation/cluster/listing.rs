@@ -106,6 +106,7 @@ pub(in crate::rotation) async fn page_after(
                     return list.map(Page::Listed).map_err(RotationError::api(format!("list {resource}")));
                 }
                 404 => return Ok(Page::Absent),
+                // The list goes on behind the last name, as of now. Waiting would not help, so it is not waited.
                 410 => {
                     token = answer.refusal().metadata.next.unwrap_or_default();
                     if tries < TRIES {
@@ -120,6 +121,8 @@ pub(in crate::rotation) async fn page_after(
                 _ => {
                     let message = answer.refusal().message;
                     let after = match () {
+                        // A plugin that is away for a moment is told in the same words; one that stays away is not
+                        // waited for here.
                         () if is_undecryptable(&message) || is_conversion(&message) => 3,
                         () if is_initializing(&message) => 6,
                         () => TRIES,
@@ -129,6 +132,7 @@ pub(in crate::rotation) async fn page_after(
             },
             Err(error) => (error.to_string(), TRIES, None),
         };
+        // Of this resource alone: the others can be gone through.
         if tries >= own_after && own_after < TRIES {
             return Ok(Page::Unlistable(problem));
         }
@@ -183,6 +187,7 @@ where
             Some(401 | 408 | 429 | 500..) => is_undecryptable(&message) || is_conversion(&message),
             status => status.is_some(),
         };
+        // A 500 is also what a server says that is starting. Whether it is well decides which of both it is.
         let may_be_its_own = matches!(status, Some(500..)) || is_initializing(&message);
         let waited = began.elapsed();
         if stays || waited >= AWAY_FOR || (may_be_its_own && waited >= OWN_PROBLEM_AFTER && is_well(api).await) {

@@ -88,6 +88,7 @@ pub fn parse(text: &str) -> Scrape {
                 *counted = counted.saturating_add(count);
             }
             CONFIG => scrape.config_hash = Some(label("hash")),
+            // A value that could not be transformed was neither stored nor read.
             _ if label("status") == "OK" => {
                 let of = (label("resource"), label("transformer_prefix"), direction);
                 let counted = scrape.operations.entry(of).or_default();

@@ -86,6 +86,7 @@ struct Watched {
 impl LeaseWatch {
     /// Takes a look at all Leases into account.
     pub fn observe(&mut self, leases: &[IdentityLease], now: Instant) {
+        // What is known of a Lease ends with it: one of the same name that comes later is watched from the start.
         self.seen.retain(|name, _| leases.iter().any(|lease| &lease.name == name));
         for lease in leases {
             match self.seen.get_mut(&lease.name) {
@@ -104,6 +105,7 @@ impl LeaseWatch {
     pub fn renewal(&self, name: &str, now: Instant) -> Renewal {
         match self.seen.get(name) {
             Some(watched) if now.duration_since(watched.since) >= LEASE_WATCHED => Renewal::Stopped,
+            // A renewal that was seen proves that somebody lives, whatever clock the time in it is of.
             Some(watched) if watched.changed => Renewal::Renewed,
             _ => Renewal::Unknown,
         }
@@ -237,17 +239,22 @@ pub fn doubts(sources: &Sources, met: &[Met], watch: &LeaseWatch, now: Instant) 
             Renewal::Stopped => Doubt::Stopped { lease: name, host, identity: lease.identity.clone() },
         });
     }
+    // Metrics and Leases name a server by this hash alone: with two of one name a look at the Leases would be content
+    // with one.
     for (at, one) in met.iter().enumerate().filter(|(_, one)| !one.process.identity.is_empty()) {
         if let Some(other) = met[..at].iter().find(|other| other.process.identity == one.process.identity) {
             doubts.push(Doubt::SharedIdentity { hosts: format!("{} and {}", other.host, one.host) });
         }
     }
+    // The operator's word takes the place of what endpoints and Nodes let one guess; Leases still count.
     if let Some(expected) = sources.expected {
         if expected != met.len() {
             doubts.push(Doubt::Count { expected, met: met.len() });
         }
         return doubts;
     }
+    // Not the addresses are compared: an endpoint may be an address that leads elsewhere from here. Fewer endpoints
+    // than servers is what a server shows that is not ready.
     if sources.endpoints.len() > met.len() {
         doubts.push(Doubt::Endpoints { endpoints: sources.endpoints.len(), met: met.len() });
     }

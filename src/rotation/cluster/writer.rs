@@ -129,6 +129,7 @@ impl From<String> for Writer {
     fn from(text: String) -> Self {
         match text.split_once(':') {
             None => Self::Plugin(text.into()),
+            // `identity` has no key, and so no name of one.
             Some(("identity", "")) => Self::Local(LocalWriter::Clear),
             Some((kind, name)) => Self::Local(LocalWriter::Key { kind: kind.to_owned(), name: name.to_owned() }),
         }

@@ -52,6 +52,7 @@ pub async fn by_lists(servers: &[Api], resources: &[Resource], revisions: &BTree
             continue;
         };
         for server in servers {
+            // At the revision itself nothing was left; the one before it is the newest that may have held something.
             match ask(server, resource, revision.saturating_sub(1)).await {
                 Told::Gone => {}
                 Told::Readable => readable.push(format!("{resource} at API server {}", server.address())),

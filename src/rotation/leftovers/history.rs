@@ -38,6 +38,7 @@ pub async fn superseded(
     let (prefix, mut judge, mut found) = (slashed(prefix), Judge::new(expected), Superseded::default());
     for searched in &scan.clusters {
         let cluster = etcd.clusters.iter().find(|cluster| cluster.id == searched.id);
+        // Nothing is known of what it held before, so nothing follows from what it holds now.
         let (Some(cluster), Some(after)) = (cluster, from.get(&searched.id)) else {
             return Err(RotationError::Paused(format!(
                 "etcd cluster {} was not there at the first search: resume once every etcd cluster answers",

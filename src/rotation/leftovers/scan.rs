@@ -161,6 +161,7 @@ pub async fn scan_clusters(etcd: &EtcdClusters, prefix: &str, expected: &Expecte
                     scan.expiring += u64::from(place.expires);
                     scan.name(key, &stored);
                 }
+                // No API leads to it, so that no rewrite reaches it; the verdict says how it is removed.
                 if left && !place.is_served {
                     *scan.orphans.entry(place.label.clone()).or_default() += 1;
                 }
@@ -176,11 +177,13 @@ pub async fn scan_clusters(etcd: &EtcdClusters, prefix: &str, expected: &Expecte
             keys: scanned.keys,
         });
     }
+    // An empty search would be the cleanest one of all.
     if scan.looked_at == 0 {
         return Err(RotationError::Unusable(format!(
             "etcd holds nothing under {prefix}; name the API servers' --etcd-prefix with --etcd-prefix"
         )));
     }
+    // Only for people; claims have the revision of each cluster.
     scan.revision = scan.clusters.first().map(|cluster| cluster.revision);
     Ok(scan)
 }

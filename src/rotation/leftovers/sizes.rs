@@ -42,8 +42,11 @@ pub async fn measure(etcd: &EtcdClusters, prefix: &str, folders: &Folders<'_>) -
                 sizes.bytes += value.len() as u64;
                 let (plain, is_kms) = stored_length(value);
                 if is_kms {
+                    // The most that any value has now. That of the new key may differ by the length of its annotation.
                     overhead = overhead.max(value.len() - plain);
                 }
+                // What is smaller fits with any overhead, as annotations and wrapped seed are limited by the API
+                // server.
                 if plain > MAX_REQUEST / 2 && large.len() < NAMED {
                     large.push((path, plain, key.len()));
                 }

@@ -101,6 +101,8 @@ impl<'a> SeedWrapper<'a> {
             Some(wrapped) => wrapped.clone(),
             None => {
                 let wrapped = self.wrap(provider, object).await.map(Arc::new);
+                // A refusal is kept as well: a seed that does not open is that of many values. What passes is not: the
+                // next pass asks again.
                 if !matches!(wrapped, Err(SeedRefusal::Stop(_))) {
                     self.wrapped.insert(name, wrapped.clone());
                 }

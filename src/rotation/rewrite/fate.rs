@@ -23,11 +23,16 @@ pub(super) enum Fate {
 /// What an answer other than success means for the object.
 pub(super) fn fate(status: Option<u16>, message: &str) -> Fate {
     match status {
+        // An empty patch creates nothing, so there is nothing left of it that could need a key.
         Some(404) => Fate::Gone,
         Some(401) => Fate::Unauthorized,
+        // Should not occur, as a patch without a resourceVersion is applied again inside the server (etcd3/store.go,
+        // GuaranteedUpdate).
         Some(409) => Fate::Again { overloaded: false, tries: TRIES },
         Some(500) if is_undecryptable(message) => Fate::Undecryptable,
+        // The value grew with the new key_id or annotations, and will not become smaller by itself.
         Some(500) if message.contains("request is too large") => Fate::Refused,
+        // The webhook of the definition; the object is sound and stays.
         Some(500) if is_conversion(message) => Fate::Refused,
         // NOSPACE: nobody can write any more.
         Some(500) if message.contains("database space exceeded") => Fate::Full,

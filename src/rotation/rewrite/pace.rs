@@ -112,10 +112,12 @@ impl Pace {
             return;
         }
         let last = std::mem::replace(&mut self.second, Second::begin(now));
+        // It was halved for this second already.
         if last.throttled {
             return;
         }
         if last.slow * 100 > last.answers {
+            // So few requests are not what makes it slow: from now on, this is what an answer takes.
             if self.limit <= SLOW_FLOOR {
                 (self.inherent, self.found) = (last.longest, false);
             }

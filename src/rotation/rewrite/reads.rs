@@ -91,6 +91,8 @@ async fn read_all(
         let sweep = Sweep { api, folders, ask, adopted_at: None, risk: None, pace, tally: tally_of, keys: None };
         sweep.run(&mut |tally, limit| seen(of.resource, tally, limit)).await?;
         let after = metrics(api).await?;
+        // Behind one address another process may answer, or the same one after a restart: its counters say nothing
+        // about the difference.
         if ServerProcess::of(&before) == ServerProcess::of(&after) {
             return Ok((tally, otherwise(&before, &after, of)));
         }
@@ -191,6 +193,7 @@ async fn read_again(api: &Api, of: &Of<'_>, group: &[String]) -> Result<Option<S
         let patient = api.patient();
         let reads = stream::iter(paths).map(|path| patient.get_metadata(path)).buffer_unordered(READS_AT_ONCE);
         let done = |read: Result<Answer, ApiError>| async { read.is_ok_and(|answer| answer.status != 503) };
+        // A read that was turned away was not counted, and the number of the others would be too small to be told.
         let all_done = reads.all(done).await;
         let after = metrics(api).await?;
         if all_done && ServerProcess::of(&before) == ServerProcess::of(&after) {

@@ -77,6 +77,7 @@ impl Risk {
     /// If the API server does not answer.
     pub async fn of(api: &Api, resource: &Resource, mutators: &Mutators) -> Result<Self, RotationError> {
         let mut risk = Self { mutators: mutators.of(resource), ..Self::default() };
+        // Only custom resources have a definition.
         if is_built_in(&resource.group) {
             return Ok(risk);
         }
@@ -84,6 +85,7 @@ impl Risk {
         let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{resource}");
         let answer = api.patient().get(&path, "application/json").await.map_err(failed())?;
         match answer.status {
+            // Served by no definition: another API server, or one that was just removed.
             404 => {}
             403 => risk.unknown.push(format!(
                 "{resource}: whether a rewrite drops fields or converts, since its definition may not be read (grant get \
@@ -106,6 +108,7 @@ impl Risk {
             return;
         };
         let others: Vec<String> = status.stored_versions.into_iter().filter(|version| *version != storage).collect();
+        // Which objects are stored in which version cannot be seen from the API, which converts them.
         if !others.is_empty() {
             let strategy = spec.conversion.map_or_else(|| "None".to_owned(), |conversion| conversion.strategy);
             self.converted = Some(format!(
@@ -115,6 +118,7 @@ impl Risk {
                 others.join(" and ")
             ));
         }
+        // A schema that lost a field takes effect at the next write of each object: an empty patch is such a write.
         if !spec.preserve_unknown_fields {
             let schema = |version: Version| Some((version.name, version.schema?.schema));
             self.schemas = Some(Schemas::new(storage, spec.versions.into_iter().filter_map(schema)));

@@ -56,6 +56,7 @@ impl Tally {
         self.altered += later.altered;
         self.altered_named.extend(later.altered_named.into_iter().take(ALTERED_NAMED));
         self.gone += later.gone;
+        // These are of the last pass alone: what it found current, an earlier one may have rewritten.
         (self.fresh, self.newer) = (later.fresh, later.newer);
         (self.refused, self.undecryptable) = (later.refused, later.undecryptable);
         (self.withheld, self.withheld_all) = (later.withheld, later.withheld_all);

@@ -43,6 +43,8 @@ impl Coordinator {
         let (began, mut heartbeat) = (Instant::now(), Heartbeat::default());
         loop {
             let Some(theirs) = coordinator.board.orders(Source::Etcd).await?.1 else { return Ok(coordinator) };
+            // Counted on from whoever was there: a shard that still works for them sees a greater number and starts
+            // over.
             coordinator.orders.generation = theirs.generation;
             if theirs.rotation == rotation || theirs.phase == Phase::Ended || began.elapsed() > HEARTBEAT_TIMEOUT {
                 return Ok(coordinator);
@@ -103,6 +105,7 @@ impl Coordinator {
             Err(RotationError::Api { source, .. }) if source.status() == Some(409) => return Err(taken()),
             ended => ended?,
         }
+        // The orders before the assignment, paused: whoever loses the race has then given out no work.
         self.board.assign(&self.orders, assignment).await?;
         self.orders.phase = Phase::Rewrite;
         self.beat().await
@@ -117,6 +120,7 @@ impl Coordinator {
         let posted = self.board.orders(Source::Etcd).await?.1;
         let own =
             |orders: &Orders| (orders.rotation, orders.generation) == (self.orders.rotation, self.orders.generation);
+        // Read from etcd before each beat: two coordinators that both write would keep each other's shards alive.
         if !posted.as_ref().is_some_and(own) {
             return Err(taken());
         }

@@ -70,6 +70,7 @@ impl Worker<'_> {
         let report = self.done.take_if(|report| is_about(report, &orders));
         let report = report.or_else(|| posted.clone().filter(|one| is_about(one, &orders)));
         let report = report.unwrap_or_else(|| begun(&orders));
+        // The coordinator sees in it that this shard has the orders, before any work is done.
         if posted.as_ref() != Some(&report) {
             self.coordinator.tell(&report).await;
         }
@@ -97,6 +98,8 @@ impl Worker<'_> {
         let wanted = assignment.servers.iter().cycle().nth(self.coordinator.index as usize);
         let servers = self.cluster.servers().await.unwrap_or_default();
         let same = servers.into_iter().find(|api| wanted.is_some_and(|address| address == api.address()));
+        // A server that is gone since: the balancer's address leads to one that has the key as well, or agreement is
+        // lost.
         same.unwrap_or_else(|| self.cluster.entry().clone())
     }
 
@@ -170,6 +173,7 @@ async fn rewrite(
         }
         let mut report = locked();
         report.counts.insert(name, counts);
+        // Only a whole share counts. One that was left half way is begun again, and skips what is current.
         report.shares_done += 1;
     }
     locked().finished = true;

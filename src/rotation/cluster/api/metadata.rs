@@ -55,6 +55,7 @@ pub struct Metadata {
 
 impl From<Value> for Metadata {
     fn from(mut value: Value) -> Self {
+        // Taken apart and not kept: annotations may hold what a Secret was applied with (last-applied-configuration).
         let mut taken = value.as_object_mut().map(std::mem::take).unwrap_or_default();
         let fields = taken.remove("managedFields").unwrap_or_default();
         let managed_fields = digest(&fields);

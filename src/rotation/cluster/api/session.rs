@@ -55,9 +55,11 @@ impl Session {
     pub(super) async fn renewed(&self, generation: u64) -> bool {
         let Some(renew) = &self.renew else { return false };
         let mut current = self.current.lock().await;
+        // Somebody else has read them since this request was sent.
         if current.generation != generation {
             return true;
         }
+        // A token that is refused for good would otherwise have the files read with every request.
         if current.generation > 0 && current.read.elapsed() < REREAD_INTERVAL {
             return false;
         }

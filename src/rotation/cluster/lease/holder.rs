@@ -22,6 +22,7 @@ impl Holder {
     pub(super) fn is_gone(&self) -> bool {
         let parts: Vec<_> = self.0.split(' ').collect();
         let [_, "pid", pid, "start", start, "in", at] = parts.as_slice() else { return false };
+        // A pid is used again; with the time of the start it means one process.
         let same_process = pid.parse().ok().and_then(start_of).is_some_and(|running| running == *start);
         *at == place() && !same_process
     }

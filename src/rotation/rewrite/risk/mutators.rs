@@ -96,6 +96,7 @@ impl Mutators {
         let answer = api.patient().get(path, "application/json").await?;
         match answer.status {
             404 => return Ok(false),
+            // Each resource then counts as one that something may change: every object is tried first.
             401 | 403 => self.unknown = Some(format!("a {what}, for these may not be listed")),
             _ => {
                 let list: List = api.parse(&api.success(answer)?)?;
