@@ -120,12 +120,7 @@ impl Sweep<'_> {
         let mut page = folders.next().map(|folder| Box::pin(page_of(api, keys, folder, From::Api(String::new()))));
         loop {
             let now = Instant::now();
-            // From behind, since `swap_remove` moves the last one to where one is taken out.
-            for at in (0..later.len()).rev().filter(|at| later[*at].0 <= now).collect::<Vec<_>>() {
-                // In front of those that have not been tried: a few that go on failing are then found early, and not
-                // after everything else.
-                queue.push_front(later.swap_remove(at).1);
-            }
+            call_up(&mut queue, &mut later, now);
             while self.has_room(&sent, now)
                 && self.pace.next() <= now
                 && let Some(object) = queue.pop_front()
@@ -335,6 +330,16 @@ impl Sweep<'_> {
             self.tally.name_altered(object.path);
         }
         Ok(None)
+    }
+}
+
+/// Moves what is due to be sent again into the queue.
+fn call_up(queue: &mut VecDeque<Object>, later: &mut Vec<(Instant, Object)>, now: Instant) {
+    // From behind, since `swap_remove` moves the last one to where one is taken out.
+    for at in (0..later.len()).rev().filter(|at| later[*at].0 <= now).collect::<Vec<_>>() {
+        // In front of those that have not been tried: a few that go on failing are then found early, and not after
+        // everything else.
+        queue.push_front(later.swap_remove(at).1);
     }
 }
 
