@@ -81,7 +81,7 @@ impl KekConfig {
     }
 
     /// The versions that can be listed without asking a server.
-    pub(crate) async fn versions_on_file(&self) -> Vec<KekVersion> {
+    pub async fn versions_on_file(&self) -> Vec<KekVersion> {
         self.key_store.versions_on_file().await
     }
 

@@ -96,12 +96,12 @@ impl KekError {
     }
 
     /// A denial by what the credentials may do, and not by the state of the key: other credentials may do more.
-    pub(crate) fn denied_by_policy(message: impl Into<String>) -> Self {
+    pub fn denied_by_policy(message: impl Into<String>) -> Self {
         Self { by_policy: true, ..Self::new(KekCause::Denied, message) }
     }
 
     /// A vendor's error that no mapping knows: counts as transient, and says so.
-    pub(crate) fn unmapped(message: impl fmt::Display) -> Self {
+    pub fn unmapped(message: impl fmt::Display) -> Self {
         Self::new(KekCause::Unavailable, format!("unmapped answer, taken as transient: {message}"))
     }
 
@@ -125,7 +125,7 @@ impl KekError {
     }
 
     /// See [`KekError::denied_by_policy`].
-    pub(crate) fn is_by_policy(&self) -> bool {
+    pub fn is_by_policy(&self) -> bool {
         self.by_policy
     }
 
