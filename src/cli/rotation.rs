@@ -86,7 +86,8 @@ Examples:
     --etcd https://127.0.0.1:2379 --etcd-ca /etc/kubernetes/pki/etcd/ca.crt \\
     --etcd-cert /etc/kubernetes/pki/apiserver-etcd-client.crt \\
     --etcd-key /etc/kubernetes/pki/apiserver-etcd-client.key
-  kube-envelope rotate-keys --resume")]
+  kube-envelope rotate-keys --resume
+  kube-envelope rotate-keys --resume --backup january.db.rewrapped --backup february.db")]
 pub struct RotateKeysArgs {
     /// How the cluster is reached.
     #[command(flatten)]
@@ -132,6 +133,10 @@ pub struct RotateKeysArgs {
     /// revision is read from the file.
     #[arg(long, value_name = "FILE")]
     pub snapshot_file: Vec<PathBuf>,
+    /// A backup that must stay readable, also after the KEK version was destroyed; may be given several times. The verdict
+    /// then says whether any of them needs a former version.
+    #[arg(long, value_name = "FILE")]
+    pub backup: Vec<PathBuf>,
     /// When the newest snapshot of etcd was taken, for example 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME")]
     pub snapshot_taken: Option<jiff::Timestamp>,

@@ -212,6 +212,7 @@ fn print_verdict(verdict: &Verdict, next: &str) {
     println!("\nWhich keys may be disabled?\n{}", verdict.sentence);
     for (what, lines) in [
         ("may be disabled", &verdict.may_be_disabled),
+        ("may be destroyed", &verdict.may_be_destroyed),
         ("command", &verdict.commands),
         ("must stay", &verdict.must_stay),
         ("holds", &verdict.holds),

@@ -34,8 +34,9 @@ impl Screen {
         let file: Vec<String> = evidence.iter().map(|file| file.display().to_string()).collect();
         let (next, proven) = (vec![next.to_owned()], vec![proven]);
         // In the order of the screen; the number says how many items are shown at least.
-        let parts: [(&str, &[String], usize); 9] = [
+        let parts: [(&str, &[String], usize); 10] = [
             ("may be disabled", &verdict.may_be_disabled, 3),
+            ("destroyed, too", &verdict.may_be_destroyed, 3),
             ("with", &verdict.commands, 3),
             ("must stay", &verdict.must_stay, 2),
             ("missing", &verdict.missing, 3),
@@ -103,6 +104,11 @@ pub fn next_step(journal: &Journal, verdict: &Verdict) -> String {
         Conclusion::MayBeDisabled if verdict.may_be_disabled.is_empty() => {
             "nothing is left to do; guard or delete snapshots from before".into()
         }
+        Conclusion::MayBeDisabled if verdict.may_be_destroyed.len() == verdict.may_be_disabled.len() => {
+            "run kube-envelope verify once more right before you disable the key; destroy it later, if there is no other \
+             backup than those that were named"
+                .into()
+        }
         Conclusion::MayBeDisabled => "run kube-envelope verify once more right before you disable the key; disable it, and do \
                                       not destroy it as long as a snapshot from before must stay restorable"
             .into(),
@@ -132,6 +138,7 @@ mod tests {
             conclusion: Conclusion::MayBeDisabled,
             sentence: "Yes: nothing is stored under KEK primary version 3.".into(),
             may_be_disabled: vec!["KEK primary version 3".into()],
+            may_be_destroyed: Vec::new(),
             commands: vec!["gcloud kms keys versions disable 3 --key k --keyring r --location l --project p".into()],
             must_stay: many("stay"),
             holds: many("holds"),

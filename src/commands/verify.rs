@@ -18,6 +18,7 @@ use crate::cli::OutputFormat;
 use crate::cli::rotation::{ClusterArgs, VerifyArgs};
 use crate::config::Config;
 use crate::encryption_config::ProviderName;
+use crate::etcd::EtcdClusters;
 use crate::rotation::adoption::{Obstacle, Seen, Wanted, look, look_at_all, look_fresh, targets_reported};
 use crate::rotation::claim::{Claim, Question, Subject, Witness};
 use crate::rotation::cluster::Cluster;
@@ -31,13 +32,13 @@ use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
 use crate::rotation::journal::Journal;
 use crate::rotation::journal::intent::Intent;
-use crate::rotation::journal::verdict::Verdict;
+use crate::rotation::journal::verdict::{Conclusion, Verdict};
 use crate::rotation::keys::active::{KekAnswer, active_now, ask, hash_of, names, own_provider, versions_on_file};
-use crate::rotation::keys::group::Groups;
 use crate::rotation::keys::name::KeyName;
-use crate::rotation::keys::usage::{Usage, usage};
-use crate::rotation::leftovers::scan::Scan;
-use crate::rotation::leftovers::snapshots::keys_in;
+use crate::rotation::keys::usage::{Held, Usage, usage};
+use crate::rotation::leftovers::history::superseded;
+use crate::rotation::leftovers::scan::{Scan, slashed};
+use crate::rotation::leftovers::snapshots::SnapshotKeys;
 use crate::rotation::rewrite::pace::Pace;
 use crate::rotation::rewrite::reads::scan_reads;
 use crate::rotation::run::plan::{Encrypted, encrypted};
@@ -125,7 +126,7 @@ impl Found {
 }
 
 async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, RotationError> {
-    let snapshots = held(&args.snapshot_file, args.cluster.etcd_prefix.as_deref())?;
+    let snapshots = held(&args.snapshot_file)?;
     let args = &args.cluster;
     let cluster = Cluster::connect(&access(args)).await?;
     let seen = match args.key_id {
@@ -154,10 +155,14 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
     }
     let encrypted = encrypted(cluster.entry(), &coverage).await?;
     evidence.journal.skipped.clone_from(&encrypted.skipped);
+    let mut old_revisions = None;
     if let Some(scan) = search(args, &encrypted, &targets, &seen).await? {
+        if !snapshots.is_empty() {
+            old_revisions = in_old_revisions(args, &encrypted, &targets, &scan).await?;
+        }
         evidence.searched(scan, &seen, doubts);
     }
-    Ok(evidence.concluded(&known, &snapshots))
+    Ok(evidence.concluded(&known, &snapshots, old_revisions))
 }
 
 /// A journal that begins and ends with one search.
@@ -179,10 +184,29 @@ async fn doubts(cluster: &Cluster) -> Vec<String> {
 }
 
 /// What each snapshot holds.
-fn held(files: &[PathBuf], prefix: Option<&str>) -> Result<BTreeMap<String, Groups>, RotationError> {
-    let default = defaults().etcd_prefix;
-    let prefix = prefix.unwrap_or(&default);
-    files.iter().map(|file| Ok((file.display().to_string(), keys_in(file, prefix)?))).collect()
+fn held(files: &[PathBuf]) -> Result<BTreeMap<String, Held>, RotationError> {
+    let read = |file: &PathBuf| {
+        let SnapshotKeys { current, older, .. } = SnapshotKeys::read(file)?;
+        Ok((file.display().to_string(), Held { current, older }))
+    };
+    files.iter().map(read).collect()
+}
+
+/// How many superseded values can still be read from etcd that are under a former key; `None` without etcd.
+async fn in_old_revisions(
+    args: &ClusterArgs,
+    encrypted: &Encrypted,
+    targets: &StoredUnder,
+    scan: &Scan,
+) -> Result<Option<u64>, RotationError> {
+    let ca = args.etcd_ca.as_deref();
+    let access = etcd_access(&args.etcd, ca, args.etcd_cert.as_deref(), args.etcd_key.as_deref())?;
+    let Some(access) = access else { return Ok(None) };
+    let prefix = args.etcd_prefix.clone().unwrap_or(defaults().etcd_prefix);
+    let etcd = EtcdClusters::connect(&access, &slashed(&prefix)).await?;
+    let from = scan.clusters.iter().map(|cluster| (cluster.id, 0)).collect();
+    let found = superseded(&etcd, &prefix, &encrypted.expected(&targets.plugins), &from, scan).await?;
+    Ok(Some(found.leftovers))
 }
 
 /// What is collected on the way to a verdict.
@@ -252,7 +276,12 @@ impl Evidence {
         journal.claims.insert(Subject::Configuration, configuration);
     }
 
-    fn concluded(self, known: &BTreeSet<KeyName>, snapshots: &BTreeMap<String, Groups>) -> Found {
+    fn concluded(
+        self,
+        known: &BTreeSet<KeyName>,
+        snapshots: &BTreeMap<String, Held>,
+        old_revisions: Option<u64>,
+    ) -> Found {
         let Self { journal, not_converged } = self;
         let verdict = weigh(&journal, Question::IsAnythingLeft);
         let groups = journal.verified.as_ref().map(|scan| scan.groups.clone()).unwrap_or_default();
@@ -263,8 +292,20 @@ impl Evidence {
         if journal.inferred {
             guesses.push("which resources are encrypted was guessed from the API servers' metrics".into());
         }
+        let mut usage = usage(known, &journal.target_keys, &groups, snapshots, &journal.names);
+        if verdict.conclusion == Conclusion::NothingLeft && not_converged.is_none() && old_revisions == Some(0) {
+            for usage in &mut usage {
+                usage.may_be_destroyed = usage.is_unused();
+            }
+        }
+        if let Some(values) = old_revisions.filter(|values| *values > 0) {
+            guesses.push(format!(
+                "whether a version may be destroyed: {values} superseded value(s) in old revisions of etcd are under a \
+                 former key until it is compacted"
+            ));
+        }
         Found {
-            usage: usage(known, &journal.target_keys, &groups, snapshots, &journal.names),
+            usage,
             guesses,
             verdict,
             not_converged,

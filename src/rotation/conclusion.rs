@@ -2,5 +2,6 @@
 
 pub mod announcement;
 pub mod claims;
+mod destruction;
 pub mod evidence;
 pub mod wording;

@@ -23,6 +23,7 @@ use crate::rotation::journal::intent::Intent;
 use crate::rotation::journal::verdict::{Conclusion, Verdict};
 use crate::rotation::keys::name::{KeyName, KeyNames};
 use crate::rotation::leftovers::scan::{Method, Scan};
+use crate::rotation::leftovers::snapshots::SnapshotKeys;
 use crate::rotation::rewrite::Tally;
 
 const FORMAT: u32 = 3;
@@ -113,8 +114,7 @@ pub struct Journal {
     pub verified: Option<Scan>,
     /// When verifying ended.
     pub verified_at: Option<jiff::Timestamp>,
-    /// Since when every search found nothing under a former key, while the servers' counters showed nothing either. A
-    /// snapshot of etcd from after it holds nothing under a former key.
+    /// Since when no search and no server's counter shows a former key: a snapshot of etcd from then on holds none.
     #[serde(default)]
     pub clean_since: Option<jiff::Timestamp>,
     /// The revision of each etcd cluster at which the first of these searches ended.
@@ -171,6 +171,9 @@ pub struct Journal {
     /// What was shown so far, and what could not be shown.
     #[serde(default)]
     pub claims: BTreeMap<Subject, Claim>,
+    /// What the backups that were named need.
+    #[serde(default)]
+    pub backups: Vec<SnapshotKeys>,
     /// What is concluded.
     pub verdict: Option<Verdict>,
 }
@@ -235,6 +238,7 @@ impl Journal {
             first_survey: None,
             disabling: Vec::new(),
             claims: BTreeMap::new(),
+            backups: Vec::new(),
             verdict: None,
         }
     }

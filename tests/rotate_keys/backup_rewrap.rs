@@ -24,7 +24,8 @@ fn arguments(file: &Path, more: &[String]) -> Vec<String> {
     all
 }
 
-fn rewrap(file: &Path, more: &[String]) -> Ended {
+/// `snapshot rewrap` of a file with more arguments.
+pub fn rewrap(file: &Path, more: &[String]) -> Ended {
     let arguments = arguments(file, more);
     alone(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
 }

@@ -1,7 +1,9 @@
 //! A leftover: harmless as long as every API server runs, and the end of the next one that restarts.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::backup_rewrap::rewrap;
 use crate::control_plane::{ControlPlane, Shape};
 use crate::objects::grant;
 use crate::support::apiserver::ROTATOR;
@@ -55,7 +57,10 @@ async fn verify_says_for_each_version_whether_values_or_snapshots_need_it() {
     plane.rotate_keyrings(0..1);
     plane.wait_key_id(0..1, &old).await;
     let config = format!("--config={}", plane.plugins[0].config_file().display());
-    plane.run("rotate-keys", &[&config]).exits(0);
+    let backup = |file: &Path| format!("--backup={}", file.display());
+    let ended = plane.run("rotate-keys", &[&config, &backup(&night)]).exits(0);
+    let ended = ended.says(&format!("It may be disabled; keep it (not destroyed) for {}", night.display()));
+    assert!(!ended.out.contains("may be destroyed:"), "{}", ended.out);
     plane.prepare_keyrings();
     let (active, pending) = (version("active"), version("pending"));
     let snapshot = format!("--snapshot-file={}", night.display());
@@ -67,6 +72,15 @@ async fn verify_says_for_each_version_whether_values_or_snapshots_need_it() {
     assert!(!ended.out.contains("a guess:"), "{}", ended.out);
     plane.run("verify", &[&config]).exits(0).says(&format!("KEK primary version {former}: unused"));
     plane.run("verify", &["no-etcd", &config]).exits(0).says("a guess: ");
+
+    // The backup under the active version takes its place.
+    rewrap(&night, std::slice::from_ref(&config)).exits(0);
+    let rewrapped = plane.folder.path().join("night.db.rewrapped");
+    let ended = plane.run("verify", &[&config, &format!("--snapshot-file={}", rewrapped.display())]).exits(0);
+    let free = "unused; as far as etcd and the snapshots go that were named, it may be destroyed";
+    ended.says(&format!("KEK primary version {former}: {free}"));
+    let ended = plane.run("rotate-keys", &["--resume", &backup(&rewrapped)]).exits(0);
+    ended.says(&format!("may be destroyed: KEK primary version {former}")).says("This speaks of these files alone");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::control_plane::{ControlPlane, Shape, Writers};
+use crate::control_plane::{ControlPlane, Shape, Writers, secret, value};
 use crate::objects::{post, refuse};
 use crate::support::wait_until;
 
@@ -59,12 +61,26 @@ async fn leave_an_orphan(plane: &ControlPlane) {
     .await;
 }
 
+/// A Secret in a namespace that is being deleted, for ever: nothing takes its finalizer away.
+async fn leave_in_a_terminating_namespace(plane: &ControlPlane) -> Api<Secret> {
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ending"}});
+    post(plane, "/api/v1/namespaces", &namespace).await;
+    let secrets = Api::namespaced(plane.servers[0].client(), "ending");
+    secrets.create(&PostParams::default(), &secret("in-it", "kept")).await.unwrap();
+    let namespaces: Api<Namespace> = Api::all(plane.servers[0].client());
+    namespaces.delete("ending", &DeleteParams::default()).await.unwrap();
+    let phase = namespaces.get("ending").await.unwrap().status.unwrap().phase;
+    assert_eq!(phase.as_deref(), Some("Terminating"));
+    secrets
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_ends_under_the_new_key_also_what_no_api_server_would_rewrite_and_no_write_is_lost() {
     let resources = vec!["secrets", "configmaps", "events", "widgets.example.com"];
     let mut plane = ControlPlane::start(Shape { resources, ..Shape::of(2) }).await;
     plane.create_secrets("s", 300).await;
     leave_an_orphan(&plane).await;
+    let ending = leave_in_a_terminating_namespace(&plane).await;
     let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e"}, "involvedObject": {}});
     post(&plane, "/api/v1/namespaces/default/events", &event).await;
     let leased = lease(&plane, "/registry/events/default/e").await;
@@ -84,6 +100,8 @@ async fn everything_ends_under_the_new_key_also_what_no_api_server_would_rewrite
         assert!(!stored.contains_key(&old) && stored.contains_key(&new), "{folder}: {stored:?}");
     }
     assert_eq!(lease(&plane, "/registry/events/default/e").await, leased);
+    assert_eq!(plane.etcd.key_id("/registry/secrets/ending/in-it").await, Some(new));
+    assert_eq!(value(&ending.get("in-it").await.unwrap()), "kept");
 
     // To the API servers it is current: an empty patch stores nothing.
     let before = plane.secrets(1).get("s-3").await.unwrap().metadata.resource_version;

@@ -1,6 +1,6 @@
 //! From the flags that were given to the [`Intent`] of a rotation, and from there to its settings.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,8 +58,8 @@ pub fn given(args: &RotateKeysArgs) -> Result<Map<String, Value>> {
     given.file("etcd-ca", cluster.etcd_ca.as_deref())?;
     given.file("etcd-cert", cluster.etcd_cert.as_deref())?;
     given.file("etcd-key", cluster.etcd_key.as_deref())?;
-    let snapshots = args.snapshot_file.iter().map(std::path::absolute).collect::<std::io::Result<Vec<_>>>()?;
-    given.value("snapshot-file", (!snapshots.is_empty()).then_some(&snapshots));
+    given.files("snapshot-file", &args.snapshot_file)?;
+    given.files("backup", &args.backup)?;
     given.value("context", cluster.context.as_ref());
     given.value("key-id", cluster.key_id.as_ref());
     given.value("etcd-prefix", cluster.etcd_prefix.as_ref());
@@ -90,6 +90,12 @@ impl Given {
     fn file(&mut self, name: &str, file: Option<&Path>) -> Result<()> {
         let file = file.map(std::path::absolute).transpose()?;
         self.value(name, file.as_ref());
+        Ok(())
+    }
+
+    fn files(&mut self, name: &str, files: &[PathBuf]) -> Result<()> {
+        let files = files.iter().map(std::path::absolute).collect::<std::io::Result<Vec<_>>>()?;
+        self.value(name, (!files.is_empty()).then_some(&files));
         Ok(())
     }
 
@@ -153,6 +159,7 @@ pub fn settings(intent: &Intent, args: &RotateKeysArgs) -> Result<Settings> {
         skip: intent.skip.clone(),
         allow_changes: intent.allow_changes.clone(),
         snapshot_files: intent.snapshot_file.clone(),
+        backups: intent.backup.clone(),
         snapshot_taken: args.snapshot_taken.map(checked).transpose()?,
         snapshot_command: intent.snapshot_command.clone(),
         method: intent.method,

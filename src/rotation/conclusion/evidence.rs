@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::rotation::claim::{Asked, Finding, Question, Subject};
 use crate::rotation::cluster::listing::remedy;
+use crate::rotation::conclusion::destruction::{looked_at, may_be_destroyed};
 use crate::rotation::conclusion::wording::{
     describe, holds, may_be_disabled, must_stay, not_looked_at, nothing_left, nothing_rotated, or, yes,
 };
@@ -39,10 +40,13 @@ pub fn weigh(journal: &Journal, question: Question) -> Verdict {
         missing.append(&mut scales.waits);
     }
     let yes = conclusion == Conclusion::MayBeDisabled;
+    let free = || may_be_disabled(journal, &former).filter(|_| yes);
+    scales.evidence.extend(looked_at(journal, &former));
     Verdict {
         conclusion,
         sentence,
-        may_be_disabled: if yes { may_be_disabled(journal, &former) } else { Vec::new() },
+        may_be_disabled: free().map(|key| journal.names.show(key)).collect(),
+        may_be_destroyed: may_be_destroyed(journal, free()),
         commands: if yes { journal.disabling.clone() } else { Vec::new() },
         must_stay: must_stay(journal, &former, yes),
         holds: holds(journal),

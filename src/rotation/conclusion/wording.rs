@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::encryption_config::ProviderName;
 use crate::rotation::cluster::key_id_hash::KeyIdHash;
+use crate::rotation::conclusion::destruction;
 use crate::rotation::journal::Journal;
 use crate::rotation::keys::name::KeyName;
 use crate::rotation::leftovers::scan::{Method, Scan};
@@ -20,7 +21,7 @@ pub(super) fn yes(journal: &Journal, former: &BTreeSet<KeyName>) -> String {
     } else if !own.iter().any(|key| key.can_be_disabled()) {
         text += " Its DEKs are out of use; no KEK version went out of use, so there is none to disable.";
     } else {
-        text += " It may be disabled; keep it (not destroyed) as long as a snapshot from before must stay restorable.";
+        text += &destruction::sentence(journal, &own);
     }
     if !shared.is_empty() {
         let kek = journal.names.taken_over_kek().unwrap_or_default();
@@ -86,12 +87,11 @@ pub(super) fn nothing_rotated(journal: &Journal) -> String {
 }
 
 /// The keys that a *Yes* allows to disable.
-pub(super) fn may_be_disabled(journal: &Journal, former: &BTreeSet<KeyName>) -> Vec<String> {
-    former
-        .iter()
-        .filter(|key| key.can_be_disabled() && shared(journal, key).is_none())
-        .map(|key| journal.names.show(key))
-        .collect()
+pub(super) fn may_be_disabled<'a>(
+    journal: &'a Journal,
+    former: &'a BTreeSet<KeyName>,
+) -> impl Iterator<Item = &'a KeyName> {
+    former.iter().filter(|key| key.can_be_disabled() && shared(journal, key).is_none())
 }
 
 /// The keys that must stay, each with the reason.

@@ -20,6 +20,7 @@ const MAY_CHANGE: &[&str] = &[
     "etcd-key",
     "snapshot-command",
     "snapshot-file",
+    "backup",
     "compact",
     "qps",
     "max-concurrency",
@@ -89,6 +90,8 @@ pub struct Intent {
     pub allow_changes: Vec<String>,
     /// Snapshots of etcd, one for each cluster.
     pub snapshot_file: Vec<PathBuf>,
+    /// Backups that must stay readable.
+    pub backup: Vec<PathBuf>,
     /// Takes a snapshot of etcd.
     pub snapshot_command: Option<String>,
     /// How long a write may be under way at the API servers.

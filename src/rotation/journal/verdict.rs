@@ -33,6 +33,9 @@ pub struct Verdict {
     /// The keys that may be disabled; empty unless the conclusion is *Yes*.
     #[serde(default)]
     pub may_be_disabled: Vec<String>,
+    /// Those of them that none of the backups needs which were named; empty where none was.
+    #[serde(default)]
+    pub may_be_destroyed: Vec<String>,
     /// How each of them is disabled, where that is known: the vendor's command, or words.
     #[serde(default)]
     pub commands: Vec<String>,

@@ -3,11 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::backup::SnapshotFile;
 use crate::etcd::{EtcdCluster, EtcdClusters, Stored};
 use crate::rotation::claim::{Claim, Until, Witness};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::group::Groups;
+use crate::rotation::keys::name::KeyName;
 use crate::rotation::leftovers::scan::{Expected, Judge, Scan, ScannedCluster, slashed};
 
 /// Clocks of an operator's machine and of this one may differ by this much.
@@ -41,6 +44,42 @@ struct Content {
     older: u64,
 }
 
+/// The keys that the values of a snapshot are stored under, of whatever cluster they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotKeys {
+    /// The file.
+    pub file: PathBuf,
+    /// The newest revision in it.
+    pub revision: i64,
+    /// SHA-256 at its end, where there is one.
+    pub sha256: Option<String>,
+    /// Its current values.
+    pub current: Groups,
+    /// Values that were superseded, and not compacted yet, when it was taken.
+    pub older: Groups,
+}
+
+impl SnapshotKeys {
+    /// Reads a snapshot to its end.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is not an intact snapshot.
+    pub fn read(file: &Path) -> Result<Self, RotationError> {
+        let (mut current, mut older) = (Groups::default(), Groups::default());
+        let about = each_value(file, "", |_, value, is_present| {
+            let groups = if is_present { &mut current } else { &mut older };
+            groups.count(&Stored::of(value), false);
+        })?;
+        Ok(Self { file: file.to_owned(), revision: about.revision, sha256: about.hash, current, older })
+    }
+
+    /// How many values in it are under this key: current ones, and superseded ones.
+    pub fn needing(&self, key: &KeyName) -> (u64, u64) {
+        (self.current.needing(key), self.older.needing(key))
+    }
+}
+
 /// Goes through every value in a snapshot file under `prefix`: etcd key, value, and whether it is the present one.
 fn each_value(
     path: &Path,
@@ -58,20 +97,6 @@ fn each_value(
         file: path.to_owned(),
         source: error.into(),
     })
-}
-
-/// The keys that the present values of a snapshot need.
-///
-/// # Errors
-/// If it cannot be read, or is not an intact snapshot.
-pub fn keys_in(path: &Path, prefix: &str) -> Result<Groups, RotationError> {
-    let mut groups = Groups::default();
-    each_value(path, &slashed(prefix), |_, value, is_present| {
-        if is_present {
-            groups.count(&Stored::of(value), false);
-        }
-    })?;
-    Ok(groups)
 }
 
 fn content(path: &Path, prefix: &str, expected: &Expected) -> Result<Content, RotationError> {

@@ -1,6 +1,6 @@
 //! What a rotation does with etcd itself: look at every value, keep clear of the quota, see old revisions go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::states::Run;
@@ -16,7 +16,7 @@ use crate::rotation::leftovers::keys_in_etcd::KeysInEtcd;
 use crate::rotation::leftovers::layout::Folders;
 use crate::rotation::leftovers::scan::{Expected, Scan, scan_clusters, slashed};
 use crate::rotation::leftovers::sizes::{Sizes, measure};
-use crate::rotation::leftovers::snapshots;
+use crate::rotation::leftovers::snapshots::{self, SnapshotKeys};
 use crate::rotation::run::plan::{Encrypted, encrypted};
 use crate::rotation::run::room::{make_room, room, until_full};
 
@@ -231,6 +231,14 @@ impl Run<'_> {
             self.old_revisions_are_gone(etcd.as_ref(), true).await?;
         }
         self.judge_snapshot().await
+    }
+
+    /// Reads what the named backups need. The snapshots that the verdict rests on are backups, too.
+    pub(super) fn read_backups(&mut self) -> Result<(), RotationError> {
+        let (named, snapshots) = (&self.settings.backups, &self.settings.snapshot_files);
+        let files: BTreeSet<_> = named.iter().chain(snapshots.iter().filter(|_| !named.is_empty())).collect();
+        self.journal.backups = files.into_iter().map(|file| SnapshotKeys::read(file)).collect::<Result<_, _>>()?;
+        Ok(())
     }
 
     /// What is known of a snapshot that holds nothing under a former key.

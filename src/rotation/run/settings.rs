@@ -65,6 +65,8 @@ pub struct Settings {
     pub allow_changes: Vec<String>,
     /// Snapshots of etcd, one for each cluster.
     pub snapshot_files: Vec<PathBuf>,
+    /// Backups that must stay readable.
+    pub backups: Vec<PathBuf>,
     /// When a snapshot of etcd was taken.
     pub snapshot_taken: Option<jiff::Timestamp>,
     /// A command that takes a snapshot of etcd.

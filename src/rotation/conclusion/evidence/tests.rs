@@ -6,7 +6,9 @@ use crate::rotation::claim::{Claim, Witness};
 use crate::rotation::cluster::resources::Resource;
 use crate::rotation::cluster::writer::Writer;
 use crate::rotation::journal::intent::Intent;
+use crate::rotation::keys::group::Groups;
 use crate::rotation::keys::name::KeyNames;
+use crate::rotation::leftovers::snapshots::SnapshotKeys;
 
 const QUESTIONS: [Question; 2] = [Question::MayBeDisabled, Question::IsAnythingLeft];
 
@@ -189,6 +191,43 @@ fn a_yes_names_what_may_be_disabled_and_what_must_stay() {
     assert_eq!(verdict.may_be_disabled, ["KEK aa (in no configuration that was given) version 1"]);
     assert_eq!(verdict.must_stay, ["KEK aa (in no configuration that was given) version 2: in use"]);
     assert_eq!(verdict.holds.len(), 1);
+}
+
+/// A backup with one current and one superseded value, each under the version that is named.
+fn backup(file: &str, current: &str, older: &str) -> SnapshotKeys {
+    let groups = |version: &str| {
+        let mut groups = Groups::default();
+        groups.add_key(kek(version), 1, 0);
+        groups
+    };
+    let (current, older) = (groups(current), groups(older));
+    SnapshotKeys { file: file.into(), revision: 7, sha256: None, current, older }
+}
+
+#[test]
+fn a_key_may_be_destroyed_only_if_backups_were_named_and_none_of_them_holds_anything_under_it() {
+    let name = "KEK aa (in no configuration that was given) version 1";
+    let weighed = |backups: Vec<SnapshotKeys>| {
+        let mut journal = finished();
+        journal.backups = backups;
+        weigh(&journal, Question::MayBeDisabled)
+    };
+    let none = weighed(Vec::new());
+    assert_eq!(none.may_be_destroyed, [""; 0]);
+    assert!(none.sentence.contains("keep it (not destroyed) as long as"), "{}", none.sentence);
+    let free = weighed(vec![backup("a.db", "2", "2"), backup("b.db", "2", "3")]);
+    assert_eq!(free.may_be_destroyed, [name]);
+    assert!(free.sentence.contains("This speaks of these files alone"), "{}", free.sentence);
+    assert!(free.evidence.iter().any(|line| line.contains("b.db") && line.contains("needs no former key")));
+    for (current, older) in [("1", "2"), ("2", "1")] {
+        let needed = weighed(vec![backup("a.db", "2", "2"), backup("b.db", current, older)]);
+        assert_eq!((needed.may_be_disabled, needed.may_be_destroyed), (vec![name.to_owned()], Vec::new()));
+        assert!(needed.sentence.contains("keep it (not destroyed) for b.db, or rewrap"), "{}", needed.sentence);
+    }
+    let mut refused = finished();
+    refused.backups = vec![backup("a.db", "2", "2")];
+    refuse(&mut refused);
+    assert_eq!(weigh(&refused, Question::MayBeDisabled).may_be_destroyed, [""; 0]);
 }
 
 #[test]
