@@ -310,34 +310,6 @@ impl Journal {
         &mut self.resources[at]
     }
 
-    /// The name of the key of a provider whose `key_id` has this hash.
-    pub(crate) fn key_name(&self, provider: &ProviderName, hash: &KeyIdHash) -> String {
-        let key_id = KeyName::KeyIdHash { provider: provider.clone(), hash: hash.clone() };
-        let key_id = self.names.show(&key_id);
-        if self.targets.key(provider) == Some(hash)
-            && self.own_provider.as_ref() == Some(provider)
-            && !self.target_keys.is_empty()
-        {
-            return format!("{} ({key_id})", self.names.show_all(&self.target_keys));
-        }
-        key_id
-    }
-
-    /// Whether values under this key are where they should be.
-    pub(crate) fn is_target(&self, key: &KeyName) -> bool {
-        match key {
-            KeyName::KeyId { provider, key_id } | KeyName::Generation { provider, key_id } => {
-                self.targets.key(provider) == Some(&KeyIdHash::of(key_id))
-            }
-            KeyName::KeyIdHash { provider, hash } => self.targets.key(provider) == Some(hash),
-            KeyName::AnyVersion { lineage } => {
-                let of = |key: &KeyName| matches!(key, KeyName::Kek { lineage: own, .. } if own == lineage);
-                self.target_keys.iter().any(of)
-            }
-            KeyName::Kek { .. } | KeyName::Prefix(_) | KeyName::Clear => self.target_keys.contains(key),
-        }
-    }
-
     /// Whether a search found nothing that is not stored under a target key, apart from what expires by itself.
     pub(crate) fn nothing_is_left(&self) -> bool {
         self.verified.as_ref().is_some_and(|scan| scan.leftovers == scan.expiring)

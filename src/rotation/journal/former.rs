@@ -1,12 +1,42 @@
-//! Which keys went out of use: what a verdict is about.
+//! Which keys went out of use, and which are the target: what a verdict is about.
 
 use std::collections::BTreeSet;
 
 use super::Journal;
+use crate::encryption_config::ProviderName;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::keys::group::Group;
 use crate::rotation::keys::name::KeyName;
 
 impl Journal {
+    /// The name of the key of a provider whose `key_id` has this hash.
+    pub(crate) fn key_name(&self, provider: &ProviderName, hash: &KeyIdHash) -> String {
+        let key_id = KeyName::KeyIdHash { provider: provider.clone(), hash: hash.clone() };
+        let key_id = self.names.show(&key_id);
+        if self.targets.key(provider) == Some(hash)
+            && self.own_provider.as_ref() == Some(provider)
+            && !self.target_keys.is_empty()
+        {
+            return format!("{} ({key_id})", self.names.show_all(&self.target_keys));
+        }
+        key_id
+    }
+
+    /// Whether values under this key are where they should be.
+    pub(crate) fn is_target(&self, key: &KeyName) -> bool {
+        match key {
+            KeyName::KeyId { provider, key_id } | KeyName::Generation { provider, key_id } => {
+                self.targets.key(provider) == Some(&KeyIdHash::of(key_id))
+            }
+            KeyName::KeyIdHash { provider, hash } => self.targets.key(provider) == Some(hash),
+            KeyName::AnyVersion { lineage } => {
+                let of = |key: &KeyName| matches!(key, KeyName::Kek { lineage: own, .. } if own == lineage);
+                self.target_keys.iter().any(of)
+            }
+            KeyName::Kek { .. } | KeyName::Prefix(_) | KeyName::Clear => self.target_keys.contains(key),
+        }
+    }
+
     /// The keys that were in use, and that nothing needs any more: what a verdict is about.
     pub fn former_keys(&self) -> BTreeSet<KeyName> {
         let needed = |key: &KeyName| self.verified.as_ref().is_some_and(|scan| scan.groups.needing(key) > 0);
