@@ -1,7 +1,7 @@
 //! The plugin's background loop, cache, store, breakers and service in a simulated world: time is paused, key stores
 //! hang, lie, deny, lag, rotate and go back, disks fail, machines sleep, nodes crash, configurations change. A schedule
-//! follows from its seed alone. After every step the invariants of `oracle` are checked, which are the README's outage
-//! table and the crate's own.
+//! follows from its seed alone; every fifth one tells the `stories` as well. After every step the invariants of `oracle`
+//! are checked, which are the README's outage table and the crate's own.
 //!
 //! `scripts/test` runs 2,000 schedules, `scripts/soak` 100,000. A failing one prints its seed and what happened; with
 //! `SIMULATION_SEED=seed` that one runs again, alone.
@@ -9,7 +9,9 @@
 mod disk;
 mod node;
 mod oracle;
+mod row;
 mod schedule;
+mod stories;
 mod vendor;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -25,7 +25,6 @@ use super::disk::{Disk, Mounted};
 use super::vendor::{Client, Vendor};
 
 pub const CLUSTER: &str = "simulated";
-pub const REFRESH: Duration = Duration::from_secs(10);
 pub const PROVE: Duration = Duration::from_secs(30);
 
 /// Goes on while the node sleeps, which the timers of its processes do not.
@@ -61,6 +60,14 @@ pub struct Conf {
     pub retired: Vec<usize>,
     pub epoch: u64,
     pub max_offline_age: Duration,
+    pub refresh_interval: Duration,
+}
+
+impl Conf {
+    /// For how long a DEK may be used after its last unwrap.
+    pub fn limit(&self) -> Duration {
+        self.max_offline_age.max(self.refresh_interval * 2)
+    }
 }
 
 /// A node.
@@ -70,6 +77,8 @@ pub struct Node {
     pub disk: Arc<Disk>,
     /// What is in the configuration file.
     pub conf: Conf,
+    /// When that changed last, by the node's clock.
+    pub conf_changed: Duration,
     pub process: Process,
     incarnations: u64,
     vendors: Vec<Arc<Vendor>>,
@@ -102,6 +111,7 @@ impl Node {
             clock: clock.clone(),
             disk: disk.clone(),
             conf: conf.clone(),
+            conf_changed: Duration::ZERO,
             process: Process::start(&Place { number, clock, disk, vendors, seed }, 0, &conf).await,
             incarnations: 0,
             vendors: vendors.to_vec(),
@@ -131,6 +141,7 @@ impl Node {
         let settings = settings(&conf, &self.vendors, &clock, self.number, self.process.incarnation, self.seed);
         self.process.settings.send(settings).unwrap();
         self.conf = conf;
+        self.conf_changed = self.clock.now();
     }
 
     /// The vendors in the configuration that is in use.
@@ -192,7 +203,7 @@ fn settings(
         epoch: conf.epoch,
         takeovers: kube_envelope::kek::takeover::Takeovers::default(),
         max_offline_age: conf.max_offline_age,
-        refresh_interval: REFRESH,
+        refresh_interval: conf.refresh_interval,
         prove_interval: PROVE,
     }
 }

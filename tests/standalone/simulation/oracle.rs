@@ -1,5 +1,6 @@
 //! What must hold at any moment, told from what the key stores saw and did, not from what the plugin thinks.
 
+mod denials;
 mod published;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube_envelope::crypto::secret::{DekId, Seed};
-use kube_envelope::dek::clock::Clock;
 use kube_envelope::dek::store::Name;
 use kube_envelope::envelope::{Ciphertext, WrappedDekSet};
 use kube_envelope::plugin::service::Service;
@@ -15,14 +15,8 @@ use kube_envelope::plugin::state::Serving;
 use tokio::time::{Instant, timeout};
 
 use super::disk::Health;
-use super::node::{Node, PROVE, REFRESH};
-use super::vendor::{Had, Vendor, numbers, short};
-
-/// A denial that lasts this long is definite.
-const CONFIRMATION: Duration = Duration::from_secs(10);
-
-/// An answer that an API server waits for.
-const CALL: Duration = Duration::from_secs(3);
+use super::node::Node;
+use super::vendor::{CALL, Had, Vendor, numbers, short};
 
 /// A KEK that is asked too often is given this much rest at most, after its last word.
 const REST: Duration = Duration::from_secs(14);
@@ -128,7 +122,7 @@ impl Oracle {
     pub fn look(&mut self, node: &Node) {
         let service = &node.process.service;
         let status = service.status();
-        self.check_configuration(node);
+        let before = self.check_configuration(node);
         let kept = service.store().kept();
         let since = &mut self.seen[node.number].kept_since;
         since.retain(|id, _| kept.iter().any(|(kept, _)| kept == id));
@@ -140,6 +134,7 @@ impl Oracle {
                 let wrapped = numbers(&self.vendors, generation.wrapped().versions().cloned());
                 self.check_age(node, &wrapped);
                 self.check_denial(node, &wrapped);
+                self.check_row(node, generation.dek_id(), &wrapped);
                 self.check_publication(node, generation.key_id().as_str(), generation.dek_id(), generation.wrapped());
                 let seen = &mut self.seen[node.number];
                 (seen.key_id, seen.dek_id) = (Some(generation.key_id().to_string()), Some(generation.dek_id()));
@@ -151,85 +146,31 @@ impl Oracle {
             Err(_) => {
                 let seen = &self.seen[node.number];
                 if seen.key_id.is_some() && seen.incarnation == node.process.incarnation {
-                    self.check_stop(node);
+                    self.check_stop(node, &before);
                 }
                 let seen = &mut self.seen[node.number];
                 (seen.key_id, seen.dek_id, seen.served_since) = (None, None, None);
+                self.vendors.iter().for_each(|vendor| vendor.stopped(node.number, node.process.incarnation));
                 self.check_resumption(node);
             }
         }
         self.seen[node.number].incarnation = node.process.incarnation;
+        for gone in before.difference(&node.in_use()) {
+            self.vendors[*gone].left(node.number, node.process.incarnation);
+        }
     }
 
     /// What this process has had of a vendor's version.
     fn had(&self, node: &Node, vendor: usize, version: u32) -> Had {
         let asker = (node.number, node.process.incarnation, version);
-        self.vendors[vendor].state().had.get(&asker).copied().unwrap_or_default()
+        self.vendors[vendor].state().had.get(&asker).cloned().unwrap_or_default()
     }
 
-    fn limit(node: &Node) -> Duration {
-        node.conf.max_offline_age.max(REFRESH * 2)
-    }
-
-    /// When a KEK in use last unwrapped something that one of these versions had wrapped.
-    fn last_opened(&self, node: &Node, wrapped: &BTreeMap<usize, u32>) -> Option<Duration> {
-        let in_use = node.in_use();
+    /// When one of these KEKs last unwrapped something that one of these versions had wrapped.
+    fn last_opened(&self, node: &Node, in_use: &BTreeSet<usize>, wrapped: &BTreeMap<usize, u32>) -> Option<Duration> {
         let usable = wrapped.iter().filter(|(vendor, _)| in_use.contains(vendor));
         let opened = usable.filter_map(|(vendor, version)| self.had(node, *vendor, *version).opened);
         opened.max()
-    }
-
-    /// Nothing is sealed or opened longer than `maxOfflineAge` after the last unwrap.
-    fn check_age(&self, node: &Node, wrapped: &BTreeMap<usize, u32>) {
-        let opened = self.last_opened(node, wrapped);
-        let age = opened.map(|at| node.clock.now().saturating_sub(at));
-        assert!(
-            age.is_some_and(|age| age < Self::limit(node)),
-            "node {} serves {wrapped:?}, whose KEKs unwrapped last {age:?} ago",
-            node.number
-        );
-    }
-
-    /// A denial stops the plugin within the stated time.
-    fn check_denial(&self, node: &Node, wrapped: &BTreeMap<usize, u32>) {
-        let within = PROVE.min(Self::limit(node) / 3) + REFRESH * 2 + CONFIRMATION * 2 + CALL * 3;
-        if node.process.started.elapsed() < within {
-            return;
-        }
-        let in_use = node.in_use();
-        let mut usable = wrapped.iter().filter(|(vendor, _)| in_use.contains(vendor));
-        let denied = usable.all(|(vendor, version)| self.vendors[*vendor].denies_since(*version, within));
-        let since_reload = self.seen[node.number].served_since.is_some_and(|since| since.elapsed() >= within);
-        assert!(
-            !denied || !since_reload,
-            "node {} serves {wrapped:?} although its KEKs have denied for {within:?}",
-            node.number
-        );
-    }
-
-    /// What was served is given up only for a reason: age, or a row of denials with nothing in between.
-    fn check_stop(&self, node: &Node) {
-        let seen = &self.seen[node.number];
-        let in_use = node.in_use();
-        let usable: Vec<_> = seen.wrapped.iter().filter(|(vendor, _)| in_use.contains(vendor)).collect();
-        let aged = self.last_opened(node, &seen.wrapped).is_none_or(|at| {
-            // The plugin counts from the moment in which it asked.
-            node.clock.now().saturating_sub(at) + CALL * 2 >= Self::limit(node)
-        });
-        let denied = usable.iter().all(|(vendor, version)| {
-            let denials = self.had(node, **vendor, **version).denials;
-            denials.is_some_and(|(first, last, count)| count >= 3 && last.saturating_sub(first) + CALL >= CONFIRMATION)
-        });
-        let reason = match &*node.process.service.serving() {
-            Serving::Stopped { reason } | Serving::Waiting { reason } => reason.clone(),
-            Serving::Ready { .. } => "aged".into(),
-        };
-        assert!(
-            aged || (denied && !usable.is_empty()),
-            "node {} stopped serving {:?}: {reason}",
-            node.number,
-            seen.wrapped
-        );
     }
 
     /// Nothing is served although the stored generation could be.
@@ -273,7 +214,7 @@ impl Oracle {
     /// along; once they have been well for a few turns, where they were not.
     fn check_memory(&self, node: &Node) {
         const SOON: Duration = Duration::from_secs(8);
-        let later = REFRESH * 3 + CALL * 2;
+        let later = node.conf.refresh_interval * 3 + CALL * 2;
         let (service, seen) = (&node.process.service, &self.seen[node.number]);
         let served = seen.served_since.map_or(Duration::ZERO, |since| since.elapsed());
         let used = seen.in_use_since.map_or(Duration::ZERO, |since| since.elapsed());

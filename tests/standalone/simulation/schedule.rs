@@ -14,19 +14,23 @@ use tokio::time::Instant;
 use super::disk::Health;
 use super::node::{Conf, Node};
 use super::oracle::Oracle;
-use super::vendor::{Mode, Vendor};
+use super::stories;
+use super::vendor::{Mode, USUAL, Vendor};
 
 /// Long and short ones, so that every bound is reached from both sides.
 const OFFLINE_AGES: [Duration; 3] = [Duration::from_secs(30), Duration::from_secs(90), Duration::from_mins(10)];
 const STEPS: std::ops::Range<usize> = 5..15;
 
+/// How often the KEKs are asked, in most schedules.
+const REFRESH: Duration = Duration::from_secs(10);
+
 /// A world and the seed that moves it.
 pub struct Schedule {
-    random: StdRng,
+    pub(super) random: StdRng,
     began: Instant,
     story: Rc<RefCell<Vec<String>>>,
-    vendors: Vec<Arc<Vendor>>,
-    seed: u64,
+    pub(super) vendors: Vec<Arc<Vendor>>,
+    pub(super) seed: u64,
 }
 
 impl Schedule {
@@ -41,6 +45,7 @@ impl Schedule {
             retired: Vec::new(),
             epoch: 1,
             max_offline_age: *OFFLINE_AGES.choose(&mut self.random).unwrap(),
+            refresh_interval: if self.tells_stories() { stories::REFRESH } else { REFRESH },
         };
         self.tell(&format!("{conf:?}"));
         let mut nodes = Vec::new();
@@ -50,7 +55,11 @@ impl Schedule {
         let mut oracle = Oracle::new(self.vendors.clone(), nodes.len());
         self.pass(&mut nodes, &mut oracle, Duration::from_secs(2)).await;
         for _ in 0..self.random.random_range(STEPS) {
-            self.step(&mut nodes, &mut oracle).await;
+            if self.tells_stories() && self.chance(40) {
+                self.story(&mut nodes, &mut oracle).await;
+            } else {
+                self.step(&mut nodes, &mut oracle).await;
+            }
             let pause = match self.random.random_range(0..7) {
                 0 | 1 => Duration::from_millis(self.random.random_range(1..900)),
                 2..=4 => Duration::from_millis(self.random.random_range(900..15_000)),
@@ -62,16 +71,16 @@ impl Schedule {
         self.heal(&mut nodes, &mut oracle).await;
     }
 
-    fn tell(&self, what: &str) {
+    pub(super) fn tell(&self, what: &str) {
         self.story.borrow_mut().push(format!("{:8.3} {what}", self.began.elapsed().as_secs_f64()));
     }
 
-    fn chance(&mut self, percent: u32) -> bool {
+    pub(super) fn chance(&mut self, percent: u32) -> bool {
         self.random.random_range(0..100) < percent
     }
 
     /// Lets time go by, and looks at everything meanwhile.
-    async fn pass(&mut self, nodes: &mut [Node], oracle: &mut Oracle, pause: Duration) {
+    pub(super) async fn pass(&mut self, nodes: &mut [Node], oracle: &mut Oracle, pause: Duration) {
         let until = Instant::now() + pause;
         loop {
             for node in nodes.iter() {
@@ -98,7 +107,7 @@ impl Schedule {
                 self.tell(&format!("{} is well", vendor.name));
                 vendor.change(|state| {
                     (state.names, state.wraps, state.unwraps) = (Mode::Good, Mode::Good, Mode::Good);
-                    (state.named, state.latency) = (None, Duration::from_millis(20));
+                    (state.named, state.latency) = (None, USUAL);
                     state.disabled.clear();
                 });
             }
@@ -229,7 +238,11 @@ impl Schedule {
             conf.retired.pop();
         }
         let one_less = self.chance(25);
-        for node in nodes.iter_mut().skip(usize::from(one_less)) {
+        self.configure(&mut nodes[usize::from(one_less)..], &conf);
+    }
+
+    pub(super) fn configure(&self, nodes: &mut [Node], conf: &Conf) {
+        for node in nodes {
             self.tell(&format!(
                 "node {} gets keks {:?} retired {:?} epoch {}",
                 node.number, conf.keks, conf.retired, conf.epoch
@@ -244,21 +257,21 @@ impl Schedule {
         for vendor in &self.vendors {
             vendor.change(|state| {
                 (state.names, state.wraps, state.unwraps) = (Mode::Good, Mode::Good, Mode::Good);
-                (state.named, state.latency) = (None, Duration::from_millis(20));
+                (state.named, state.latency) = (None, USUAL);
                 state.disabled.clear();
             });
         }
         let epoch = nodes.iter().map(|node| node.conf.epoch).max().unwrap();
         let keks = nodes[0].conf.keks.clone();
         let retired = (0..self.vendors.len()).filter(|at| !keks.contains(at)).collect();
-        let max_offline_age = nodes[0].conf.max_offline_age;
-        let conf = Conf { keks, retired, epoch, max_offline_age };
+        let Conf { max_offline_age, refresh_interval, .. } = nodes[0].conf;
+        let conf = Conf { keks, retired, epoch, max_offline_age, refresh_interval };
         for node in nodes.iter_mut() {
             *node.disk.health.lock().unwrap() = Health::Good;
             oracle.disk_changed(node.number, Health::Good);
             node.reload(conf.clone());
         }
-        self.pass(nodes, oracle, Duration::from_secs(45)).await;
+        self.pass(nodes, oracle, refresh_interval * 9 / 2).await;
         oracle.conclude(nodes).await;
     }
 }

@@ -14,6 +14,7 @@ use kube_envelope::kek::{
 use tokio::time::Instant;
 
 use super::node::SimClock;
+use super::row::{Row, Tolerance};
 
 /// How a key store answers one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +41,14 @@ pub enum Did {
 pub type Asker = (usize, u64, u32);
 
 /// What a process has had of a version, by its node's clock, which counts suspended time.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Had {
     /// The last time that something was unwrapped.
     pub opened: Option<Duration>,
-    /// The denials since anything else: the first, the last, and how many.
-    pub denials: Option<(Duration, Duration, u32)>,
+    /// Denials that a process may take for a row.
+    pub denials: Option<Row>,
+    /// Denials that it has to take for one: each of the same DEK, the first when nothing older was under way.
+    pub denials_of: BTreeMap<DekId, Row>,
 }
 
 /// One key of a key store.
@@ -87,7 +90,7 @@ impl Vendor {
             names: Mode::Good,
             wraps: Mode::Good,
             unwraps: Mode::Good,
-            latency: Duration::from_millis(20),
+            latency: USUAL,
             disabled: BTreeSet::new(),
             destroyed: BTreeSet::new(),
             changed: Instant::now(),
@@ -119,6 +122,18 @@ impl Vendor {
         state.changed.elapsed() >= while_ && state.opens(version)
     }
 
+    /// A process that serves nothing asks about what it would serve, and counts nothing.
+    pub fn stopped(&self, node: usize, incarnation: u64) {
+        let mut state = self.state();
+        let own = state.had.iter_mut().filter(|((at, process, _), _)| (*at, *process) == (node, incarnation));
+        own.for_each(|(_, had)| had.denials_of.clear());
+    }
+
+    /// A process that has it in its configuration no more forgets what it had of it.
+    pub fn left(&self, node: usize, incarnation: u64) {
+        self.state().had.retain(|(at, process, _), _| (*at, *process) != (node, incarnation));
+    }
+
     /// Whether it has denied to unwrap `version`, for as long.
     pub fn denies_since(&self, version: u32, while_: Duration) -> bool {
         let state = self.state();
@@ -127,6 +142,12 @@ impl Vendor {
         denies && !state.destroyed.contains(&version) && state.latency <= FAST && state.changed.elapsed() >= while_
     }
 }
+
+/// An answer that an API server waits for; no call of a KEK takes longer.
+pub const CALL: Duration = Duration::from_secs(3);
+
+/// What an answer takes when nothing is wrong.
+pub const USUAL: Duration = Duration::from_millis(20);
 
 /// Slower than this, an answer is waited for by somebody.
 pub const FAST: Duration = Duration::from_millis(200);
@@ -155,16 +176,24 @@ impl Client {
     }
 
     /// `asked`: a machine that slept between request and answer counts from the request.
-    fn note(&self, version: u32, did: Did, asked: Duration) {
+    fn note(&self, version: u32, dek: DekId, did: Did, asked: Duration) {
         let mut state = self.vendor.state();
+        let state = &mut *state;
+        let is_settled = state.changed.elapsed() >= CALL && state.latency <= USUAL;
         let had = state.had.entry((self.node, self.incarnation, version)).or_default();
+        if did != Did::Denied {
+            (had.denials, had.denials_of) = (None, BTreeMap::new());
+        }
         match did {
-            Did::Opened => (had.opened, had.denials) = (Some(asked), None),
+            Did::Opened => had.opened = Some(asked),
             Did::Denied => {
-                let (first, _, count) = had.denials.unwrap_or((asked, asked, 0));
-                had.denials = Some((first, asked, count + 1));
+                had.denials = Some(Row::after(had.denials.take(), asked, Tolerance::Lenient));
+                let before = had.denials_of.remove(&dek);
+                if is_settled {
+                    had.denials_of.insert(dek, Row::after(before, asked, Tolerance::Strict));
+                }
             }
-            Did::Other => had.denials = None,
+            Did::Other => {}
         }
     }
 
@@ -222,12 +251,17 @@ impl Kek for Client {
         let number: u32 = wrapped.version.version.parse().unwrap();
         let asked = self.clock.now();
         if self.vendor.state().unwraps == Mode::Hangs {
-            self.note(number, Did::Other, asked);
+            self.note(number, context.dek_id, Did::Other, asked);
         }
         let truth = match self.answer(7, |state| state.unwraps).await {
             Ok(truth) => truth,
             Err(error) => {
-                self.note(number, if error.cause() == KekCause::Denied { Did::Denied } else { Did::Other }, asked);
+                self.note(
+                    number,
+                    context.dek_id,
+                    if error.cause() == KekCause::Denied { Did::Denied } else { Did::Other },
+                    asked,
+                );
                 return Err(error);
             }
         };
@@ -236,7 +270,7 @@ impl Kek for Client {
             (state.disabled.contains(&number), state.destroyed.contains(&number))
         };
         let refusal = |did, cause, text: &str| {
-            self.note(number, did, asked);
+            self.note(number, context.dek_id, did, asked);
             Err(KekError::new(cause, text))
         };
         if destroyed {
@@ -252,7 +286,7 @@ impl Kek for Client {
         if !truth {
             key[0] ^= 1;
         }
-        self.note(number, if truth { Did::Opened } else { Did::Other }, asked);
+        self.note(number, context.dek_id, if truth { Did::Opened } else { Did::Other }, asked);
         Ok(Unwrapped { dek: unwrapped_dek(key)?, version: self.version(number) })
     }
 }

@@ -1,5 +1,7 @@
 //! What comes into use: a generation that is published, a configuration that is taken.
 
+use std::collections::BTreeSet;
+
 use kube_envelope::crypto::secret::DekId;
 use kube_envelope::dek::history::History;
 use kube_envelope::dek::store::Name;
@@ -63,12 +65,12 @@ impl Oracle {
         }
     }
 
-    /// A configuration comes into use only with what depends on the former one.
-    pub(super) fn check_configuration(&mut self, node: &Node) {
+    /// A configuration comes into use only with what depends on the former one. The KEKs in use at the last look.
+    pub(super) fn check_configuration(&mut self, node: &Node) -> BTreeSet<usize> {
         let in_use = node.in_use();
         let seen = &mut self.seen[node.number];
         if seen.in_use == in_use {
-            return;
+            return in_use;
         }
         if !seen.in_use.is_empty() {
             for (id, wrapped) in node.process.service.store().kept() {
@@ -83,8 +85,8 @@ impl Oracle {
                 );
             }
         }
-        seen.in_use = in_use;
         // The first look at a node is a moment after its start.
         seen.in_use_since = Some(seen.in_use_since.map_or(node.process.started, |_| Instant::now()));
+        std::mem::replace(&mut seen.in_use, in_use)
     }
 }
