@@ -108,6 +108,45 @@ async fn a_rotated_keyring_changes_the_key_id_of_new_writes_and_old_ones_keep_op
     assert_eq!(server.read_secret("new-1").await, "new");
 }
 
+/// Its version was destroyed, and the plugin that had it in memory is gone. Nothing else goes with it; yet an API server
+/// that starts lists all Secrets before it is ready.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stored_dek_that_no_kek_unwraps_leaves_the_others_read_and_keeps_a_starting_api_server_from_being_ready() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&settings(&keyring)).await;
+    let old = plugin.wait_healthy().await;
+    let etcd = Etcd::start().await;
+    let mut server = ApiServer::start(&etcd, &options(1, &plugin)).await;
+    server.write_secret("lost", "lost").await;
+    server.stop();
+    keyring.rotate();
+    wait_until("the plugin adopts", Duration::from_secs(10), async || plugin.wait_healthy().await != old).await;
+    // At its start it asks for the key_id.
+    server.restart().await;
+    server.write_secret("kept", "kept").await;
+    keyring.destroy_retired();
+    plugin.stop();
+    plugin.restart().await;
+    plugin.wait_healthy().await;
+    assert_eq!(server.read_secret("kept").await, "kept", "the plugin restarted");
+    assert!(server.readyz().await.unwrap().0);
+
+    server.stop();
+    let mut server = ApiServer::spawn(&etcd, &options(1, &plugin));
+    let secrets = Api::<Secret>::namespaced(server.client(), NAMESPACE);
+    wait_until("it reads", ADOPTION, async || secrets.get("kept").await.is_ok()).await;
+    assert!(secrets.get("lost").await.is_err());
+    let is_waiting = async || {
+        server.readyz().await.is_some_and(|(ready, checks)| {
+            !ready && checks.contains("[-]informer-sync failed") && checks.contains("[+]kms-providers ok")
+        })
+    };
+    wait_until("it waits for its Secrets alone", ADOPTION, is_waiting).await;
+    etcd.delete("/registry/secrets/default/lost").await;
+    server.wait_ready().await;
+    server.write_secret("after", "after").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_automatic_reload_leads_from_identity_to_the_plugin() {
     let keyring = KeyringFile::create();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
 use crate::support::{KeyringFile, Plugin, wait_until};
 
-const SOON: Duration = Duration::from_secs(15);
+pub const SOON: Duration = Duration::from_secs(15);
 const SEED: &[u8] = &[9; 32];
 
 fn item(name: &str, keyring: &KeyringFile) -> String {
@@ -36,23 +36,23 @@ async fn start(keks: &str) -> Plugin {
     plugin
 }
 
-async fn encrypt(plugin: &Plugin) -> EncryptResponse {
+pub async fn encrypt(plugin: &Plugin) -> EncryptResponse {
     let request = EncryptRequest { plaintext: SEED.to_vec(), uid: "u".into() };
     plugin.client().await.unwrap().encrypt(request).await.unwrap().into_inner()
 }
 
-async fn opens(plugin: &Plugin, sealed: &EncryptResponse) -> bool {
+pub async fn opens(plugin: &Plugin, sealed: &EncryptResponse) -> bool {
     let EncryptResponse { ciphertext, key_id, annotations } = sealed.clone();
     let request = DecryptRequest { ciphertext, uid: "u".into(), key_id, annotations };
     let answer = plugin.client().await.unwrap().decrypt(request).await;
     answer.is_ok_and(|answer| answer.into_inner().plaintext == SEED)
 }
 
-fn report(plugin: &Plugin) -> Value {
+pub fn report(plugin: &Plugin) -> Value {
     serde_json::from_str(&plugin.get("/status")).unwrap()
 }
 
-async fn wait_for_reason(plugin: &Plugin, text: &str) -> String {
+pub async fn wait_for_reason(plugin: &Plugin, text: &str) -> String {
     let mut reason = String::new();
     wait_until(text, SOON, async || {
         report(plugin)["reason"].as_str().unwrap_or_default().clone_into(&mut reason);
@@ -62,7 +62,7 @@ async fn wait_for_reason(plugin: &Plugin, text: &str) -> String {
     reason
 }
 
-async fn wait_another(plugin: &Plugin, before: &str) -> String {
+pub async fn wait_another(plugin: &Plugin, before: &str) -> String {
     wait_until("another key_id", SOON, async || plugin.wait_healthy().await != before).await;
     plugin.wait_healthy().await
 }

@@ -21,6 +21,7 @@ mod kept_deks;
 mod keyring;
 mod kms_v2_contract;
 mod monitoring;
+mod outages;
 #[cfg(feature = "rotate")]
 mod rotation;
 mod running;

@@ -1,0 +1,150 @@
+//! Cells of the README's outage table that need neither a key store nor an API server: a disk that stops answering, a
+//! machine that stood still, a stored DEK that is lost, a machine without room for another thread.
+
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::kept_deks::{SOON, encrypt, opens, report, wait_another, wait_for_reason};
+use crate::path;
+use crate::support::plugin::proto::StatusRequest;
+use crate::support::{KeyringFile, Plugin, wait_until};
+
+/// Faults of the machine under one plugin.
+struct Machine {
+    folder: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, library) = (folder.path().join("libc.c"), folder.path().join("libc.so"));
+        std::fs::write(&source, include_str!("outages/faulty_libc.c")).unwrap();
+        let mut build = Command::new("cc");
+        build.args(["-shared", "-fPIC", "-O1", "-o"]).args([&library, &source]).arg("-ldl");
+        assert!(build.status().unwrap().success());
+        Self { folder }
+    }
+
+    fn spawn(&self, settings: &str) -> Plugin {
+        let library = self.folder.path().join("libc.so");
+        Plugin::spawn_with(settings, &[("LD_PRELOAD", path(&library)), ("FAULTS", path(self.folder.path()))])
+    }
+
+    fn set(&self, fault: &str) {
+        std::fs::write(self.folder.path().join(fault), "").unwrap();
+    }
+
+    fn clear(&self, fault: &str) {
+        std::fs::remove_file(self.folder.path().join(fault)).unwrap();
+    }
+}
+
+fn is_stored(plugin: &Plugin, sealed: &[u8]) -> bool {
+    plugin.folder().join("state").join(format!("{}.dek", hex::encode(&sealed[3..19]))).exists()
+}
+
+/// A call that waited for the disk would never be answered: it hangs until all of them were.
+#[tokio::test]
+async fn a_disk_that_hangs_while_running_delays_no_rpc_and_no_probe_and_a_restart_serves_what_is_on_it() {
+    let (machine, keyring) = (Machine::new(), KeyringFile::create());
+    let settings = format!("{}\nrefreshInterval: 1s", keyring.settings("kept"));
+    let (other, mut plugin) = (Plugin::start(&settings).await, machine.spawn(&settings));
+    other.wait_healthy().await;
+    let theirs = encrypt(&other).await;
+    let first = plugin.wait_healthy().await;
+    wait_until("ready", SOON, async || report(&plugin)["state"] == "ready").await;
+    let ours = encrypt(&plugin).await;
+
+    machine.set("sync-hangs");
+    assert!(opens(&plugin, &theirs).await, "another node's DEK, which is to be kept");
+    // A generation that is published once it is stored.
+    keyring.rotate();
+    wait_for_reason(&plugin, "stateDir is slow").await;
+    for _ in 0..20 {
+        let status = plugin.client().await.unwrap().status(StatusRequest {}).await.unwrap().into_inner();
+        assert_eq!((status.healthz.as_str(), &status.key_id), ("ok", &first));
+        assert!(opens(&plugin, &encrypt(&plugin).await).await && opens(&plugin, &ours).await);
+        assert!(opens(&plugin, &theirs).await);
+        assert_eq!((plugin.get("/livez").as_str(), plugin.get("/readyz").as_str()), ("ok", "ok"));
+    }
+    assert!(is_stored(&plugin, &ours.ciphertext) && !is_stored(&plugin, &theirs.ciphertext));
+
+    plugin.kill();
+    plugin.restart().await;
+    assert_eq!(plugin.wait_healthy().await, first);
+    assert!(opens(&plugin, &ours).await && opens(&plugin, &theirs).await);
+    machine.clear("sync-hangs");
+    wait_another(&plugin, &first).await;
+    wait_until("ready", SOON, async || report(&plugin)["state"] == "ready").await;
+    wait_until("it is kept", SOON, async || is_stored(&plugin, &theirs.ciphertext)).await;
+}
+
+/// What a suspended machine is to a process: it stands still, and the clock does not. That the clock in use goes on in a
+/// real suspension is the kernel's word (`CLOCK_BOOTTIME`).
+#[tokio::test]
+async fn a_process_that_stood_still_for_longer_than_max_offline_age_serves_nothing_before_a_kek_unwraps() {
+    let keyring = KeyringFile::create();
+    let bounds = "refreshInterval: 1s\nmaxOfflineAge: 5s";
+    let mut plugin = Plugin::start(&format!("{}\n{bounds}", keyring.settings("kept"))).await;
+    let key_id = plugin.wait_healthy().await;
+    let sealed = encrypt(&plugin).await;
+    plugin.process.signal(Signal::STOP);
+    let away = keyring.path().with_extension("away");
+    std::fs::rename(keyring.path(), &away).unwrap();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    plugin.process.signal(Signal::CONT);
+    // From the first call on, also before the loop has had a turn. Connections that seeds went through are closed.
+    wait_until("Status refuses", SOON, async || {
+        let refused = match plugin.client().await {
+            Some(mut client) => client.status(StatusRequest {}).await.expect_err("no KEK answers").code(),
+            None => return false,
+        };
+        refused == tonic::Code::Unavailable
+    })
+    .await;
+    assert!(!opens(&plugin, &sealed).await);
+    std::fs::rename(&away, keyring.path()).unwrap();
+    assert_eq!(plugin.wait_healthy().await, key_id);
+    assert!(opens(&plugin, &sealed).await);
+    plugin.kill();
+    plugin.restart().await;
+    assert_eq!(plugin.wait_healthy().await, key_id);
+    assert!(opens(&plugin, &sealed).await);
+}
+
+#[tokio::test]
+async fn a_stored_dek_that_no_kek_unwraps_is_named_after_a_restart_and_the_others_are_read() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&format!("{}\nrefreshInterval: 1s", keyring.settings("kept"))).await;
+    let first = plugin.wait_healthy().await;
+    let lost = encrypt(&plugin).await;
+    keyring.rotate();
+    let second = wait_another(&plugin, &first).await;
+    let sealed = encrypt(&plugin).await;
+    keyring.destroy_retired();
+    plugin.stop();
+    plugin.restart().await;
+    assert_eq!(plugin.wait_healthy().await, second);
+    assert!(opens(&plugin, &sealed).await && !opens(&plugin, &lost).await);
+    wait_until("it is told", SOON, async || report(&plugin)["state"] == "degraded").await;
+    assert!((plugin.metric("kube_envelope_missing_deks", &[]) - 1.0).abs() < 0.1);
+}
+
+/// Nothing is left that kills a background task but a machine on which nothing goes any more.
+#[tokio::test]
+async fn a_background_task_that_dies_ends_the_process_with_a_message() {
+    let (machine, keyring) = (Machine::new(), KeyringFile::create());
+    // Nothing but the look at the configuration file, every 10 s, needs a thread meanwhile.
+    let mut plugin = machine.spawn(&format!("{}\nrefreshInterval: 10m", keyring.settings("kept")));
+    plugin.wait_healthy().await;
+    machine.set("no-threads");
+    let ended = plugin.process.wait(Duration::from_mins(3));
+    assert_eq!(ended.code(), Some(1), "not by the panic itself, nor by a signal");
+    let log = plugin.process.log();
+    assert!(log.contains("a background task failed") && log.contains("has to be started again"), "{log}");
+    machine.clear("no-threads");
+    plugin.restart().await;
+    plugin.wait_healthy().await;
+}
