@@ -34,6 +34,7 @@ impl OpenedOnUse {
 #[async_trait]
 impl Kek for OpenedOnUse {
     fn lineage(&self) -> Lineage {
+        // A keyring file knows its id; before it was read, only the path is known.
         self.kek.get().map_or(self.lineage, |kek| kek.lineage())
     }
 

@@ -81,6 +81,7 @@ pub(super) async fn kms(
         .credentials_provider(InUse(credentials.clone()))
         // They are cached, renewed and dropped where they are loaded.
         .identity_cache(IdentityCache::no_cache())
+        // The guard retries, with one deadline around all attempts.
         .retry_config(RetryConfig::disabled())
         .timeout_config(time_limits)
         // Would wait 5 s for what an attempt's time limit ends after 1 s.

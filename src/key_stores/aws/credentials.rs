@@ -150,6 +150,7 @@ impl Aws {
         };
         let failed = |cause, why: &str| KekError::new(cause, format!("no AWS credentials {from}: {why}"));
         let found = |parts: &[&'static str]| parts.iter().copied().find(|part| chain.contains(part));
+        // Searched in the text: behind a `CredentialsError` there is no code that could be asked for.
         if let Some(code) = found(&STS_REFUSALS) {
             return failed(KekCause::Unauthenticated, &format!("STS refuses them: {code}"));
         }
@@ -229,6 +230,7 @@ impl ProvideCredentials for InUse {
     where
         Self: 'a,
     {
+        // Those in use now, for each request: the SDK must not keep any that were refused.
         future::ProvideCredentials::new(async {
             let loaded = self.0.get().await.map_err(|error| CredentialsError::not_loaded(error.chain()))?;
             Ok(Keys::clone(&loaded.credential))

@@ -92,6 +92,7 @@ impl Kek for AwsKek {
         for (name, value) in context.pairs() {
             request = request.encryption_context(name, value);
         }
+        // By the ARN that was described and not by the alias, which may lead to another key by now.
         let call = Call { action: Action::Encrypt, key: &arn, by_alias: false };
         let blob = self
             .ask(call, || request.clone().send())
@@ -99,6 +100,7 @@ impl Kek for AwsKek {
             .ciphertext_blob
             .ok_or_else(|| KekError::unmapped(format!("{} answered without a ciphertext", call.action)))?
             .into_inner();
+        // Encrypt does not say which material it used. If the same one was current before and after, it was that one.
         if self.describe().await?.version == version {
             Ok(WrappedDek { version, blob })
         } else {
@@ -112,9 +114,11 @@ impl Kek for AwsKek {
             let text = format!("{} is not a version of {}", wrapped.version.version, self.key);
             return Err(KekError::new(KekCause::UnknownVersion, text));
         }
+        // Not sent: KMS would call the request invalid, as if the plugin had made it wrong.
         if !(1..=MAX_CIPHERTEXT_BYTES).contains(&wrapped.blob.len()) {
             return Err(KekError::new(KekCause::Rejected, "the wrapped DEK has a length that AWS KMS never makes"));
         }
+        // Named, though KMS would find the key by itself: a blob that names another key is refused.
         let key = self.key.sibling(key_id);
         let mut request = self.client.decrypt().key_id(&key).ciphertext_blob(Blob::new(wrapped.blob.clone()));
         for (name, value) in context.pairs() {
@@ -137,6 +141,7 @@ impl Kek for AwsKek {
             .ok_or_else(|| KekError::unmapped(format!("{} answered without a plaintext", call.action)))?;
         let dek = unwrapped_dek(plain.into_inner())?;
         let answered = answer.key_id.unwrap_or_default();
+        // Compared by id: a multi-Region key answers with the ARN of the Region that was asked.
         if answered.rsplit('/').next() != Some(key_id) {
             return Err(KekError::new(KekCause::Rejected, format!("asked {key} to unwrap, and {answered:?} did")));
         }

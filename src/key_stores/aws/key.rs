@@ -69,6 +69,7 @@ impl KeyName {
     pub(super) fn lineage(&self, configured_region: Option<&str>) -> Lineage {
         let resource = self.resource.to_string();
         let region = match &self.resource {
+            // One key in every Region: a node that asks a replica makes the same `key_id`.
             Resource::Key(id) if id.starts_with(MULTI_REGION) => "",
             _ => self.region().or(configured_region).unwrap_or_default(),
         };
@@ -89,6 +90,7 @@ impl KeyName {
     pub(super) fn may_be(&self, id: &str) -> bool {
         match &self.resource {
             Resource::Key(own) => own == id,
+            // It may have led to any key when this was wrapped.
             Resource::Alias(_) => true,
         }
     }

@@ -32,6 +32,7 @@ impl HttpClient for Limited {
         for (name, value) in request.headers().iter() {
             built = built.header(name.as_str(), value.as_str());
         }
+        // The SDK streams uploads of blobs, and nothing that is sent here.
         let Body::Bytes(body) = request.body() else {
             return Err(Error::with_message(ErrorKind::Other, "a body that is a stream is not supported"));
         };

@@ -69,6 +69,7 @@ enum Forbidden {
 
 /// What an error of the SDK means.
 pub(super) fn kek_error(action: Action, error: &Error) -> KekError {
+    // The SDK wraps what its transport and credentials return, which are this program's; sorted once is enough.
     if let Some(error) = our_own(error) {
         return error;
     }
@@ -108,10 +109,12 @@ fn vault(action: Action, status: u16, response: Option<&RawResponse>) -> KekErro
     let cause = match (status, detail.code.as_str()) {
         (401, _) => KekCause::Unauthenticated,
         (403, _) => return forbidden(&inner, &detail.message, message),
+        // This version is gone, and others may be there. For the key itself the same answer means that it was deleted.
         (404, "KeyNotFound") if action == Action::Unwrap => KekCause::UnknownVersion,
         (404, "KeyNotFound") => KekCause::Denied,
         // A key that is being deleted or recovered.
         (409, _) if inner == "ObjectIsDeletedButRecoverable" => KekCause::Denied,
+        // Of an unwrap, only the blob can be wrong: the rest is the same in each request.
         (400, _) if action == Action::Unwrap => KekCause::Rejected,
         (400, _) => KekCause::Misconfigured,
         (429, _) => KekCause::Throttled,
@@ -131,6 +134,7 @@ fn forbidden(inner: &str, said: &str, message: String) -> KekError {
         }
         // Access policies name the permission, without an inner code.
         None if inner.is_empty() && said.contains("does not have keys ") => KekError::denied_by_policy(message),
+        // A 403 that is not known counts as temporary: a wrong "denied" would clear keys from memory.
         None => KekError::unmapped(message),
     }
 }

@@ -195,6 +195,7 @@ fn assertion(
 ) -> Result<Zeroizing<String>, KekError> {
     let unusable = || KekError::misconfigured(format!("{} holds no usable private key", content.file().display()));
     let account = CustomServiceAccount::from_json(&content.text).map_err(|_| unusable())?;
+    // Google refuses an assertion from the future; a machine whose clock is wrong is told so by `doctor`.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let header = json!({"alg": "RS256", "typ": "JWT", "kid": key_id});
     let claims = json!({"iss": email, "scope": SCOPE, "aud": audience, "iat": now, "exp": now + ASSERTION_LIFE});
@@ -216,6 +217,7 @@ impl Source for Google {
         match &self.from {
             CredentialSource::File { file, .. } => credential_file::read("Google credentials", file).await.map(Some),
             CredentialSource::Ambient { user_file: Some(file) }
+                // Only where there is one: its absence means the metadata server, and is no fault.
                 if tokio::fs::try_exists(file).await.unwrap_or(false) =>
             {
                 credential_file::read("Google user credentials", file).await.map(Some)

@@ -55,6 +55,7 @@ impl GcpKek {
         let number = label.split('@').next().unwrap_or_default();
         let there = match self.client.version(&self.client.version_name(number)).await {
             Ok(version) => version.label(self.client.name()).is_ok_and(|actual| actual == label),
+            // Where it cannot be told, it counts as there: what was said of the data stands.
             Err(error) => error.cause() != KekCause::UnknownVersion,
         };
         if there {
@@ -136,6 +137,7 @@ impl RotateKek for GcpKek {
             let (name, state) = (&made.name, &made.state);
             return Err(KekError::unavailable(format!("{name} is still {state}; make it primary once it is enabled")));
         }
+        // Only once it is enabled: nothing could be wrapped in between.
         self.client.make_primary(&made).await?;
         for _ in 0..ROTATE_TRIES {
             if self.primary().await?.name == made.name {

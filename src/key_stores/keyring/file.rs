@@ -88,6 +88,7 @@ impl Keyring {
             )),
             _ => KekError::unavailable(format!("cannot open keyring file {name}")).with_source(error),
         })?;
+        // Of the open file: what is examined is then what is read, whatever the path leads to a moment later.
         let metadata = handle
             .metadata()
             .map_err(|error| KekError::unavailable(format!("cannot examine keyring file {name}")).with_source(error))?;
@@ -129,6 +130,7 @@ impl Keyring {
         let failed = |problem: &str, file: &Path, error: std::io::Error| {
             KekError::misconfigured(format!("cannot {problem} {}", file.display())).with_source(error)
         };
+        // The path may be a symlink, which renaming over it would replace.
         let target = fs::canonicalize(file).map_err(|error| failed("find", file, error))?;
         files::replace(&target, self.text().as_bytes()).map_err(|error| failed("replace", &target, error))
     }
@@ -241,6 +243,7 @@ impl Keyring {
             return bad(format!("{active} active versions; a keyring has exactly one"));
         }
         for (index, version) in self.versions.iter().enumerate() {
+            // A changed byte in a key would otherwise be found at the first unwrap that fails.
             if version.id != hex::encode(key_fingerprint(&version.key.0)) {
                 return bad(format!("version {} does not match its key; restore the file from its backup", version.id));
             }
@@ -312,6 +315,7 @@ fn check_private(file: &Path, metadata: &fs::Metadata) -> Result<(), KekError> {
         )));
     }
     let user = rustix::process::geteuid().as_raw();
+    // Whoever owns the file can change its mode, and read it then.
     if metadata.uid() != user && metadata.uid() != 0 {
         return Err(KekError::misconfigured(format!(
             "keyring file {name} belongs to uid {}, and the plugin runs as uid {user}; fix with: chown {user} {name}",

@@ -81,6 +81,8 @@ impl Kek for KeyringKek {
 impl RotateKek for KeyringKek {
     async fn rotate(&self) -> Result<KekVersion, KekError> {
         let mut keyring = self.keyring().await?;
+        // A version that was copied to every node beforehand; without one, the others cannot open what this node writes
+        // until they have the file.
         let pending = match keyring.versions().iter().rev().find(|version| version.state == VersionState::Pending) {
             Some(version) => version.id.clone(),
             None => keyring.add(&mut rand::rng()),

@@ -73,9 +73,12 @@ impl Client {
     /// # Errors
     /// The module's own, or `Unavailable` when its process cannot be started, hangs or crashes.
     pub(super) async fn call(&self, call: Call, secret: &[u8]) -> Result<(Done, Secret), KekError> {
+        // A process that ended says nothing about the call, which is repeated once in a new one. A rotation may have
+        // made a key before it ended.
         let mut may_repeat = !matches!(call, Call::Rotate);
         loop {
             let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+            // Read for each call, so that a changed PIN takes effect at once.
             let pin = credential_file::read("PIN", &self.key.pin_file).await?;
             let (host, is_new) = self.host(&pin).await?;
             let failure = match host.ask(call.clone(), secret, Some(permit)).await {
@@ -108,6 +111,7 @@ impl Client {
             let Ok(pin) = credential_file::read("PIN", &this.key.pin_file).await else { return };
             let Ok(permit) = this.permits.clone().acquire_owned().await else { return };
             let Ok(host) = this.start(&pin) else { return };
+            // Put in its place only once it has answered: the old one works until then.
             if host.ask(Call::Version, &[], Some(permit)).await.is_ok() {
                 *this.host.lock().await = Some(host);
             }
@@ -116,6 +120,7 @@ impl Client {
 
     /// The process to ask, and whether it was started for this.
     async fn host(&self, pin: &Content) -> Result<(Arc<Host>, bool), KekError> {
+        // Tokens lock themselves after a few wrong PINs.
         if *lock(&self.refused) == Some(pin.fingerprint()) {
             let text = "the token has refused the PIN in pinFile; not shown again until the file changes";
             return Err(KekError::new(KekCause::Unauthenticated, text));
@@ -144,6 +149,8 @@ impl Client {
         if pin_refused {
             *lock(&self.refused) = Some(host.pin);
         }
+        // The next call starts a process that initialises the module again: some see a token that came back, or a new
+        // key, only then.
         if pin_refused || cause == KekCause::Unavailable || cause == KekCause::UnknownVersion {
             let mut current = self.host.lock().await;
             if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, host)) {
@@ -285,6 +292,7 @@ async fn watch(mut child: Child, mut reader: OwnedReadHalf, host: Weak<Host>) {
     let mut head = [0; 8];
     let mut filled = 0;
     loop {
+        // Nobody uses it any more: dropped clients end their process.
         let Some(alive) = host.upgrade() else { break };
         if alive.hangs() {
             let _ = child.start_kill();
@@ -336,11 +344,13 @@ async fn body(reader: &mut OwnedReadHalf, head: [u8; 8]) -> Option<(Response, Se
 fn spawn() -> std::io::Result<(Child, UnixStream)> {
     let (ours, theirs) = Connection::pair()?;
     ours.set_nonblocking(true)?;
+    // This very program, also after an upgrade has replaced its file.
     let program = std::env::var_os(PROGRAM).map_or_else(|| PathBuf::from("/proc/self/exe"), PathBuf::from);
     let errors = std::os::fd::AsFd::as_fd(&std::io::stderr()).try_clone_to_owned()?;
     let child = Command::new(program)
         .args(["key-store-host", "pkcs11"])
         .stdin(Stdio::from(OwnedFd::from(theirs)))
+        // What a vendor's library prints must not get into the output of a command.
         .stdout(Stdio::from(errors))
         .kill_on_drop(true)
         .spawn()?;

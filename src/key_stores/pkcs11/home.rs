@@ -74,6 +74,7 @@ impl Home {
     /// The key with the highest id, which must be able to wrap and unwrap.
     fn active(&self, session: &Session, by: Mechanism) -> Result<Key, Trouble> {
         let mut all = keys(session, &self.key_label, by)?;
+        // The greatest id is the active version: PKCS#11 has no notion of one.
         all.sort_by(|one, other| one.id.cmp(&other.id));
         let Some(active) = all.pop() else { return Err(self.not_visible(session, by)) };
         if all.iter().any(|key| key.id.same_number(&active.id)) {

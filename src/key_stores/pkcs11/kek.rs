@@ -65,6 +65,7 @@ impl Kek for Pkcs11Kek {
         if wrapped.version.lineage != self.lineage {
             return Err(unknown("wrapped by another KEK"));
         }
+        // What no mechanism can have made is not shown to the vendor's library.
         if Mechanism::of_blob(&wrapped.blob).is_none_or(|(by, _)| by.is_rsa() != id.is_rsa()) {
             let text = format!("{} bytes that no mechanism wraps a DEK as", wrapped.blob.len());
             return Err(KekError::new(KekCause::Rejected, text));

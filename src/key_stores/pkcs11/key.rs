@@ -203,6 +203,7 @@ fn describe_pair(session: &Session, label: &str, _by: Mechanism, handle: ObjectH
     let (mut wraps_with, mut wraps) = (handle, false);
     for half in session.find_objects(&halves)? {
         let public = Described::read(session, half, &[Modulus, Encrypt])?;
+        // Label and id may be given twice; the modulus shows which half belongs to it.
         if public.modulus == private.modulus {
             (wraps_with, wraps) = (half, public.may(Encrypt));
         }
@@ -227,6 +228,7 @@ fn unfit(label: &str, why: &str) -> Trouble {
 pub(super) fn generate(session: &Session, label: &str, by: Mechanism, former: &Key) -> Result<(), Trouble> {
     let id = former.id.next();
     let named = [Attribute::Token(true), Attribute::Label(label.into()), Attribute::Id(id)];
+    // Also where the token's defaults are other ones.
     let kept = [Attribute::Private(true), Attribute::Sensitive(true), Attribute::Extractable(false)];
     if by.is_rsa() {
         let bits = u64::try_from(former.modulus_bytes * 8).expect("a modulus has at most 8192 bits");

@@ -59,6 +59,7 @@ pub(in crate::key_stores) async fn read(what: &str, file: &Path) -> Result<Conte
         return Err(wrong(&format!("is longer than {MAX_BYTES} bytes; name the right file")));
     }
     let text = std::str::from_utf8(&bytes).map_err(|_| wrong("is not text; name the right file"))?.trim();
+    // A file is empty for a moment where it is written in place.
     if text.is_empty() {
         return Err(KekError::unavailable(format!("the {what} is missing: {name} is empty")));
     }

@@ -127,6 +127,8 @@ impl<S: Source> Renewing<S> {
         let used = self.get().await?;
         let error = match call(used.credential.clone()).await {
             Err(error) if error.cause() == KekCause::Unauthenticated => error,
+            // The permission may have come with a newer token: only credentials that were got after the denial can
+            // confirm it.
             Err(error) if error.is_by_policy() && used.age() >= FRESH => error,
             result => return result,
         };
@@ -136,15 +138,18 @@ impl<S: Source> Renewing<S> {
         }
         let other = match self.0.replace(&used).await {
             Ok(other) => other,
+            // Without others there is nothing more to try; why there are none says more than the refusal.
             Err(failure) if refused => return Err(failure),
             Err(failure) => {
                 let text = format!("denied, which {} that are newer could not confirm", self.0.source.name());
                 return Err(KekError::unavailable(text).with_source(format!("{error}; {failure}")));
             }
         };
+        // The same credentials again: no newer permission can be in them, so the denial stands.
         if !refused && self.0.source.same(&other.credential, &used.credential) {
             return Err(error);
         }
+        // Once more and no further: whoever refuses two credentials in a row would refuse a third.
         let result = call(other.credential.clone()).await;
         if let Err(error) = &result
             && error.cause() == KekCause::Unauthenticated
@@ -175,6 +180,7 @@ impl<S: Source> Renewing<S> {
                 if (held.is_due(fingerprint.is_some()) || state.from != fingerprint)
                     && state.may_load(fingerprint).is_ok()
                 {
+                    // In the background. What is held is still good, and its user must not wait for a login.
                     drop(self.0.start(&mut state, content));
                 }
                 return Ok(held);
@@ -200,10 +206,12 @@ impl<S: Source> Inner<S> {
         let mut state = self.state();
         if state.held.as_ref().is_some_and(|held| Arc::ptr_eq(held, used)) {
             let failure = Arc::new(KekError::new(error.cause(), error.problem()));
+            // A file that was replaced by a bad one must not end what worked: those of before are taken up again.
             state.held = state.former.take().filter(|former| former.lasts());
             if let (Some(_), Some(from), true) = (&state.held, state.from, self.source.remembers_refusals()) {
                 state.refused = Some((from, failure.clone()));
             }
+            // A source may hand the same credentials out again, from a cache of its own.
             state.dropped = Some((used.credential.clone(), failure));
         }
     }
@@ -218,6 +226,7 @@ impl<S: Source> Inner<S> {
             let mut state = self.state();
             state.take_loaded();
             match (&state.held, state.load.clone()) {
+                // Another caller has replaced them meanwhile.
                 (Some(held), _) if !Arc::ptr_eq(held, used) => return Ok(held.clone()),
                 (_, Some(load)) => load,
                 (_, None) => {
@@ -247,6 +256,7 @@ impl<S: Source> Inner<S> {
         // A changed source is loaded from; the same one may lengthen what is held.
         let held = state.held.clone().filter(|held| held.lasts() && state.from == fingerprint && held.is_due(true));
         let inner = self.clone();
+        // In a task of its own: a caller whose deadline ends must not end a login, which would begin anew each time.
         let task = tokio::spawn(async move {
             let load = async {
                 match held {
@@ -284,6 +294,7 @@ impl<S: Source> Inner<S> {
         match loaded {
             Ok(loaded) => {
                 let loaded = Arc::new(loaded);
+                // Only those from another content of the file are worth going back to.
                 let former = state.held.take().filter(|_| state.from != fingerprint);
                 *state = State {
                     held: Some(loaded.clone()),
@@ -316,6 +327,7 @@ impl<S: Source> Inner<S> {
 impl<C> State<C> {
     /// A load that has ended makes room for the next one.
     fn take_loaded(&mut self) {
+        // A load that nobody waits for is polled here, so that its end is seen.
         if self.load.as_ref().is_some_and(|load| load.peek().is_some() || load.clone().now_or_never().is_some()) {
             self.load = None;
         }

@@ -16,8 +16,11 @@ const IDLE: Duration = Duration::from_secs(90);
 /// What all have in common. `ca_file` holds the only authorities to trust, instead of the system's.
 pub(in crate::key_stores) fn builder(ca_file: Option<&Path>) -> Result<ClientBuilder, KekError> {
     let builder =
+        // A redirect would carry the token elsewhere, and a proxy that the environment names is there for other traffic
+        // than that of keys.
         ClientBuilder::new().connect_timeout(CONNECT).pool_idle_timeout(IDLE).redirect(Policy::none()).no_proxy();
     Ok(match ca_file {
+        // Only these: whoever names an authority wants no public one to speak for the key store.
         Some(file) => builder.tls_certs_only(certificates(file)?),
         None => builder,
     })

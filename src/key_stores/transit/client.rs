@@ -113,6 +113,7 @@ impl Client {
         for index in (0..count).map(|step| (first + step) % count) {
             match self.send_to(self.servers.addresses[index].as_str(), request, token).await {
                 Ok(answer) => {
+                    // A server that is away costs its time limit once, and not with each request.
                     self.preferred.store(index, Relaxed);
                     return Ok(answer);
                 }
@@ -160,6 +161,7 @@ impl Client {
         }
         let messages = serde_json::from_slice(&body).ok().map(|Messages { errors }| errors);
         let invalid_token = status == 403 && messages.iter().flatten().any(|said| is_about_the_token(said));
+        // A 403 without Vault's form is somebody's in between, and says nothing about the token.
         let forbidden = status == 403 && messages.is_some();
         let error = kek_error(request, status, messages.as_deref(), wait);
         Err(Failure { error, forbidden, invalid_token, connected: true })
@@ -167,6 +169,7 @@ impl Client {
 
     fn headers(&self, token: Option<&SecretText>) -> Result<HeaderMap, Failure> {
         let mut headers = HeaderMap::new();
+        // Vault Agent and Proxy can be set to demand it (`require_request_header`), against forged requests.
         headers.insert("x-vault-request", HeaderValue::from_static("true"));
         let namespace = &self.servers.namespace;
         if !namespace.is_empty() {
@@ -249,6 +252,7 @@ async fn read(mut response: Response, address: &str) -> Result<Zeroizing<Vec<u8>
 }
 
 fn connect(servers: &Servers) -> Result<reqwest::Client, KekError> {
+    // Also against a mistake elsewhere: where https alone is configured, nothing else is ever spoken.
     let encrypted_only = servers.addresses.iter().all(|address| address.scheme() == "https");
     let mut builder = tls::builder(servers.ca_file.as_deref())?.https_only(encrypted_only);
     if let Some(certificate) = &servers.client_certificate {
@@ -261,6 +265,7 @@ fn identity(ClientCertificate { cert_file, key_file }: &ClientCertificate) -> Re
     let mut pem = read_file("clientCertificate.certFile", cert_file)?;
     pem.push(b'\n');
     let key = read_file("clientCertificate.keyFile", key_file)?;
+    // Once and exactly: growing by itself would copy the key a second time.
     pem.reserve_exact(key.len());
     pem.extend_from_slice(&key);
     Identity::from_pem(&pem).map_err(|_| {

@@ -117,6 +117,7 @@ impl Tokens {
     /// Finds out how long a token lives that somebody else has made.
     async fn adopt(&self, content: &Content) -> Result<Loaded<Token>, KekError> {
         let text = SecretText::new(content.text.clone());
+        // A token from a file does not tell when it ends.
         let lookup = match self.client.send(&token_request(Method::GET, "lookup-self"), Some(&text)).await {
             Ok(answer) => Some(answer.parse::<Data<TokenLookup>>()?.data),
             Err(failure) if failure.is_invalid_token() => {

@@ -80,6 +80,8 @@ impl Session {
         if failure.is_invalid_token() {
             return refused("expired, revoked or unknown");
         }
+        // Vault answers 403 to a bad token and to a missing permission alike. A token that can be looked up is a good
+        // one, so it is the permission.
         match self.client.send(&token_request(Method::GET, "lookup-self"), Some(&token.text)).await {
             Ok(_) => Err(failure.error),
             Err(lookup) if lookup.forbidden => refused("expired, revoked or unknown, or may not ask about itself"),

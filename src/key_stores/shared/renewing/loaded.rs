@@ -27,6 +27,7 @@ impl<C> Loaded<C> {
     /// Credentials that live this long from now.
     pub fn for_time(credential: Arc<C>, life: Option<Duration>) -> Self {
         let life = life.map(|life| life.min(LONGEST_LIFE));
+        // Both are kept: the time that has passed does not see a machine that slept, and the wall clock may be set.
         let ends = life.and_then(|life| SystemTime::now().checked_add(life));
         Self { credential, ends, at: Instant::now(), life }
     }
@@ -59,6 +60,7 @@ impl<C> Loaded<C> {
     /// After two thirds of their life.
     pub(super) fn is_due(&self, has_fingerprint: bool) -> bool {
         let after = match self.life {
+            // A third of its life is left for a login that fails to be tried again.
             Some(life) => part(life, 2, 3),
             None if has_fingerprint => return false,
             None => RELOAD,
