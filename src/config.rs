@@ -198,6 +198,7 @@ impl Config {
     /// # Errors
     /// Every mistake of the file at once, each with its place and the fix.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        // YAML 1.1 reads `yes`, `no`, `on` and `off` as booleans; here they are words.
         let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
         let parsed: File = serde_saphyr::from_str_with_options(text, options)
             .map_err(|error| ConfigError::Syntax { file: file.to_owned(), problem: syntax::describe(text, &error) })?;

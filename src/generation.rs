@@ -24,6 +24,7 @@ impl Generation {
     /// When the wraps are more than the API server stores beside an object, or could not be read again from there.
     pub fn new(dek: Arc<Dek>, wrapped: WrappedDekSet) -> Result<Self, SealError> {
         let annotation = wrapped.encode()?;
+        // Read back before it is used: what cannot be read again would be found by the first Decrypt, in production.
         WrappedDekSet::decode(&annotation)?;
         Ok(Self { key_id: wrapped.key_id(), dek_id: dek_id(&dek), dek, wrapped, annotation })
     }

@@ -104,6 +104,7 @@ impl Database {
         if count > self.pages - id {
             return Err(damaged(format_args!("page {id} goes on beyond the last page")));
         }
+        // A damaged page that leads back to one above it would otherwise be walked for ever.
         seen.note(id, count)?;
         let length = usize::try_from(count * self.page_size).map_err(|_| damaged("a page is too long"))?;
         let mut page = vec![0; length];
@@ -132,6 +133,7 @@ fn newest_meta(file: &File) -> Result<Option<Meta>, Fault> {
         }
         if let Some(meta) = meta(&bytes[HEADER..])?
             && (at == 0 || at == meta.page_size)
+            // The two take turns: the one with the greater transaction that is intact is the newest state.
             && newest.as_ref().is_none_or(|other| meta.transaction > other.transaction)
         {
             newest = Some(meta);

@@ -119,6 +119,7 @@ impl Inventory {
         let Some(annotation) = object.annotations.get(ANNOTATION) else { return };
         let Ok(ciphertext) = Ciphertext::parse(&object.encrypted_dek_source) else { return };
         let name = digest(&[&ciphertext.dek_id.0, annotation]);
+        // Decoded once for each: thousands of values share an annotation.
         if !self.deks.contains_key(&name)
             && let Ok(wrapped) = WrappedDekSet::decode(annotation)
         {

@@ -60,6 +60,8 @@ impl<'a> Keyspace<'a> {
             if stored.key.is_empty() {
                 return Err(broken("has no key"));
             }
+            // From the newest to the oldest: the first record of a key is the one that a restored etcd shows, also when
+            // it is a deletion.
             let is_newest = self.seen.insert(name(&stored.key));
             if deleted {
                 continue;

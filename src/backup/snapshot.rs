@@ -157,6 +157,7 @@ fn named(path: &Path, fault: Fault) -> SnapshotError {
 fn open(path: &Path) -> Result<Snapshot, Fault> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
+    // `etcdctl snapshot save` appends a SHA-256 to the file; a copy of etcd's own database has none, and whole pages.
     let hash = if length % SECTOR == HASH { Some(verified_hash(&file, length)?) } else { None };
     let database = match hash {
         Some(_) => Database::open(file, length - HASH, true)?,
@@ -201,6 +202,7 @@ fn newest_revision(database: &Database, keys: &Bucket) -> Result<i64, Fault> {
         },
         None => 0,
     };
+    // A compaction may have removed the newest record, where it was a deletion.
     Ok(newest.max(compacted(database)?))
 }
 

@@ -53,9 +53,11 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
         None => (args.config.clone(), Config::load_with_text(&args.config)?),
     };
     start_logs(args.log_format);
+    // Before any key is in memory.
     hardening::apply();
     let metrics = Arc::new(Metrics::new());
     let settings = settings(&path, &config, &metrics)?;
+    // What needs rights that the sandbox takes away is opened before it.
     let opened = Opened::open(&config)?;
     let reload = Reload { path, loaded: text, sandbox: Sandbox::enter(&config), running: config };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
@@ -132,6 +134,7 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
         started: jiff::Timestamp::now(),
     };
     let mut refresh = Refresh::new(service.clone(), settings.clone(), metrics.clone(), kek_health);
+    // Before the socket is served: a first Status then has an answer where the KEKs had one.
     refresh.turn().await;
     let (new_settings, settings) = watch::channel(settings);
     background.spawn(refresh.run(settings));
@@ -141,6 +144,8 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
     let connections =
         socket.connections(config.socket.allowed_uids.clone(), descriptors.connections, service.cleared())?;
     info!(socket = %config.socket.address, health = %config.health.listen, "listening");
+    // Also while it waits for a KEK: systemd would otherwise stop it for being slow, and what it waits for is said in
+    // /status.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     if dev {
         tokio::spawn(dev::self_check(config.socket.address.clone()));
@@ -149,6 +154,7 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
         served = server::serve(connections, service.clone(), metrics, stop_signal(terminate, interrupt)) => {
             served.context("the gRPC server ended")
         }
+        // Without its loop the plugin would serve keys that nobody proves any more.
         error = supervise(&mut background) => Err(error),
     };
     // What was seen last is remembered as well.

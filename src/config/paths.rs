@@ -17,6 +17,8 @@ pub(super) fn of_keks(text: &str) -> Vec<PathBuf> {
 
 fn collect(value: &Value, paths: &mut Vec<PathBuf>) {
     match value {
+        // Whatever looks like a path, of any kind: the sandbox has to let the process read it, and a kind need not list
+        // its own.
         Value::String(text) if text.starts_with('/') => paths.push(text.into()),
         Value::Array(items) => items.iter().for_each(|item| collect(item, paths)),
         Value::Object(fields) => fields.values().for_each(|item| collect(item, paths)),

@@ -57,6 +57,7 @@ impl RawKeys {
         let lengths: &[usize] = if kind == "secretbox" { &[32] } else { &[16, 24, 32] };
         let key = |mut raw: RawKey| {
             let secret = BASE64_STANDARD.decode(&raw.secret).ok().map(Zeroizing::new);
+            // The decoded key is cleared when it is dropped; this is the same key in base64.
             raw.secret.zeroize();
             LocalKey { name: raw.name, secret: secret.filter(|secret| lengths.contains(&secret.len())) }
         };

@@ -96,6 +96,7 @@ impl EtcdClusters {
         if clusters.is_empty() {
             return Err(EtcdError::Unreachable(with_likely_fixes(access, &silent)));
         }
+        // A member that was not named may be the one that is full, or behind.
         for cluster in &mut clusters {
             cluster.find_other_members(access, &mut silent).await;
         }
@@ -104,6 +105,8 @@ impl EtcdClusters {
 }
 
 fn add(clusters: &mut Vec<EtcdCluster>, prefix: &str, id: ClusterId, member: Member) {
+    // By the id that each answers with: endpoints of several clusters may be named together, and two names may lead to
+    // one member.
     if let Some(cluster) = clusters.iter_mut().find(|cluster| cluster.id == id) {
         if cluster.members.iter().all(|known| known.id != member.id) {
             cluster.members.push(member);
@@ -130,6 +133,7 @@ fn with_likely_fixes(access: &EtcdAccess, silent: &[(String, String)]) -> String
 impl Member {
     async fn connect(endpoint: &str, access: &EtcdAccess, prefix: &str) -> Result<(ClusterId, Self), EtcdError> {
         let channel = connect(endpoint, access).await?;
+        // One key under the prefix: with etcd's authentication this user may have no right to read anything else.
         let small = RangeRequest {
             key: prefix.into(),
             range_end: end_of(prefix),
@@ -194,6 +198,7 @@ impl EtcdCluster {
             let mut client = KvClient::new(member.channel.clone()).max_decoding_message_size(usize::MAX);
             match client.range(request.clone()).await {
                 Ok(answer) => return Ok(answer.into_inner()),
+                // Another member may answer. What etcd itself refuses, it refuses everywhere.
                 Err(status) if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown) => {
                     last = Some(status);
                 }
@@ -241,6 +246,7 @@ pub(super) fn words(status: &Status) -> String {
 /// The first key after every key that begins with `prefix`.
 pub(super) fn end_of(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
+    // A prefix ends with a slash, so that the last byte is never 255.
     if let Some(last) = end.last_mut() {
         *last += 1;
     }

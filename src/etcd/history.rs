@@ -64,6 +64,8 @@ impl EtcdCluster {
                 match range.watch(channel.clone(), &mut each).await {
                     Ok(Watched::Complete(seen)) => return Ok(History { from, to, values: values + seen }),
                     Ok(Watched::Compacted(oldest)) => {
+                        // What was superseded before the compaction is gone for good. What was current then can be read
+                        // at that revision, and is part of the history.
                         values += self.values_at(prefix, oldest, after, &mut each).await?;
                         from = oldest + 1;
                     }
@@ -122,6 +124,7 @@ impl Range<'_> {
             key: self.prefix.into(),
             range_end: end_of(self.prefix),
             start_revision: self.from,
+            // A deletion stores no value.
             filters: vec![FilterType::Nodelete.into()],
             fragment: true,
         };
@@ -145,6 +148,8 @@ impl Range<'_> {
                     each(&String::from_utf8_lossy(&pair.key), &pair.value, pair.mod_revision);
                 }
             }
+            // A progress answer may come before events that etcd still holds back; the newest known value must have
+            // been seen.
             if reaches(&answer, self.to) && (newest_seen >= self.newest || self.newest < self.from) {
                 return Ok(Watched::Complete(seen));
             }

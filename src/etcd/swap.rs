@@ -45,6 +45,8 @@ impl EtcdCluster {
         for channel in self.channels() {
             match KvClient::new(channel).txn(request.clone()).await {
                 Ok(answer) if answer.get_ref().succeeded => return Ok(Swapped::Done),
+                // A transaction that is repeated after its answer was lost ends here as well: the revision has changed
+                // by its own hand.
                 Ok(_) => return Ok(Swapped::Overtaken),
                 Err(status) if is_too_much(&status) && swaps.len() > 1 => return Ok(Swapped::TooMany),
                 Err(status) if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown) => {
@@ -68,6 +70,7 @@ fn transaction(swaps: &[Swap]) -> TxnRequest {
         request: Some(Request::RequestPut(PutRequest {
             key: swap.key.clone(),
             value: swap.value.clone(),
+            // Events and others with a lease keep theirs; a put would take it away.
             ignore_lease: true,
         })),
     };

@@ -102,6 +102,7 @@ impl Plugins {
 
     async fn client(&self, provider: &ProviderName) -> Result<Client, PluginError> {
         let failed = |problem, passes| PluginError { provider: provider.clone(), problem, passes };
+        // Held while connecting, so that many values at once make one connection.
         let mut clients = self.clients.lock().await;
         if let Some(client) = clients.get(provider) {
             return Ok(client.clone());

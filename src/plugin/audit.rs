@@ -75,6 +75,7 @@ impl Audit {
     /// When the record is required and was not written: the answer must not be given.
     pub async fn record(&self, event: impl FnOnce() -> Event) -> Result<(), Unrecorded> {
         let Some(log) = &self.log else { return Ok(()) };
+        // Not waited for: a record that is lost is counted, and the next line tells how many were.
         if !log.required {
             log.send(event(), None);
             return Ok(());
@@ -110,6 +111,7 @@ impl Log {
     /// Whether the record is on its way; one that is not counts as lost.
     fn send(&self, event: Event, written: Option<oneshot::Sender<Result<(), String>>>) -> bool {
         let entry = Entry { time: jiff::Timestamp::now(), event, written };
+        // Never waits: a disk that hangs must not hang the RPCs.
         match self.waiting.try_send(entry) {
             Ok(()) => true,
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {

@@ -72,11 +72,14 @@ impl KeyManagementService for Grpc {
     async fn encrypt(&self, request: Request<v2::EncryptRequest>) -> Result<Response<v2::EncryptResponse>, Status> {
         let peer = peer_of(&request);
         let v2::EncryptRequest { plaintext, uid } = request.into_inner();
+        // At once: from here on it is cleared when it is dropped, whatever happens next.
         let seed = Seed::new(plaintext);
         let answer = async {
             let encrypted = self.service.encrypt(&seed)?;
             let generation = &encrypted.generation;
             let key_id = generation.key_id().to_string();
+            // Recorded before the answer is given: a key whose use cannot be recorded, though it has to be, is not
+            // used.
             let used = || Event::Encrypt(key_use(&uid, &key_id, generation.dek_id(), peer));
             self.service.audit().record(used).await?;
             Ok(v2::EncryptResponse {
@@ -137,6 +140,7 @@ impl Grpc {
     ) -> Result<Response<T>, Status> {
         let started = Instant::now();
         let _permit = match rpc {
+            // Neither asks a KEK. A flood of Decrypts must not keep the API server from writing.
             Rpc::Status | Rpc::Encrypt => None,
             Rpc::Decrypt => {
                 let Ok(permit) = tokio::time::timeout(DEADLINE, self.permits.acquire()).await else {
@@ -146,6 +150,7 @@ impl Grpc {
                 Some(permit)
             }
         };
+        // A panic is of one request; the connection has others.
         let (outcome, result) = match AssertUnwindSafe(answer).catch_unwind().await {
             Ok(Ok(answer)) => (None, Ok(Response::new(answer))),
             Ok(Err(error)) => {

@@ -145,6 +145,8 @@ pub fn router(health: Health, hosts: &[String]) -> Router {
 async fn check_host(hosts: Arc<[String]>, request: Request, next: Next) -> Response {
     let named = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default().to_owned());
     let named = request.uri().authority().map(ToString::to_string).into_iter().chain(named);
+    // A web page in an operator's browser can lead a name of its own to this address (DNS rebinding) and read what is
+    // here. It cannot make the browser send another Host.
     match named.into_iter().find(|host| !is_known(host, &hosts)) {
         None => next.run(request).await,
         Some(host) => {
@@ -177,6 +179,7 @@ async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     if let Some((state, lost)) = health.service.audit().state() {
         health.metrics.audit(state.head.seq, lost, state.problem.is_some());
     }
+    // Ages go on without any event, so they are measured when they are asked for.
     health.service.measure(&health.metrics);
     let form = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, form)], health.metrics.encode())

@@ -40,9 +40,11 @@ where
 {
     let (stopping, mut stopped) = watch::channel(false);
     let server = tonic::transport::Server::builder()
+        // An API server that starts asks for many seeds over one connection.
         .max_concurrent_streams(STREAMS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .add_service(grpc::server(service, metrics))
+        // So that an EncryptionConfiguration with `apiVersion: v1` gets an answer that names the mistake.
         .add_service(KmsV1::default())
         .serve_with_incoming_shutdown(connections, async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;

@@ -77,6 +77,8 @@ impl Socket {
             }
         };
         folder::prepare(path, mode, group)?;
+        // Before the socket is examined: two plugins that start at once would both find it dead, and one would remove
+        // the other's.
         let lock = lock(path)?;
         remove_dead(path)?;
         let listener = bind(path, mode, group).map_err(|source| failed("listen on", &path.display(), source))?;
@@ -143,10 +145,12 @@ impl Door {
     }
 
     fn check(&self, stream: &UnixStream) -> Result<OwnedSemaphorePermit, String> {
+        // By the kernel's word, before a byte of HTTP/2 is read.
         let uid = stream.peer_cred().map_err(|error| format!("the peer is unknown: {error}"))?.uid();
         if uid != self.own && uid != 0 && !self.allowed_uids.contains(&uid) {
             return Err(format!("uid {uid} is not in allowedUids"));
         }
+        // Refused and not queued: a peer with too many connections waits for itself.
         let permit = self.permits.clone().try_acquire_owned();
         permit.map_err(|_| format!("uid {uid} has one too many: {} are open", self.most))
     }
@@ -201,6 +205,7 @@ fn remove_dead(path: &Path) -> Result<(), SocketError> {
         return Err(SocketError::NotASocket(path.to_owned()));
     }
     match std::os::unix::net::UnixStream::connect(path) {
+        // Nobody listens: its process is gone.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(|source| failed("remove dead socket", &path.display(), source))
         }
@@ -212,6 +217,8 @@ fn remove_dead(path: &Path) -> Result<(), SocketError> {
 
 fn bind(path: &Path, mode: u32, group: Option<u32>) -> io::Result<std::os::unix::net::UnixListener> {
     let socket = new_socket()?;
+    // Bound, then restricted, then listened on: until `listen`, nobody can connect, whatever mode the file was born
+    // with.
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     let mode = match group.map(|group| std::os::unix::fs::chown(path, None, Some(group))) {
         Some(Err(error)) => {

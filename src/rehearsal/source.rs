@@ -52,11 +52,14 @@ pub struct Sources {
 impl Sources {
     /// Opens the seed of an object.
     pub(super) async fn open(&self, provider: &ProviderName, object: &EncryptedObject) -> Result<Seed, SeedError> {
+        // What is taken to be gone must not be asked, however well it answers now.
         if let Some(gone) = self.without.iter().find(|without| without.removes_key_id(&object.key_id)) {
             return Err(SeedError::Refused(format!("its seed opens with {gone} alone, which is taken to be gone")));
         }
         let wrapped = object.annotations.get(ANNOTATION).map(|annotation| WrappedDekSet::decode(annotation));
         if let Some(Ok(wrapped)) = &wrapped {
+            // Before any plugin is asked: a running plugin may open it from its memory, which a restarted one could
+            // not.
             self.refuse_if_all_gone(wrapped)?;
         }
         if let (None, Some(keks)) = (&wrapped, &self.keks) {

@@ -17,6 +17,7 @@ pub struct Descriptors {
 impl Descriptors {
     /// At most a quarter of `limit` for the socket, where one connection is needed, and a sixteenth for health.
     fn within(limit: u64) -> Self {
+        // Most descriptors stay for connections to key stores, files and modules.
         let share = |part, most| usize::try_from(limit / part).unwrap_or(usize::MAX).clamp(4, most);
         Self { connections: share(4, 256), health: share(16, 64) }
     }
@@ -51,7 +52,9 @@ pub fn apply() {
 fn lock_memory() {
     let unlimited = getrlimit(Resource::Memlock).current.is_none();
     let privileged = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
+    // With a finite limit and without the capability, allocations would fail later, once the limit is reached.
     let locked = if unlimited || privileged {
+        // ONFAULT: only pages that are used are locked, not the whole of every thread's stack.
         mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
             .map_err(|error| error.to_string())
     } else {

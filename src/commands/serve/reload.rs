@@ -71,6 +71,7 @@ impl Reload {
 
     fn load(&self, metrics: &Arc<Metrics>) -> anyhow::Result<(Config, Settings)> {
         let config = Config::load(&self.path)?;
+        // A path outside of what the sandbox lets the process read would look like a file that is missing.
         self.sandbox.covers(&config)?;
         let settings = settings(&self.path, &config, metrics)?;
         Ok((config, settings))

@@ -49,6 +49,7 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => Vec::new(),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            // All that has come meanwhile goes in one write: with `required`, one fsync serves them all.
             batch.extend(entries.try_iter().take(BATCH));
             if batch.is_empty() && self.shared.lost.load(Ordering::Relaxed) == 0 {
                 continue;
@@ -110,6 +111,7 @@ impl Writer {
     /// Opens the file again when it was moved away or removed, as logrotate does.
     fn reopen(&mut self) -> io::Result<()> {
         let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        // Log rotation moves the file away; what is written from then on belongs into the new one.
         let in_place = std::fs::metadata(&self.file).map(place).ok();
         if let Some(open) = &self.open
             && Some(place(open.metadata()?)) == in_place
@@ -118,8 +120,10 @@ impl Writer {
         }
         let was_open = self.open.take().is_some();
         let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.file)?;
+        // Two writers would each go on from the same hash, and the chain would fork.
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| io::Error::new(io::Error::from(error).kind(), "another process writes to it"))?;
+        // A file that was moved away is followed by an empty one, in which the chain in memory goes on.
         if !was_open {
             self.go_on(&mut file)?;
         }
@@ -133,6 +137,7 @@ impl Writer {
         file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
         let mut tail = Vec::new();
         file.take(TAIL_BYTES).read_to_end(&mut tail)?;
+        // A crash in the middle of a line: the next record begins on one of its own, and the torn one stays as it is.
         if !tail.is_empty() && !tail.ends_with(b"\n") {
             file.write_all(b"\n")?;
         }

@@ -86,6 +86,7 @@ pub async fn serve(settings: HealthSettings, mut bound: Bound, health: Health, m
             error!(listen = %settings.listen, error, "cannot serve health.listen; tried again every 10 s, the RPCs are served");
             is_reported = true;
         }
+        // The RPCs do not depend on it, so the plugin goes on without.
         sleep(AGAIN).await;
         bound = Bound::bind(&settings);
         if bound.0.is_ok() {
@@ -119,6 +120,7 @@ async fn accept(listener: Accepting, app: Router, most: usize) -> io::Error {
         };
         open.retain(|(_, connection)| !connection.is_finished());
         if open.len() >= most
+            // The oldest goes: whoever opens connections and sends nothing cannot keep a scraper out.
             && let Some((since, mut oldest)) = open.pop_front()
         {
             let _ = timeout_at(since + LASTS_AT_LEAST, &mut oldest).await;
@@ -132,6 +134,7 @@ async fn serve_connection(stream: Box<dyn Stream>, app: Router) {
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_WITHIN)
+        // A scraper asks once in many seconds; connections that are kept would only use descriptors up.
         .keep_alive(false)
         .max_buf_size(MAX_HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));

@@ -66,6 +66,7 @@ impl AsyncRead for Connection {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if self.missing > 0 {
             self.missing = self.missing.saturating_sub(buf.filled().len().saturating_sub(before));
+            // Only while the HTTP/2 preface is missing: afterwards an idle connection is a usual one.
             if read.is_pending() && self.deadline.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(io::Error::new(
                     io::ErrorKind::TimedOut,

@@ -19,6 +19,7 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 pub fn problem_of_folder(folder: &Path) -> Option<FolderProblem> {
     let own = rustix::process::geteuid().as_raw();
     let trusted = [Some(0), Some(own), unmapped_uid()];
+    // Whoever owns a link on the way decides where it leads.
     let symlinks = folder.ancestors().filter(|place| place.is_symlink());
     let real = folder.canonicalize();
     let folders = real.iter().flat_map(|real| real.ancestors());
@@ -31,6 +32,7 @@ pub fn problem_of_folder(folder: &Path) -> Option<FolderProblem> {
                 fix: format!("chown -h {own} {name}"),
             });
         }
+        // In a sticky folder (such as /tmp) only the owner of a file may rename it.
         let open = metadata.is_dir() && mode & WRITABLE_BY_OTHERS != 0 && mode & STICKY == 0;
         open.then(|| FolderProblem {
             problem: format!("folder {name} can be written by others (mode {mode:04o})"),
@@ -126,6 +128,7 @@ impl Passage {
 /// told, and no process in the namespace can be him. `None` in the first namespace, where it is an owner like others.
 fn unmapped_uid() -> Option<u32> {
     let map = fs::read_to_string("/proc/self/uid_map").ok()?;
+    // No user namespace: every uid is mapped.
     if map.split_whitespace().eq(["0", "0", "4294967295"]) {
         return None;
     }
