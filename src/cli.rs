@@ -2,6 +2,8 @@
 
 #[cfg(feature = "rotate")]
 pub mod backup;
+#[cfg(feature = "rotate")]
+pub mod etcd;
 pub mod install;
 mod output;
 #[cfg(feature = "rotate")]

@@ -4,28 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::etcd::EtcdArgs;
 use super::output::OutputFormat;
-
-/// How etcd is reached.
-#[derive(Debug, Args)]
-pub struct EtcdArgs {
-    /// URL of an etcd member, may be given several times, also of several clusters (--etcd-servers-overrides of the API
-    /// servers).
-    #[arg(long, value_name = "URL", value_delimiter = ',')]
-    pub etcd: Vec<String>,
-    /// Authority that signed etcd's certificates.
-    #[arg(long, value_name = "FILE")]
-    pub etcd_ca: Option<PathBuf>,
-    /// Client certificate for etcd.
-    #[arg(long, value_name = "FILE", requires = "etcd_key")]
-    pub etcd_cert: Option<PathBuf>,
-    /// Key of the client certificate for etcd.
-    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
-    pub etcd_key: Option<PathBuf>,
-    /// The API servers' --etcd-prefix.
-    #[arg(long, value_name = "PATH", default_value = "/registry")]
-    pub etcd_prefix: String,
-}
 
 /// What opens values.
 #[derive(Debug, Args)]
@@ -61,6 +41,9 @@ pub struct SnapshotKeysArgs {
     /// A running etcd instead.
     #[command(flatten)]
     pub etcd: EtcdArgs,
+    /// The API servers' --etcd-prefix.
+    #[arg(long, value_name = "PATH", default_value = "/registry")]
+    pub etcd_prefix: String,
     /// The configuration of kube-envelope: each KEK version is then asked whether it still opens what it wrapped
     /// [default: /etc/kube-envelope/config.yaml, if it is there].
     #[arg(long, value_name = "FILE")]
@@ -127,6 +110,9 @@ pub struct RehearseArgs {
     /// A running etcd instead.
     #[command(flatten)]
     pub etcd: EtcdArgs,
+    /// The API servers' --etcd-prefix.
+    #[arg(long, value_name = "PATH", default_value = "/registry")]
+    pub etcd_prefix: String,
     /// What opens values.
     #[command(flatten)]
     pub keys: KeyArgs,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::etcd::EtcdArgs;
 use super::output::OutputFormat;
 
 /// The default place of the journal.
@@ -32,19 +33,9 @@ pub struct ClusterArgs {
     /// The EncryptionConfiguration that the API servers run with; else it is guessed from their metrics.
     #[arg(long, value_name = "FILE")]
     pub encryption_config: Option<PathBuf>,
-    /// URL of an etcd member, may be given several times, also of several clusters (--etcd-servers-overrides of the API
-    /// servers): leftovers are then looked for in etcd itself.
-    #[arg(long, value_name = "URL", value_delimiter = ',')]
-    pub etcd: Vec<String>,
-    /// Authority that signed etcd's certificates.
-    #[arg(long, value_name = "FILE")]
-    pub etcd_ca: Option<PathBuf>,
-    /// Client certificate for etcd.
-    #[arg(long, value_name = "FILE", requires = "etcd_key")]
-    pub etcd_cert: Option<PathBuf>,
-    /// Key of the client certificate for etcd.
-    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
-    pub etcd_key: Option<PathBuf>,
+    /// How etcd is reached.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
     /// The API servers' --etcd-prefix [default: /registry].
     #[arg(long, value_name = "PATH")]
     pub etcd_prefix: Option<String>,

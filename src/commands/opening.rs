@@ -7,9 +7,10 @@ use anyhow::{Context, Result, anyhow};
 use async_trait::async_trait;
 
 use super::plugin_config::plugin_config;
-use super::rotation_access::etcd_access;
+use super::rotation_access::etcd_of;
 use crate::backup::{Snapshot, Source};
-use crate::cli::backup::{EtcdArgs, KeyArgs};
+use crate::cli::backup::KeyArgs;
+use crate::cli::etcd::EtcdArgs;
 use crate::config::Config;
 use crate::encryption_config::EncryptionConfiguration;
 use crate::etcd::{EtcdAccess, EtcdClusters};
@@ -27,13 +28,12 @@ pub(super) fn prefix(given: &str) -> String {
 }
 
 /// The snapshot, or the running etcd. All of its data must be within reach: what is not seen cannot be judged.
-pub(super) async fn source(file: Option<&Path>, args: &EtcdArgs) -> Result<Source> {
+pub(super) async fn source(file: Option<&Path>, args: &EtcdArgs, under: &str) -> Result<Source> {
     if let Some(file) = file {
         return Ok(Source::Snapshot(Snapshot::open(file)?));
     }
-    let access = etcd_access(&args.etcd, args.etcd_ca.as_deref(), args.etcd_cert.as_deref(), args.etcd_key.as_deref())?;
-    let access = access.context("give the file of a snapshot, or --etcd")?;
-    let etcd = EtcdClusters::connect(&access, &prefix(&args.etcd_prefix)).await?;
+    let access = etcd_of(args)?.context("give the file of a snapshot, or --etcd")?;
+    let etcd = EtcdClusters::connect(&access, &prefix(under)).await?;
     if let Some((endpoint, why)) = etcd.unknown.first() {
         return Err(anyhow!(
             "{endpoint} may lead to data that would not be seen: {why}; leave it out, or make it answer"

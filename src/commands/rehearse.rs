@@ -66,11 +66,11 @@ pub fn run(args: RehearseArgs) -> Result<Exit> {
 
 async fn report(args: RehearseArgs) -> Result<Report> {
     let keys = Keys::of(&args.keys, &args.without)?;
-    let source = source(args.file.as_deref(), &args.etcd).await?;
+    let source = source(args.file.as_deref(), &args.etcd, &args.etcd_prefix).await?;
     let seeds = Seeds::new(keys.sources);
     let opener = Opener { configuration: keys.configuration.as_ref(), seeds: &seeds };
     let plugins = seeds.sources().unhealthy_plugins().await;
-    let found = rehearse(&source, &prefix(&args.etcd.etcd_prefix), &opener).await?;
+    let found = rehearse(&source, &prefix(&args.etcd_prefix), &opener).await?;
     let mut not_looked_at = Vec::new();
     if found.older > 0 {
         not_looked_at.push(format!("{} values of the past, which no start reads", found.older));

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::exit::Exit;
+use crate::cli::etcd::EtcdArgs;
 use crate::cli::rotation::ClusterArgs;
 use crate::etcd::EtcdAccess;
 use crate::rotation::cluster::Access;
@@ -52,6 +53,14 @@ pub fn etcd_access(
     }
     let path = |path: Option<&Path>| path.map(Path::to_owned);
     Ok(Some(EtcdAccess { endpoints: endpoints.to_vec(), ca: path(ca), certificate: path(certificate), key: path(key) }))
+}
+
+/// The same from the command line.
+///
+/// # Errors
+/// As of [`etcd_access`].
+pub fn etcd_of(args: &EtcdArgs) -> Result<Option<EtcdAccess>, RotationError> {
+    etcd_access(&args.endpoints, args.ca.as_deref(), args.certificate.as_deref(), args.key.as_deref())
 }
 
 #[cfg(test)]

@@ -120,8 +120,8 @@ struct Needed {
 fn keys(args: SnapshotKeysArgs) -> Result<Exit> {
     let output = args.output;
     let found = block_on(async move {
-        let source = source(args.file.as_deref(), &args.etcd).await?;
-        let inventory = Inventory::take(&source, &prefix(&args.etcd.etcd_prefix)).await?;
+        let source = source(args.file.as_deref(), &args.etcd, &args.etcd_prefix).await?;
+        let inventory = Inventory::take(&source, &prefix(&args.etcd_prefix)).await?;
         let (config, names) = configuration(args.config.as_deref())?;
         let opens = match &config {
             Some(config) => Some(opens(&keks(config)?, inventory.deks()).await),

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::exit::{Exit, block_on};
 use super::plugin_config::plugin_config;
 use super::rotate_keys::intent::defaults;
-use super::rotation_access::{access, etcd_access, exit_of};
+use super::rotation_access::{access, etcd_of, exit_of};
 use super::rotation_display::{Display, print_scan};
 use crate::cli::OutputFormat;
 use crate::cli::rotation::{ClusterArgs, VerifyArgs};
@@ -199,9 +199,7 @@ async fn in_old_revisions(
     targets: &StoredUnder,
     scan: &Scan,
 ) -> Result<Option<u64>, RotationError> {
-    let ca = args.etcd_ca.as_deref();
-    let access = etcd_access(&args.etcd, ca, args.etcd_cert.as_deref(), args.etcd_key.as_deref())?;
-    let Some(access) = access else { return Ok(None) };
+    let Some(access) = etcd_of(&args.etcd)? else { return Ok(None) };
     let prefix = args.etcd_prefix.clone().unwrap_or(defaults().etcd_prefix);
     let etcd = EtcdClusters::connect(&access, &slashed(&prefix)).await?;
     let from = scan.clusters.iter().map(|cluster| (cluster.id, 0)).collect();
@@ -323,8 +321,7 @@ async fn search(
     seen: &[Seen],
 ) -> Result<Option<Scan>, RotationError> {
     let (expected, defaults) = (encrypted.expected(&targets.plugins), defaults());
-    let ca = args.etcd_ca.as_deref();
-    if let Some(etcd) = etcd_access(&args.etcd, ca, args.etcd_cert.as_deref(), args.etcd_key.as_deref())? {
+    if let Some(etcd) = etcd_of(&args.etcd)? {
         let prefix = args.etcd_prefix.clone().unwrap_or(defaults.etcd_prefix);
         return search_etcd(&seen[0].api, &etcd, &prefix, &expected).await.map(Some);
     }

@@ -50,14 +50,14 @@ pub fn given(args: &RotateKeysArgs) -> Result<Map<String, Value>> {
     given.list("skip", &args.skip);
     given.list("allow-changes", &args.allow_changes);
     given.list("server", &cluster.servers);
-    given.list("etcd", &cluster.etcd);
+    given.list("etcd", &cluster.etcd.endpoints);
     given.file("config", cluster.config.as_deref())?;
     given.file("kubeconfig", cluster.kubeconfig.as_deref())?;
     given.file("server-ca", cluster.server_ca.as_deref())?;
     given.file("encryption-config", cluster.encryption_config.as_deref())?;
-    given.file("etcd-ca", cluster.etcd_ca.as_deref())?;
-    given.file("etcd-cert", cluster.etcd_cert.as_deref())?;
-    given.file("etcd-key", cluster.etcd_key.as_deref())?;
+    given.file("etcd-ca", cluster.etcd.ca.as_deref())?;
+    given.file("etcd-cert", cluster.etcd.certificate.as_deref())?;
+    given.file("etcd-key", cluster.etcd.key.as_deref())?;
     given.files("snapshot-file", &args.snapshot_file)?;
     given.files("backup", &args.backup)?;
     given.value("context", cluster.context.as_ref());
