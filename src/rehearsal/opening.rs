@@ -70,6 +70,7 @@ impl Opener<'_> {
         for provider in providers(configuration, folder) {
             match provider {
                 Provider::Identity if clear => return Ok(Zeroizing::new(value.to_vec())),
+                // The colon at the end matters: without it, provider `a` would claim what `ab` stored.
                 Provider::Kms(kms)
                     if value.starts_with(prefix_of(&format!("kms:{}:{}", kms.version, kms.name)).as_bytes()) =>
                 {
@@ -102,6 +103,8 @@ impl Opener<'_> {
             EncryptedObject::of(value).ok_or_else(|| Refusal::Damaged("it is not an EncryptedObject".into()))?;
         let source = object.check().map_err(Refusal::Damaged)?;
         let seed = self.seeds.get(&provider, &object).await.map_err(|error| match &*error {
+            // A seed that was not asked for says nothing about the value; one that was refused means that an API server
+            // could not read it.
             SeedError::NotAsked(why) => Refusal::Unchecked(why.clone()),
             SeedError::Refused(_) => Refusal::Seed(error),
         })?;
@@ -123,6 +126,7 @@ fn by_local_key(keys: &LocalKeys, key: &[u8], rest: &[u8]) -> Result<Plaintext, 
     let opened = match keys.kind {
         "aescbc" => open_cbc(secret, message),
         "aesgcm" => open_gcm(secret, key, message),
+        // The reader of the EncryptionConfiguration lets no other kind through.
         _ => open_secretbox(secret, message),
     };
     opened.map_err(|_| Refusal::Changed)

@@ -35,6 +35,7 @@ pub(super) fn check(config: &Config, encryption: Option<&Path>, manifest: Option
         file
     });
     findings.extend(told.iter().flat_map(flag_problems));
+    // A file that was named comes first: on another machine than the control plane the path of the flag leads nowhere.
     if let Some(file) = encryption.map(Path::to_owned).or(of_flags) {
         findings.extend(match EncryptionConfiguration::read(&file) {
             Ok(encryption) => check_encryption(config, &encryption, told.as_ref()),
@@ -94,6 +95,7 @@ fn flag_problems(told: &Told) -> Vec<Finding> {
 
 /// `27` of `registry/kube-apiserver:v1.27.3-eks`.
 fn minor_version(image: &str) -> Option<u32> {
+    // A digest behind the tag tells no version; a registry with a port has a colon before the last one.
     let tag = image.split('@').next()?.rsplit_once(':')?.1;
     tag.trim_start_matches('v').strip_prefix("1.")?.split(['.', '-']).next()?.parse().ok()
 }
@@ -119,6 +121,8 @@ fn check_encryption(config: &Config, encryption: &EncryptionConfiguration, told:
         let Some(at) = entry.providers.iter().position(|provider| provider.kms().is_some_and(ours)) else { continue };
         is_listed = true;
         findings.extend(entry.providers[at].kms().into_iter().flat_map(provider_problems));
+        // The API server writes with the first provider of an entry, and reads with all (k8s.io/apiserver,
+        // encryptionconfig).
         if at > 0 {
             findings.push(Finding::advice(
                 ENCRYPTION,

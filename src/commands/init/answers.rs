@@ -116,6 +116,7 @@ impl Asked {
         if let Some(given) = given {
             return Ok(given.to_owned());
         }
+        // Missing flags are collected, so that a script is told all of them at once.
         if !self.is_terminal {
             self.missing.push(flag.to_owned());
             return Ok(String::new());
@@ -181,6 +182,8 @@ impl Asked {
     /// Has the configuration checked, and asks for the settings that are missing.
     fn settings(&self, wanted: &mut Wanted) -> Result<()> {
         loop {
+            // What `serve` would refuse is refused here, by the same code; the name of the file is only for the
+            // message.
             let Err(error) = Config::parse(Path::new("config.yaml"), &super::files::config(wanted)) else {
                 return Ok(());
             };

@@ -51,6 +51,8 @@ pub(super) fn write(root: &Path, planned: &[PlannedFile]) -> Result<()> {
             .with_context(|| format!("cannot make folder {}", folder.display()))?;
         files::replace(&path, file.content.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
         if !file.is_private {
+            // `replace` leaves a file of mode 0600; what the kubelet or systemd reads, and what holds no secret, is for
+            // all to read.
             fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
         }
     }
@@ -60,6 +62,7 @@ pub(super) fn write(root: &Path, planned: &[PlannedFile]) -> Result<()> {
 /// The lines of both, in order: ` ` in both, `-` only in `old`, `+` only in `new`. Keys are not shown.
 fn diff(old: &str, new: &str) -> String {
     let (old, new): (Vec<_>, Vec<_>) = (old.lines().collect(), new.lines().collect());
+    // The table below has a cell for each pair of lines.
     if old.len() > MAX_LINES || new.len() > MAX_LINES {
         return new.iter().map(|line| mark('+', line)).collect();
     }

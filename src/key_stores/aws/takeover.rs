@@ -115,6 +115,7 @@ impl FormerPlugin for AwsEncryptionProvider {
         for (name, value) in &self.context {
             request = request.encryption_context(name, value);
         }
+        // AWS KMS would find the key by itself; named, a ciphertext that was made with another key is refused.
         let call = Call { action: Action::Decrypt, key: &key, by_alias: self.key.store.key.is_alias() };
         let answer = kek.ask(call, || request.clone().send()).await?;
         let plain = answer.plaintext.map(Blob::into_inner);

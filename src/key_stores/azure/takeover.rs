@@ -120,6 +120,7 @@ impl FormerPlugin for KubernetesKms {
         }
         let known = |name: &str| OTHERS.contains(&name) || CHECKED.iter().any(|(checked, _)| *checked == name);
         if let Some(other) = stored.annotations.keys().find(|name| !known(name)) {
+            // An annotation that kubernetes-kms does not write tells that another plugin stored the value.
             return Err(format!("the annotation {} is not one of kubernetes-kms", shown(other)));
         }
         match BASE64_URL_SAFE_NO_PAD.decode(&stored.ciphertext) {

@@ -56,6 +56,7 @@ fn names(key_id: &str, key: &str) -> bool {
     let Some(rest) = key_id.strip_prefix(key) else { return false };
     let (version, suffix) = rest.split_once(':').map_or((rest, None), |(version, suffix)| (version, Some(suffix)));
     let number = version.strip_prefix("/cryptoKeyVersions/");
+    // `u64` also reads `01` and `+1`; Cloud KMS writes neither.
     let is_version = number.is_some_and(|number| number.parse::<u64>().is_ok_and(|n| n.to_string() == number));
     (version.is_empty() || is_version) && suffix != Some("")
 }
@@ -86,6 +87,7 @@ impl FormerPlugin for CloudKmsPlugin {
     }
 
     async fn open(&self, stored: &Stored) -> Result<Seed, KekError> {
+        // The key is enough: which of its versions encrypted is in the ciphertext.
         let mut plain = self.key.kek().await?.client.decrypt(&stored.ciphertext, &[]).await?;
         opened_seed(std::mem::take(&mut *plain))
     }

@@ -106,6 +106,7 @@ impl FormerPlugin for VaultKubernetesKms {
 
     async fn open(&self, stored: &Stored) -> Result<Seed, KekError> {
         let ciphertext = ciphertext(&stored.ciphertext).map_err(|why| KekError::new(KekCause::Rejected, why))?;
+        // The text goes back as it is stored: transit reads the key's version from its prefix.
         let path = format!("{}/decrypt/{}", self.key.store.mount, self.key.store.key);
         let answer: Answer = self.key.kek().await?.session.post(&path, &Request { ciphertext }).await?;
         let plain = BASE64_STANDARD.decode(answer.plaintext.expose());

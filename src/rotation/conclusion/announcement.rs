@@ -20,6 +20,8 @@ pub async fn announce(api: &Api, verdict: &Verdict) -> Result<(), ApiError> {
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {"generateName": "rotate-keys-", "namespace": NAMESPACE},
+        // The canary's Lease need not be there any more: an API server does not look for the object that an Event
+        // names.
         "involvedObject": {
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "namespace": NAMESPACE, "name": "rotate-keys",
         },

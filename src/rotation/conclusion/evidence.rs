@@ -63,6 +63,8 @@ impl Scales {
         let passes = |scan: &Scan| if question == Question::MayBeDisabled { scan.expiring } else { 0 };
         let left = journal.verified.as_ref().map_or(0, |scan| scan.leftovers - passes(scan));
         let names = journal.names.show_all(former);
+        // The order is that of how bad it is: what is known to be under a former key outweighs what could not be shown,
+        // and a *Yes* is what is left when everything else was ruled out.
         if refused > 0 {
             let text = format!("No: {refused} object(s) were refused and are still stored under a former key.");
             (Conclusion::Refused, text)
@@ -108,6 +110,8 @@ impl Scales {
     fn claims(&mut self, journal: &Journal, question: Question) {
         let asked = Asked { question, by_etcd: journal.is_by_etcd(), with_keks: journal.is_our_plugin_writing() };
         for subject in Subject::ALL {
+            // A claim that nobody made counts as not shown where it is required: a step that was skipped, or that a
+            // journal of an older program does not have, must not read as a *Yes*.
             let Some(claim) = journal.claims.get(&subject) else {
                 if subject.is_required(asked) {
                     self.unproven.push(format!("{}: run again", subject.describe()));
@@ -215,6 +219,8 @@ fn is_expiring(journal: &Journal) -> bool {
 
 /// Whether this KEK is one that could not be asked. One that is away may not even tell its lineage.
 fn is_silent(journal: &Journal, lineage: &String) -> bool {
+    // Some kinds of KEK learn their lineage only from the key store, so a lineage that no name is known for may be that
+    // of a KEK that did not answer.
     let unknown = !journal.names.knows(lineage) && !journal.silent_keks.is_empty();
     journal.silent_keks.contains(lineage) || unknown
 }

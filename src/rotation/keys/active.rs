@@ -61,6 +61,7 @@ pub async fn ask(keks: &[KekConfig]) -> Vec<KekAnswer> {
 
 async fn ask_one(config: &KekConfig) -> KekAnswer {
     let kek = config.open();
+    // No guard is around this KEK: one question is asked, and whoever asks says how it came out.
     let answer = tokio::time::timeout(ANSWERS_WITHIN, kek.version()).await;
     let active = answer
         .unwrap_or_else(|_| Err(KekError::unavailable(format!("no answer within {} s", ANSWERS_WITHIN.as_secs()))));
@@ -127,6 +128,7 @@ pub fn hash_of(epoch: u64, versions: &[KekVersion]) -> KeyIdHash {
 /// that hash: its `key_id` and its versions.
 pub fn resolve(hash: &KeyIdHash, epoch: u64, known: &BTreeSet<KekVersion>) -> Option<(KeyId, BTreeSet<KeyName>)> {
     let combinations = combinations(known)?;
+    // The newest epoch first: what is in use now is most likely of the present one.
     let epochs = (epoch.saturating_sub(MAX_EPOCHS_BACK)..=epoch).rev();
     let mut all = epochs.flat_map(|epoch| combinations.iter().map(move |versions| (epoch, versions)));
     let (epoch, versions) = all.find(|(epoch, versions)| hash_of(*epoch, versions) == *hash)?;
@@ -147,10 +149,13 @@ fn combinations(known: &BTreeSet<KekVersion>) -> Option<Vec<Vec<KekVersion>>> {
             .flat_map(|before| versions.iter().map(|version| [before.as_slice(), &[(*version).clone()]].concat()))
             .collect();
         combinations.extend(extended);
+        // Each costs one hash for each epoch; with many former versions of several KEKs their number grows as a
+        // product.
         if combinations.len() > MAX_COMBINATIONS {
             return None;
         }
     }
+    // A generation has at least one KEK.
     combinations.retain(|versions| !versions.is_empty());
     Some(combinations)
 }
