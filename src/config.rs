@@ -294,6 +294,7 @@ impl Checker<'_> {
         let allowed_uids = file.allowed_uids.clone().unwrap_or_default();
         let address = SocketAddress::parse(&file.socket.value).unwrap_or_else(|problem| {
             self.add(&file.socket, "socket", &problem);
+            // Never seen: with a problem on the list there is no configuration.
             SocketAddress::File(PathBuf::new())
         });
         if matches!(address, SocketAddress::Abstract(_)) && file.allowed_uids.is_none() {

@@ -120,6 +120,7 @@ impl EncryptionConfiguration {
         if entries.is_empty() {
             problems.push("resources: lists nothing".into());
         }
+        // All problems together: an operator who corrects the file wants to do so once.
         check_names(&entries, &mut problems);
         if problems.is_empty() { Ok(Self { entries }) } else { Err(EncryptionConfigError::Invalid(problems)) }
     }

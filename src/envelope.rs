@@ -130,6 +130,7 @@ impl<'a> Ciphertext<'a> {
             length if length > MAX_CIPHERTEXT_BYTES => return Err(CiphertextError::TooLong(length)),
             _ => {}
         }
+        // As much of the mark as is there: what was cut short within it is truncated, and no other plugin's.
         if !bytes.starts_with(&MAGIC[..bytes.len().min(MAGIC.len())]) {
             return Err(CiphertextError::Foreign);
         }
@@ -272,6 +273,7 @@ impl WrappedDekSet {
     /// # Errors
     /// [`CiphertextError::BadAnnotation`] if it is not what [`WrappedDekSet::encode`] makes.
     pub fn decode(bytes: &[u8]) -> Result<Self, CiphertextError> {
+        // Before it is decoded: the API server cannot have stored it.
         if bytes.len() > MAX_ANNOTATION_BYTES {
             return Err(CiphertextError::BadAnnotation("it is longer than the API server stores"));
         }

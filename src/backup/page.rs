@@ -62,6 +62,7 @@ impl Page {
     /// Checks the header, and that all elements lie inside the page.
     pub(super) fn parse(id: u64, bytes: Vec<u8>) -> Result<Self, Fault> {
         let own = long(&bytes, 0)?;
+        // A page that lies at another place than it says was torn, or the file was cut and glued.
         if own != id {
             return Err(damaged(format_args!("page {id} calls itself page {own}")));
         }
@@ -91,6 +92,7 @@ impl Page {
     pub(super) fn entry(&self, at: usize) -> Result<Entry<'_>, Fault> {
         let start = HEADER + at * ELEMENT;
         let number = |offset| word(&self.bytes, start + offset).map(|word| word as usize);
+        // A position counts from its own element, not from the page.
         let (position, key, value) = (start + number(4)?, number(8)?, number(12)?);
         let take = |from: usize, length: usize| {
             let found = self.bytes.get(from..).and_then(|rest| rest.get(..length));

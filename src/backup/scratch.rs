@@ -138,6 +138,7 @@ impl ScratchFolder {
         let output = self.file(&log)?;
         let errors = output.try_clone();
         let spawned = errors.and_then(|errors| {
+            // The program that runs, also when another one was installed over it meanwhile.
             Command::new("/proc/self/exe")
                 .arg("end-with-parent")
                 .arg(std::process::id().to_string())
@@ -180,6 +181,7 @@ impl Process {
 
     fn failed(&self, problem: String) -> ScratchError {
         let log = fs::read(&self.log).unwrap_or_default();
+        // The end: what a program says last is why it ended.
         let said = String::from_utf8_lossy(&log[log.len().saturating_sub(SHOWN)..]).trim().replace('\n', "; ");
         ScratchError::Program { program: self.name, problem, said }
     }

@@ -138,6 +138,8 @@ impl Snapshot {
     pub fn get(&self, key: &[u8]) -> Result<Option<Record>, SnapshotError> {
         let mut keyspace = self.keyspace()?;
         while let Some(page) = self.next_page(&mut keyspace)? {
+            // etcd sorts its records by revision and keeps the index of keys in memory alone, so there is no shorter
+            // way to one key.
             if let Some((record, _)) = page.into_iter().find(|(record, current)| *current && record.key == key) {
                 return Ok(Some(record));
             }
@@ -175,6 +177,7 @@ fn open(path: &Path) -> Result<Snapshot, Fault> {
 /// The hash at the end of a file, which the rest of it must have.
 fn verified_hash(mut file: &File, length: u64) -> Result<String, Fault> {
     let mut hasher = Sha256::new();
+    // A database of etcd may have several gigabytes.
     let mut buffer = vec![0; 1 << 20];
     let mut left = length - HASH;
     file.seek(SeekFrom::Start(0))?;
@@ -227,6 +230,7 @@ fn has_users(database: &Database) -> Result<bool, Fault> {
     while let Some(leaf) = walk.next_leaf()? {
         for entry in leaf.entries() {
             let entry = entry?;
+            // The bucket is there from the start; it says nothing by itself.
             if entry.key == b"authEnabled" {
                 return Ok(entry.value == [1]);
             }

@@ -50,6 +50,7 @@ impl MetricsFile {
                 seen.resources.insert(resource.to_string(), (*objects, (*tally).clone()));
             }
         }
+        // A change of state is written at once, since an alert may be about it; progress comes with each page.
         if seen.state != was || seen.written.is_none_or(|written| written.elapsed() >= WRITES_EVERY) {
             let text = seen.text();
             self.write(&mut seen, &text);

@@ -52,6 +52,7 @@ fn explain(error: &anyhow::Error, what: &str, exit: Exit) -> Result<Exit> {
 }
 
 async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
+    // None of these writes the journal, so they need no lock, and may run while a rotation goes on.
     if args.status {
         return status(&args);
     }
@@ -79,6 +80,8 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     let mut run = Run::start_or_resume(settings, journal, &report).await?;
     let ended = tokio::select! {
         ended = run.to_end() => Some(ended),
+        // Dropped where it stands. The journal was written after the last step that ended, and each step may be begun
+        // again.
         () = interrupted() => None,
     };
     display.finish();
@@ -94,6 +97,7 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     let verdict = ended.inspect_err(|_| hint())?;
     let evidence = evidence_file(&args.journal, journal);
     let text = serde_json::to_string_pretty(journal)?;
+    // No failure of the command: the verdict stands, and whoever runs it wants its exit code.
     if let Err(error) = write_whole(&evidence, &text) {
         eprintln!("the evidence could not be written; the journal has all of it: {error:#}");
     }
@@ -173,6 +177,7 @@ fn named_resources(intent: &Intent) -> Result<Option<Journal>> {
         if is_encrypted {
             let (plural, group) = pattern.split_once('.').unwrap_or((&pattern, ""));
             let (plural, group) = (plural.to_owned(), group.to_owned());
+            // The rules of RBAC name no version.
             let resource = Resource { group, version: String::new(), plural, namespaced: true };
             if let Some(writer) = coverage.writer(&resource) {
                 journal.resource_mut(&resource, &writer);
@@ -237,6 +242,7 @@ fn begun(args: &RotateKeysArgs) -> Result<Journal> {
             ))
             .into());
         }
+        // Its own start is in the name, so that no two former journals have the same one.
         let former = args.journal.with_extension(format!("{}.json", journal.started.as_second()));
         fs::rename(&args.journal, &former).with_context(|| format!("cannot move {} away", args.journal.display()))?;
         new.inherit(journal);
@@ -269,6 +275,7 @@ fn lock(journal: &Path) -> Result<fs::File> {
         })?;
     }
     let handle = fs::File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;
+    // The kernel lets go of it when the process ends, however it ends; the file itself stays and means nothing.
     handle.try_lock().with_context(|| format!("another rotate-keys works on {}", journal.display()))?;
     Ok(handle)
 }

@@ -51,6 +51,7 @@ fn get(args: SnapshotGetArgs) -> Result<Exit> {
     let mut out = std::io::stdout();
     match manifest(&plain).filter(|_| !raw) {
         Some(yaml) => out.write_all(yaml.as_bytes())?,
+        // Protobuf would put the terminal into whatever state its control characters say.
         None if out.is_terminal() && plain.contains(&0) => {
             bail!("the object is stored in a binary form: redirect it to a file")
         }
@@ -244,6 +245,7 @@ fn needed(rows: &[Row], names: &KeyNames, opens: Option<&Opens>) -> Vec<Needed> 
     let mut all: BTreeMap<KeyName, Needed> = BTreeMap::new();
     for row in rows {
         let keys = KeyName::of(&row.shape.stored);
+        // Each of the keys opens the value alone, since every KEK wrapped the whole DEK.
         let only = keys.len() == 1;
         for key in keys.into_iter().filter(|key| *key != KeyName::Clear) {
             let needed = all.entry(key.clone()).or_insert_with(|| {

@@ -21,6 +21,7 @@ impl Screen {
     /// The terminal that standard output is.
     pub fn of_this_terminal() -> Self {
         match rustix::termios::tcgetwinsize(std::io::stdout()) {
+            // A pseudo-terminal that nobody set says 0 by 0.
             Ok(size) if size.ws_row >= 10 && size.ws_col >= 40 => {
                 Self { lines: size.ws_row.into(), columns: size.ws_col.into() }
             }
@@ -51,6 +52,7 @@ impl Screen {
         let room = self.lines.saturating_sub(head.len() + 1);
         let mut shown: Vec<usize> = parts.iter().map(|(_, items, _)| items.len()).collect();
         while self.height(&parts, &shown) > room {
+            // One line is taken from the longest part at a time, so that no part vanishes for the sake of another.
             let longest = (0..parts.len()).filter(|at| shown[*at] > parts[*at].2).max_by_key(|at| shown[*at]);
             let Some(longest) = longest else { break };
             shown[longest] -= 1;

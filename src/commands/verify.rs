@@ -225,6 +225,7 @@ fn targets(
     let reported = match targets_reported(seen, &wanted) {
         Ok(reported) => reported,
         Err(Obstacle::Failed(error)) => return Err(error),
+        // Servers that do not agree are an answer, not a failure: what is stored can still be shown.
         Err(obstacle) => return Ok((StoredUnder::default(), Some(RotationError::from(obstacle).to_string()))),
     };
     let Some(key_id) = &args.key_id else { return Ok((reported, None)) };

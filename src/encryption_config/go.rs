@@ -30,6 +30,7 @@ pub(super) fn first_document(text: &str) -> &str {
 /// A duration as Go's `time.ParseDuration` reads it: decimal numbers, each with a unit.
 pub(super) fn duration(text: &str) -> Option<Duration> {
     let mut rest = text.strip_prefix('+').unwrap_or(text);
+    // The one number that needs no unit.
     if rest == "0" {
         return Some(Duration::ZERO);
     }
@@ -41,6 +42,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
         let (unit, more) = more.split_at(unit);
         let seconds = match unit {
             "ns" => 1e-9,
+            // Go takes both letters: the micro sign U+00B5 and the Greek mu U+03BC.
             "us" | "µs" | "μs" => 1e-6,
             "ms" => 1e-3,
             "s" => 1.0,

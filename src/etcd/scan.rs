@@ -96,6 +96,8 @@ impl EtcdCluster {
     /// # Errors
     /// [`EtcdError::Refused`] if etcd answers with an error.
     pub async fn revision(&self) -> Result<i64, EtcdError> {
+        // Every answer tells the revision, whether there is such a key or not; and this one lies in what a role for the
+        // prefix may read.
         let request = RangeRequest { key: self.prefix().into(), keys_only: true, ..RangeRequest::default() };
         Ok(self.range(&request).await.map_err(refused)?.header.map_or(0, |header| header.revision))
     }
@@ -142,6 +144,7 @@ impl EtcdCluster {
         };
         match self.range(&request).await {
             Ok(_) => Ok(false),
+            // A revision that is not there yet is refused with the same code.
             Err(status) if status.code() == Code::OutOfRange && status.message().contains("compacted") => Ok(true),
             Err(status) => Err(refused(status)),
         }
@@ -191,8 +194,10 @@ impl Pages<'_> {
         self.scanned.revision = self.revision;
         self.scanned.keys += answer.kvs.len() as u64;
         if let Some(last) = answer.kvs.last().filter(|_| answer.more) {
+            // No key lies between a key and the same one with a zero byte behind it.
             self.next = Some([last.key.as_slice(), &[0]].concat());
         }
+        // Values of one folder lie together and are of like size, so the last page tells about the next.
         self.limit = next_limit(answer.kvs.len(), answer.kvs.iter().map(|pair| pair.value.len()).sum());
         Ok(Some(answer.kvs.into_iter().map(Record::from).collect()))
     }

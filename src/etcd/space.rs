@@ -65,6 +65,7 @@ impl EtcdCluster {
                     in_use: status.db_size_in_use.unsigned_abs(),
                     quota: if status.db_size_quota > 0 { status.db_size_quota.unsigned_abs() } else { DEFAULT_QUOTA },
                     quota_is_assumed: status.db_size_quota <= 0,
+                    // Other complaints are among these words, too, such as that there is no leader.
                     alarms: status.errors.into_iter().filter(|error| error.contains("alarm")).collect(),
                 }),
                 Err(why) => space.unknown.push((endpoint, why)),
@@ -105,6 +106,7 @@ impl Space {
 
 impl MemberSpace {
     fn percent(&self, percent: u64) -> u64 {
+        // Divided first, so that no quota is too great to be multiplied.
         self.quota / 100 * percent
     }
 }

@@ -45,6 +45,7 @@ impl EncryptedObject {
     /// The KEK versions that wrapped the DEK, where kube-envelope made the value.
     fn keks(&self) -> Vec<KekVersion> {
         let annotation = self.annotations.get(ANNOTATION);
+        // One that cannot be read is not judged here: the value counts as another plugin's, by its key_id.
         let wrapped = annotation.and_then(|annotation| WrappedDekSet::decode(annotation).ok());
         wrapped.map(|set| set.versions().cloned().collect()).unwrap_or_default()
     }
@@ -54,6 +55,7 @@ impl Stored {
     /// Reads from a value, without any key, how it is stored.
     pub fn of(value: &[u8]) -> Self {
         let Some(rest) = value.strip_prefix(b"k8s:enc:") else { return Self::Plain };
+        // What comes after the third colon is the provider's own, colons included.
         let parts: Vec<&[u8]> = rest.splitn(4, |byte| *byte == b':').collect();
         let words: Vec<String> = parts.iter().take(3).map(|word| readable(word, parts.len() == 4)).collect();
         if let [kind, version, provider] = words.as_slice()

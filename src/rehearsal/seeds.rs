@@ -33,10 +33,13 @@ impl Seeds {
     /// Why it cannot be had, the same for every object that needs it.
     pub async fn get(&self, provider: &ProviderName, object: &EncryptedObject) -> Opened {
         let name = object.seed_digest(provider);
+        // The lock is not held while a seed is opened; two that ask for the same one both open it, which is only
+        // slower.
         if let Some((opened, _)) = self.opened().get(&name) {
             return opened.clone();
         }
         let began = Instant::now();
+        // A failure is kept as well: an outage is met once, and not once for each object.
         let opened = self.sources.open(provider, object).await.map(Arc::new).map_err(Arc::new);
         self.opened().insert(name, (opened.clone(), began.elapsed()));
         opened

@@ -72,6 +72,7 @@ impl Sources {
             }
         }
         match (&wrapped, &self.keks, &self.plugins) {
+            // The KEKs come before the plugin: what it holds in memory is not there after a restart, and the KEKs are.
             (Some(wrapped), Some(keks), _) => {
                 let wrapped = wrapped.as_ref().map_err(|error| SeedError::Refused(error.to_string()))?;
                 keks.open(object, wrapped, &self.without).await
@@ -129,6 +130,7 @@ impl PluginSource {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let request = DecryptRequest {
             ciphertext: object.encrypted_dek_source.clone(),
+            // The API server sends a random one; the plugin only records it, and this one tells who asked.
             uid: "kube-envelope rehearse".into(),
             key_id: object.key_id.clone(),
             annotations: object.annotations.clone().into_iter().collect(),
@@ -210,6 +212,7 @@ pub async fn opens<'a>(
 ) -> BTreeMap<KekVersion, Result<(), String>> {
     let wraps = deks.flat_map(|dek| dek.wrapped.wraps.iter().map(move |wrap| (dek, wrap)));
     let tried = wraps.map(|(dek, wrap)| async move {
+        // One wrap at a time: given all of them, the set would be content with whichever KEK answers first.
         let context = dek.wrapped.context(dek.id);
         let opened = keks.unwrap(std::slice::from_ref(wrap), &context).await;
         (wrap.version.clone(), opened.map(|_| ()))
@@ -219,6 +222,7 @@ pub async fn opens<'a>(
     while let Some((version, opened)) = tried.next().await {
         match opened {
             Ok(()) => {
+                // One DEK that does not open outweighs all that do: what is asked is whether every one opens.
                 answers.entry(version).or_insert(Ok(()));
             }
             Err(UnwrapError::NoKek) => {}

@@ -28,6 +28,7 @@ impl Without {
             Some((kek, version)) => (kek, Some(version.to_owned())),
             None => (text, None),
         };
+        // A KEK that left the configuration has no name any more, and is still named in what is stored.
         let is_lineage = kek.len() == 32 && kek.bytes().all(|byte| byte.is_ascii_hexdigit());
         let lineage = names.lineage(kek).map(str::to_owned).or_else(|| is_lineage.then(|| kek.to_ascii_lowercase()));
         match lineage {

@@ -32,6 +32,8 @@ impl KekKeeper {
     pub async fn new(sources: Sources, cluster: ClusterName, epoch: u64, keks: &KekSet) -> Result<Self, String> {
         let dek = Dek::generate(&mut os_random());
         let context = WrapContext { cluster, dek_id: dek_id(&dek) };
+        // All of them, as for a new generation: a backup that only some KEKs open would have none of the failover that
+        // live data have.
         let wraps = keks.wrap_and_prove(&dek, &context, &|_| {}).await;
         let wraps = wraps.map_err(|(name, error)| format!("KEK {name}: {}", error.chain()))?;
         let wrapped = WrappedDekSet { cluster: context.cluster, epoch, wraps };

@@ -41,6 +41,7 @@ impl LogLimit {
                 window.lines = window.lines.saturating_add(1);
                 return Some(std::mem::take(&mut window.left_out));
             }
+            // What was left out of the window before is told with the first line of this one.
             Some(window) => window.left_out,
             None => 0,
         };

@@ -17,6 +17,7 @@ use crate::plugin::socket::{FolderProblem, group_id, problem_of_folder};
 pub(super) fn check(config: &Config) -> Vec<Finding> {
     let (socket, served) = match &config.socket.address {
         SocketAddress::File(path) => {
+            // A file alone tells nothing: a plugin that was killed leaves its socket behind.
             let served = UnixStream::connect(path).is_ok();
             (self::socket(path, served), served)
         }
@@ -38,6 +39,7 @@ fn socket(path: &Path, served: bool) -> Finding {
     if served {
         return Finding::ok("socket", format!("{} is being served", path.display()));
     }
+    // `serve` removes a stale socket by itself, and nothing else.
     if fs::symlink_metadata(path).is_ok_and(|file| !file.file_type().is_socket()) {
         let detail = format!("{} exists and is not a socket", path.display());
         return Finding::failed("socket", detail, "remove it, or configure another path");
@@ -76,6 +78,7 @@ fn health(listen: &HealthAddress, served: bool) -> Finding {
             "is off: no probe, no metrics, and `kube-envelope status` has nothing to ask",
             "set a loopback address or a unix socket",
         ),
+        // Bound and let go again at once: nothing but the attempt tells whether it is free.
         HealthAddress::Tcp(address) => match std::net::TcpListener::bind(address) {
             Ok(_) => Finding::ok(CHECK, format!("{address} is free")),
             Err(_) if served => Finding::ok(CHECK, format!("{address} is in use, as a plugin runs")),
@@ -87,6 +90,8 @@ fn health(listen: &HealthAddress, served: bool) -> Finding {
 
 fn will_be_made(check: &str, folder: &Path) -> Finding {
     let ancestor = folder.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("/"));
+    // `access` asks for the real user, and the permissions alone would not tell of a read-only file system or of an
+    // ACL.
     match access(ancestor, Access::WRITE_OK | Access::EXEC_OK) {
         Ok(()) => Finding::ok(check, format!("folder {} does not exist yet and can be made", folder.display())),
         Err(_) => Finding::failed(

@@ -29,6 +29,7 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (kek, (lineage, found)) in config.keks.iter().chain(&config.retired).zip(active.into_iter().chain(retired)) {
         findings.extend(found);
+        // Each wrap names its KEK by lineage alone.
         let former = seen.insert(lineage, &kek.name);
         if let Some(former) = former {
             findings.push(Finding::failed(
@@ -70,6 +71,7 @@ async fn check_one(cluster: &ClusterName, config: &KekConfig, wraps: bool) -> (L
         .into_iter()
         .map(|Advice { finding, advice }| Finding::advice(check("settings"), finding, advice))
         .collect();
+    // With the guard that `serve` has: what is too slow for the plugin must be too slow here.
     let kek = GuardedKek::new(config.name.clone(), config.open(), Arc::new(Metrics::new()));
     let started = Instant::now();
     let version = kek.version().await;
@@ -117,6 +119,7 @@ fn clock(kek: &GuardedKek, check: String, answered: bool) -> Option<Finding> {
 
 /// Wraps a throw-away DEK and unwraps it again.
 async fn prove(cluster: &ClusterName, kek: &GuardedKek, check: impl Fn(&str) -> String) -> Vec<Finding> {
+    // It protects nothing, and is forgotten at the end.
     let dek = Dek::generate(&mut rand::rng());
     let context = WrapContext { cluster: cluster.clone(), dek_id: dek_id(&dek) };
     let started = Instant::now();
@@ -131,6 +134,7 @@ async fn prove(cluster: &ClusterName, kek: &GuardedKek, check: impl Fn(&str) -> 
     let wrap = wrap.after(started.elapsed());
     let started = Instant::now();
     let unwrap = match kek.unwrap(&wrapped, &context).await {
+        // A DEK is not compared with the other byte by byte: its id commits to it.
         Ok(unwrapped) if dek_id(&unwrapped.dek) == context.dek_id => {
             Finding::ok(check("unwrap"), "gave the same DEK back")
         }

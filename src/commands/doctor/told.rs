@@ -26,11 +26,13 @@ impl Told {
     /// # Errors
     /// Why the text is not understood.
     pub(super) fn read(file: &Path, text: &str) -> Result<Self, String> {
+        // Words in /proc/PID/cmdline end with a NUL, which no text file has.
         if text.contains('\0') {
             return Self::of_command(
                 &text.split('\0').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>(),
             );
         }
+        // Before YAML is tried: a file of arguments alone is a YAML text, too, of one long string.
         if text.lines().any(|line| line.trim_start().starts_with("ExecStart")) {
             return Self::of_unit(text);
         }
@@ -39,6 +41,7 @@ impl Told {
         }
         let documents: Vec<Value> = serde_saphyr::from_multiple(text)
             .map_err(|error| format!("it is not YAML: {}", error.without_snippet()))?;
+        // Both have the same fields, and only the path tells them apart (/etc/rancher/rke2, /etc/rancher/k3s).
         let is_rke2 = file.to_string_lossy().contains("rke2");
         let found = documents.iter().find_map(|one| Self::of_document(one, is_rke2));
         found.unwrap_or_else(|| Err("no kube-apiserver, and no arguments for one, are in it".into()))
@@ -116,10 +119,12 @@ impl Told {
         // An empty one takes back those before it.
         let starts = joined.lines().filter_map(|line| line.trim_start().strip_prefix("ExecStart="));
         let line = starts.fold("", |_, line| line.trim());
+        // Signs before the path that systemd takes for itself (systemd.service(5)).
         let words: Vec<_> = split(line.trim_start_matches(['@', '-', ':', '+', '!']))
             .into_iter()
             .flat_map(|word| if is_script(&word) { split(&word) } else { vec![word] })
             .collect();
+        // systemd puts a variable in place only when it starts the unit.
         if let Some(variable) = words.iter().find(|word| word.starts_with('$')) {
             return Err(format!(
                 "its arguments come from {variable}: give the file of the unit's EnvironmentFile, or /proc/PID/cmdline of the \

@@ -41,6 +41,7 @@ pub(super) fn run(args: SnapshotRewrapArgs) -> Result<Exit> {
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         tokio::select! {
             report = Box::pin(rewrap(&args)) => report,
+            // What is dropped here ends the scratch etcd and removes its folder.
             _ = interrupt.recv() => bail!("interrupted; no file was written"),
             _ = terminate.recv() => bail!("terminated; no file was written"),
         }
@@ -54,6 +55,7 @@ pub(super) fn run(args: SnapshotRewrapArgs) -> Result<Exit> {
 
 async fn rewrap(args: &SnapshotRewrapArgs) -> Result<Report> {
     let to = args.to.clone().unwrap_or_else(|| beside(&args.file));
+    // Now, and not only at the end, where `publish` refuses as well: an hour of work would be lost.
     if to.symlink_metadata().is_ok() {
         bail!("{} exists, and nothing is overwritten: name another file with --to", to.display());
     }
@@ -67,6 +69,7 @@ async fn rewrap(args: &SnapshotRewrapArgs) -> Result<Report> {
         );
     }
     let way = Way::of(&args.keys, &before.inventory, &args.file).await?;
+    // Beside the new file: it gets its name by a hard link, which needs the same file system.
     let folder = ScratchFolder::create(folder_of(&to), &note(&args.file, &to))?;
     let (tally, seeds) = rewrapped(args, &before, &programs, &folder, &way).await?;
     let mut report = Report::new(&before, &to, &tally, seeds);
@@ -74,6 +77,7 @@ async fn rewrap(args: &SnapshotRewrapArgs) -> Result<Report> {
         return Ok(report);
     }
     let new = folder.path().join(NEW);
+    // Read again from the file, by the code that read the original: what is compared is what will be restored.
     let after = Held::read(&new).await?;
     let common = compare(&before.snapshot, &after.snapshot).context("the new snapshot does not hold the same")?;
     if let Some(left) = after.inventory.rows().find(|row| way.is_former(&row.shape.stored)) {

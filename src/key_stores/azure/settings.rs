@@ -124,6 +124,7 @@ fn https(text: &str, example: &str) -> Result<Url, String> {
 }
 
 fn is_key_name(name: &str) -> bool {
+    // Key Vault's own rule for the names of keys.
     (1..=127).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
 

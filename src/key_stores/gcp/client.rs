@@ -175,6 +175,7 @@ impl Client {
         let body = Zeroizing::new(serde_json::to_vec(&request).expect("a request has only string keys"));
         let path = format!("{version}:encrypt");
         let answer: EncryptResponse = self.call(Action::Encrypt, Method::POST, &path, Some(&body)).await?;
+        // False also where a checksum never arrived at Cloud KMS.
         if !answer.verified_plaintext_crc32c || !answer.verified_additional_authenticated_data_crc32c {
             return Err(damaged("Cloud KMS did not verify the checksums of what was sent"));
         }
@@ -241,6 +242,7 @@ impl Client {
     fn request(&self, method: &Method, path: &str, body: Option<&[u8]>, token: &str) -> Result<Request, KekError> {
         let mut request = self.http.request(method.clone(), format!("{}{path}", self.base)).bearer_auth(token);
         if let Some(body) = body {
+            // The client wants a copy of its own; the allocator clears it as it is freed, like all memory.
             request = request.header("content-type", "application/json").body(body.to_vec());
         }
         request.build().map_err(|error| {

@@ -63,6 +63,7 @@ impl Home {
         }
         let chosen = self.token.choose_mechanism(self.wanted)?;
         tracing::info!(mechanism = %chosen, "mechanism of the token chosen");
+        // Two threads may come here at once; the first one decides for both.
         Ok(*self.mechanism.get_or_init(|| chosen))
     }
 
@@ -81,6 +82,7 @@ impl Home {
             let problem = format!("several keys are labelled {:?} and have the same CKA_ID", self.key_label);
             return Err(KekError::misconfigured(problem + "; give each version an id of its own").into());
         }
+        // What it wraps it must unwrap later: a version that can do only one would make DEKs that nothing opens.
         if !active.wraps || !active.unwraps {
             return Err(self.denied(match by {
                 Mechanism::AesGcm => "is the active version and may not both encrypt and decrypt",

@@ -114,6 +114,7 @@ impl Mechanism {
 
     /// What a blob was made with, and what the token had made.
     pub(super) fn of_blob(blob: &[u8]) -> Option<(Self, &[u8])> {
+        // The length alone tells AES-GCM: no marked blob is as long, with its mark.
         if Self::AesGcm.has_length(blob.len()) {
             return Some((Self::AesGcm, blob));
         }

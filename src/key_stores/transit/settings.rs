@@ -103,6 +103,7 @@ impl Settings {
         let mut mistakes = Vec::new();
         let addresses = self.parse_addresses(&mut mistakes);
         let mount = self.mount.trim_matches('/').to_owned();
+        // Both go as they are into the paths of requests, and into a command that an operator pastes.
         for (field, name) in [("key", &self.key), ("mount", &mount)] {
             let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c) || (field == "mount" && c == '/');
             if name.is_empty() || !name.chars().all(plain) {

@@ -28,6 +28,7 @@ impl ServerProcess {
     #[must_use]
     pub fn of(scrape: &Scrape) -> Self {
         #[allow(clippy::cast_possible_truncation, reason = "milliseconds since 1970 fit")]
+        // A whole number, so that it comes back from the journal as the same one.
         let started = (scrape.started.unwrap_or_default() * 1000.0).round() as i64;
         Self { identity: scrape.identities.first().cloned().unwrap_or_default(), started }
     }

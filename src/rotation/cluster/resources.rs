@@ -99,6 +99,7 @@ impl Coverage {
             error => RotationError::Unusable(format!("{}: {error}", file.display())),
         })?;
         let coverage = Self::Configured(configuration);
+        // Most likely the wrong file was named, or the plugin was put behind the provider that writes.
         if coverage.providers().is_empty() && coverage.local_writers().is_empty() {
             return Err(RotationError::Unusable(format!(
                 "in {} no resource has a KMS v2 provider, so nothing is written under a KMS key, and nothing is moved away \

@@ -139,6 +139,7 @@ impl Intent {
             let list = if MAY_CHANGE.contains(&flag.as_str()) { &mut changes } else { &mut conflicts };
             list.push(text);
         }
+        // A file of the same name decides something else once its content changed.
         for (file, hash) in &self.contents {
             if content_hash(file)? != *hash {
                 conflicts.push(format!("{} has changed since the rotation began", file.display()));
@@ -155,6 +156,7 @@ impl Intent {
     }
 
     fn overlaid(&self, given: &Map<String, Value>) -> Self {
+        // By name, so that a flag and the field that it sets cannot be paired wrongly.
         let mut map = self.to_map();
         map.extend(given.clone());
         serde_json::from_value(Value::Object(map)).expect("every flag has the type of its field")

@@ -133,6 +133,7 @@ impl Search<'_> {
     async fn run(&self) -> Result<Home, RotationError> {
         let mut differences = Vec::new();
         for cluster in &self.etcd.clusters {
+            // What is empty on both sides would look the same in every cluster.
             if cluster.count(&self.folder()).await?.0 == 0 {
                 continue;
             }
@@ -205,6 +206,7 @@ impl Search<'_> {
     /// Whether the API server's etcd is at a revision between two that this cluster tells: a copy of the cluster, such
     /// as one restored from its snapshot, holds the same objects and is not where the cluster is now.
     async fn is_in_step(&self, cluster: &EtcdCluster) -> Result<bool, RotationError> {
+        // A copy may be caught at the very revision of the original once; while that goes on, hardly twice.
         for _ in 0..2 {
             let before = cluster.revision().await?;
             let Ok(list) = self.list("").await? else { return Ok(true) };
@@ -247,6 +249,7 @@ impl Search<'_> {
         let ask = || self.api.list_at(&path, parameters);
         let answer = if self.gave_none.get() { ask().await } else { until_it_stays(self.api, ask).await };
         let answer = answer.map_err(what())?;
+        // One wait is enough: the next comparison would wait as long for the same server.
         self.gave_none.set(answer.status >= 429);
         match answer.status {
             200 => self.api.parse(&answer.body).map(Ok).map_err(what()),

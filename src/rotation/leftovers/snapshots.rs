@@ -131,6 +131,7 @@ pub fn from_files(
     for cluster in scan.clusters.iter().filter(|cluster| cluster.keys > 0) {
         let members = etcd.clusters.iter().find(|one| one.id == cluster.id).map(EtcdCluster::member_ids);
         let members = members.unwrap_or_default();
+        // A member that was added or removed since is only in one of the two; one that both know is enough.
         let of_it = read.iter().filter(|one| !one.about.members.is_disjoint(&members));
         let Some(newest) = of_it.max_by_key(|one| one.about.revision) else {
             bad.push(format!("no snapshot of etcd cluster {} was named", cluster.id));
@@ -157,6 +158,7 @@ pub fn from_files(
 
 fn judge(content: &Content, of: &ScannedCluster) -> Result<String, String> {
     let (path, id, revision) = (content.path.display(), of.id, content.about.revision);
+    // Revisions are compared, not times: they are of one etcd, and no clock can make them lie.
     if revision < of.revision {
         return Err(format!(
             "snapshot {path} of etcd cluster {id} reaches revision {revision}, and what it holds was stored before \

@@ -169,6 +169,7 @@ impl Pass<'_, '_> {
         let Some(Sent { swaps, result, .. }) = under_way.next(self.pace).await else { return Ok(()) };
         match result.map_err(explained)? {
             Swapped::Done => swaps.iter().for_each(|swap| self.count(swap)),
+            // Whoever wrote it did so through an API server; its key is read again in the next pass.
             Swapped::Overtaken if swaps.len() == 1 => self.tally.overtaken += 1,
             // One key that somebody wrote keeps all others of its transaction from being done.
             Swapped::Overtaken | Swapped::TooMany => halves(swaps).into_iter().for_each(|half| under_way.send(half)),

@@ -56,6 +56,7 @@ impl Run<'_> {
                 Err(error) => silent.push(error.to_string()),
             }
         }
+        // Also where no server is known by its own address: then the one behind the balancer is tried.
         if silent.len() == servers.len() {
             let found = unreadable_through(self.cluster.entry(), &samples).await;
             problems.extend(found.map_err(RotationError::api("try whether what is stored opens"))?);

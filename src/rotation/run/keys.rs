@@ -44,6 +44,7 @@ impl Run<'_> {
             }
             Err(error) => return Err(error),
         }
+        // The journal in the usual place may be of another cluster, whose keys mean nothing here.
         if self.journal.earlier_cluster == self.journal.cluster {
             self.journal.keys_seen.extend(self.journal.earlier_keys.clone());
         }
@@ -142,6 +143,8 @@ impl Run<'_> {
         for said in &self.journal.kek_answers {
             (self.report)(Event::Note(said));
         }
+        // A version that --rotate-kek is to make is not known yet, and --key-id says itself what the plugins must
+        // report.
         if self.settings.rotate_kek || self.settings.key_id.is_some() {
             return Ok(());
         }
@@ -211,6 +214,8 @@ impl Run<'_> {
     /// than a key, and "nothing is stored under it" would be true and mislead.
     async fn named_by_hand(&self, text: &str) -> Result<BTreeSet<KeyName>, RotationError> {
         let (kek, version) = text.split_once(':').map_or((text, None), |(kek, version)| (kek, Some(version)));
+        // A key_id may hold a colon as well (a Cloud KMS plugin with a suffix), so what is before it counts only where
+        // a KEK has that name.
         let keys: BTreeSet<KeyName> = match (self.journal.names.lineage(kek).map(str::to_owned), version) {
             (Some(lineage), Some(version)) => [KeyName::Kek { lineage, version: version.to_owned() }].into(),
             (Some(lineage), None) => return Ok([KeyName::AnyVersion { lineage }].into()),
@@ -250,6 +255,7 @@ impl Run<'_> {
         }
         let folder = self.settings.journal.parent().and_then(|folder| std::fs::read_dir(folder).ok());
         for entry in folder.into_iter().flatten().flatten() {
+            // Evidence files are journals, too; whatever else lies there cannot be read as one, and is passed over.
             if let Ok(Some(earlier)) = Journal::read(&entry.path()) {
                 known.extend(earlier.keys_seen);
             }

@@ -160,6 +160,7 @@ pub async fn divide(
         } else if progress.resource.namespaced {
             let namespaces = match &names {
                 Some(namespaces) => namespaces,
+                // Listed once, and only if some resource needs it: all cuts must be of the same namespaces.
                 None => names.insert(namespaces(api).await?),
             };
             Division::Cuts(cuts(&counted(api, &progress.resource, namespaces).await?, shards))
@@ -181,6 +182,7 @@ async fn counted(api: &Api, resource: &Resource, namespaces: &[String]) -> Resul
         let folder = Folder { resource: resource.clone(), namespace: Some(namespace.clone()), names: Names::ALL };
         Ok((namespace.clone(), count(api, &folder).await?))
     });
+    // `buffered` keeps the order, and with it that of the names, which the cuts rely on.
     counts.buffered(COUNTS_AT_ONCE).try_collect().await
 }
 

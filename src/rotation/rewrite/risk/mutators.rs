@@ -80,6 +80,7 @@ impl Mutators {
     pub async fn find(api: &Api) -> Result<Self, ApiError> {
         let mut found = Self::default();
         found.add(api, "mutating webhook", &format!("{ADMISSION}/v1/mutatingwebhookconfigurations")).await?;
+        // Each version that is served shows the same policies, so the first one is enough.
         for version in POLICY_VERSIONS {
             if found
                 .add(api, "mutating admission policy", &format!("{ADMISSION}/{version}/mutatingadmissionpolicies"))
@@ -95,6 +96,7 @@ impl Mutators {
     async fn add(&mut self, api: &Api, what: &str, path: &str) -> Result<bool, ApiError> {
         let answer = api.patient().get(path, "application/json").await?;
         match answer.status {
+            // Not served by this release, or not switched on.
             404 => return Ok(false),
             // Each resource then counts as one that something may change: every object is tried first.
             401 | 403 => self.unknown = Some(format!("a {what}, for these may not be listed")),
