@@ -36,6 +36,7 @@ impl KeyId {
     /// ```
     pub fn derive<'a>(epoch: u64, versions: impl IntoIterator<Item = &'a KekVersion>) -> Self {
         let mut versions: Vec<_> = versions.into_iter().collect();
+        // Nodes may list their KEKs in different orders.
         versions.sort();
         let epoch = epoch.to_be_bytes();
         let mut parts: Vec<&[u8]> = vec![b"kube-envelope key_id 1", &epoch];
@@ -44,6 +45,7 @@ impl KeyId {
             parts.push(version.version.as_bytes());
         }
         let hash = digest(&parts);
+        // 192 bits: no two generations have the same one by chance, and it is stored with every object.
         Self(format!("ke1-{}", BASE64_URL_SAFE_NO_PAD.encode(&hash[..24])))
     }
 

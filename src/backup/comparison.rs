@@ -52,6 +52,7 @@ pub fn compare(before: &Snapshot, after: &Snapshot) -> Result<Common, Comparison
         }
         Ok(())
     })?;
+    // Else the file is gone through once more for one key: only digests are kept, so that memory stays small.
     if found.is_empty() {
         return Ok(common);
     }

@@ -108,6 +108,7 @@ impl Inventory {
         }
         if let Some((_, object)) = EncryptedObject::of(&item.record.value) {
             let hash = digest(&[&object.encrypted_dek_source]);
+            // Half of the digest is enough to count by, and a large cluster has many.
             let mut seed = [0; 16];
             seed.copy_from_slice(&hash[..16]);
             count.seeds.insert(seed);

@@ -16,6 +16,7 @@ const PROTOBUF: &[u8] = b"k8s\0";
 /// The manifest of a Secret or a `ConfigMap`, as `kubectl get -o yaml` shows it without `managedFields`; `None` for
 /// everything else.
 pub fn manifest(stored: &[u8]) -> Option<Zeroizing<String>> {
+    // Built-in kinds are stored so by default; custom resources are JSON, and are shown as they are.
     let unknown = Unknown::decode(stored.strip_prefix(PROTOBUF)?).ok()?;
     let kind = unknown.type_meta.unwrap_or_default();
     let mut object = match (kind.api_version.as_str(), kind.kind.as_str()) {

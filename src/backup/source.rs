@@ -68,6 +68,7 @@ impl Source {
                 (Place::Snapshot(snapshot, snapshot.keyspace()?), vec![snapshot.about().revision])
             }
             Self::Etcd(etcd) => {
+                // Reversed, since the one that is being read is the last of the list.
                 let pages = etcd.clusters.iter().rev().map(|cluster| cluster.pages(prefix));
                 (Place::Etcd(pages.collect()), Vec::new())
             }

@@ -90,6 +90,7 @@ async fn report(args: RehearseArgs) -> Result<Report> {
 
 impl Report {
     fn of(found: &Rehearsal, seeds: &Seeds, plugins: Vec<String>, not_looked_at: Vec<String>) -> Self {
+        // One value that cannot be read outweighs all that could not be judged.
         let would_start = match (found.refused() > 0 || !plugins.is_empty(), found.unchecked() > 0) {
             (true, _) => Some(false),
             (false, true) => None,

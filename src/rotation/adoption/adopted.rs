@@ -89,6 +89,7 @@ pub struct Adoption {
 }
 
 fn never() -> jiff::Timestamp {
+    // In a journal that does not say since when: later than every search, so that none counts.
     jiff::Timestamp::MAX
 }
 

@@ -44,6 +44,7 @@ pub fn configuration(journal: &Journal, accounts: &[Account]) -> Claim {
             Claim::not_shown(Witness::Metrics, what, "give --encryption-config, or scan etcd (--etcd)")
         };
     };
+    // The server shows the name of the algorithm before the digits, and the journal has the digits alone.
     let same = |account: &&Account| account.config_hash.as_ref().is_some_and(|shown| shown.ends_with(hash.as_str()));
     let others: Vec<String> = accounts
         .iter()

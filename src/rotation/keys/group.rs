@@ -27,6 +27,7 @@ impl Group {
     /// Whether values of this group need `key`. Clear text needs nothing, and counts only where it is a leftover.
     pub fn needs(&self, key: &KeyName) -> bool {
         match key {
+            // Most of what is stored in clear is meant to be.
             KeyName::Clear => self.keys.contains(key) && self.leftovers > 0,
             KeyName::Kek { .. } | KeyName::Prefix(_) => self.keys.contains(key),
             KeyName::AnyVersion { lineage } => {

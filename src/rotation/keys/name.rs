@@ -78,6 +78,7 @@ impl KeyName {
     /// The keys that a value was stored under. For a value of kube-envelope any one of them opens it.
     pub fn of(stored: &Stored) -> BTreeSet<Self> {
         match stored {
+            // Not the key_id: it names a generation, and no key store knows that name.
             Stored::KmsV2 { keks, .. } if !keks.is_empty() => keks.iter().map(Self::kek).collect(),
             Stored::KmsV2 { provider, key_id, .. } => {
                 [Self::KeyId { provider: provider.clone(), key_id: key_id.clone() }].into()

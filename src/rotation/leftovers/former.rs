@@ -65,6 +65,7 @@ pub async fn samples_in_lists(api: &Api, resources: &[Resource]) -> Result<Vec<S
     for resource in resources {
         let Page::Listed(list) = page_after(api, &Folder::all(resource), String::new()).await? else { continue };
         let oldest =
+            // That one is the most likely to be under a former key.
             list.items.iter().min_by_key(|one| one.metadata.resource_version.parse::<u64>().unwrap_or(u64::MAX));
         samples.extend(oldest.map(|one| Samples {
             stored: "as it was".into(),

@@ -7,6 +7,7 @@ use crate::rotation::cluster::resources::Resource;
 
 /// Folders whose names are not those of their resources.
 const RENAMED: &[(&str, &str, &str)] = &[
+    // k8s.io/kubernetes, pkg/kubeapiserver/default_storage_factory_builder.go (SpecialDefaultResourcePrefixes).
     ("", "services", "services/specs"),
     ("", "endpoints", "services/endpoints"),
     ("", "nodes", "minions"),

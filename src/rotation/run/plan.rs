@@ -48,6 +48,7 @@ pub async fn encrypted(api: &Api, coverage: &Coverage) -> Result<Encrypted, Rota
     for group in served.aggregated {
         encrypted.skipped.insert(group, "is stored by another API server, encrypted by its own rules".into());
     }
+    // By name after that, so that every run goes in the same order.
     encrypted.resources.sort_by_key(|(resource, _)| (rank(resource), resource.to_string()));
     Ok(encrypted)
 }
@@ -117,6 +118,7 @@ pub async fn fill(journal: &mut Journal, api: &Api, encrypted: &Encrypted) -> Re
         let objects = match revision(api, resource).await {
             Ok((_, objects)) => objects,
             Err(error) => {
+                // No reason to stop: the other resources can be rewritten, and the verdict names this one.
                 tally.unlistable = Some(crate::rotation::cluster::api::chain(&error));
                 0
             }

@@ -32,6 +32,7 @@ impl Way {
     /// The way that the arguments lead.
     pub(super) async fn of(args: &KeyArgs, held: &Inventory, file: &Path) -> Result<Self> {
         let way = match (plugin_config(args.config.as_deref())?, &args.encryption_config) {
+            // The KEKs where both are given: no plugin need run on this machine.
             (Some(config), _) => {
                 let keys = Keys::of(args, &[])?;
                 let keeper = KekKeeper::new(keys.sources, config.cluster.clone(), config.epoch, &keks(&config)?).await;
