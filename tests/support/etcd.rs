@@ -30,6 +30,7 @@ pub struct Etcd {
 }
 
 /// The parts of an encrypted value that stand in clear.
+// Written once more on purpose: what a test finds in etcd must not be read by the code that is under test.
 #[derive(Clone, PartialEq, Message)]
 pub struct EncryptedObject {
     #[prost(bytes = "vec", tag = "1")]
