@@ -144,7 +144,7 @@ Examples:
   kube-envelope status
   kube-envelope status --output json")]
 pub struct StatusArgs {
-    /// The configuration file of the running plugin; says where its health endpoint is.
+    /// The configuration file of the running plugin; it names the health endpoint to ask.
     #[arg(long, default_value = DEFAULT_PATH)]
     pub config: PathBuf,
     /// The output format.
@@ -179,7 +179,7 @@ pub struct DoctorArgs {
 pub enum AuditCommand {
     /// Check that an audit log is complete and unchanged.
     Verify {
-        /// The files, oldest first; without any, the one of the configuration.
+        /// The files, oldest first; by default the one that the configuration names.
         files: Vec<PathBuf>,
         /// The configuration file that names the log.
         #[arg(long, default_value = DEFAULT_PATH)]
@@ -216,7 +216,7 @@ pub enum KeyringCommand {
         /// The version's id; may be left out when exactly one is pending.
         version: Option<String>,
     },
-    /// Retire a pending version that shall never become active.
+    /// Retire a pending version that must never become active.
     Retire {
         /// The keyring file.
         file: PathBuf,

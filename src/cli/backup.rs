@@ -10,7 +10,7 @@ use super::output::OutputFormat;
 /// What opens values.
 #[derive(Debug, Args)]
 pub struct KeyArgs {
-    /// The configuration of kube-envelope: its KEKs are asked themselves; no plugin has to run
+    /// The configuration of kube-envelope: its KEKs are asked directly; no plugin needs to run
     /// [default: /etc/kube-envelope/config.yaml, if it is there].
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -66,7 +66,7 @@ pub struct SnapshotGetArgs {
     /// The API servers' --etcd-prefix.
     #[arg(long, value_name = "PATH", default_value = "/registry")]
     pub etcd_prefix: String,
-    /// Print the bytes as the API server stored them, also of Secrets and ConfigMaps.
+    /// Print the bytes as the API server stored them, even for Secrets and ConfigMaps.
     #[arg(long)]
     pub raw: bool,
 }

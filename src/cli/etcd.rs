@@ -11,7 +11,7 @@ pub struct EtcdArgs {
     /// servers). Values are then read from etcd itself.
     #[arg(id = "etcd", long = "etcd", value_name = "URL", value_delimiter = ',')]
     pub endpoints: Vec<String>,
-    /// Authority that signed etcd's certificates.
+    /// CA that signed etcd's certificates.
     #[arg(id = "etcd_ca", long = "etcd-ca", value_name = "FILE")]
     pub ca: Option<PathBuf>,
     /// Client certificate for etcd.

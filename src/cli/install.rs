@@ -38,7 +38,7 @@ Examples:
     --set auth.approle.roleId=5a3c --set auth.approle.secretIdFile=/etc/kube-envelope/secret-id
   kube-envelope init --for systemd --cluster lab --new-cluster --root ./node --dry-run")]
 pub struct InitArgs {
-    /// How the control plane is run. What is needed and not given is asked for, if a terminal is there.
+    /// How the control plane is run. Missing values are asked for if there is a terminal.
     #[arg(long = "for", value_enum, value_name = "DISTRIBUTION")]
     pub distribution: Option<Distribution>,
     /// The cluster's name; bound into every ciphertext, and never changed.
@@ -54,7 +54,8 @@ pub struct InitArgs {
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "secrets,configmaps")]
     pub resources: Vec<String>,
     /// The EncryptionConfiguration that the API servers have now, or a Talos machine configuration; "none" if they
-    /// have none. Its providers stay, with their keys, behind the plugin. Looked for where the distribution has it.
+    /// have none. Its providers and their keys are kept, after the plugin. By default it is looked for where the
+    /// distribution keeps it.
     #[arg(long, value_name = "FILE")]
     pub former: Option<PathBuf>,
     /// Nothing is stored yet: no former provider, and the plugin writes from the first start.
@@ -63,7 +64,7 @@ pub struct InitArgs {
     /// The number of control-plane nodes.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=99))]
     pub control_planes: Option<u16>,
-    /// The image of the plugin's pod, best by digest.
+    /// The image of the plugin's pod, preferably by digest.
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
     /// Run the plugin as a systemd unit where a static pod is usual (kubeadm, rke2).
@@ -76,7 +77,7 @@ pub struct InitArgs {
     /// files lie on nodes, and the current folder where a tool takes them (talos, kind, kops).
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Replace files that are there and differ.
+    /// Replace existing files that differ.
     #[arg(long)]
     pub force: bool,
     /// Only show what would be written.
@@ -91,7 +92,7 @@ Examples:
   kube-envelope policy
   kube-envelope policy --config ./node/etc/kube-envelope/config.yaml")]
 pub struct PolicyArgs {
-    /// The configuration whose KEKs are meant.
+    /// The configuration file that lists the KEKs.
     #[arg(long, default_value = DEFAULT_PATH)]
     pub config: PathBuf,
 }

@@ -15,22 +15,22 @@ pub const DEFAULT_JOURNAL: &str = "/var/lib/kube-envelope/rotation/journal.json"
 /// How the cluster and its etcd are reached, and what is encrypted.
 #[derive(Debug, Args)]
 pub struct ClusterArgs {
-    /// Kubeconfig; else $KUBECONFIG, ~/.kube/config, or the service account of a pod.
+    /// Kubeconfig; by default $KUBECONFIG, ~/.kube/config, or the service account of the pod.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Context in the kubeconfig.
     #[arg(long)]
     pub context: Option<String>,
-    /// URL of one API server, given once for each; else the endpoints of default/kubernetes.
+    /// URL of one API server; repeat it for each. By default the endpoints of default/kubernetes.
     #[arg(long = "server", value_name = "URL")]
     pub servers: Vec<String>,
-    /// Authority of the API servers' own certificates, where the kubeconfig leads to a balancer with another one.
+    /// CA of the API servers' own certificates, if the kubeconfig points to a load balancer with another CA.
     #[arg(long, value_name = "FILE")]
     pub server_ca: Option<PathBuf>,
-    /// How many API servers there are, where Leases, endpoints and Nodes do not tell.
+    /// How many API servers there are, if Leases, endpoints and Nodes do not tell.
     #[arg(long = "servers", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub server_count: Option<u16>,
-    /// The EncryptionConfiguration that the API servers run with; else it is guessed from their metrics.
+    /// The EncryptionConfiguration that the API servers run with; by default it is guessed from their metrics.
     #[arg(long, value_name = "FILE")]
     pub encryption_config: Option<PathBuf>,
     /// How etcd is reached.
@@ -43,7 +43,7 @@ pub struct ClusterArgs {
     /// [default: /etc/kube-envelope/config.yaml, if it is there].
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The target `key_id`, where it is known; else the one that the plugins report.
+    /// The target `key_id`; by default the one that the plugins report.
     #[arg(long, value_name = "ID")]
     pub key_id: Option<String>,
     /// Maximum number of requests in flight [default: 64].
@@ -93,7 +93,7 @@ pub struct RotateKeysArgs {
     /// The journal of the rotation; its evidence is written beside it.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_JOURNAL)]
     pub journal: PathBuf,
-    /// Rewrite Events, too; it lengthens their life.
+    /// Rewrite Events, too; this extends their lifetime.
     #[arg(long)]
     pub include_events: bool,
     /// How long to wait for all API servers to adopt the key [default: 20m].
@@ -102,17 +102,17 @@ pub struct RotateKeysArgs {
     /// How often to check again that all API servers use the target key [default: 30s].
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub agreement_interval: Option<Duration>,
-    /// The API servers' --request-timeout: how long a write may be under way [default: 1m].
+    /// The API servers' --request-timeout: how long a write may be in flight [default: 1m].
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub request_timeout: Option<Duration>,
     /// How long to wait after the last rewrite: twice the API servers' --etcd-compaction-interval [default: 10m].
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub settle: Option<Duration>,
-    /// Compact etcd where old revisions stand in the way: when it gets full, and at the end. Clients that read old
+    /// Compact etcd when old revisions are in the way: when it fills up, and at the end. Clients that read old
     /// revisions must list again.
     #[arg(long)]
     pub compact: bool,
-    /// A resource that is not rewritten, such as widgets.example.com; may be given several times. Its leftovers are
+    /// A resource not to rewrite, such as widgets.example.com; may be given several times. Its leftovers are
     /// still searched for.
     #[arg(long, value_name = "RESOURCE")]
     pub skip: Vec<String>,
@@ -120,7 +120,7 @@ pub struct RotateKeysArgs {
     /// named. Without it, such objects are listed and skipped.
     #[arg(long, value_name = "RESOURCE", num_args = 0..=1, require_equals = true, default_missing_value = "*")]
     pub allow_changes: Vec<String>,
-    /// The newest snapshot of etcd, as `etcdctl snapshot save` wrote it, given once for each etcd cluster: its
+    /// The newest snapshot of etcd, as `etcdctl snapshot save` wrote it; repeat it for each etcd cluster. Its
     /// revision is read from the file.
     #[arg(long, value_name = "FILE")]
     pub snapshot_file: Vec<PathBuf>,
@@ -131,7 +131,7 @@ pub struct RotateKeysArgs {
     /// When the newest snapshot of etcd was taken, for example 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME")]
     pub snapshot_taken: Option<jiff::Timestamp>,
-    /// A shell command that takes a snapshot of etcd; run before anything is rewritten, and after the settle time.
+    /// A shell command that takes a snapshot of etcd; it is run before the rewrite and after the settle time.
     #[arg(long, value_name = "COMMAND", conflicts_with = "snapshot_taken")]
     pub snapshot_command: Option<String>,
     /// Write progress and verdict there as Prometheus text, for example for the node exporter's textfile collector.
@@ -144,16 +144,16 @@ pub struct RotateKeysArgs {
     /// --max-concurrency are for all of them together.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub shards: Option<u32>,
-    /// Continue where the API servers' own metrics cannot be read: the verdict is then "not proven" at best.
+    /// Continue even if the API servers' own metrics cannot be read: the verdict is then "not proven" at best.
     #[arg(long)]
     pub accept_unproven: bool,
     /// Only print what would be done.
     #[arg(long, group = "mode")]
     pub plan: bool,
-    /// Only try every rewrite, and list the objects that would be refused. Nothing is stored.
+    /// Only try each rewrite (a server-side dry run), and list the objects that would be refused. Nothing is stored.
     #[arg(long, group = "mode")]
     pub dry_run: bool,
-    /// Be shard number INDEX, from 0, of a rotation that runs elsewhere with --shards: only rewrite.
+    /// Work as shard number INDEX, counted from 0, of a rotation that runs elsewhere with --shards: only rewrite.
     #[arg(long, value_name = "INDEX", group = "mode", conflicts_with_all = ["shards", "rotate_kek"])]
     pub shard: Option<u32>,
     /// Only print the minimal RBAC rules that are needed.
@@ -192,7 +192,7 @@ pub struct VerifyArgs {
     /// How the cluster is reached.
     #[command(flatten)]
     pub cluster: ClusterArgs,
-    /// A snapshot of etcd whose content is checked as well; may be given several times.
+    /// A snapshot of etcd to check as well; may be given several times.
     #[arg(long, value_name = "FILE")]
     pub snapshot_file: Vec<PathBuf>,
     /// Write the outcome as metrics to this file, for the node exporter's textfile collector.

@@ -30,7 +30,7 @@ pub(super) fn text(wanted: &Wanted) -> String {
     way_back(&mut steps, wanted);
     let _ = write!(
         steps.text,
-        "\n`kube-envelope policy --config {}` prints the least policy for the KEK.\n",
+        "\n`kube-envelope policy --config {}` prints the minimal policy for the KEK.\n",
         wanted.root.join(config_file(wanted)).display()
     );
     steps.text
