@@ -59,6 +59,7 @@ fn told(error: KekError) -> anyhow::Error {
 
 fn change<T>(file: &Path, change: impl FnOnce(&mut Keyring) -> Result<T>) -> Result<T> {
     let mut keyring = Keyring::read(file).map_err(told)?;
+    // Nothing is written where the change is refused.
     let changed = change(&mut keyring)?;
     keyring.replace(file).map_err(told)?;
     Ok(changed)

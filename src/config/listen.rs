@@ -153,6 +153,7 @@ impl fmt::Display for HealthAddress {
 pub(super) fn parse_mode(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     match u32::from_str_radix(digits, 8) {
+        // No bits of execution or setuid: they mean nothing for a socket, and would be a slip.
         Ok(mode) if mode & !EVERYBODY == 0 && mode & OWNER == OWNER => Ok(mode),
         _ => Err(format!("{text:?} is not a socket's mode; write \"0600\", \"0660\" or \"0666\"")),
     }

@@ -160,6 +160,7 @@ impl Claim {
             by,
             what: what.into(),
             at: jiff::Timestamp::now(),
+            // The least that can be said; whoever knows more says so with `until`.
             until: Until::ThatMoment,
             revisions: BTreeMap::new(),
             blind_spots: Vec::new(),

@@ -78,6 +78,7 @@ impl KeysInEtcd {
         let inside = format!("{}{}/", self.prefix, folder(&of.resource));
         list.items = keys.iter().filter_map(|(key, at)| partial(key.strip_prefix(&inside)?, *at, of)).collect();
         let next = match keys.last() {
+            // A full page may end at the last key, too; the next one is then empty.
             Some((key, _)) if keys.len() == PAGE as usize => Position { after: key.clone(), ..from },
             _ => Position { cluster: from.cluster + 1, after: String::new() },
         };

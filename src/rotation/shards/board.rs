@@ -162,6 +162,7 @@ impl Board {
     /// # Errors
     /// An error status of the API server, or no answer.
     pub async fn claim(&self, orders: &Orders, version: &str) -> Result<(), RotationError> {
+        // With a resource version a patch becomes a compare-and-swap: of two coordinators only one gets through.
         let document = json!({"metadata": {"resourceVersion": version}, "data": {CONTENT: text(orders)}});
         self.patch(NAME, &document).await
     }
