@@ -1,5 +1,5 @@
 //! Requests to one API server: one try each. The caller sees status and Retry-After and decides what follows. Refused
-//! credentials are read again from their files, and [`Api::patient`] waits out what passes by itself.
+//! credentials are read again from their files, and `Api::patient` waits out what passes by itself.
 
 mod metadata;
 mod session;
