@@ -4,6 +4,8 @@
 pub mod backup;
 #[cfg(feature = "rotate")]
 pub mod etcd;
+#[cfg(feature = "rotate")]
+pub mod evidence;
 pub mod install;
 mod output;
 #[cfg(feature = "rotate")]
@@ -48,9 +50,10 @@ impl Command {
         match self {
             Self::Serve(_) | Self::KeyStoreHost { .. } | Self::Keyring(_) | Self::Init(_) => false,
             #[cfg(feature = "rotate")]
-            Self::RotateKeys(_) | Self::Snapshot(backup::SnapshotCommand::Rewrap(_)) | Self::EndWithParent { .. } => {
-                false
-            }
+            Self::RotateKeys(_)
+            | Self::Snapshot(backup::SnapshotCommand::Rewrap(_))
+            | Self::Evidence(evidence::EvidenceCommand::Sign(_))
+            | Self::EndWithParent { .. } => false,
             _ => true,
         }
     }
@@ -74,6 +77,10 @@ pub enum Command {
     #[cfg(feature = "rotate")]
     #[command(subcommand)]
     Snapshot(backup::SnapshotCommand),
+    /// Sign, check and print what a rotation has shown.
+    #[cfg(feature = "rotate")]
+    #[command(subcommand)]
+    Evidence(evidence::EvidenceCommand),
     /// Show the state of the running plugin.
     Status(StatusArgs),
     /// Check the configuration, this node and the KEKs, and suggest fixes. Changes nothing.

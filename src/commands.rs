@@ -4,6 +4,8 @@ mod audit;
 pub mod doctor;
 #[cfg(feature = "rotate")]
 mod end_with_parent;
+#[cfg(feature = "rotate")]
+mod evidence;
 mod exit;
 pub mod init;
 pub mod keyring;
@@ -52,6 +54,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Rehearse(args) => rehearse::run(*args),
         #[cfg(feature = "rotate")]
         Command::Snapshot(command) => snapshot::run(command),
+        #[cfg(feature = "rotate")]
+        Command::Evidence(command) => evidence::run(command),
         Command::Status(args) => status::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Keyring(command) => keyring::run(command),

@@ -3,4 +3,6 @@
 pub mod seal;
 pub mod secret;
 #[cfg(feature = "rotate")]
+pub mod signature;
+#[cfg(feature = "rotate")]
 pub mod storage;

@@ -17,6 +17,7 @@ use crate::cli::OutputFormat;
 use crate::cli::rotation::{DEFAULT_JOURNAL, RotateKeysArgs};
 use crate::files::create_private_folder;
 use crate::rotation::cluster::resources::{Coverage, Resource};
+use crate::rotation::conclusion::history::{append, history_file};
 use crate::rotation::error::RotationError;
 use crate::rotation::journal::intent::Intent;
 use crate::rotation::journal::{Journal, State, write_whole};
@@ -100,6 +101,9 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     // No failure of the command: the verdict stands, and whoever runs it wants its exit code.
     if let Err(error) = write_whole(&evidence, &text) {
         eprintln!("the evidence could not be written; the journal has all of it: {error:#}");
+    } else if let Err(error) = append(&history_file(&args.journal), journal, &evidence, format!("{text}\n").as_bytes())
+    {
+        eprintln!("the history of rotations could not be continued: {error}");
     }
     match output {
         OutputFormat::Json => println!("{text}"),

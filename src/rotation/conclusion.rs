@@ -3,5 +3,9 @@
 pub mod announcement;
 pub mod claims;
 mod destruction;
+pub mod envelope;
 pub mod evidence;
+pub mod history;
+pub mod page;
+pub mod statement;
 pub mod wording;

@@ -1,9 +1,10 @@
 //! A leftover: harmless as long as every API server runs, and the end of the next one that restarts.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::backup_rewrap::rewrap;
+use crate::backups::alone;
 use crate::control_plane::{ControlPlane, Shape};
 use crate::objects::grant;
 use crate::support::apiserver::ROTATOR;
@@ -42,6 +43,34 @@ async fn verify_names_a_leftover_before_a_restart_would_fail_on_it() {
     plane.run("verify", &[]).exits(6).says(key);
 }
 
+/// The evidence of the rotation in the journal is signed and verified by other commands, and both verdicts are in its
+/// history.
+fn sign_and_verify(plane: &ControlPlane, former: &str) {
+    let files = std::fs::read_dir(plane.folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    let is_evidence = |file: &PathBuf| file.file_name().unwrap().to_str().unwrap().starts_with("evidence-");
+    let evidence = files.into_iter().find(is_evidence).unwrap();
+    let (key, public) = (plane.folder.path().join("key.pem"), plane.folder.path().join("key.pub"));
+    // RFC 8410, section 10.
+    let pem = |kind: &str, content: &str| format!("-----BEGIN {kind} KEY-----\n{content}\n-----END {kind} KEY-----\n");
+    std::fs::write(&key, pem("PRIVATE", "MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC")).unwrap();
+    std::fs::write(&public, pem("PUBLIC", "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=")).unwrap();
+    let (key, public) = (format!("--key={}", key.display()), format!("--public-key={}", public.display()));
+    alone(&["evidence", "sign", evidence.to_str().unwrap(), &key]).exits(0);
+    let signed = evidence.with_extension("intoto.json");
+    let given = format!("--evidence={}", evidence.display());
+    alone(&["evidence", "verify", signed.to_str().unwrap(), &public, &given])
+        .exits(0)
+        .says("Yes: nothing is stored under");
+    let page = alone(&["evidence", "report", signed.to_str().unwrap(), &public]).exits(0);
+    page.says(former)
+        .says("| secrets | kube-envelope ke1-")
+        .says("## May be destroyed")
+        .says("API servers that stored a write");
+    let journal = format!("--journal={}", plane.journal_file().display());
+    let past = alone(&["evidence", "history", &journal]).exits(0);
+    assert_eq!(past.out.matches("Yes: nothing is stored under").count(), 2, "{}", past.out);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verify_says_for_each_version_whether_values_or_snapshots_need_it() {
     let plane = ControlPlane::start(Shape::compacting(1)).await;
@@ -70,7 +99,6 @@ async fn verify_says_for_each_version_whether_values_or_snapshots_need_it() {
     let ended = ended.says(&format!("KEK primary version {pending}: unused"));
     let ended = ended.says("not looked at: ");
     assert!(!ended.out.contains("a guess:"), "{}", ended.out);
-    plane.run("verify", &[&config]).exits(0).says(&format!("KEK primary version {former}: unused"));
     plane.run("verify", &["no-etcd", &config]).exits(0).says("a guess: ");
 
     // The backup under the active version takes its place.
@@ -81,6 +109,7 @@ async fn verify_says_for_each_version_whether_values_or_snapshots_need_it() {
     ended.says(&format!("KEK primary version {former}: {free}"));
     let ended = plane.run("rotate-keys", &["--resume", &backup(&rewrapped)]).exits(0);
     ended.says(&format!("may be destroyed: KEK primary version {former}")).says("This speaks of these files alone");
+    sign_and_verify(&plane, &former);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,6 +12,8 @@ mod doctor;
 mod documents;
 mod envelope_vectors;
 #[cfg(feature = "rotate")]
+mod evidence;
+#[cfg(feature = "rotate")]
 mod fuzz_corpus;
 mod habits;
 mod health_listener;

@@ -78,6 +78,9 @@ pub struct Scan {
     pub looked_at: u64,
     /// Resource → how stored → how many.
     pub stored: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Resource → provider and `key_id`, or the words of the prefix → how many; of etcd alone.
+    #[serde(default)]
+    pub under: BTreeMap<String, BTreeMap<String, u64>>,
     /// The same by the keys that the values need.
     #[serde(default)]
     pub groups: Groups,
@@ -100,6 +103,7 @@ impl Scan {
             orphans: BTreeMap::new(),
             looked_at: 0,
             stored: BTreeMap::new(),
+            under: BTreeMap::new(),
             groups: Groups::default(),
             leftovers: 0,
             expiring: 0,
@@ -156,6 +160,7 @@ pub async fn scan_clusters(etcd: &EtcdClusters, prefix: &str, expected: &Expecte
                 let how = Stored::of(value);
                 let (stored, left) = judge.judge(&place, &how);
                 scan.groups.count(&how, left);
+                *scan.under.entry(place.label.clone()).or_default().entry(key_of(&how)).or_default() += 1;
                 if left {
                     scan.leftovers += 1;
                     scan.expiring += u64::from(place.expires);
@@ -186,6 +191,15 @@ pub async fn scan_clusters(etcd: &EtcdClusters, prefix: &str, expected: &Expecte
     // Only for people; claims have the revision of each cluster.
     scan.revision = scan.clusters.first().map(|cluster| cluster.revision);
     Ok(scan)
+}
+
+/// What a value names as its key.
+fn key_of(stored: &Stored) -> String {
+    match stored {
+        Stored::KmsV2 { provider, key_id, .. } => format!("{provider} {key_id}"),
+        Stored::Otherwise(words) => words.clone(),
+        Stored::Plain => "in clear".into(),
+    }
 }
 
 /// The API servers' prefix with one slash at its end.

@@ -1,0 +1,76 @@
+//! The arguments of `evidence`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::rotation::DEFAULT_JOURNAL;
+
+/// The commands on the evidence of a rotation.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  kube-envelope evidence sign evidence-20260131T120000Z.json --key signing.pem
+  kube-envelope evidence verify evidence-20260131T120000Z.intoto.json --public-key signing.pub
+  kube-envelope evidence report evidence-20260131T120000Z.intoto.json --public-key signing.pub
+  kube-envelope evidence history")]
+pub enum EvidenceCommand {
+    /// Write an in-toto Statement about a rotation in a signed DSSE envelope.
+    Sign(EvidenceSignArgs),
+    /// Check signature and content of an envelope. Ends with the exit code of the verdict in it.
+    Verify(EvidenceVerifyArgs),
+    /// Print one page of Markdown, from an envelope or from an evidence file.
+    Report(EvidenceReportArgs),
+    /// List every verdict that was given, and check that no line of the history was changed or taken out.
+    History(EvidenceHistoryArgs),
+}
+
+/// Arguments of `evidence sign`.
+#[derive(Debug, Args)]
+pub struct EvidenceSignArgs {
+    /// The evidence file of a rotation.
+    pub file: PathBuf,
+    /// An Ed25519 key in PKCS#8 PEM, as `openssl genpkey -algorithm ed25519` makes it.
+    #[arg(long, value_name = "FILE", required_unless_present = "command")]
+    pub key: Option<PathBuf>,
+    /// A shell command that signs what it reads and prints the signature in base64: of a key store, for example.
+    #[arg(long, value_name = "COMMAND", conflicts_with = "key")]
+    pub command: Option<String>,
+    /// A name for the key of --command, as a hint for who verifies.
+    #[arg(long, value_name = "ID", requires = "command")]
+    pub key_id: Option<String>,
+    /// The new file [default: FILE with the extension intoto.json].
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
+}
+
+/// Arguments of `evidence verify`.
+#[derive(Debug, Args)]
+pub struct EvidenceVerifyArgs {
+    /// The envelope.
+    pub file: PathBuf,
+    /// Who must have signed it: a public key in PEM, Ed25519, ECDSA (P-256 or P-384) or RSA.
+    #[arg(long, value_name = "FILE")]
+    pub public_key: PathBuf,
+    /// The evidence file, whose digest must be the one in the envelope.
+    #[arg(long, value_name = "FILE")]
+    pub evidence: Option<PathBuf>,
+}
+
+/// Arguments of `evidence report`.
+#[derive(Debug, Args)]
+pub struct EvidenceReportArgs {
+    /// The envelope, or an evidence file.
+    pub file: PathBuf,
+    /// Who must have signed the envelope; without it the page says that the signature was not checked.
+    #[arg(long, value_name = "FILE")]
+    pub public_key: Option<PathBuf>,
+}
+
+/// Arguments of `evidence history`.
+#[derive(Debug, Args)]
+pub struct EvidenceHistoryArgs {
+    /// The journal of the rotations; their history lies beside it.
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_JOURNAL)]
+    pub journal: PathBuf,
+}

@@ -1,0 +1,147 @@
+//! `evidence`: what a rotation has shown, signed, checked, and as a page.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use sha2::{Digest, Sha256};
+
+use super::exit::Exit;
+use super::rotation_access::exit_of;
+use crate::cli::evidence::{
+    EvidenceCommand, EvidenceHistoryArgs, EvidenceReportArgs, EvidenceSignArgs, EvidenceVerifyArgs,
+};
+use crate::crypto::signature::{PublicKey, SigningKey};
+use crate::files::create;
+use crate::rotation::conclusion::envelope::{Envelope, signed_bytes};
+use crate::rotation::conclusion::history::{history_file, read};
+use crate::rotation::conclusion::page::page;
+use crate::rotation::conclusion::statement::{PAYLOAD_TYPE, Statement};
+use crate::rotation::journal::Journal;
+
+/// Runs the command that was asked for.
+///
+/// # Errors
+/// When a file cannot be read or is not what it should be, and when a signature is not right.
+pub fn run(command: EvidenceCommand) -> Result<Exit> {
+    match command {
+        EvidenceCommand::Sign(args) => sign(&args),
+        EvidenceCommand::Verify(args) => verify(&args),
+        EvidenceCommand::Report(args) => report(&args),
+        EvidenceCommand::History(args) => history(&args),
+    }
+}
+
+fn sign(args: &EvidenceSignArgs) -> Result<Exit> {
+    let payload = serde_json::to_vec_pretty(&stated(&args.file)?)?;
+    let message = signed_bytes(PAYLOAD_TYPE, &payload);
+    let (key_id, signature) = match (&args.key, &args.command) {
+        (Some(file), _) => {
+            let key =
+                SigningKey::from_pem(&text_of(file)?).with_context(|| format!("cannot use {}", file.display()))?;
+            (key.public().id(), key.sign(&message))
+        }
+        (None, Some(command)) => (args.key_id.clone().unwrap_or_default(), signed_by(command, &message)?),
+        (None, None) => bail!("give --key or --command"),
+    };
+    let envelope = serde_json::to_string_pretty(&Envelope::new(PAYLOAD_TYPE, &payload, &key_id, &signature))?;
+    let to = args.to.clone().unwrap_or_else(|| args.file.with_extension("intoto.json"));
+    create(&to, format!("{envelope}\n").as_bytes()).with_context(|| format!("cannot create {}", to.display()))?;
+    println!("{}", to.display());
+    Ok(Exit::Done)
+}
+
+/// The Statement about the rotation of an evidence file.
+fn stated(file: &Path) -> Result<Statement> {
+    let content = content_of(file)?;
+    let journal = Journal::read(file)?.with_context(|| format!("{} is not there", file.display()))?;
+    let statement = Statement::of(&journal, hex::encode(Sha256::digest(&content)));
+    statement.with_context(|| format!("{} cannot be signed", file.display()))
+}
+
+/// Runs a command of the user's, which gets the message and prints a signature.
+fn signed_by(command: &str, message: &[u8]) -> Result<Vec<u8>> {
+    let mut child = Command::new("sh").arg("-c").arg(command).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    // One that does not read everything is judged by what it prints.
+    let _ = child.stdin.take().map(|mut input| input.write_all(message));
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("the command that signs ended with {}", output.status);
+    }
+    let text: String = String::from_utf8_lossy(&output.stdout).split_whitespace().collect();
+    let signature = BASE64_STANDARD.decode(&text).context("the command that signs did not print base64")?;
+    if signature.is_empty() {
+        bail!("the command that signs printed nothing");
+    }
+    Ok(signature)
+}
+
+fn verify(args: &EvidenceVerifyArgs) -> Result<Exit> {
+    let (statement, by) = verified(&args.file, &args.public_key)?;
+    let stated = &statement.predicate;
+    if let Some(file) = &args.evidence
+        && hex::encode(Sha256::digest(content_of(file)?)) != stated.evidence_sha256
+    {
+        bail!("{} is not the file that was signed for", file.display());
+    }
+    println!("signed by key {by}");
+    println!("about {}", statement.about());
+    println!("{}", stated.verdict.sentence);
+    for what in &stated.verdict.not_looked_at {
+        println!("not looked at: {what}");
+    }
+    Ok(exit_of(stated.verdict.conclusion))
+}
+
+/// What an envelope states, and the key that signed it.
+fn verified(file: &Path, public_key: &Path) -> Result<(Statement, String)> {
+    let key = PublicKey::from_pem(&text_of(public_key)?);
+    let key = key.with_context(|| format!("cannot use {}", public_key.display()))?;
+    let opened = envelope(file)?.opened(PAYLOAD_TYPE, |message, signature| key.verifies(message, signature));
+    let payload = opened.with_context(|| format!("{} proves nothing", file.display()))?;
+    let statement = Statement::read(&payload).with_context(|| format!("{} proves nothing", file.display()))?;
+    Ok((statement, key.id()))
+}
+
+fn report(args: &EvidenceReportArgs) -> Result<Exit> {
+    let (statement, signed) = match &args.public_key {
+        Some(key) => {
+            let (statement, by) = verified(&args.file, key)?;
+            (statement, format!("checked, by key {by}"))
+        }
+        None => match envelope(&args.file) {
+            Ok(envelope) => {
+                (Statement::read(&envelope.payload_unchecked(PAYLOAD_TYPE)?)?, "NOT checked: give --public-key".into())
+            }
+            Err(_) => (stated(&args.file)?, "none".into()),
+        },
+    };
+    print!("{}", page(&statement, &signed));
+    Ok(Exit::Done)
+}
+
+fn history(args: &EvidenceHistoryArgs) -> Result<Exit> {
+    let past = read(&text_of(&history_file(&args.journal))?);
+    for verdict in &past.verdicts {
+        println!("{} {} (SHA-256 {})", verdict.at, verdict.evidence, verdict.evidence_sha256);
+        println!("    {}", verdict.sentence);
+    }
+    past.problems.iter().for_each(|problem| println!("{problem}"));
+    Ok(if past.problems.is_empty() { Exit::Done } else { Exit::Error })
+}
+
+fn envelope(file: &Path) -> Result<Envelope> {
+    let read = serde_json::from_slice(&content_of(file)?);
+    read.with_context(|| format!("{} is not a DSSE envelope", file.display()))
+}
+
+fn content_of(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+fn text_of(file: &Path) -> Result<String> {
+    fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+}
