@@ -1,6 +1,7 @@
 //! A new configuration is taken only if everything that is kept can be unwrapped under it as well as before.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use tracing::{error, info};
@@ -22,16 +23,19 @@ const SIDE_BY_SIDE: usize = 8;
 /// Sets of KEK versions that are tried, the newest of this node first; more than a cluster has.
 const MOST_TRIED: usize = 64;
 
+/// A version that unwrapped, and when it was asked.
+type Opened = (KekVersion, Duration);
+
 impl Refresh {
     /// Takes `new` into use, or says why not; the configuration in use then stays.
     pub(super) async fn reload(&mut self, new: Settings) {
-        match self.objection_to(&new).await {
-            Some(reason) => {
+        match self.try_out(&new).await {
+            Err(reason) => {
                 error!(reason, "new configuration refused; the one in use stays");
                 self.metrics.reloaded(false);
                 self.refused = Some(format!("the configuration on disk was refused: {reason}"));
             }
-            None => {
+            Ok(opened) => {
                 info!("configuration reloaded");
                 self.metrics.reloaded(true);
                 self.settings = new;
@@ -44,11 +48,20 @@ impl Refresh {
                 self.proofs = Proofs::default();
                 self.warm = Warm::default();
                 self.configure();
+                // A KEK that was put back stands for its DEKs from the moment in which it was tried, not from the next
+                // proof on, which may come too late for them.
+                for (version, asked) in opened {
+                    self.service.cache().note(&version, Standing::Opens, asked);
+                }
             }
         }
     }
 
-    async fn objection_to(&self, new: &Settings) -> Option<String> {
+    /// Which versions unwrapped something under `new`, and when they were asked.
+    ///
+    /// # Errors
+    /// Why `new` is not to be taken.
+    async fn try_out(&self, new: &Settings) -> Result<Vec<Opened>, String> {
         // Whatever they answer: once asked, a KEK knows which one it is.
         let _ = new.keks.versions().await;
         let mut kept = self.kept();
@@ -56,13 +69,13 @@ impl Refresh {
         kept.retain(|(_, wrapped)| !wrapped.lineages().all(|lineage| new.forget.contains(&lineage)));
         let uncovered = Uncovered::of(&kept, &new.keks.lineages());
         if !uncovered.is_empty() {
-            return Some(self.advice(&uncovered, &new.keks));
+            return Err(self.advice(&uncovered, &new.keks));
         }
         // A KEK that answers may still be the wrong one, or without the right to unwrap. Only what the KEKs in use do
         // unwrap counts, so that an outage does not make every configuration unacceptable.
-        let tried = stream::iter(self.of_each_kind(kept)).map(|kept| self.fails_only_under(new, kept));
-        let reasons: Vec<_> = tried.buffer_unordered(SIDE_BY_SIDE).filter_map(std::future::ready).collect().await;
-        reasons.into_iter().next()
+        let tried = stream::iter(self.of_each_kind(kept)).map(|kept| self.try_under(new, kept));
+        let tried: Vec<_> = tried.buffer_unordered(SIDE_BY_SIDE).collect().await;
+        tried.into_iter().filter_map(Result::transpose).collect()
     }
 
     /// One kept DEK for each set of versions; that of the active generation for its own.
@@ -76,18 +89,26 @@ impl Refresh {
         kinds.into_values().take(MOST_TRIED).collect()
     }
 
-    /// Why a DEK that the KEKs in use unwrap is not unwrapped under `new`. What neither unwraps just now is no worse
-    /// off afterwards.
-    async fn fails_only_under(&self, new: &Settings, (id, wrapped): Kept) -> Option<String> {
-        let error = self.unwraps_under(&new.keks, id, &wrapped).await.err()?;
-        self.unwraps_under(&self.settings.keks, id, &wrapped).await.ok()?;
-        Some(format!("under it, kept DEK {id} cannot be unwrapped, which the KEKs in use unwrap: {error}"))
+    /// Which version unwraps a DEK under `new`. What neither the KEKs of `new` nor those in use unwrap just now is no
+    /// worse off afterwards.
+    ///
+    /// # Errors
+    /// Those in use unwrap it, and those of `new` do not.
+    async fn try_under(&self, new: &Settings, (id, wrapped): Kept) -> Result<Option<Opened>, String> {
+        let error = match self.unwraps_under(&new.keks, id, &wrapped).await {
+            Ok(opened) => return Ok(Some(opened)),
+            Err(error) => error,
+        };
+        match self.unwraps_under(&self.settings.keks, id, &wrapped).await {
+            Ok(_) => Err(format!("under it, kept DEK {id} cannot be unwrapped, which the KEKs in use unwrap: {error}")),
+            Err(_) => Ok(None),
+        }
     }
 
-    async fn unwraps_under(&self, keks: &KekSet, id: DekId, wrapped: &WrappedDekSet) -> Result<(), UnwrapError> {
+    async fn unwraps_under(&self, keks: &KekSet, id: DekId, wrapped: &WrappedDekSet) -> Result<Opened, UnwrapError> {
         let asked = self.service.cache().now();
         let (_, by) = keks.unwrap(&wrapped.wraps, &wrapped.context(id)).await?;
         self.service.cache().note_known(&by, Standing::Opens, asked);
-        Ok(())
+        Ok((by, asked))
     }
 }
