@@ -4,6 +4,7 @@
 //! The file comes from outside, so nothing in it is believed: every reference must lead into the file, no page may be
 //! reached twice, and keys must come in order. A file that breaks this is refused; none can make the reader loop or
 //! take more memory than its largest run of pages.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -54,7 +55,7 @@ impl Database {
             return Err(damaged(format_args!("it is cut short: it has {length} bytes, and its pages {needed}")));
         }
         if exact && length > needed {
-            let beyond = length - needed;
+            let beyond = length.saturating_sub(needed);
             return Err(damaged(format_args!(
                 "it has {beyond} bytes after its last page; something was appended to it"
             )));
@@ -97,16 +98,19 @@ impl Database {
         if !(FIRST_PAGE..self.pages).contains(&id) {
             return Err(damaged(format_args!("it refers to page {id}, and has {} pages", self.pages)));
         }
-        let at = id * self.page_size;
+        // The pages are within the file, by their number and by their size.
+        let beyond = || damaged("a page is beyond what a file can hold");
+        let at = id.checked_mul(self.page_size).ok_or_else(beyond)?;
         let mut header = [0; HEADER];
         self.file.read_exact_at(&mut header, at)?;
-        let count = Page::overflow(&header)? + 1;
-        if count > self.pages - id {
+        let count = Page::overflow(&header)?.saturating_add(1);
+        if count > self.pages.saturating_sub(id) {
             return Err(damaged(format_args!("page {id} goes on beyond the last page")));
         }
         // A damaged page that leads back to one above it would otherwise be walked for ever.
         seen.note(id, count)?;
-        let length = usize::try_from(count * self.page_size).map_err(|_| damaged("a page is too long"))?;
+        let length =
+            count.checked_mul(self.page_size).and_then(|length| usize::try_from(length).ok()).ok_or_else(beyond)?;
         let mut page = vec![0; length];
         self.file.read_exact_at(&mut page, at)?;
         Page::parse(id, page)
@@ -177,7 +181,7 @@ impl Walk<'_> {
         while let Some((page, left)) = self.open.last_mut() {
             match page.kind {
                 Kind::Branch if *left > 0 => {
-                    *left -= 1;
+                    *left = left.saturating_sub(1);
                     let child = page.child(*left)?;
                     self.enter(child)?;
                 }
@@ -224,12 +228,13 @@ struct Seen(Vec<u64>);
 
 impl Seen {
     fn of(pages: u64) -> Result<Self, Fault> {
-        let words = usize::try_from(pages / 64 + 1).map_err(|_| damaged("it says to have more pages than can be"))?;
+        let words =
+            usize::try_from(pages.div_ceil(64)).map_err(|_| damaged("it says to have more pages than can be"))?;
         Ok(Self(vec![0; words]))
     }
 
     fn note(&mut self, first: u64, count: u64) -> Result<(), Fault> {
-        for id in first..first + count {
+        for id in first..first.saturating_add(count) {
             let word = usize::try_from(id / 64).ok().and_then(|word| self.0.get_mut(word));
             let word = word.ok_or_else(|| damaged(format_args!("it refers to page {id}, which it does not have")))?;
             let bit = 1 << (id % 64);

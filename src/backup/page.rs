@@ -1,5 +1,6 @@
 //! One page of a bbolt database (go.etcd.io/bbolt, internal/common/page.go): a header, then the elements of a branch or
 //! of a leaf. Everything that the page says about itself is checked before it is used.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::fmt;
 use std::io;
@@ -8,7 +9,7 @@ pub(super) const HEADER: usize = 16;
 const ELEMENT: usize = 16;
 const BRANCH: u16 = 0x01;
 const LEAF: u16 = 0x02;
-const BUCKET: u32 = 0x01;
+const BUCKET: usize = 0x01;
 
 /// Why a file is refused.
 #[derive(Debug)]
@@ -72,7 +73,7 @@ impl Page {
             other => return Err(damaged(format_args!("page {id} has the flags {other:#x} of no branch or leaf"))),
         };
         let count = usize::from(half(&bytes, 10)?);
-        if HEADER + count * ELEMENT > bytes.len() {
+        if element(count, 0)? > bytes.len() {
             return Err(damaged(format_args!("page {id} has no room for its {count} elements")));
         }
         Ok(Self { id, kind, count, bytes })
@@ -85,27 +86,32 @@ impl Page {
 
     /// The page that element `at` of a branch refers to.
     pub(super) fn child(&self, at: usize) -> Result<u64, Fault> {
-        long(&self.bytes, HEADER + at * ELEMENT + 8)
+        long(&self.bytes, element(at, 8)?)
     }
 
     /// Element `at` of a leaf.
     pub(super) fn entry(&self, at: usize) -> Result<Entry<'_>, Fault> {
-        let start = HEADER + at * ELEMENT;
-        let number = |offset| word(&self.bytes, start + offset).map(|word| word as usize);
+        let number = |offset| word(&self.bytes, element(at, offset)?).map(|word| word as usize);
         // A position counts from its own element, not from the page.
-        let (position, key, value) = (start + number(4)?, number(8)?, number(12)?);
+        let (position, key, value) = (element(at, number(4)?)?, number(8)?, number(12)?);
         let take = |from: usize, length: usize| {
             let found = self.bytes.get(from..).and_then(|rest| rest.get(..length));
             found.ok_or_else(|| damaged(format_args!("element {at} of page {} is outside its page", self.id)))
         };
-        let is_bucket = word(&self.bytes, start)? & BUCKET != 0;
-        Ok(Entry { is_bucket, key: take(position, key)?, value: take(position + key, value)? })
+        let is_bucket = number(0)? & BUCKET != 0;
+        Ok(Entry { is_bucket, key: take(position, key)?, value: take(position.saturating_add(key), value)? })
     }
 
     /// All elements of a leaf.
     pub(super) fn entries(&self) -> impl DoubleEndedIterator<Item = Result<Entry<'_>, Fault>> {
         (0..self.count).map(|at| self.entry(at))
     }
+}
+
+/// Where byte `offset`, counted from element `at`, is.
+fn element(at: usize, offset: usize) -> Result<usize, Fault> {
+    let elements = at.checked_mul(ELEMENT).and_then(|elements| elements.checked_add(HEADER));
+    elements.and_then(|start| start.checked_add(offset)).ok_or_else(|| damaged("a page is longer than can be"))
 }
 
 fn bytes<const N: usize>(of: &[u8], at: usize) -> Result<[u8; N], Fault> {

@@ -1,4 +1,5 @@
 //! A snapshot file of etcd: a bbolt database, to which `etcdctl snapshot save` appends the SHA-256 of the rest.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -162,7 +163,7 @@ fn open(path: &Path) -> Result<Snapshot, Fault> {
     // `etcdctl snapshot save` appends a SHA-256 to the file; a copy of etcd's own database has none, and whole pages.
     let hash = if length % SECTOR == HASH { Some(verified_hash(&file, length)?) } else { None };
     let database = match hash {
-        Some(_) => Database::open(file, length - HASH, true)?,
+        Some(_) => Database::open(file, length.saturating_sub(HASH), true)?,
         None if length % SECTOR == 0 => Database::open(file, length, false)?,
         None => return Err(damaged("it does not end with a whole page; it is cut short, or something was appended")),
     };
@@ -179,13 +180,13 @@ fn verified_hash(mut file: &File, length: u64) -> Result<String, Fault> {
     let mut hasher = Sha256::new();
     // A database of etcd may have several gigabytes.
     let mut buffer = vec![0; 1 << 20];
-    let mut left = length - HASH;
+    let mut left = length.saturating_sub(HASH);
     file.seek(SeekFrom::Start(0))?;
     while left > 0 {
         let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         file.read_exact(&mut buffer[..wanted])?;
         hasher.update(&buffer[..wanted]);
-        left -= wanted as u64;
+        left = left.saturating_sub(wanted as u64);
     }
     let mut stored = [0; 32];
     file.read_exact(&mut stored)?;

@@ -9,6 +9,9 @@ use serde::Serialize;
 use super::etcd::EtcdArgs;
 use super::output::OutputFormat;
 
+/// Whoever waits longer means something else.
+const LONGEST_TIME: Duration = Duration::from_hours(365 * 24);
+
 /// The default place of the journal.
 pub const DEFAULT_JOURNAL: &str = "/var/lib/kube-envelope/rotation/journal.json";
 
@@ -57,6 +60,12 @@ pub struct ClusterArgs {
     pub output: OutputFormat,
 }
 
+/// A time that can be waited for.
+fn time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time <= LONGEST_TIME { Ok(time) } else { Err("at most 365days".to_owned()) }
+}
+
 /// A rate that something gets done at.
 fn rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
@@ -97,16 +106,16 @@ pub struct RotateKeysArgs {
     #[arg(long)]
     pub include_events: bool,
     /// How long to wait for all API servers to adopt the key [default: 20m].
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     pub adoption_timeout: Option<Duration>,
     /// How often to check again that all API servers use the target key [default: 30s].
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     pub agreement_interval: Option<Duration>,
     /// The API servers' --request-timeout: how long a write may be in flight [default: 1m].
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     pub request_timeout: Option<Duration>,
     /// How long to wait after the last rewrite: twice the API servers' --etcd-compaction-interval [default: 10m].
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     pub settle: Option<Duration>,
     /// Compact etcd when old revisions are in the way: when it fills up, and at the end. Clients that read old
     /// revisions must list again.

@@ -1,6 +1,7 @@
 //! Which KEK version still unwraps: kept for each (KEK, version), from unwraps alone. Pure; the caller brings the time.
 //!
 //! Reading a version, a metadata permission, a file that is there: none of these tells whether a DEK would come back.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

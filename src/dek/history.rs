@@ -1,4 +1,5 @@
 //! What this node adopted so far: by it, a KEK that goes back to an earlier version is known. Pure.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,7 @@
 //! [`EncryptedObject`]: what an API server stores behind `k8s:enc:kms:v2:PROVIDER:` (k8s.io/apiserver,
 //! pkg/storage/value/encrypt/envelope/kmsv2/v2/api.proto). The encrypted data is authenticated together with the etcd
 //! key alone; the wrapped seed and its annotations stand beside it.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::BTreeMap;
 
@@ -48,7 +49,7 @@ impl EncryptedObject {
         let rest = value.strip_prefix(PREFIX)?;
         let name_ends = rest.iter().position(|byte| *byte == b':')?;
         let provider = std::str::from_utf8(&rest[..name_ends]).ok()?;
-        Some((provider.into(), Self::decode(&rest[name_ends + 1..]).ok()?))
+        Some((provider.into(), Self::decode(rest.get(name_ends.saturating_add(1)..)?).ok()?))
     }
 
     /// The value that an API server reads these parts from.
@@ -85,7 +86,8 @@ impl EncryptedObject {
                 return Err(format!("its {what} has {length} bytes"));
             }
         }
-        let annotations: usize = self.annotations.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let annotations: usize =
+            self.annotations.iter().map(|(name, value)| name.len().saturating_add(value.len())).sum();
         if annotations > MAX_ANNOTATION_BYTES {
             return Err(format!("its annotations have {annotations} bytes"));
         }

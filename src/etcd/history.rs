@@ -1,4 +1,5 @@
 //! What was stored in one etcd cluster between two revisions, superseded values included.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::time::{Duration, Instant};
 
@@ -57,17 +58,20 @@ impl EtcdCluster {
         newest: i64,
         mut each: impl FnMut(&str, &[u8], i64),
     ) -> Result<History, EtcdError> {
-        let (mut from, mut values, mut last) = (after + 1, 0, Status::unavailable("the cluster has no member"));
+        let (mut from, mut values, mut last) =
+            (after.saturating_add(1), 0_u64, Status::unavailable("the cluster has no member"));
         for channel in self.channels() {
             while from <= to {
                 let range = Range { prefix, from, to, newest };
                 match range.watch(channel.clone(), &mut each).await {
-                    Ok(Watched::Complete(seen)) => return Ok(History { from, to, values: values + seen }),
+                    Ok(Watched::Complete(seen)) => {
+                        return Ok(History { from, to, values: values.saturating_add(seen) });
+                    }
                     Ok(Watched::Compacted(oldest)) => {
                         // What was superseded before the compaction is gone for good. What was current then can be read
                         // at that revision, and is part of the history.
-                        values += self.values_at(prefix, oldest, after, &mut each).await?;
-                        from = oldest + 1;
+                        values = values.saturating_add(self.values_at(prefix, oldest, after, &mut each).await?);
+                        from = oldest.saturating_add(1);
                     }
                     Err(status) => {
                         last = status;
@@ -101,7 +105,7 @@ impl EtcdCluster {
                 Err(status) => return Err(refused(status)),
             };
             for pair in answer.kvs.iter().filter(|pair| pair.mod_revision > after) {
-                values += 1;
+                values = values.saturating_add(1);
                 each(&String::from_utf8_lossy(&pair.key), &pair.value, pair.mod_revision);
             }
             let Some(last) = answer.kvs.last().filter(|_| answer.more) else { return Ok(values) };
@@ -130,7 +134,7 @@ impl Range<'_> {
         };
         let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
         let mut answers = client.watch(requests(create)).await?.into_inner();
-        let (mut seen, mut newest_seen, deadline) = (0, 0, Instant::now() + LONGEST);
+        let (mut seen, mut newest_seen, began) = (0_u64, 0, Instant::now());
         loop {
             let answer = tokio::time::timeout(WATCH_TIMEOUT, answers.message()).await;
             let answer = answer.map_err(|_| Status::deadline_exceeded("the watch sends nothing"))??;
@@ -144,7 +148,7 @@ impl Range<'_> {
             for pair in answer.events.iter().filter_map(|event| event.kv.as_ref()) {
                 newest_seen = pair.mod_revision.max(newest_seen);
                 if pair.mod_revision <= self.to {
-                    seen += 1;
+                    seen = seen.saturating_add(1);
                     each(&String::from_utf8_lossy(&pair.key), &pair.value, pair.mod_revision);
                 }
             }
@@ -153,7 +157,7 @@ impl Range<'_> {
             if reaches(&answer, self.to) && (newest_seen >= self.newest || self.newest < self.from) {
                 return Ok(Watched::Complete(seen));
             }
-            if Instant::now() > deadline {
+            if began.elapsed() > LONGEST {
                 return Err(Status::deadline_exceeded("the watch does not come to an end"));
             }
         }

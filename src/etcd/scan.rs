@@ -1,4 +1,5 @@
 //! Reading one etcd cluster: every value under a prefix, counts, single keys, and whether an old revision is gone.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use tonic::Code;
 
@@ -192,7 +193,7 @@ impl Pages<'_> {
             self.scanned.from_revision = self.revision;
         }
         self.scanned.revision = self.revision;
-        self.scanned.keys += answer.kvs.len() as u64;
+        self.scanned.keys = self.scanned.keys.saturating_add(answer.kvs.len() as u64);
         if let Some(last) = answer.kvs.last().filter(|_| answer.more) {
             // No key lies between a key and the same one with a zero byte behind it.
             self.next = Some([last.key.as_slice(), &[0]].concat());
@@ -231,8 +232,9 @@ fn refused(status: tonic::Status) -> EtcdError {
 
 /// As many keys as fill a page at the size of the last ones.
 fn next_limit(keys: usize, bytes: usize) -> i64 {
-    let each = (bytes / keys.max(1)).max(1);
-    i64::try_from(PAGE_BYTES / each).unwrap_or(LARGEST_PAGE).clamp(1, LARGEST_PAGE)
+    let each = bytes.checked_div(keys).unwrap_or(bytes).max(1);
+    let more = PAGE_BYTES.checked_div(each).and_then(|more| i64::try_from(more).ok());
+    more.unwrap_or(LARGEST_PAGE).clamp(1, LARGEST_PAGE)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! How full the database of each etcd member is. At its quota etcd raises the alarm NOSPACE, and from then on nobody in
 //! the cluster can write; a rewrite must stop well before that, since each object needs a second revision until etcd
 //! is compacted.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use super::cluster::{EtcdCluster, MemberStatus};
 
@@ -98,7 +99,7 @@ impl Space {
     pub fn compactions_for(&self, bytes: u64) -> u64 {
         let rounds = self.members.iter().map(|member| {
             let free = member.percent(FILL_TO).saturating_sub(member.in_use).max(1);
-            bytes / free
+            bytes.checked_div(free).unwrap_or(u64::MAX)
         });
         rounds.max().unwrap_or(0)
     }
@@ -107,7 +108,7 @@ impl Space {
 impl MemberSpace {
     fn percent(&self, percent: u64) -> u64 {
         // Divided first, so that no quota is too great to be multiplied.
-        self.quota / 100 * percent
+        (self.quota / 100).saturating_mul(percent)
     }
 }
 

@@ -1,4 +1,5 @@
 //! [`Stored`]: how a value in etcd is stored, read without any key.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::HashMap;
 
@@ -75,7 +76,7 @@ impl Stored {
 pub fn stored_length(value: &[u8]) -> (usize, bool) {
     let body = value.strip_prefix(b"k8s:enc:kms:v2:").and_then(|rest| {
         let name_ends = rest.iter().position(|byte| *byte == b':')?;
-        rest.get(name_ends + 1..)
+        rest.get(name_ends.saturating_add(1)..)
     });
     match body.map(SealedObject::decode) {
         Some(Ok(object)) => (object.plain_length(), true),
@@ -100,8 +101,8 @@ struct SealedObject {
 
 impl SealedObject {
     fn plain_length(&self) -> usize {
-        let around = SEALING + if self.source_type == 1 { INFO } else { 0 };
-        self.encrypted_data.len().saturating_sub(around)
+        let info = if self.source_type == 1 { INFO } else { 0 };
+        self.encrypted_data.len().saturating_sub(SEALING).saturating_sub(info)
     }
 }
 

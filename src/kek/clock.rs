@@ -1,4 +1,5 @@
 //! How far this machine's clock is from a server's, by the `Date` of its answers.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 

@@ -3,6 +3,7 @@
 //!
 //! The only place that publishes. Status and Encrypt read what it published and never wait for it. What follows from
 //! the KEKs' answers is pure (`decision`, `coverage`, `prove`, [`crate::dek::contacts`]).
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod accept;
 mod adopt;

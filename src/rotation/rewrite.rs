@@ -266,7 +266,8 @@ impl Sweep<'_> {
         // An object that fails alone is given up before its tries are over; credentials that are refused are never an
         // object's own fault.
         if object.tries < tries && !(alone && status != Some(401)) {
-            let wait = (FIRST_WAIT * 2u32.pow(object.tries - 1)).min(LONGEST_WAIT);
+            let times = 2u32.saturating_pow(object.tries.saturating_sub(1));
+            let wait = FIRST_WAIT.saturating_mul(times).min(LONGEST_WAIT);
             return Ok(Next::Again(now + retry_after.unwrap_or(wait).max(wait), object));
         }
         match status {

@@ -3,6 +3,7 @@
 
 mod cycles;
 mod directions;
+mod numbers;
 mod rooms;
 
 use std::collections::BTreeSet;

@@ -79,3 +79,12 @@ fn a_verdict_names_the_vendors_own_command_for_each_kind_of_kek() {
         assert!(said.contains(expected), "{settings}: {said}");
     }
 }
+
+#[test]
+fn a_time_that_nobody_can_wait_for_is_a_usage_error() {
+    for flag in ["--settle", "--adoption-timeout", "--agreement-interval", "--request-timeout"] {
+        let ran = run(&["rotate-keys", flag, "100000years"]);
+        assert_eq!(ran.code, Some(2));
+        assert!(ran.error.contains("at most 365days"), "{flag}: {}", ran.error);
+    }
+}

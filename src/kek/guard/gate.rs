@@ -1,4 +1,5 @@
 //! Who may ask a KEK: everybody while it answers, one while nobody knows, nobody for a while once it does not.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -145,7 +146,7 @@ impl State {
             if now < until || self.probing {
                 return Admission::Closed;
             }
-        } else if self.answered_at.is_some_and(|at| now < at + ANSWER_LASTS) {
+        } else if self.answered_at.is_some_and(|at| now.saturating_duration_since(at) < ANSWER_LASTS) {
             return Admission::Go { probes: false };
         } else if self.probing {
             return Admission::Wait;
@@ -170,7 +171,7 @@ impl State {
             let (first, longest) = if throttled { (FIRST_REST, LONGEST_REST) } else { (FIRST_PAUSE, LONGEST_PAUSE) };
             let pause = first.saturating_mul(1 << self.trips.min(10)).min(longest).mul_f64(jitter(seed, self.trips));
             let wish = words.retry_after.unwrap_or_default().min(LONGEST_WISH);
-            self.open_until = Some(now + pause.max(wish));
+            self.open_until = Some(now.checked_add(pause.max(wish)).unwrap_or(now));
             self.trips = self.trips.saturating_add(1);
         }
         self.words = Some(words);

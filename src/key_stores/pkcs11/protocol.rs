@@ -1,5 +1,6 @@
 //! What the plugin and the module's process say to each other: frames of JSON, and beside it one secret that JSON never
 //! holds.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::io::{self, Read, Write};
 
@@ -73,7 +74,8 @@ pub(super) fn frame(message: &impl Serialize, secret: &[u8]) -> Zeroizing<Vec<u8
     let json = serde_json::to_vec(message).expect("these messages have only string keys");
     let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes();
     // In one piece from the start: a growing vector leaves copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(8 + json.len() + secret.len()));
+    let mut bytes =
+        Zeroizing::new(Vec::with_capacity([json.len(), secret.len()].into_iter().fold(8, usize::saturating_add)));
     bytes.extend_from_slice(&length(&json));
     bytes.extend_from_slice(&length(secret));
     bytes.extend_from_slice(&json);
@@ -108,7 +110,7 @@ pub(super) fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Opti
         result => result?,
     }
     let (json, secret) = lengths(head)?;
-    let mut body = Zeroizing::new(vec![0; json + secret]);
+    let mut body = Zeroizing::new(vec![0; json.saturating_add(secret)]);
     from.read_exact(&mut body)?;
     parse(&body, json).map(Some)
 }

@@ -1,4 +1,5 @@
 //! The `Retry-After` header (RFC 9110, 10.2.3), in its form in seconds; no key store sends the form with a date.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::time::Duration;
 

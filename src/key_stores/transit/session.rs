@@ -1,4 +1,5 @@
 //! Requests with a token to the transit engine.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::sync::Arc;
 

@@ -2,6 +2,7 @@
 //!
 //! `{"seq":7,"time":…,"event":…,"prev":HASH,"hash":HASH}`: `prev` is the `hash` of record 6, and `hash` is SHA-256 over
 //! the length (8 bytes, big endian) and the bytes of the line before `,"hash":`.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::fmt;
 use std::str::FromStr;
@@ -102,8 +103,7 @@ pub fn next_line(head: &Head, time: jiff::Timestamp, event: &Event) -> Result<(S
 /// What is wrong with it: it is not a record, or its hash is not that of its bytes.
 pub fn read_line(line: &str) -> Result<Link, &'static str> {
     let link: Link = serde_json::from_str(line).map_err(|_| "is not a record")?;
-    let body = line.rfind(HASH_FIELD).map(|at| &line[..at]).ok_or("has no hash at its end")?;
-    let rest = &line[body.len() + HASH_FIELD.len()..];
+    let (body, rest) = line.rsplit_once(HASH_FIELD).ok_or("has no hash at its end")?;
     if rest.strip_suffix("\"}") != Some(&link.hash) {
         return Err("has no hash at its end");
     }

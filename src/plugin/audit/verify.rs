@@ -1,4 +1,5 @@
 //! Whether an audit log is whole: no record changed, missing, moved or cut off at the end.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::io::{self, BufRead, Read};
 
@@ -66,7 +67,9 @@ impl Verifier {
             let problem = match this.checked_sub(before) {
                 Some(1) if link.prev == head.hash => None,
                 Some(1) => Some(format!("record {this} does not follow record {before}: one of them was replaced")),
-                Some(gap) if gap > 1 => Some(format!("records {} to {} are missing", before + 1, this - 1)),
+                Some(gap) if gap > 1 => {
+                    Some(format!("records {} to {} are missing", before.saturating_add(1), this.saturating_sub(1)))
+                }
                 _ => Some(format!("record {this} comes after record {before}: moved or repeated")),
             };
             self.found.problems.extend(problem.map(|problem| format!("{place}: {problem}")));

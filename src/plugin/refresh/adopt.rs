@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::decision::went_back;
-use super::memory::{Attempt, Refresh, is_over};
+use super::memory::{Attempt, Refresh, after, is_over};
 use super::warm::is_final;
 use crate::crypto::seal::dek_id;
 use crate::crypto::secret::DekId;
@@ -57,7 +56,7 @@ impl Refresh {
                 // while none is, the API server does.
                 let pause = if is_served { ATTEMPTS.min(self.settings.refresh_interval) } else { Duration::ZERO };
                 self.attempt =
-                    Some(Attempt { expected: expected.to_vec(), next: Instant::now() + pause, reason: reason.clone() });
+                    Some(Attempt { expected: expected.to_vec(), next: after(pause), reason: reason.clone() });
                 Some(reason)
             }
         }

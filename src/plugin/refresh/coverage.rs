@@ -25,7 +25,8 @@ impl Uncovered {
             let lineages: BTreeSet<_> = wrapped.lineages().collect();
             // Any one of the KEKs that wrapped it is enough.
             if lineages.is_disjoint(configured) {
-                *uncovered.entry(lineages).or_default() += 1;
+                let count: &mut usize = uncovered.entry(lineages).or_default();
+                *count = count.saturating_add(1);
             }
         }
         Self(uncovered)

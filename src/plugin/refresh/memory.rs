@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rand::rngs::StdRng;
@@ -53,6 +54,12 @@ pub(super) struct Attempt {
     pub(super) expected: Vec<KekVersion>,
     pub(super) next: Instant,
     pub(super) reason: String,
+}
+
+/// The moment that is so far away; one that is too far to be told has come.
+pub(super) fn after(pause: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(pause).unwrap_or(now)
 }
 
 /// Whether `at` has come.

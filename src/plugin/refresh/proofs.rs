@@ -82,7 +82,8 @@ impl Proofs {
             let is_lost = occasion.contacts.get(version).is_some_and(|contact| contact.standing == Standing::Lost);
             let count = if is_lost { wraps.len().min(LOST_AT_ONCE) } else { 1 };
             let turn = self.turns.entry(version.clone()).or_default();
-            let in_turn = (0..count).map(|next| &wraps[turn.wrapping_add(next) % wraps.len()]);
+            let first = turn.checked_rem(wraps.len()).unwrap_or_default();
+            let in_turn = wraps.iter().cycle().skip(first).take(count);
             // The DEK that is sealed with is what must not be lost; the others take turns below.
             match active.filter(|_| !is_lost) {
                 Some(active) => due.push(active.clone()),
@@ -90,10 +91,10 @@ impl Proofs {
             }
             *turn = turn.wrapping_add(count);
         }
-        if occasion.now >= *self.next_at.get_or_insert(occasion.now + ONE_OF_ALL) && !all.is_empty() {
-            due.push(all[self.next % all.len()].clone());
+        if occasion.now >= *self.next_at.get_or_insert(occasion.now.saturating_add(ONE_OF_ALL)) && !all.is_empty() {
+            due.extend(all.iter().cycle().nth(self.next.checked_rem(all.len()).unwrap_or_default()).cloned());
             self.next = self.next.wrapping_add(1);
-            self.next_at = Some(occasion.now + ONE_OF_ALL);
+            self.next_at = Some(occasion.now.saturating_add(ONE_OF_ALL));
         }
         due
     }
@@ -118,6 +119,6 @@ impl Occasion<'_> {
             self.rhythm.again.min(rhythm)
         };
         // A turn that comes a little early must not put it off by a whole interval.
-        self.now + period / 8 >= contact.asked + period
+        self.now.saturating_add(period.checked_div(8).unwrap_or_default()) >= contact.asked.saturating_add(period)
     }
 }

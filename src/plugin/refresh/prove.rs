@@ -21,7 +21,8 @@ const OCCASIONS: u32 = 3;
 
 impl Refresh {
     pub(super) fn rhythm(&self) -> Rhythm {
-        let most = self.settings.limit() / OCCASIONS;
+        let limit = self.settings.limit();
+        let most = limit.checked_div(OCCASIONS).unwrap_or(limit);
         let active = self.settings.prove_interval.min(most);
         Rhythm { active, former: FORMER_VERSION.max(active).min(most), again: self.settings.refresh_interval }
     }

@@ -32,6 +32,6 @@ pub struct Settings {
 impl Settings {
     /// How long a DEK may be used after its last unwrap: with `maxOfflineAge: 0s`, two refreshes may be missed.
     pub fn limit(&self) -> Duration {
-        self.max_offline_age.max(self.refresh_interval * 2)
+        self.max_offline_age.max(self.refresh_interval.saturating_mul(2))
     }
 }

@@ -1,5 +1,6 @@
 //! Requests to one API server: one try each. The caller sees status and Retry-After and decides what follows. Refused
 //! credentials are read again from their files, and `Api::patient` waits out what passes by itself.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod metadata;
 mod session;
@@ -23,6 +24,9 @@ pub use crate::rotation::error::ApiError;
 
 /// The API server's own limit for a mutating request is 34 s; a little more than that means it is lost.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// The most that is waited because an answer wishes it: whoever sent it may be wrong, or a balancer in between.
+const LONGEST_WISH: Duration = Duration::from_mins(10);
 
 /// Who we are in managedFields, where we change something: in our own objects.
 const FIELD_MANAGER: &str = "kube-envelope-rotate-keys";
@@ -284,7 +288,7 @@ impl Api {
             self.session.has_answered();
             let status = answer.status().as_u16();
             let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-            let retry_after = retry_after.and_then(|value| value.parse().ok()).map(Duration::from_secs);
+            let retry_after = retry_after.and_then(wish);
             let body = answer.into_body().collect().await.map_err(|error| unreachable(chain(&error)))?;
             Ok(Answer { status, retry_after, body: body.to_bytes().to_vec() })
         };
@@ -325,9 +329,21 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     joined(error.to_string(), error.source())
 }
 
+/// What `Retry-After` asks for, in its form in seconds.
+fn wish(value: &str) -> Option<Duration> {
+    value.parse().ok().map(|seconds| Duration::from_secs(seconds).min(LONGEST_WISH))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::escaped;
+    use super::*;
+
+    #[test]
+    fn a_wish_is_granted_as_far_as_it_makes_sense() {
+        assert_eq!(wish("7"), Some(Duration::from_secs(7)));
+        assert_eq!(wish(&u64::MAX.to_string()), Some(LONGEST_WISH));
+        assert_eq!(wish("-1"), None);
+    }
 
     #[test]
     fn a_name_with_odd_letters_becomes_one_path_segment() {

@@ -3,6 +3,7 @@
 //! Two times keep two runs apart. Another run takes the Lease when it has seen it unchanged for `EXPIRES_AFTER`; a run
 //! that could not renew it for `STOPS_AFTER`, which is less, stands still. So when another one begins, this one has
 //! stopped, whatever cut it off from the API server.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod holder;
 

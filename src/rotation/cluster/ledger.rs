@@ -2,6 +2,7 @@
 //! target key. Any growth under another key since then, and any process that was not there, voids the proof.
 //!
 //! Only counters of the servers themselves are compared, each with earlier ones of the same process. No clock is.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -1,4 +1,5 @@
 //! Lists of metadata, page by page: of a resource in all namespaces or in one, whole or a part of its names.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::time::{Duration, Instant};
 
@@ -96,9 +97,9 @@ pub(in crate::rotation) async fn page_after(
 ) -> Result<Page, RotationError> {
     let mut wait = FIRST_WAIT;
     let (path, resource) = (folder.path(), &folder.resource);
-    let mut tries = 0;
+    let mut tries = 0_u32;
     loop {
-        tries += 1;
+        tries = tries.saturating_add(1);
         let (problem, own_after, retry_after) = match api.list(&path, PAGE, &token).await {
             Ok(answer) => match answer.status {
                 200 => {
@@ -140,7 +141,7 @@ pub(in crate::rotation) async fn page_after(
             return Err(RotationError::Paused(format!("cannot list {resource}: {problem}")));
         }
         tokio::time::sleep(retry_after.unwrap_or(wait).max(wait)).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
+        wait = wait.saturating_mul(2).min(LONGEST_WAIT);
     }
 }
 
@@ -210,7 +211,7 @@ async fn shortest(api: &Api, folder: &Folder) -> Result<MetadataList, RotationEr
 }
 
 fn counted(list: &MetadataList) -> u64 {
-    list.items.len() as u64 + list.metadata.remaining_item_count.unwrap_or(0)
+    (list.items.len() as u64).saturating_add(list.metadata.remaining_item_count.unwrap_or(0))
 }
 
 /// The names of all namespaces, sorted.

@@ -1,4 +1,5 @@
 //! The metrics of an API server that show under which key it stores and reads.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -118,9 +119,9 @@ fn sample(mut rest: &str) -> Option<(HashMap<String, String>, f64)> {
             }
         };
         labels.insert(name.trim_start_matches(',').to_owned(), value);
-        rest = &after[end + 1..];
+        rest = after.get(end.saturating_add(1)..)?;
     }
-    let value = rest[1..].split_whitespace().next()?.parse().ok()?;
+    let value = rest.get(1..)?.split_whitespace().next()?.parse().ok()?;
     Some((labels, value))
 }
 

@@ -1,6 +1,7 @@
 //! The roster: which API servers exist, from every source that names one, against those that were met. No source is
 //! complete: a Lease outlives its server by an hour, an endpoint vanishes within seconds, a Node may run none. So each
 //! disagreement is a doubt, and a doubt rules out a proof.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

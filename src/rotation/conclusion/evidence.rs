@@ -1,4 +1,5 @@
 //! Weighs claims and findings: which keys may be disabled, or is anything left? A pure function of the journal.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::BTreeSet;
 
@@ -61,7 +62,7 @@ impl Scales {
         let refused = journal.refused().len();
         // What expires by itself is worth waiting for, and is stored under a former key all the same.
         let passes = |scan: &Scan| if question == Question::MayBeDisabled { scan.expiring } else { 0 };
-        let left = journal.verified.as_ref().map_or(0, |scan| scan.leftovers - passes(scan));
+        let left = journal.verified.as_ref().map_or(0, |scan| scan.leftovers.saturating_sub(passes(scan)));
         let names = journal.names.show_all(former);
         // The order is that of how bad it is: what is known to be under a former key outweighs what could not be shown,
         // and a *Yes* is what is left when everything else was ruled out.
@@ -163,7 +164,9 @@ impl Scales {
     /// What the run itself did.
     fn done(&mut self, journal: &Journal) {
         let (rewritten, fresh) = journal.resources.iter().fold((0, 0), |(rewritten, fresh), progress| {
-            (rewritten + progress.tally.rewritten, fresh + progress.tally.fresh + progress.tally.newer)
+            let tally = &progress.tally;
+            let own = tally.fresh.saturating_add(tally.newer);
+            (u64::saturating_add(rewritten, tally.rewritten), u64::saturating_add(fresh, own))
         });
         if !journal.resources.is_empty() {
             self.evidence.push(format!(

@@ -260,7 +260,7 @@ impl Search<'_> {
 }
 
 fn objects(list: &MetadataList) -> u64 {
-    list.items.len() as u64 + list.metadata.remaining_item_count.unwrap_or(0)
+    (list.items.len() as u64).saturating_add(list.metadata.remaining_item_count.unwrap_or(0))
 }
 
 /// What was shown about the etcd that was given: that it is this cluster's, and that it is all of it.

@@ -1,5 +1,6 @@
 //! How large everything is that will be stored again: whether etcd has room for it, and which values would become too
 //! large for one request to etcd.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::BTreeMap;
 
@@ -39,11 +40,11 @@ pub async fn measure(etcd: &EtcdClusters, prefix: &str, folders: &Folders<'_>) -
         cluster
             .scan(&prefix, |key, value, _| {
                 let Some(path) = folders.path(key.strip_prefix(&prefix).unwrap_or(key)) else { return };
-                sizes.bytes += value.len() as u64;
+                sizes.bytes = sizes.bytes.saturating_add(value.len() as u64);
                 let (plain, is_kms) = stored_length(value);
                 if is_kms {
                     // The most that any value has now. That of the new key may differ by the length of its annotation.
-                    overhead = overhead.max(value.len() - plain);
+                    overhead = overhead.max(value.len().saturating_sub(plain));
                 }
                 // What is smaller fits with any overhead, as annotations and wrapped seed are limited by the API
                 // server.
@@ -60,7 +61,7 @@ pub async fn measure(etcd: &EtcdClusters, prefix: &str, folders: &Folders<'_>) -
 }
 
 fn too_large(path: String, plain: usize, overhead: usize, key: usize) -> Option<(String, String)> {
-    let request = plain + overhead + 3 * key + AROUND;
+    let request = [overhead, key.saturating_mul(3), AROUND].into_iter().fold(plain, usize::saturating_add);
     (request > MAX_REQUEST).then(|| {
         let why = format!(
             "it would be too large: {plain} bytes become a request of about {request} bytes, and etcd takes {MAX_REQUEST} \

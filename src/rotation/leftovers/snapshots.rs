@@ -1,5 +1,6 @@
 //! Whether a snapshot of etcd exists that holds nothing under a former key: by its own revision where the file is there
 //! to be read, else by the time at which it was taken.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +24,7 @@ const REMEDY: &str = "take one and name it: rotate-keys --resume --snapshot-file
 /// [`RotationError::Unusable`] if it lies in the future.
 pub fn checked(taken: jiff::Timestamp) -> Result<jiff::Timestamp, RotationError> {
     let now = jiff::Timestamp::now();
-    if taken.as_second() > now.as_second() + CLOCK_SKEW_SECONDS {
+    if taken.as_second() > now.as_second().saturating_add(CLOCK_SKEW_SECONDS) {
         return Err(RotationError::Unusable(format!(
             "--snapshot-taken {taken} is in the future (it is {now} now); give the time at which the snapshot was taken"
         )));
@@ -106,10 +107,10 @@ fn content(path: &Path, prefix: &str, expected: &Expected) -> Result<Content, Ro
         let place = judge.place(key.strip_prefix(&prefix).unwrap_or(key));
         let (how, left) = judge.judge(&place, &Stored::of(value));
         if left && is_present {
-            leftovers += 1;
+            leftovers = u64::saturating_add(leftovers, 1);
             first.get_or_insert_with(|| format!("{key} ({how})"));
         }
-        older += u64::from(left && !is_present);
+        older = u64::saturating_add(older, u64::from(left && !is_present));
     })?;
     Ok(Content { path: path.to_owned(), about, leftovers, first, older })
 }

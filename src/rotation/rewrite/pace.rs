@@ -1,11 +1,14 @@
 //! How many requests may be under way: more while the API server answers well, half of them when it does not.
 //! Slowness that fewer requests do not cure is not the server's load (a webhook hangs): it stops counting as slow.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::time::{Duration, Instant};
 
 use crate::rotation::cluster::webhooks::Breakers;
 
 const FIRST: usize = 8;
+/// The most that lies between two requests, whatever rate a shard is told.
+const SLOWEST: Duration = Duration::from_secs(100);
 /// An answer in a hundred may take longer than this before fewer requests are sent.
 const SLOW: Duration = Duration::from_secs(1);
 /// Slow answers alone bring the limit down to this many requests; only an overload that the server itself reports
@@ -47,7 +50,7 @@ impl Pace {
             limit: FIRST.min(most).max(1),
             found: false,
             most: most.max(1),
-            interval: rate.map(|rate| Duration::from_secs_f64(1.0 / rate)),
+            interval: rate.map(|rate| Duration::try_from_secs_f64(1.0 / rate).map_or(SLOWEST, |own| own.min(SLOWEST))),
             next: now,
             quiet_until: now,
             second: Second::begin(now),
@@ -81,23 +84,25 @@ impl Pace {
     pub fn sent(&mut self, now: Instant) {
         if let Some(interval) = self.interval {
             // Time that was not used is not made up for by a burst.
-            self.next = self.next.max(now.checked_sub(interval).unwrap_or(now)) + interval;
+            let from = self.next.max(now.checked_sub(interval).unwrap_or(now));
+            self.next = from.checked_add(interval).unwrap_or(from);
         }
     }
 
     /// An answer came after `took`.
     pub fn answered(&mut self, took: Duration, now: Instant) {
         self.last_good = Some(now);
-        self.second.answers += 1;
-        self.second.slow += usize::from(took > SLOW.max(self.inherent * 2));
+        self.second.answers = self.second.answers.saturating_add(1);
+        let is_slow = took > SLOW.max(self.inherent.saturating_mul(2));
+        self.second.slow = self.second.slow.saturating_add(is_slow.into());
         self.second.longest = self.second.longest.max(took);
         self.turn(now);
     }
 
     /// The server is overloaded, or did not answer. `wait` is its wish.
     pub fn throttled(&mut self, wait: Option<Duration>, now: Instant) {
-        if let Some(wait) = wait {
-            self.quiet_until = self.quiet_until.max(now + wait);
+        if let Some(until) = wait.and_then(|wait| now.checked_add(wait)) {
+            self.quiet_until = self.quiet_until.max(until);
         }
         // Many requests meet the same overload: it counts once a second.
         if !self.second.throttled {
@@ -116,14 +121,14 @@ impl Pace {
         if last.throttled {
             return;
         }
-        if last.slow * 100 > last.answers {
+        if last.slow.saturating_mul(100) > last.answers {
             // So few requests are not what makes it slow: from now on, this is what an answer takes.
             if self.limit <= SLOW_FLOOR {
                 (self.inherent, self.found) = (last.longest, false);
             }
             self.halve(SLOW_FLOOR);
         } else {
-            let more = if self.found { self.limit + 1 } else { self.limit * 2 };
+            let more = if self.found { self.limit.saturating_add(1) } else { self.limit.saturating_mul(2) };
             self.limit = more.min(self.most);
         }
     }
@@ -147,6 +152,17 @@ mod tests {
     use super::*;
 
     const MOMENT: Duration = Duration::from_millis(10);
+
+    #[test]
+    fn no_rate_and_no_wish_is_more_than_can_be_waited_for() {
+        let now = Instant::now();
+        for rate in [0.0, -1.0, 1e-300, f64::NAN, f64::MIN_POSITIVE] {
+            let mut pace = Pace::new(8, Some(rate), now);
+            pace.sent(now);
+            pace.throttled(Some(Duration::MAX), now);
+            assert!(pace.next() <= now + SLOWEST, "{rate}");
+        }
+    }
 
     #[test]
     fn good_seconds_double_until_an_overload_halves_once_and_then_add_one() {

@@ -179,7 +179,7 @@ impl Run<'_> {
         let (mut gone, mut left) = (Vec::new(), Vec::new());
         for (cluster, revision) in self.searched(etcd) {
             // At the revision of the search itself everything was clean, so it may stay.
-            let is_gone = cluster.is_compacted(&prefix, revision - 1).await?;
+            let is_gone = cluster.is_compacted(&prefix, revision.saturating_sub(1)).await?;
             (if is_gone { &mut gone } else { &mut left }).push(format!("{} before revision {revision}", cluster.id));
         }
         if left.is_empty() {

@@ -200,10 +200,12 @@ impl Run<'_> {
     async fn writes_have_arrived(&self) {
         let Some(adoption) = &self.journal.adoption else { return };
         // A sixth more, for clocks and for what comes after the request's own deadline.
-        let wait = self.settings.request_timeout * 7 / 6;
-        let passed = jiff::Timestamp::now().duration_since(adoption.since).unsigned_abs();
+        let wait = self.settings.request_timeout.saturating_mul(7) / 6;
+        // A clock that was set back makes it wait once more, and never less.
+        let passed =
+            jiff::Timestamp::now().duration_since(adoption.since).try_into().unwrap_or(std::time::Duration::ZERO);
         if let Some(left) = wait.checked_sub(passed) {
-            let until = clock(jiff::Timestamp::now() + left);
+            let until = clock(jiff::Timestamp::now().checked_add(left).unwrap_or(jiff::Timestamp::MAX));
             (self.report)(Event::Waiting(&format!("earlier writes may still be on their way to etcd, until {until}")));
             tokio::time::sleep(left).await;
         }

@@ -283,7 +283,7 @@ impl<'a> Run<'a> {
     /// proof without a gap.
     pub(super) async fn await_adoption(&mut self) -> Result<Continuity, RotationError> {
         let began = Instant::now();
-        let until = jiff::Timestamp::now() + self.settings.adoption_timeout;
+        let until = jiff::Timestamp::now().checked_add(self.settings.adoption_timeout).unwrap_or(jiff::Timestamp::MAX);
         let mut said = String::new();
         loop {
             let mut pause = LOOKS_EVERY;

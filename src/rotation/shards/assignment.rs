@@ -1,6 +1,7 @@
 //! Who rewrites what: each resource is cut into as many pieces of the same size as there are shards. A piece is a range
 //! of namespaces, in the order of their names; a namespace in which a cut falls is cut by the hash of its objects' names.
 //! Only the cuts are posted, and each shard works out its own pieces from them.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
@@ -88,8 +89,8 @@ impl Divided {
         match &self.division {
             Division::Whole(of) => (*of == shard).then_some(Extent::Names(Names::ALL)),
             Division::ByName => {
-                let cut = |at: usize| Names::END * at as u64 / shards as u64;
-                Some(Extent::Names(Names { from: cut(shard), to: cut(shard + 1) }))
+                let cut = |at: usize| part(Names::END, at as u64, shards as u64);
+                Some(Extent::Names(Names { from: cut(shard), to: cut(shard.saturating_add(1)) }))
             }
             Division::Cuts(cuts) => {
                 let from = shard.checked_sub(1).and_then(|at| cuts.get(at));
@@ -151,12 +152,11 @@ pub async fn divide(
     resources: &[(&Progress, Vec<String>)],
     shards: usize,
 ) -> Result<Vec<Divided>, RotationError> {
-    let (mut all, mut whole, mut names) = (Vec::new(), 0, None);
+    let (mut all, mut in_turn, mut names) = (Vec::new(), (0..shards).cycle(), None);
     for (progress, mutators) in resources {
         let division = if progress.objects <= u64::from(PAGE) {
             // Not worth a cut. They go to the shards in turn.
-            whole += 1;
-            Division::Whole((whole - 1) % shards)
+            Division::Whole(in_turn.next().unwrap_or_default())
         } else if progress.resource.namespaced {
             let namespaces = match &names {
                 Some(namespaces) => namespaces,
@@ -186,22 +186,29 @@ async fn counted(api: &Api, resource: &Resource, namespaces: &[String]) -> Resul
     counts.buffered(COUNTS_AT_ONCE).try_collect().await
 }
 
+/// `of` times `numerator` by `denominator`, whatever an API server counted.
+fn part(of: u64, numerator: u64, denominator: u64) -> u64 {
+    let product = u128::from(of).saturating_mul(numerator.into());
+    product.checked_div(denominator.into()).and_then(|part| part.try_into().ok()).unwrap_or(u64::MAX)
+}
+
 /// Cuts between ranges of namespaces that hold about the same number of objects.
 fn cuts(counts: &[(String, u64)], shards: usize) -> Vec<Cut> {
-    let total: u64 = counts.iter().map(|(_, count)| count).sum();
-    (1..shards).map(|at| cut_at(counts, total * at as u64 / shards as u64)).collect()
+    let total = counts.iter().fold(0_u64, |total, (_, count)| total.saturating_add(*count));
+    (1..shards).map(|at| cut_at(counts, part(total, at as u64, shards as u64))).collect()
 }
 
 /// The cut that has this many objects before it.
 fn cut_at(counts: &[(String, u64)], objects: u64) -> Cut {
-    let mut before = 0;
+    let mut before = 0_u64;
     for (namespace, count) in counts {
-        if before + count > objects {
+        if before.saturating_add(*count) > objects {
             // A namespace of a page or less is not worth being listed twice.
-            let within = if *count <= u64::from(PAGE) { 0 } else { Names::END * (objects - before) / count };
+            let within =
+                if *count <= u64::from(PAGE) { 0 } else { part(Names::END, objects.saturating_sub(before), *count) };
             return Cut { namespace: namespace.clone(), names: within };
         }
-        before += count;
+        before = before.saturating_add(*count);
     }
     Cut { namespace: counts.last().map(|(namespace, _)| namespace.clone()).unwrap_or_default(), names: Names::END }
 }
@@ -239,6 +246,15 @@ mod tests {
             }
         }
         loads
+    }
+
+    #[test]
+    fn whatever_an_api_server_counts_it_is_cut() {
+        let counts = [("a", u64::MAX), ("b", u64::MAX), ("c", 5)].map(|(name, count)| (name.to_owned(), count));
+        let cuts = cuts(&counts, 3);
+        assert_eq!(cuts.len(), 2);
+        assert!(cuts.iter().all(|cut| cut.namespace == "a" && cut.names <= Names::END), "{cuts:?}");
+        assert_eq!(part(7, 1, 0), u64::MAX, "there are no shards");
     }
 
     #[test]

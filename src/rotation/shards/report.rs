@@ -1,4 +1,5 @@
 //! What a shard tells the coordinator, and how often.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -69,7 +70,8 @@ impl Counts {
     /// Those of a tally.
     pub fn of(tally: &Tally) -> Self {
         let &Tally { rewritten, fresh, newer, gone, altered, .. } = tally;
-        let refused = (tally.refused.len() + tally.withheld.len() + tally.undecryptable.len()) as u64;
+        let lists = [tally.refused.len(), tally.withheld.len(), tally.undecryptable.len()];
+        let refused = lists.into_iter().fold(0, usize::saturating_add) as u64;
         Self { rewritten, fresh, newer, gone, altered, refused }
     }
 
@@ -77,12 +79,12 @@ impl Counts {
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
-            rewritten: self.rewritten + other.rewritten,
-            fresh: self.fresh + other.fresh,
-            newer: self.newer + other.newer,
-            gone: self.gone + other.gone,
-            altered: self.altered + other.altered,
-            refused: self.refused + other.refused,
+            rewritten: self.rewritten.saturating_add(other.rewritten),
+            fresh: self.fresh.saturating_add(other.fresh),
+            newer: self.newer.saturating_add(other.newer),
+            gone: self.gone.saturating_add(other.gone),
+            altered: self.altered.saturating_add(other.altered),
+            refused: self.refused.saturating_add(other.refused),
         }
     }
 

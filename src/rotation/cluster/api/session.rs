@@ -64,7 +64,7 @@ impl Session {
             return false;
         }
         let Some(client) = renew().await else { return false };
-        *current = Current { client, generation: generation + 1, read: Instant::now() };
+        *current = Current { client, generation: generation.saturating_add(1), read: Instant::now() };
         true
     }
 }
