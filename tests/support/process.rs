@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+/// How long a stop may take: kube-apiserver itself takes up to a minute for it.
+const GRACE: Duration = Duration::from_mins(2);
 /// How many bytes of a log are shown when the test fails.
 const SHOWN_BYTES: usize = 6_000;
 
@@ -81,7 +83,7 @@ impl Process {
     /// SIGTERM, and waits for the end.
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
-        self.wait(Duration::from_mins(1))
+        self.wait(GRACE)
     }
 
     /// Sends a signal.
