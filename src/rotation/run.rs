@@ -18,6 +18,7 @@ mod rotate;
 mod settings;
 mod sharded;
 mod states;
+mod turns;
 
 pub use self::in_etcd::search_etcd;
 pub use self::settings::Settings;

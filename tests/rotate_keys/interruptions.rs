@@ -141,3 +141,24 @@ async fn a_full_disk_is_waited_for_and_named() {
     assert!(status.success(), "{log}");
     plane.check_all_under(&new).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_is_started_again_without_end_pauses_the_run_instead_of_being_waited_for() {
+    let plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 20).await;
+    let proxy = Proxy::before(&plane).await;
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    let new = plane.wait_key_id(0..1, &old).await;
+    proxy.set(Mode::Restarts);
+    let through = [proxy.kubeconfig.as_str(), proxy.server.as_str()];
+    let mut run = plane.spawn("rotate-keys", &through);
+    let status = run.wait(3 * ENDS_WITHIN);
+    assert_eq!(status.code(), Some(5), "{}", run.log());
+    for said in ["begin again 20 times", "was started after all servers", "--resume"] {
+        assert!(run.log().contains(said), "{said}: {}", run.log());
+    }
+    proxy.set(Mode::Pass);
+    plane.run("rotate-keys", &[&through[..], &["--resume"]].concat()).exits(0).says("Yes");
+    plane.check_all_under(&new).await;
+}

@@ -36,6 +36,8 @@ pub enum Mode {
     CutOff(String),
     /// Refuses each kind of request for three seconds when it first comes, and passes it on from then on.
     Stumble(Stumbles),
+    /// Passes everything on, and its metrics say that the API server was started again every two seconds.
+    Restarts,
 }
 
 /// When each kind of request came first, and how often it was refused.
@@ -154,7 +156,7 @@ async fn pass(State(behind): State<Behind>, request: Request) -> Response {
             return StatusCode::from_u16(status).unwrap().into_response();
         }
         Mode::CutOff(path) if request.uri().path().ends_with(&path) => std::future::pending().await,
-        Mode::Pass | Mode::Demand(_) | Mode::Fail(..) | Mode::CutOff(_) => {}
+        Mode::Pass | Mode::Demand(_) | Mode::Fail(..) | Mode::CutOff(_) | Mode::Restarts => {}
     }
     let (mut parts, body) = request.into_parts();
     parts.headers.remove(header::AUTHORIZATION);
@@ -165,15 +167,26 @@ async fn pass(State(behind): State<Behind>, request: Request) -> Response {
     if request.method() == "GET" && request.uri().path().contains("/namespaces/default/") {
         behind.reads.fetch_add(1, Relaxed);
     }
+    let is_metrics = request.uri().path() == "/metrics";
     let client = behind.client.lock().unwrap().clone();
     match client.send(request).await {
         Ok(answer) => {
             let (mut parts, body) = answer.into_parts();
             // How this one connection carries the body.
             parts.headers.remove(header::TRANSFER_ENCODING);
-            let body = body.collect().await.unwrap().to_bytes();
+            let mut body = body.collect().await.unwrap().to_bytes().to_vec();
+            if matches!(*behind.mode.lock().unwrap(), Mode::Restarts) && is_metrics {
+                parts.headers.remove(header::CONTENT_LENGTH);
+                body.extend_from_slice(&started_again());
+            }
             Response::from_parts(parts, Body::from(body))
         }
         Err(_) => StatusCode::BAD_GATEWAY.into_response(),
     }
+}
+
+/// The line of the metrics that says when the process was started; the last one counts.
+fn started_again() -> Vec<u8> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    format!("process_start_time_seconds {}\n", now - now % 2).into_bytes()
 }

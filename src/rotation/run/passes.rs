@@ -98,7 +98,7 @@ impl Run<'_> {
         self.writes_have_arrived().await;
         let left = self.search().await?;
         if left > 0 && self.journal.passes < PASSES {
-            (self.report)(Event::Note(&format!("{left} leftover(s) found: going through everything once more")));
+            self.leftovers_found(left);
             return Ok(State::AwaitAdoption);
         }
         // Where no key went out of use there is nothing to wait for.
@@ -191,8 +191,14 @@ impl Run<'_> {
         if left == 0 || self.journal.passes >= PASSES {
             return Ok(None);
         }
-        (self.report)(Event::Note(&format!("{left} leftover(s) found: going through everything once more")));
+        self.leftovers_found(left);
         Ok(Some(State::Agree))
+    }
+
+    fn leftovers_found(&mut self, left: u64) {
+        let found = format!("{left} leftover(s) found");
+        (self.report)(Event::Note(&format!("{found}: going through everything once more")));
+        self.turns_back.because(&found);
     }
 
     /// A value may have been encrypted under a former key before its server proved the new one, and reach etcd after: a
@@ -276,6 +282,7 @@ impl Run<'_> {
 
     pub(super) fn agreement_lost(&mut self, why: &str) -> State {
         (self.report)(Event::Note(&format!("agreement lost, everything that is in doubt is done again: {why}")));
+        self.turns_back.because(why);
         State::AwaitAdoption
     }
 

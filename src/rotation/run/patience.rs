@@ -49,10 +49,14 @@ impl Run<'_> {
                 Lost::Taken(other) => return Err(self.paused(taken(&other)).await),
                 Lost::Silent(silent) => silent.as_secs(),
             };
+            let silence = format!("the Lease could not be renewed for {silent} s");
             (self.report)(Event::Waiting(&format!(
-                "the Lease could not be renewed for {silent} s, and another run may begin: this one stands still until the \
-                 API server answers"
+                "{silence}, and another run may begin: this one stands still until the API server answers"
             )));
+            self.turns_back.because(&silence);
+            if let Err(endless) = self.turns_back.count() {
+                return Err(self.paused(endless).await);
+            }
             if let Err(error) = lease.regain(self.settings.adoption_timeout).await {
                 return Err(self.paused(error).await);
             }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::outage::Outage;
 use super::settings::Settings;
+use super::turns::TurnsBack;
 use crate::rotation::adoption::{Adoption, Obstacle, Wanted, attempt, joined, look, look_fresh};
 use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::{Api, chain};
@@ -48,6 +49,7 @@ pub struct Run<'a> {
     pub(super) report: Reporter<'a>,
     /// Whether the adoption in the journal was seen by this process.
     pub(super) seen_adopted: bool,
+    pub(super) turns_back: TurnsBack,
 }
 
 impl<'a> Run<'a> {
@@ -66,7 +68,8 @@ impl<'a> Run<'a> {
         journal.passes = 0;
         same_cluster(&cluster, &mut journal).await?;
         let coverage = coverage(&cluster, &settings).await?;
-        Ok(Self { settings, cluster, coverage, journal, report, seen_adopted: false })
+        let turns_back = TurnsBack::default();
+        Ok(Self { settings, cluster, coverage, journal, report, seen_adopted: false, turns_back })
     }
 
     /// What was done so far.
@@ -177,6 +180,11 @@ impl<'a> Run<'a> {
                 }
                 Err(error) if self.begins_again(&error, &mut outage).await => {}
                 Err(error) => return Err(self.paused(error).await),
+            }
+            if self.journal.state < state
+                && let Err(endless) = self.turns_back.count()
+            {
+                return Err(self.paused(endless).await);
             }
         }
     }
@@ -338,6 +346,7 @@ impl<'a> Run<'a> {
             Some(_) => {
                 let why = joined(&adoption.broken_by);
                 (self.report)(Event::Note(&format!("what was proven before does not hold any more: {why}")));
+                self.turns_back.because(&why);
             }
             None => {}
         }
