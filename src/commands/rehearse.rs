@@ -131,7 +131,7 @@ impl Report {
         self.plugins.iter().for_each(|problem| println!("{problem}"));
         self.not_looked_at.iter().for_each(|what| println!("not looked at: {what}"));
         println!(
-            "{} seeds, {} calls, the slowest {:.3} s; reading everything and the seeds of the resource that has most to \
+            "{} seed(s), {} call(s), the slowest {:.3} s; reading everything and the seeds of the resource that has most to \
              wait for: {:.1} s",
             self.seeds, self.calls, self.slowest_seed_seconds, self.estimated_seconds
         );
