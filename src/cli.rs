@@ -164,7 +164,8 @@ pub struct StatusArgs {
 #[command(after_help = "\
 Examples:
   kube-envelope doctor --apiserver-manifest /etc/kubernetes/manifests/kube-apiserver.yaml
-  kube-envelope doctor --encryption-config /etc/kubernetes/encryption/encryption-configuration.yaml --output json")]
+  kube-envelope doctor --encryption-config /etc/kubernetes/encryption/encryption-configuration.yaml --output json
+  kube-envelope doctor --kubeconfig /etc/kubernetes/admin.conf")]
 pub struct DoctorArgs {
     /// The configuration file.
     #[arg(long, default_value = DEFAULT_PATH)]
@@ -176,6 +177,15 @@ pub struct DoctorArgs {
     /// pod or systemd unit, the configuration of kubeadm, k3s or RKE2, a file of arguments, or /proc/PID/cmdline.
     #[arg(long, value_name = "FILE")]
     pub apiserver_manifest: Option<PathBuf>,
+    /// A kubeconfig: the cluster is looked at as well. Whether the API servers agree, who may read Secrets, which pods have a
+    /// default token, which ConfigMaps look like credentials.
+    #[cfg(feature = "rotate")]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// An etcd, to be searched for values in clear or by a provider that does not write any more.
+    #[cfg(feature = "rotate")]
+    #[command(flatten)]
+    pub etcd: backup::EtcdArgs,
     /// The output format.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,

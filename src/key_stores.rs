@@ -24,7 +24,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use self::opening::OpenedOnUse;
-pub use self::shared::key_store::{Advice, Disabling, Mistake, Policy};
+pub use self::shared::key_store::{Advice, Disabling, Mistake, Policy, Profile};
 use self::shared::key_store::{KeyStore, Parsed, ParsedTakeover};
 use crate::kek::guard::GuardedKek;
 use crate::kek::set::KekSet;
@@ -62,6 +62,14 @@ impl KekConfig {
     /// What works and could be better.
     pub fn advice(&self) -> Vec<Advice> {
         self.key_store.advice()
+    }
+
+    /// What the key store says of the key. Asks it.
+    ///
+    /// # Errors
+    /// It does not answer, or does not allow the question.
+    pub async fn profile(&self) -> Result<Profile, KekError> {
+        self.key_store.profile().await
     }
 
     /// The least policy that a KEK of this cluster needs at its vendor.

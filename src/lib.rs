@@ -12,6 +12,7 @@
 //! * [`cli`], [`commands`]: the commands; compose the rest, and print.
 //! * [`plugin`]: `serve`. Socket → gRPC → service; the refresh loop publishes what the service reads.
 //! * `rotation`, `etcd` (feature `rotate`): `rotate-keys` and `verify`.
+//! * [`posture`]: what leaves Secrets exposed although they are encrypted; for `doctor`.
 //! * `backup`, `rehearsal` (feature `rotate`): `snapshot` and `rehearse`. Values of a snapshot file or of etcd, counted
 //!   without a key, and opened as an API server opens them.
 //! * [`generation`], [`dek`]: what the plugin serves from; DEKs in memory and on disk.
@@ -69,6 +70,7 @@ pub mod key_id;
 pub mod key_stores;
 pub mod kms;
 pub mod plugin;
+pub mod posture;
 #[cfg(feature = "rotate")]
 pub mod rehearsal;
 #[cfg(feature = "rotate")]

@@ -2,7 +2,8 @@
 //! DEK, and says the fix for what is wrong. Changes nothing: no file is written, no socket taken, no KEK rotated.
 
 mod apiserver;
-mod finding;
+#[cfg(feature = "rotate")]
+mod cluster;
 mod host;
 mod keks;
 mod told;
@@ -12,10 +13,10 @@ use std::time::Duration;
 use anyhow::Result;
 use comfy_table::Table;
 
-use self::finding::{Finding, Outcome};
 use super::exit::{Exit, block_on};
 use crate::cli::{DoctorArgs, OutputFormat};
 use crate::config::Config;
+use crate::posture::finding::{Finding, Outcome};
 
 /// Runs the command. A check that failed is [`Exit::Error`]; a configuration that cannot be read is an error of
 /// its own, with all places that are wrong.
@@ -29,6 +30,8 @@ pub fn run(args: &DoctorArgs) -> Result<Exit> {
     findings.extend(apiserver::check(&config, args.encryption_config.as_deref(), args.apiserver_manifest.as_deref()));
     findings.extend(block_on(async { Ok(keks::check(&config).await) })?);
     findings.extend(block_on(async { Ok(keks::check_takeovers(&config).await) })?);
+    #[cfg(feature = "rotate")]
+    findings.extend(block_on(async { Ok(cluster::check(args).await) })?);
     match args.output {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&report(&config, &findings))?),
         OutputFormat::Table => print(&config, &findings),
@@ -83,9 +86,10 @@ fn print(config: &Config, findings: &[Finding]) {
     }
     println!("{}", table.trim_fmt());
     // A table cell would break a command to be copied.
-    for Finding { check, fix, .. } in findings {
+    for Finding { check, fix, cis, .. } in findings {
         if let Some(fix) = fix {
-            println!("\n{check}: {fix}");
+            let cis = cis.map(|control| format!(" (CIS {control})")).unwrap_or_default();
+            println!("\n{check}: {fix}{cis}");
         }
     }
 }

@@ -7,6 +7,7 @@ mod error;
 mod kek;
 mod key;
 mod policy;
+mod profile;
 mod rotate;
 mod settings;
 mod takeover;

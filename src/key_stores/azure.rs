@@ -8,6 +8,7 @@ mod credentials;
 mod error;
 mod kek;
 mod policy;
+mod profile;
 mod settings;
 mod takeover;
 

@@ -7,6 +7,7 @@ mod client;
 mod credentials;
 mod error;
 mod kek;
+mod profile;
 mod settings;
 mod takeover;
 

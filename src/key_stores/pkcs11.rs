@@ -11,6 +11,7 @@ pub(super) mod host;
 mod kek;
 mod key;
 mod mechanism;
+mod profile;
 mod protocol;
 mod settings;
 mod token;

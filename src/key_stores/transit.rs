@@ -5,6 +5,7 @@ mod client;
 mod credentials;
 mod error;
 mod kek;
+mod profile;
 mod request;
 mod session;
 mod settings;

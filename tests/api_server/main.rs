@@ -8,6 +8,7 @@ mod support;
 #[cfg(feature = "aws")]
 mod aws;
 mod cold_start;
+mod doctor;
 #[cfg(all(feature = "aws", feature = "azure", feature = "gcp", feature = "pkcs11", feature = "transit"))]
 mod idle;
 mod manifests;

@@ -25,6 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "key_stores",
             "kms",
             "plugin",
+            "posture",
             "rehearsal",
             "rotation",
             "telemetry",
@@ -49,6 +50,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "rotation",
         ],
     ),
+    ("posture", &["backup", "encryption_config", "etcd", "rotation"]),
     (
         "plugin",
         &[

@@ -139,6 +139,7 @@ impl Remote for AzureBench {
 crate::conformance! {
     AzureBench;
     what_is_wrapped_unwraps,
+    the_profile_of_a_key_is_told,
     a_wrap_names_the_active_version,
     another_instance_unwraps,
     another_context_is_rejected: "RSA-OAEP and A256KW take no associated data: the DEK's id is checked after every unwrap instead, see a_dek_that_is_not_the_one_of_its_id_is_rejected",

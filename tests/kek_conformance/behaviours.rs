@@ -10,12 +10,13 @@ use kube_envelope::kek::{Kek, KekCause, KekError, KekVersion, MAX_VERSION_BYTES,
 use kube_envelope::telemetry::Metrics;
 
 pub use self::remote::*;
-use crate::bench::{Authenticates, Bench, Disables, Permits, Recreates, Remote, dek};
+use crate::bench::{Authenticates, Bench, Disables, Permits, Recreates, Remote, config, dek};
 
 /// The list. A kind that leaves one out does not compile.
 #[allow(dead_code, reason = "only its making is checked, by the compiler")]
 pub struct All {
     pub what_is_wrapped_unwraps: (),
+    pub the_profile_of_a_key_is_told: (),
     pub a_wrap_names_the_active_version: (),
     pub another_instance_unwraps: (),
     pub another_context_is_rejected: (),
@@ -56,6 +57,15 @@ pub async fn what_is_wrapped_unwraps(bench: &impl Bench) {
     assert_eq!(unwrapped.dek.expose(), dek.expose());
     assert_eq!(unwrapped.version, wrapped.version);
     assert!(!wrapped.blob.windows(32).any(|part| part == dek.expose()), "the blob holds the DEK in clear");
+}
+
+/// With no more rights than the plugin has, and no older than the test.
+pub async fn the_profile_of_a_key_is_told(bench: &impl Bench) {
+    let profile = config(&bench.item()).profile().await.expect("a profile");
+    let now = jiff::Timestamp::now();
+    let day = jiff::SignedDuration::from_hours(24);
+    assert!(profile.created.is_none_or(|created| now.duration_since(created).abs() < day), "{profile:?}");
+    assert!(profile.advice.iter().all(|one| !one.finding.is_empty() && !one.advice.is_empty()), "{profile:?}");
 }
 
 pub async fn a_wrap_names_the_active_version(bench: &impl Bench) {

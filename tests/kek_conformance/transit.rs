@@ -183,6 +183,7 @@ impl<M: Made> Remote for ServerBench<M> {
 crate::conformance! {
     TransitBench;
     what_is_wrapped_unwraps,
+    the_profile_of_a_key_is_told,
     a_wrap_names_the_active_version,
     another_instance_unwraps,
     another_context_is_rejected,

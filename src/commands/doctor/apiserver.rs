@@ -3,16 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::finding::Finding;
 use super::told::Told;
 use crate::config::Config;
 use crate::encryption_config::{
     EncryptionConfigError, EncryptionConfiguration, Endpoint, Entry, Kms, KmsVersion, Provider,
 };
 use crate::kek::guard::DEADLINE;
+use crate::posture::audit_policy;
+use crate::posture::finding::Finding;
 
 const CONFIG: &str = "encryption-provider-config";
 const RELOAD: &str = "encryption-provider-config-automatic-reload";
+const AUDIT: &str = "audit-policy-file";
 const FLAGS: &str = "API server: flags";
 /// The first minor version that sends a fixed authority on a unix socket.
 const OLDEST_MINOR: u32 = 32;
@@ -35,6 +37,7 @@ pub(super) fn check(config: &Config, encryption: Option<&Path>, manifest: Option
         file
     });
     findings.extend(told.iter().flat_map(flag_problems));
+    findings.extend(told.iter().flat_map(audit));
     // A file that was named comes first: on another machine than the control plane the path of the flag leads nowhere.
     if let Some(file) = encryption.map(Path::to_owned).or(of_flags) {
         findings.extend(match EncryptionConfiguration::read(&file) {
@@ -62,8 +65,8 @@ fn read(file: &Path) -> Result<Told, Finding> {
 /// The file that the flag names, on the host.
 fn encryption_configuration(told: &Told) -> (Finding, Option<PathBuf>) {
     let Some(value) = told.flag(CONFIG).filter(|value| !value.is_empty()) else {
-        let detail = format!("--{CONFIG} is not set: nothing is encrypted (CIS 1.2.27)");
-        return (Finding::failed(FLAGS, detail, "set it as kube-envelope init shows"), None);
+        let detail = format!("--{CONFIG} is not set: nothing is encrypted");
+        return (Finding::failed(FLAGS, detail, "set it as kube-envelope init shows").of_cis("1.2.27"), None);
     };
     if let Some(file) = told.on_host(Path::new(value)) {
         return (Finding::ok(FLAGS, format!("--{CONFIG} is {} on this machine", file.display())), Some(file));
@@ -91,6 +94,20 @@ fn flag_problems(told: &Told) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// What the audit policy that the flags name has logged.
+fn audit(told: &Told) -> Vec<Finding> {
+    let Some(value) = told.flag(AUDIT).filter(|value| !value.is_empty()) else {
+        return vec![audit_policy::missing()];
+    };
+    let file = told.on_host(Path::new(value)).unwrap_or_else(|| value.into());
+    match std::fs::read_to_string(&file) {
+        Ok(text) => audit_policy::judge(&file.display().to_string(), &text),
+        Err(error) => {
+            vec![Finding::skipped("API server: audit policy", format!("cannot read {}: {error}", file.display()))]
+        }
+    }
 }
 
 /// `27` of `registry/kube-apiserver:v1.27.3-eks`.

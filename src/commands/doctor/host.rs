@@ -8,10 +8,10 @@ use std::path::Path;
 
 use rustix::fs::{Access, access};
 
-use super::finding::Finding;
 use crate::config::{Config, HealthAddress, SocketAddress, SocketSettings};
 use crate::dek::store::is_private;
 use crate::plugin::socket::{FolderProblem, group_id, problem_of_folder};
+use crate::posture::finding::Finding;
 
 /// Checks the machine for the user that runs this command: it should be the plugin's.
 pub(super) fn check(config: &Config) -> Vec<Finding> {

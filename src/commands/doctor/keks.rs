@@ -2,23 +2,27 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use jiff::SignedDuration;
 
-use super::finding::Finding;
 use crate::config::Config;
 use crate::crypto::seal::dek_id;
 use crate::crypto::secret::Dek;
 use crate::kek::guard::{DEADLINE, GuardedKek};
 use crate::kek::{ClusterName, KekCause, KekError, Lineage, WrapContext};
 use crate::key_stores::{Advice, KekConfig, TakeoverConfig};
+use crate::posture::finding::Finding;
 use crate::telemetry::Metrics;
 
 /// AWS refuses what was signed more than five minutes before or after its own time, and tokens live little longer.
 const CLOCK_FAILS: SignedDuration = SignedDuration::from_mins(5);
 const CLOCK_ADVICE: SignedDuration = SignedDuration::from_mins(1);
+/// The cryptoperiod that the vendors' own yearly rotation has.
+const ROTATED_WITHIN: SignedDuration = SignedDuration::from_hours(366 * 24);
+/// A question that nothing waits for.
+const PROFILE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Checks all KEKs, all at once.
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
@@ -87,6 +91,9 @@ async fn check_one(cluster: &ClusterName, config: &KekConfig, wraps: bool) -> (L
     if let Some(end) = kek.credentials_expire() {
         findings.push(Finding::ok(check("credentials"), format!("good until {end:.0}, renewed before")));
     }
+    if goes_on {
+        findings.extend(profile(config, check).await);
+    }
     if wraps && goes_on {
         findings.extend(prove(cluster, &kek, check).await);
     } else if wraps {
@@ -115,6 +122,32 @@ fn clock(kek: &GuardedKek, check: String, answered: bool) -> Option<Finding> {
         off if off >= CLOCK_ADVICE => Finding::advice(check, detail, fix),
         _ => Finding::ok(check, "agrees with the service's to within a minute"),
     })
+}
+
+/// What the key store says of the key. That it does not say it is no fault: the plugin does not need to know.
+async fn profile(config: &KekConfig, check: impl Fn(&str) -> String) -> Vec<Finding> {
+    let asked = tokio::time::timeout(PROFILE_WITHIN, config.profile()).await;
+    let profile = match asked.unwrap_or_else(|_| Err(KekError::unavailable("no answer"))) {
+        Ok(profile) => profile,
+        Err(error) => return vec![Finding::skipped(check("profile"), error.chain())],
+    };
+    let advised = |Advice { finding, advice }| Finding::advice(check("profile"), finding, advice);
+    let mut findings: Vec<_> = profile.advice.into_iter().map(advised).collect();
+    let age = profile.created.map(|created| jiff::Timestamp::now().duration_since(created));
+    if let Some(age) = age.filter(|age| *age > ROTATED_WITHIN) {
+        let detail = format!("the active version is {} days old", age.as_hours() / 24);
+        let fix =
+            "rotate it: kube-envelope rotate-keys --rotate-kek, or the vendor's own rotation and then rotate-keys";
+        findings.push(Finding::advice(check("age"), detail, fix));
+    }
+    if let Some(place) = profile.only_in {
+        findings
+            .push(Finding::ok(check("place"), format!("only in {place}: while that is away, no other place unwraps")));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(check("profile"), "nothing in the key's own settings speaks against it"));
+    }
+    findings
 }
 
 /// Wraps a throw-away DEK and unwraps it again.

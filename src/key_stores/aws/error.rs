@@ -20,6 +20,7 @@ pub(super) enum Action {
     Encrypt,
     Decrypt,
     RotateKeyOnDemand,
+    GetKeyRotationStatus,
 }
 
 impl fmt::Display for Action {

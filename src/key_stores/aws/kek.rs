@@ -36,6 +36,17 @@ pub(super) struct Usable {
 
 impl AwsKek {
     pub(super) async fn describe(&self) -> Result<Usable, KekError> {
+        let metadata = self.metadata().await?;
+        let created = metadata.creation_date.and_then(|date| date.to_millis().ok());
+        let version = version_text(&metadata.key_id, metadata.current_key_material_id.as_deref(), created);
+        Ok(Usable {
+            arn: metadata.arn.unwrap_or_else(|| self.key.sibling(&metadata.key_id)),
+            version: KekVersion { lineage: self.lineage, version },
+        })
+    }
+
+    /// What AWS says of the key, if it can be used.
+    pub(super) async fn metadata(&self) -> Result<KeyMetadata, KekError> {
         let name = self.key.to_string();
         let call = Call { action: Action::DescribeKey, key: &name, by_alias: self.key.is_alias() };
         let metadata = self
@@ -47,12 +58,15 @@ impl AwsKek {
         if !self.key.may_be(&metadata.key_id) {
             return Err(KekError::unmapped(format!("asked about {name}, and told about {}", metadata.key_id)));
         }
-        let created = metadata.creation_date.and_then(|date| date.to_millis().ok());
-        let version = version_text(&metadata.key_id, metadata.current_key_material_id.as_deref(), created);
-        Ok(Usable {
-            arn: metadata.arn.unwrap_or_else(|| self.key.sibling(&metadata.key_id)),
-            version: KekVersion { lineage: self.lineage, version },
-        })
+        Ok(metadata)
+    }
+
+    /// Whether AWS makes new material every year; `None` where it does not say.
+    pub(super) async fn rotates_yearly(&self, key: &KeyMetadata) -> Option<bool> {
+        let call = Call { action: Action::GetKeyRotationStatus, key: &key.key_id, by_alias: false };
+        let arn = key.arn.as_deref().unwrap_or(&key.key_id);
+        let status = self.ask(call, || self.client.get_key_rotation_status().key_id(arn).send()).await;
+        status.ok().map(|status| status.key_rotation_enabled)
     }
 
     /// Sends a request, and once more when AWS refuses the credentials and others can be had.

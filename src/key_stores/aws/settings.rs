@@ -10,10 +10,10 @@ use super::client::{self, KmsKey};
 use super::credentials::{self, AssumeRole, Aws};
 use super::kek::AwsKek;
 use super::key::{KeyName, key_id_of};
-use super::policy;
+use super::{policy, profile};
 use crate::kek::clock::ServerClock;
 use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
-use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy};
+use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy, Profile};
 use crate::key_stores::shared::renewing::Renewing;
 use crate::key_stores::shared::{address, path};
 
@@ -137,6 +137,13 @@ impl KeyStore for KmsKey {
             advice.push(Advice::new(finding, "use the instance's role on the control plane's machines"));
         }
         advice
+    }
+
+    /// `kms:GetKeyRotationStatus` is asked as well; the plugin itself needs no such right, so a denial tells nothing.
+    async fn profile(&self) -> Result<Profile, KekError> {
+        let kek = self.kek().await?;
+        let key = kek.metadata().await?;
+        Ok(profile::of(&key, kek.rotates_yearly(&key).await))
     }
 
     fn policy(&self, cluster: &ClusterName) -> Policy {

@@ -51,8 +51,7 @@ pub(super) struct AzureKek {
 impl AzureKek {
     /// The latest version, if it can be used.
     async fn latest(&self) -> Result<String, KekError> {
-        let key: Key =
-            self.ask(Action::Key, || async { self.client.get_key(&self.key, None).await?.into_model() }).await?;
+        let key = self.latest_key().await?;
         let version = self.version_of(&key)?;
         // Key Vault wraps under a disabled key, and refuses to unwrap again.
         match key.attributes.as_ref().and_then(|attributes| attributes.enabled) {
@@ -63,6 +62,11 @@ impl AzureKek {
             )),
             None => Err(KekError::unmapped(format!("Key Vault does not say whether key {} is enabled", self.key))),
         }
+    }
+
+    /// The key with its latest version.
+    pub(super) async fn latest_key(&self) -> Result<Key, KekError> {
+        self.ask(Action::Key, || async { self.client.get_key(&self.key, None).await?.into_model() }).await
     }
 
     /// The version that an answer names; its host is ignored.

@@ -13,10 +13,10 @@ use url::Url;
 use super::client;
 use super::credentials::{Credential, Entra, Identity};
 use super::kek::{Algorithm, AzureKek};
-use super::policy;
+use super::{policy, profile};
 use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
-use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy};
+use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy, Profile};
 use crate::key_stores::shared::{http, path};
 
 const EXAMPLE: &str = "https://NAME.vault.azure.net";
@@ -245,6 +245,11 @@ impl KeyStore for VaultKey {
         let finding = "a workload identity's token comes from the API server that waits for this plugin, unless it is \
                        made by other means";
         vec![Advice::new(finding, "use a managed identity on the control plane's machines")]
+    }
+
+    async fn profile(&self) -> Result<Profile, KekError> {
+        let key = self.kek(http::UNHURRIED)?.latest_key().await?;
+        Ok(key.attributes.as_ref().map(profile::of).unwrap_or_default())
     }
 
     fn policy(&self, _cluster: &ClusterName) -> Policy {

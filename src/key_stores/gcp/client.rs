@@ -23,6 +23,10 @@ use crate::key_stores::shared::secret_text::SecretText;
 pub(super) struct CryptoKey {
     pub(super) purpose: String,
     pub(super) primary: Option<CryptoKeyVersion>,
+    #[serde(default)]
+    pub(super) rotation_period: Option<String>,
+    #[serde(default)]
+    pub(super) destroy_scheduled_duration: Option<String>,
 }
 
 /// The fields of a version that are used here.
@@ -41,6 +45,10 @@ impl CryptoKeyVersion {
             KekError::unmapped(format!("createTime {:?} of {}", self.create_time, self.name)).with_source(error)
         })?;
         Ok(format!("{}@{created}", self.number(key)?))
+    }
+
+    pub(super) fn created(&self) -> &str {
+        &self.create_time
     }
 
     fn number(&self, key: &str) -> Result<u64, KekError> {

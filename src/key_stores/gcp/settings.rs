@@ -10,9 +10,10 @@ use serde::Deserialize;
 use super::client::Client;
 use super::credentials::{CredentialSource, Google};
 use super::kek::GcpKek;
+use super::profile;
 use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
-use crate::key_stores::shared::key_store::{Disabling, KeyStore, Mistake, Parsed, Policy};
+use crate::key_stores::shared::key_store::{Disabling, KeyStore, Mistake, Parsed, Policy, Profile};
 use crate::key_stores::shared::{http, path};
 
 const DEFAULT_ENDPOINT: &str = "https://cloudkms.googleapis.com";
@@ -98,6 +99,11 @@ impl KeyStore for CloudKmsKey {
     /// Of the name alone: the same key is the same KEK behind whichever endpoint.
     fn lineage(&self) -> Lineage {
         Lineage::derive("gcpKms", &[&self.key])
+    }
+
+    async fn profile(&self) -> Result<Profile, KekError> {
+        let kek = self.kek(http::UNHURRIED)?;
+        Ok(profile::of(&kek.client.key().await?, &self.key))
     }
 
     fn policy(&self, _cluster: &ClusterName) -> Policy {

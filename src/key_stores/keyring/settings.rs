@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::file::Keyring;
 use super::kek::KeyringKek;
 use crate::kek::{ClusterName, Kek, KekError, KekVersion, Lineage, RotateKek};
-use crate::key_stores::shared::key_store::{Disabling, KeyStore, Parsed, Policy};
+use crate::key_stores::shared::key_store::{Disabling, KeyStore, Parsed, Policy, Profile};
 use crate::key_stores::shared::path;
 
 /// Settings as they are written.
@@ -55,6 +55,11 @@ impl KeyStore for KeyringFile {
     async fn versions_on_file(&self) -> Vec<KekVersion> {
         let versions = |keyring: Keyring| keyring.versions().iter().map(|one| keyring.kek_version(one)).collect();
         Keyring::read(&self.file).map(versions).unwrap_or_default()
+    }
+
+    async fn profile(&self) -> Result<Profile, KekError> {
+        let created = Keyring::read(&self.file)?.active()?.created;
+        Ok(Profile { created: Some(created), ..Profile::default() })
     }
 
     fn policy(&self, _cluster: &ClusterName) -> Policy {

@@ -72,6 +72,16 @@ impl Home {
         self.token.with_session(Wanted::Any, |session| Ok(self.active(session, by)?.id))
     }
 
+    /// The active version, and whether its secret can be taken out of the token.
+    pub(super) fn active_profile(&self) -> Result<(KeyId, bool), KekError> {
+        let by = self.mechanism()?;
+        self.token.with_session(Wanted::Any, |session| {
+            let active = self.active(session, by)?;
+            let extractable = key::is_extractable(session, active.unwraps_with)?;
+            Ok((active.id, extractable))
+        })
+    }
+
     /// The key with the highest id, which must be able to wrap and unwrap.
     fn active(&self, session: &Session, by: Mechanism) -> Result<Key, Trouble> {
         let mut all = keys(session, &self.key_label, by)?;

@@ -53,11 +53,15 @@ fn answer(home: &OnceLock<Result<Home, KekError>>, call: Call, secret: &[u8]) ->
 }
 
 fn work(home: &Home, call: Call, secret: &[u8]) -> Result<(Done, Zeroizing<Vec<u8>>), KekError> {
-    let version = |id: KeyId| Done { version: id.to_string(), blob: Vec::new() };
+    let version = |id: KeyId| Done { version: id.to_string(), ..Done::default() };
     let nothing = Zeroizing::default;
     match call {
         Call::Open(_) => Err(KekError::unavailable("the module is loaded already")),
         Call::Version => Ok((version(home.active_id()?), nothing())),
+        Call::Profile => {
+            let (id, extractable) = home.active_profile()?;
+            Ok((Done { extractable, ..version(id) }, nothing()))
+        }
         Call::Rotate => Ok((version(home.rotate()?), nothing())),
         Call::Wrap { context } => {
             let (id, blob) = home.wrap(secret, &context)?;

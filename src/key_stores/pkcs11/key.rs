@@ -104,6 +104,12 @@ pub(super) fn keys(session: &Session, label: &str, by: Mechanism) -> Result<Vec<
     session.find_objects(&wanted)?.into_iter().map(|handle| describe(session, label, by, handle)).collect()
 }
 
+/// Whether the token gives the key out: in clear if it is not sensitive, and wrapped if it is extractable.
+pub(super) fn is_extractable(session: &Session, key: ObjectHandle) -> Result<bool, Trouble> {
+    let told = session.get_attributes(key, &[AttributeType::Sensitive, AttributeType::Extractable])?;
+    Ok(told.iter().any(|one| matches!(one, Attribute::Sensitive(false) | Attribute::Extractable(true))))
+}
+
 /// Whether a key of this label is there, of the kind that `by` is not for.
 pub(super) fn is_there_as_other_kind(session: &Session, label: &str, by: Mechanism) -> Result<bool, Trouble> {
     let (class, key_type) =

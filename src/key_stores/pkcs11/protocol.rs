@@ -30,6 +30,8 @@ pub(super) enum Call {
     Open(Opening),
     /// Name the active version.
     Version,
+    /// Name it, and say whether it can be taken out.
+    Profile,
     /// Wrap the secret.
     Wrap { context: Vec<u8> },
     /// Unwrap: the answer's secret.
@@ -58,6 +60,9 @@ pub(super) struct Done {
     /// The version that is active, has wrapped, or was made.
     pub(super) version: String,
     pub(super) blob: Vec<u8>,
+    /// Whether the active version can be taken out of the token; only where that was asked.
+    #[serde(default)]
+    pub(super) extractable: bool,
 }
 
 /// Why it was not.

@@ -9,8 +9,10 @@ use serde::Deserialize;
 use super::client::{Client, TokenKey};
 use super::kek::Pkcs11Kek;
 use super::mechanism::Mechanism;
+use super::profile;
+use super::protocol::Call;
 use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
-use crate::key_stores::shared::key_store::{Disabling, KeyStore, Mistake, Parsed, Policy};
+use crate::key_stores::shared::key_store::{Disabling, KeyStore, Mistake, Parsed, Policy, Profile};
 use crate::key_stores::shared::path;
 
 /// Settings as they are written.
@@ -67,6 +69,11 @@ impl KeyStore for TokenKey {
 
     fn asks_a_server(&self) -> bool {
         false
+    }
+
+    async fn profile(&self) -> Result<Profile, KekError> {
+        let (done, _) = self.kek().client.call(Call::Profile, &[]).await?;
+        Ok(profile::of(&done, &self.key_label))
     }
 
     fn policy(&self, _cluster: &ClusterName) -> Policy {

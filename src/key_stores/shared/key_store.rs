@@ -29,6 +29,10 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// What the key store says of the key that an operator should know. Asks it, with no more rights than
+    /// [`KeyStore::policy`] gives, unless that is said in the kind's own words.
+    async fn profile(&self) -> Result<Profile, KekError>;
+
     /// The least policy that the KEK needs at its vendor, for a cluster of that name.
     fn policy(&self, cluster: &ClusterName) -> Policy;
 
@@ -73,6 +77,17 @@ pub enum Disabling {
     ByHand(String),
 }
 
+/// What a key store says of a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// When the active version was made, where that is known.
+    pub created: Option<jiff::Timestamp>,
+    /// The one place that the key lies in, where its vendor has several.
+    pub only_in: Option<String>,
+    /// What could be better.
+    pub advice: Vec<Advice>,
+}
+
 /// What works and could be better; `doctor` tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advice {
@@ -83,7 +98,6 @@ pub struct Advice {
 }
 
 impl Advice {
-    #[cfg_attr(not(any(feature = "aws", feature = "azure", feature = "transit")), expect(dead_code))]
     pub(in crate::key_stores) fn new(finding: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { finding: finding.into(), advice: advice.into() }
     }

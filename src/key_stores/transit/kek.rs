@@ -25,7 +25,7 @@ pub(super) struct TransitKek {
 }
 
 impl TransitKek {
-    async fn read_key(&self) -> Result<Key, KekError> {
+    pub(super) async fn read_key(&self) -> Result<Key, KekError> {
         let path = format!("{}/keys/{}", self.mount, self.key);
         let key: Key = self.session.get(&path).await?;
         if key.derived {
@@ -141,7 +141,7 @@ impl RotateKek for TransitKek {
 /// A version of a transit key: its number, and when it was made, since a recreated key starts at 1 again.
 /// Written `NUMBER@SECONDS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Version {
+pub(super) struct Version {
     number: u64,
     created: u64,
 }
@@ -152,6 +152,10 @@ impl Version {
         let version = Self { number: number.parse().ok()?, created: created.parse().ok()? };
         // Only the one way of writing it, so that one version has one text.
         (version.number > 0 && version.to_string() == text).then_some(version)
+    }
+
+    pub(super) fn created(self) -> Option<jiff::Timestamp> {
+        i64::try_from(self.created).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
     }
 
     fn prefix(self) -> String {
@@ -176,19 +180,29 @@ impl std::fmt::Display for Version {
 
 /// What reading a key tells.
 #[derive(Deserialize)]
-struct Key {
+#[allow(clippy::struct_excessive_bools, reason = "they are the server's")]
+pub(super) struct Key {
     #[serde(rename = "type")]
     kind: String,
     latest_version: u64,
     #[serde(default)]
     derived: bool,
     supports_encryption: bool,
+    #[serde(default)]
+    pub(super) exportable: bool,
+    #[serde(default)]
+    pub(super) allow_plaintext_backup: bool,
+    #[serde(default)]
+    pub(super) deletion_allowed: bool,
+    /// In seconds; 0 for never, and where the server is too old to do it.
+    #[serde(default)]
+    pub(super) auto_rotate_period: u64,
     /// Number → Unix time; other key types have another value there.
     keys: BTreeMap<String, serde_json::Value>,
 }
 
 impl Key {
-    fn active(&self) -> Result<Version, KekError> {
+    pub(super) fn active(&self) -> Result<Version, KekError> {
         self.version(self.latest_version)
             .ok_or_else(|| KekError::unmapped("the key's latest version is not among its versions"))
     }

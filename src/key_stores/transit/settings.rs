@@ -11,9 +11,10 @@ use url::Url;
 use super::client::{Client, ClientCertificate, Servers};
 use super::credentials::Login;
 use super::kek::TransitKek;
+use super::profile;
 use super::session::Session;
 use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
-use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy};
+use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy, Profile};
 use crate::key_stores::shared::{address, path};
 
 const EXAMPLE: &str = "https://vault.example:8200";
@@ -245,6 +246,11 @@ impl KeyStore for TransitKey {
             "the Kubernetes login asks the API server that waits for this plugin: it works only once that is up";
         let advice = "use the jwt login with keys that the server holds itself, a client certificate, or AppRole";
         vec![Advice::new(finding, advice)]
+    }
+
+    async fn profile(&self) -> Result<Profile, KekError> {
+        let key = self.kek()?.read_key().await?;
+        Ok(profile::of(&key, &format!("transit key {}/{}", self.mount, self.key)))
     }
 
     fn policy(&self, _cluster: &ClusterName) -> Policy {

@@ -54,7 +54,7 @@ impl Run<'_> {
                 "{silence}, and another run may begin: this one stands still until the API server answers"
             )));
             self.turns_back.because(&silence);
-            if let Err(endless) = self.turns_back.count() {
+            if let Err(endless) = self.turns_back.count_if(true) {
                 return Err(self.paused(endless).await);
             }
             if let Err(error) = lease.regain(self.settings.adoption_timeout).await {

@@ -181,9 +181,7 @@ impl<'a> Run<'a> {
                 Err(error) if self.begins_again(&error, &mut outage).await => {}
                 Err(error) => return Err(self.paused(error).await),
             }
-            if self.journal.state < state
-                && let Err(endless) = self.turns_back.count()
-            {
+            if let Err(endless) = self.turns_back.count_if(self.journal.state < state) {
                 return Err(self.paused(endless).await);
             }
         }

@@ -18,12 +18,12 @@ impl TurnsBack {
         why.clone_into(&mut self.why);
     }
 
-    /// Counts one turn back.
+    /// Counts one turn back, if it is one.
     ///
     /// # Errors
     /// [`RotationError::Paused`] if there were too many: whatever is the cause does not end by itself.
-    pub(super) fn count(&mut self) -> Result<(), RotationError> {
-        self.taken += 1;
+    pub(super) fn count_if(&mut self, is_turn_back: bool) -> Result<(), RotationError> {
+        self.taken += u32::from(is_turn_back);
         if self.taken < AT_MOST {
             return Ok(());
         }
@@ -44,9 +44,9 @@ mod tests {
     fn the_twentieth_turn_pauses_the_run_and_names_the_last_reason() {
         let mut turns = TurnsBack::default();
         turns.because("API server a was started again");
-        assert!((1..AT_MOST).all(|_| turns.count().is_ok()));
+        assert!((1..AT_MOST).all(|_| turns.count_if(true).is_ok() && turns.count_if(false).is_ok()));
         turns.because("API server b was started again");
-        let paused = turns.count().unwrap_err().to_string();
+        let paused = turns.count_if(true).unwrap_err().to_string();
         assert!(paused.contains("20 times") && paused.contains("because API server b was started again"), "{paused}");
     }
 }

@@ -149,6 +149,7 @@ impl FakeBench {
 crate::conformance! {
     FakeBench;
     what_is_wrapped_unwraps,
+    the_profile_of_a_key_is_told,
     a_wrap_names_the_active_version,
     another_instance_unwraps,
     another_context_is_rejected,

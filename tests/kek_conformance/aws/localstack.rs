@@ -100,6 +100,7 @@ async fn a_replica_in_another_region_opens_the_wrap_and_gives_the_same_key_id() 
 crate::conformance! {
     LocalStackBench;
     what_is_wrapped_unwraps,
+    the_profile_of_a_key_is_told,
     a_wrap_names_the_active_version,
     another_instance_unwraps,
     another_context_is_rejected,

@@ -23,6 +23,7 @@ impl Way for KeyWrap {
 crate::conformance! {
     TokenBench<KeyWrap>;
     what_is_wrapped_unwraps,
+    the_profile_of_a_key_is_told,
     a_wrap_names_the_active_version,
     another_instance_unwraps,
     another_context_is_rejected: "the mechanism takes no associated data: the DEK's id is checked after every unwrap instead, see set.rs",

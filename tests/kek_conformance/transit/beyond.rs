@@ -323,6 +323,25 @@ async fn a_key_that_does_not_exist_is_never_created() {
 }
 
 #[tokio::test]
+async fn what_a_key_allows_beyond_wrapping_is_told() {
+    let bench = TransitBench::start().await;
+    let told = || async {
+        let profile = config(&bench.item()).profile().await.expect("a profile");
+        profile.advice.into_iter().map(|one| one.finding).collect::<Vec<_>>().join("; ")
+    };
+    bench.server.write("transit/keys/kube-envelope/config", json!({ "auto_rotate_period": "720h" })).await;
+    assert_eq!(told().await, "");
+    let bad = json!({
+        "exportable": true, "allow_plaintext_backup": true, "deletion_allowed": true, "auto_rotate_period": 0
+    });
+    bench.server.write("transit/keys/kube-envelope/config", bad).await;
+    let told = told().await;
+    for word in ["exportable", "allow_plaintext_backup", "deletion_allowed", "not rotated by itself"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_mount_and_an_unfit_key_are_misconfigured() {
     let bench = TransitBench::start().await;
     bench.server.write("transit/keys/derived", json!({ "derived": true })).await;
