@@ -22,7 +22,7 @@ pub struct Finding {
     pub cis: Option<&'static str>,
     /// How long the KEK took.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub milliseconds: Option<u128>,
+    pub milliseconds: Option<u64>,
 }
 
 /// How a check ended.
@@ -74,6 +74,6 @@ impl Finding {
     /// The same, and how long it took.
     #[must_use]
     pub fn after(self, time: Duration) -> Self {
-        Self { milliseconds: Some(time.as_millis()), ..self }
+        Self { milliseconds: u64::try_from(time.as_millis()).ok(), ..self }
     }
 }

@@ -1,7 +1,7 @@
 //! What a transit key allows beyond wrapping: taking the key out, deleting it, never rotating it
 //! (<https://developer.hashicorp.com/vault/api-docs/secret/transit#read-key>).
 
-use super::kek::Key;
+use super::kek::{Key, Version};
 use crate::key_stores::shared::key_store::{Advice, Profile};
 
 /// `place` is the path of the key in the server.
@@ -32,6 +32,6 @@ pub(super) fn of(key: &Key, place: &str) -> Profile {
             "set auto_rotate_period at the key's config, or rotate on a schedule of your own",
         );
     }
-    let created = key.active().ok().and_then(|version| version.created());
+    let created = key.active().ok().and_then(Version::created);
     Profile { created, only_in: None, advice }
 }

@@ -1,6 +1,8 @@
 //! `ConfigMap`s that look as if they held credentials, by the names of their keys: whoever may view reads them, and they
 //! lie in clear unless the EncryptionConfiguration names them. Values are not looked at.
 
+#![allow(clippy::zero_sized_map_values, reason = "a map as it is sent, whose values are passed over")]
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
