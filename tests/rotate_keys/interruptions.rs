@@ -150,9 +150,12 @@ async fn an_api_server_that_is_started_again_without_end_pauses_the_run_instead_
     let old = plane.key_id(0).await;
     plane.rotate_keyrings(0..1);
     let new = plane.wait_key_id(0..1, &old).await;
-    proxy.set(Mode::Restarts);
     let through = [proxy.kubeconfig.as_str(), proxy.server.as_str()];
     let mut run = plane.spawn("rotate-keys", &through);
+    let log = plane.folder.path().join("rotate-keys.log");
+    let agreed = || std::fs::read_to_string(&log).unwrap_or_default().contains("state: agree");
+    wait_until("every server has proven the key", ENDS_WITHIN, async || agreed() || !run.is_running()).await;
+    proxy.set(Mode::Restarts);
     let status = run.wait(3 * ENDS_WITHIN);
     assert_eq!(status.code(), Some(5), "{}", run.log());
     for said in ["begin again 20 times", "was started after all servers", "--resume"] {
