@@ -6,7 +6,7 @@ use crate::posture::finding::Finding;
 use crate::rotation::adoption::{Obstacle, Seen, look_at_all};
 use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::chain;
-use crate::rotation::cluster::metrics::short;
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 
 const CHECK: &str = "cluster: API servers";
 
@@ -45,10 +45,14 @@ fn disagreements(seen: &[Seen]) -> Vec<Finding> {
     for server in seen {
         let Some(scrape) = &server.scrape else { continue };
         if let Some(hash) = &scrape.config_hash {
-            configurations.entry(short(hash).to_owned()).or_default().push(server.name());
+            configurations.entry(KeyIdHash::from(hash.as_str()).short().to_owned()).or_default().push(server.name());
         }
         for (provider, (hash, _)) in &scrape.reported {
-            keys.entry(provider.clone()).or_default().entry(short(hash).to_owned()).or_default().push(server.name());
+            keys.entry(provider.to_string())
+                .or_default()
+                .entry(hash.short().to_owned())
+                .or_default()
+                .push(server.name());
         }
     }
     let mut findings = Vec::new();

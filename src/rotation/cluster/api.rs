@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-pub(in crate::rotation) use self::metadata::null_as_empty;
+pub(crate) use self::metadata::null_as_empty;
 pub use self::metadata::{ListMetadata, Metadata, MetadataList, Partial};
 pub use self::session::Renew;
 use self::session::Session;
@@ -100,7 +100,7 @@ impl Api {
     ///
     /// # Errors
     /// An error status of the API server, or no answer.
-    pub(in crate::rotation) async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+    pub(crate) async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         let answer = self.get(path, "application/json").await?;
         self.parse(&self.success(answer)?)
     }
@@ -309,7 +309,7 @@ impl Answer {
 }
 
 /// A path segment or query value, percent-encoded.
-pub(in crate::rotation) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     // Unreserved in RFC 3986, and the colon, which a path segment may contain and names such as system:node have.
     const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':');
     utf8_percent_encode(text, ESCAPED).to_string()

@@ -81,7 +81,7 @@ fn digest(value: &Value) -> u64 {
 ///
 /// # Errors
 /// The document's own.
-pub(in crate::rotation) fn null_as_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+pub(crate) fn null_as_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
