@@ -185,7 +185,11 @@ pub struct DoctorArgs {
     /// An etcd, to be searched for values in clear or by a provider that does not write any more.
     #[cfg(feature = "rotate")]
     #[command(flatten)]
-    pub etcd: backup::EtcdArgs,
+    pub etcd: etcd::EtcdArgs,
+    /// The API servers' --etcd-prefix.
+    #[cfg(feature = "rotate")]
+    #[arg(long, value_name = "PATH", default_value = "/registry")]
+    pub etcd_prefix: String,
     /// The output format.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,

@@ -17,7 +17,7 @@ pub(super) async fn check(args: &DoctorArgs) -> Vec<Finding> {
         Some(_) => of_api(args).await,
         None => vec![Finding::skipped("cluster", "not looked at: give --kubeconfig")],
     };
-    findings.extend(if args.etcd.etcd.is_empty() {
+    findings.extend(if args.etcd.endpoints.is_empty() {
         vec![Finding::skipped("etcd", "not looked at: give --etcd")]
     } else {
         of_etcd(args).await.unwrap_or_else(|error| {
@@ -38,6 +38,7 @@ async fn of_api(args: &DoctorArgs) -> Vec<Finding> {
 
 async fn of_etcd(args: &DoctorArgs) -> Result<Vec<Finding>> {
     let configuration = args.encryption_config.as_deref().map(EncryptionConfiguration::read).transpose()?;
-    let inventory = Inventory::take(&source(None, &args.etcd).await?, &prefix(&args.etcd.etcd_prefix)).await?;
+    let inventory =
+        Inventory::take(&source(None, &args.etcd, &args.etcd_prefix).await?, &prefix(&args.etcd_prefix)).await?;
     Ok(judge(&inventory, configuration.as_ref()))
 }
