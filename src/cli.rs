@@ -48,7 +48,7 @@ impl Command {
     /// Whether nothing is lost when the command ends at once because nobody reads what it prints.
     pub fn only_prints(&self) -> bool {
         match self {
-            Self::Serve(_) | Self::KeyStoreHost { .. } | Self::Keyring(_) | Self::Init(_) => false,
+            Self::Serve(_) | Self::Hold { .. } | Self::KeyStoreHost { .. } | Self::Keyring(_) | Self::Init(_) => false,
             #[cfg(feature = "rotate")]
             Self::RotateKeys(_)
             | Self::Snapshot(backup::SnapshotCommand::Rewrap(_))
@@ -116,6 +116,15 @@ pub enum Command {
         /// Its arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<std::ffi::OsString>,
+    },
+    /// Hold the plugin's keys in memory while it is started again, as another container of its pod.
+    #[command(after_help = "\
+Examples:
+  kube-envelope hold --config /etc/kube-envelope/config.yaml")]
+    Hold {
+        /// The plugin's configuration; its handover.socket is listened on.
+        #[arg(long, default_value = DEFAULT_PATH)]
+        config: PathBuf,
     },
     /// Run a key store's library in a process of its own. Started by the plugin, for itself.
     #[command(hide = true)]

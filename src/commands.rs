@@ -7,6 +7,7 @@ mod end_with_parent;
 #[cfg(feature = "rotate")]
 mod evidence;
 mod exit;
+mod hold;
 pub mod init;
 pub mod keyring;
 mod manual;
@@ -66,6 +67,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Man { folder } => manual::pages(&folder),
         #[cfg(feature = "rotate")]
         Command::EndWithParent { parent, program, arguments } => end_with_parent::run(parent, &program, &arguments),
+        Command::Hold { config } => hold::run(&config),
         Command::KeyStoreHost { kind } => {
             serve::hardening::apply();
             key_stores::host(&kind)?;

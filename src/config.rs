@@ -3,6 +3,7 @@
 mod error;
 mod listen;
 mod paths;
+mod process;
 mod syntax;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -14,6 +15,8 @@ use serde_saphyr::Spanned;
 
 pub use self::error::{ConfigError, Problem};
 pub use self::listen::{DEFAULT_LISTEN, HealthAddress, HealthSettings, SocketAddress, SocketSettings};
+use self::process::{Audit, HandoverItem};
+pub use self::process::{AuditSettings, SandboxSettings};
 use crate::kek::{ClusterName, Lineage, NotAClusterName};
 use crate::key_stores::{KekConfig, KekItem, Mistake, TakeoverConfig, TakeoverItem};
 
@@ -58,33 +61,10 @@ pub struct Config {
     pub audit: Option<AuditSettings>,
     /// What the process gives up after its start.
     pub sandbox: SandboxSettings,
+    /// The socket of the process that holds the keys in memory over a restart, where there is one.
+    pub handover: Option<PathBuf>,
     /// Every absolute path that the KEKs' settings name.
     pub files: Vec<PathBuf>,
-}
-
-/// The audit log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AuditSettings {
-    /// The file.
-    pub file: PathBuf,
-    /// Whether a key is used only if that is recorded.
-    pub required: bool,
-}
-
-/// What the process gives up after its start.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct SandboxSettings {
-    /// Whether it gives up anything.
-    pub enabled: bool,
-    /// Files and folders that it reads, besides those that are known to be needed.
-    pub read_paths: Vec<PathBuf>,
-}
-
-impl Default for SandboxSettings {
-    fn default() -> Self {
-        Self { enabled: true, read_paths: Vec::new() }
-    }
 }
 
 /// The file as written. A field that is checked later carries its place.
@@ -123,14 +103,8 @@ struct File {
     audit: Option<Audit>,
     #[serde(default)]
     sandbox: SandboxSettings,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Audit {
-    file: Spanned<PathBuf>,
     #[serde(default)]
-    required: bool,
+    handover: Option<HandoverItem>,
 }
 
 #[derive(Deserialize)]
@@ -251,6 +225,12 @@ impl Checker<'_> {
             }
             AuditSettings { file: file.value, required }
         });
+        let handover = file.handover.map(|HandoverItem { socket }| {
+            if !socket.value.is_absolute() {
+                self.add(&socket, "handover.socket", "must be an absolute path");
+            }
+            socket.value
+        });
         let (Some(cluster), true) = (cluster, self.problems.is_empty()) else {
             return Err(ConfigError::Invalid(self.problems));
         };
@@ -269,6 +249,7 @@ impl Checker<'_> {
             health,
             audit,
             sandbox: file.sandbox,
+            handover,
             files: paths::of_keks(self.text),
         })
     }

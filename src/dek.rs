@@ -3,5 +3,6 @@
 pub mod cache;
 pub mod clock;
 pub mod contacts;
+pub mod handover;
 pub mod history;
 pub mod store;

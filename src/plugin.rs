@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod client;
 pub mod grpc;
+pub mod handover;
 pub mod health;
 mod kms_v1;
 pub mod refresh;

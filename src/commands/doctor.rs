@@ -62,6 +62,13 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("refreshInterval", duration(config.refresh_interval)),
         ("proveInterval", duration(config.prove_interval)),
         ("health.listen", config.health.listen.to_string()),
+        (
+            "handover",
+            config
+                .handover
+                .as_ref()
+                .map_or("the service manager, if it stores".into(), |socket| socket.display().to_string()),
+        ),
     ]
 }
 

@@ -27,6 +27,7 @@ use crate::dek::clock::BootClock;
 use crate::dek::store::{DekStore, StateFolder, is_private};
 use crate::files;
 use crate::plugin::audit::{Audit, Event};
+use crate::plugin::handover;
 use crate::plugin::health::{Health, listener};
 use crate::plugin::refresh::{Refresh, Settings};
 use crate::plugin::server;
@@ -134,8 +135,16 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
         started: jiff::Timestamp::now(),
     };
     let mut refresh = Refresh::new(service.clone(), settings.clone(), metrics.clone(), kek_health);
+    let keeper = handover::keeper(config.handover.clone());
+    let mut is_taken = true;
+    if let Some(keeper) = &keeper {
+        is_taken = handover::take_over(&service, keeper.clone(), config.epoch).await;
+    }
     // Before the socket is served: a first Status then has an answer where the KEKs had one.
     refresh.turn().await;
+    if let Some(keeper) = keeper {
+        background.spawn(handover::keep_up(service.clone(), keeper, config.epoch, is_taken));
+    }
     let (new_settings, settings) = watch::channel(settings);
     background.spawn(refresh.run(settings));
     background.spawn(Arc::new(reload).watch(metrics.clone(), hangup, new_settings));

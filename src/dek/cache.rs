@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::clock::Clock;
 use super::contacts::{Contact, Contacts, Standing};
+use super::handover::HeldDek;
 use crate::crypto::secret::{Dek, DekId};
 use crate::kek::set::UnwrapError;
 use crate::kek::{KekVersion, Lineage};
@@ -32,6 +33,8 @@ pub(crate) type WrapsDigest = [u8; 32];
 pub struct DekCache {
     clock: Arc<dyn Clock>,
     slots: Mutex<Slots>,
+    /// Told when something came in or went, and when a KEK unwrapped.
+    changes: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +60,7 @@ struct Held {
 impl DekCache {
     /// An empty cache, which gives nothing out before [`DekCache::configure`].
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, slots: Mutex::default() }
+        Self { clock, slots: Mutex::default(), changes: watch::Sender::new(()) }
     }
 
     /// Sets which KEKs count, and for how long after its last unwrap each stands for what it wrapped.
@@ -90,11 +93,43 @@ impl DekCache {
             slots.contacts.note(version, Standing::Opens, asked);
         }
         slots.held.insert(id, Held { dek, versions });
+        drop(slots);
+        self.changes.send_replace(());
+    }
+
+    /// What can be given out now, and when each KEK version that is not denied unwrapped last.
+    pub fn hand_over(&self) -> (Vec<HeldDek>, Vec<(KekVersion, Duration)>) {
+        let now = self.now();
+        let slots = self.slots();
+        let usable = slots.held.iter().filter(|(_, held)| slots.contacts.remaining(&held.versions, now).is_some());
+        let deks = usable.map(|(id, held)| HeldDek { id: *id, dek: held.dek.clone(), versions: held.versions.clone() });
+        let opened = slots.contacts.all().filter(|(_, contact)| !contact.is_denied());
+        let opened = opened.filter_map(|(version, contact)| Some((version.clone(), contact.opened?)));
+        (deks.collect(), opened.collect())
+    }
+
+    /// Takes what an earlier process handed over, with its ages. What is here already stays.
+    pub fn take_over(&self, deks: Vec<HeldDek>, opened: &[(KekVersion, Duration)]) {
+        let now = self.now();
+        let mut slots = self.slots();
+        // A time to come is no age: it would make a DEK live longer.
+        for (version, opened) in opened.iter().filter(|(_, opened)| *opened <= now) {
+            slots.contacts.note(version, Standing::Opens, *opened);
+        }
+        for HeldDek { id, dek, versions } in deks {
+            slots.held.entry(id).or_insert(Held { dek, versions });
+        }
+    }
+
+    /// Told at each change of what [`DekCache::hand_over`] gives.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// Notes how an unwrap of a DEK that is here ended, which was asked for at `asked`.
     pub fn note(&self, version: &KekVersion, standing: Standing, asked: Duration) {
         self.slots().contacts.note(version, standing, asked);
+        self.changes.send_replace(());
     }
 
     /// The same for a version that something here was wrapped by; another one is not taken note of.
@@ -171,9 +206,15 @@ impl DekCache {
         let now = self.now();
         let mut slots = self.slots();
         let Slots { held, contacts, .. } = &mut *slots;
+        let before = held.len();
         // Reading refuses what is over at once; here it is cleared from memory.
         held.retain(|_, held| contacts.remaining(&held.versions, now).is_some());
+        let is_changed = held.len() != before;
         slots.forget_failures();
+        drop(slots);
+        if is_changed {
+            self.changes.send_replace(());
+        }
     }
 
     /// Whether every KEK that could unwrap what `versions` wrapped definitely denies it.
@@ -212,6 +253,8 @@ impl DekCache {
                 slots.unwraps.remove(&key);
                 slots.contacts.note(&by, Standing::Opens, asked);
                 slots.held.insert(key.0, Held { dek: dek.clone(), versions });
+                drop(slots);
+                self.changes.send_replace(());
                 Ok(dek)
             }
             Err(error) => {

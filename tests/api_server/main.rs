@@ -9,6 +9,8 @@ mod support;
 mod aws;
 mod cold_start;
 mod doctor;
+#[cfg(feature = "transit")]
+mod handover;
 #[cfg(all(feature = "aws", feature = "azure", feature = "gcp", feature = "pkcs11", feature = "transit"))]
 mod idle;
 mod manifests;

@@ -89,6 +89,7 @@ fn needs_restart(running: &Config, new: &Config) -> Vec<&'static str> {
         ("health", running.health != new.health),
         ("audit", running.audit != new.audit),
         ("sandbox", running.sandbox != new.sandbox),
+        ("handover", running.handover != new.handover),
     ];
     changed.into_iter().filter_map(|(field, changed)| changed.then_some(field)).collect()
 }

@@ -80,6 +80,10 @@ async fn unwrap_stored(
     wrapped: Arc<WrappedDekSet>,
     said: Arc<Said>,
 ) {
+    // An earlier process may have handed it over.
+    if let Some(dek) = service.cache().get(dek_id) {
+        return go_on(&service, dek_id, dek, &wrapped);
+    }
     let context = wrapped.context(dek_id);
     let usable = wrapped.wraps.iter().filter(|wrap| keks.name(wrap.version.lineage).is_some());
     let attempts: Vec<_> = usable
@@ -99,7 +103,12 @@ async fn unwrap_stored(
     let dek = Arc::new(dek);
     let versions = wrapped.versions().cloned().collect();
     service.cache().insert(dek_id, dek.clone(), versions, &[by], asked);
-    match Generation::new(dek, (*wrapped).clone()) {
+    go_on(&service, dek_id, dek, &wrapped);
+}
+
+/// Serves from the generation of a DEK that is in memory.
+fn go_on(service: &Service, dek_id: DekId, dek: Arc<Dek>, wrapped: &WrappedDekSet) {
+    match Generation::new(dek, wrapped.clone()) {
         Ok(generation) => {
             info!(key_id = %generation.key_id(), %dek_id, "goes on with its generation");
             let trouble = service.store().problem().map(Trouble::Degraded);

@@ -1,0 +1,29 @@
+//! `hold`: keeps the plugin's keys in memory while it is started again.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::exit::Exit;
+use super::serve::hardening;
+use crate::config::Config;
+use crate::files;
+use crate::plugin::handover::hold;
+use crate::telemetry::{LogFormat, start_logs};
+
+/// Runs the command, until a signal ends it: what is held goes with the process.
+///
+/// # Errors
+/// The configuration names no socket, or it cannot be made.
+pub fn run(config: &Path) -> Result<Exit> {
+    let loaded = Config::load(config)?;
+    let named = || format!("{} has no handover.socket; add it, the plugin's too", config.display());
+    let socket = loaded.handover.with_context(named)?;
+    start_logs(LogFormat::default());
+    hardening::apply();
+    if let Some(folder) = socket.parent() {
+        files::create_private_folder(folder).with_context(|| format!("cannot use {}", folder.display()))?;
+    }
+    hold(&socket).with_context(|| format!("cannot hold anything at {}", socket.display()))?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,45 @@
+//! What lies around the serving itself: the audit log, what the process gives up, and who holds its keys over a restart.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+
+/// The audit log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditSettings {
+    /// The file.
+    pub file: PathBuf,
+    /// Whether a key is used only if that is recorded.
+    pub required: bool,
+}
+
+/// What the process gives up after its start.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct SandboxSettings {
+    /// Whether it gives up anything.
+    pub enabled: bool,
+    /// Files and folders that it reads, besides those that are known to be needed.
+    pub read_paths: Vec<PathBuf>,
+}
+
+impl Default for SandboxSettings {
+    fn default() -> Self {
+        Self { enabled: true, read_paths: Vec::new() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HandoverItem {
+    pub(super) socket: Spanned<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Audit {
+    pub(super) file: Spanned<PathBuf>,
+    #[serde(default)]
+    pub(super) required: bool,
+}

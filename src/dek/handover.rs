@@ -1,0 +1,238 @@
+//! The DEKs in memory, as one process hands them to the one that is started after it: never written to a disk, and good
+//! only on this machine until it is started again, since their ages are counted from its start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::crypto::seal::dek_id;
+use crate::crypto::secret::{DEK_BYTES, Dek, DekId};
+use crate::kek::{ClusterName, KekVersion, Lineage};
+
+/// Of the bytes; another one is not read.
+const FORMAT: u32 = 1;
+
+/// Above anything that a plugin keeps.
+pub const MAX_BYTES: usize = 4 << 20;
+
+/// What is handed over.
+#[derive(Debug)]
+pub struct Handover {
+    /// Which start of the machine the times belong to.
+    pub boot: String,
+    /// When it was made, in time since then.
+    pub made: Duration,
+    /// The cluster whose DEKs they are.
+    pub cluster: ClusterName,
+    /// The epoch that was in use.
+    pub epoch: u64,
+    /// The DEKs.
+    pub deks: Vec<HeldDek>,
+    /// When each KEK version unwrapped last, in time since the machine's start.
+    pub opened: Vec<(KekVersion, Duration)>,
+}
+
+/// A DEK, and the KEK versions that wrapped it.
+#[derive(Clone, Debug)]
+pub struct HeldDek {
+    /// Its id.
+    pub id: DekId,
+    /// Itself.
+    pub dek: Arc<Dek>,
+    /// What wrapped it.
+    pub versions: Vec<KekVersion>,
+}
+
+/// Why bytes are not a handover that can be used here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HandoverError {
+    /// Damaged, or of another release.
+    #[error("it cannot be read ({0})")]
+    Unreadable(&'static str),
+    /// The machine was started again since.
+    #[error("it is from before the machine was started")]
+    OtherBoot,
+    /// The configuration names another cluster or epoch.
+    #[error("it belongs to cluster {cluster} at epoch {epoch}")]
+    OtherUse {
+        /// Its cluster.
+        cluster: String,
+        /// Its epoch.
+        epoch: u64,
+    },
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Record {
+    #[prost(uint32, tag = "1")]
+    format: u32,
+    #[prost(string, tag = "2")]
+    boot: String,
+    #[prost(string, tag = "3")]
+    cluster: String,
+    #[prost(uint64, tag = "4")]
+    epoch: u64,
+    #[prost(message, repeated, tag = "5")]
+    deks: Vec<DekRecord>,
+    #[prost(message, repeated, tag = "6")]
+    opened: Vec<VersionRecord>,
+    /// Milliseconds since the machine's start.
+    #[prost(uint64, tag = "7")]
+    made: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DekRecord {
+    #[prost(bytes = "vec", tag = "1")]
+    dek: Vec<u8>,
+    #[prost(message, repeated, tag = "2")]
+    versions: Vec<VersionRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct VersionRecord {
+    #[prost(bytes = "vec", tag = "1")]
+    lineage: Vec<u8>,
+    #[prost(string, tag = "2")]
+    version: String,
+    /// Milliseconds since the machine's start; 0 where that is said elsewhere.
+    #[prost(uint64, tag = "3")]
+    opened: u64,
+}
+
+impl VersionRecord {
+    fn of(version: &KekVersion, opened: Duration) -> Self {
+        let opened = u64::try_from(opened.as_millis()).unwrap_or(u64::MAX);
+        Self { lineage: version.lineage.0.to_vec(), version: version.version.clone(), opened }
+    }
+
+    fn read(self) -> Result<(KekVersion, Duration), HandoverError> {
+        let lineage = self.lineage.try_into().map_err(|_| HandoverError::Unreadable("a lineage is not 16 bytes"))?;
+        Ok((KekVersion { lineage: Lineage(lineage), version: self.version }, Duration::from_millis(self.opened)))
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.deks.iter_mut().for_each(|dek| dek.dek.zeroize());
+    }
+}
+
+impl Handover {
+    /// The bytes.
+    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let versions = |dek: &HeldDek| dek.versions.iter().map(|one| VersionRecord::of(one, Duration::ZERO)).collect();
+        let deks = self.deks.iter().map(|dek| DekRecord { dek: dek.dek.expose().to_vec(), versions: versions(dek) });
+        let record = Record {
+            format: FORMAT,
+            boot: self.boot.clone(),
+            cluster: self.cluster.to_string(),
+            epoch: self.epoch,
+            deks: deks.collect(),
+            opened: self.opened.iter().map(|(version, opened)| VersionRecord::of(version, *opened)).collect(),
+            made: u64::try_from(self.made.as_millis()).unwrap_or(u64::MAX),
+        };
+        // With all of its room from the start: a vector that grows leaves copies behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(record.encoded_len()));
+        record.encode(&mut *bytes).expect("a vector takes everything");
+        bytes
+    }
+
+    /// Reads what an earlier process of this machine left for `cluster` and `epoch`.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn decode(bytes: &[u8], boot: &str, cluster: &ClusterName, epoch: u64) -> Result<Self, HandoverError> {
+        let mut record = Record::decode(bytes).map_err(|_| HandoverError::Unreadable("not a record"))?;
+        if record.format != FORMAT {
+            return Err(HandoverError::Unreadable("another format"));
+        }
+        if record.boot != boot {
+            return Err(HandoverError::OtherBoot);
+        }
+        if record.cluster != cluster.as_str() || record.epoch != epoch {
+            return Err(HandoverError::OtherUse { cluster: record.cluster.clone(), epoch: record.epoch });
+        }
+        let mut deks = Vec::new();
+        for held in &mut record.deks {
+            let mut bytes = Zeroizing::new([0; DEK_BYTES]);
+            let is_whole = held.dek.len() == DEK_BYTES;
+            if is_whole {
+                bytes.copy_from_slice(&held.dek);
+            }
+            let dek = Dek::from_unwrapped(&mut *bytes).filter(|_| is_whole);
+            let dek = Arc::new(dek.ok_or(HandoverError::Unreadable("a DEK is not 32 bytes"))?);
+            let versions = std::mem::take(&mut held.versions).into_iter();
+            let versions = versions.map(|one| one.read().map(|(version, _)| version)).collect::<Result<_, _>>()?;
+            deks.push(HeldDek { id: dek_id(&dek), dek, versions });
+        }
+        let opened = std::mem::take(&mut record.opened).into_iter().map(VersionRecord::read);
+        Ok(Self {
+            boot: record.boot.clone(),
+            made: Duration::from_millis(record.made),
+            cluster: cluster.clone(),
+            epoch,
+            deks,
+            opened: opened.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handover() -> Handover {
+        let dek = Arc::new(Dek::generate(&mut rand::rng()));
+        let version = KekVersion { lineage: Lineage::derive("test", &["a"]), version: "1".into() };
+        let deks = vec![HeldDek { id: dek_id(&dek), dek, versions: vec![version.clone()] }];
+        let cluster = "it".parse().unwrap();
+        Handover {
+            boot: "boot".into(),
+            made: Duration::from_secs(2),
+            cluster,
+            epoch: 1,
+            deks,
+            opened: vec![(version, Duration::from_millis(1234))],
+        }
+    }
+
+    fn read(bytes: &[u8], boot: &str, cluster: &str, epoch: u64) -> Result<Handover, HandoverError> {
+        Handover::decode(bytes, boot, &cluster.parse().unwrap(), epoch)
+    }
+
+    #[test]
+    fn what_is_handed_over_is_what_was_held() {
+        let handed = handover();
+        let taken = read(&handed.encode(), "boot", "it", 1).unwrap();
+        assert_eq!(taken.opened, handed.opened);
+        let (one, other) = (&taken.deks[0], &handed.deks[0]);
+        assert_eq!((one.id, &one.versions, one.dek.expose()), (other.id, &other.versions, other.dek.expose()));
+    }
+
+    #[test]
+    fn another_boot_cluster_or_epoch_is_refused() {
+        let bytes = handover().encode();
+        assert_eq!(read(&bytes, "later", "it", 1).unwrap_err(), HandoverError::OtherBoot);
+        for (cluster, epoch) in [("other", 1), ("it", 2)] {
+            let refused = read(&bytes, "boot", cluster, epoch).unwrap_err();
+            assert_eq!(refused, HandoverError::OtherUse { cluster: "it".into(), epoch: 1 });
+        }
+    }
+
+    #[test]
+    fn damaged_bytes_give_an_error_or_another_dek_id_and_never_a_dek_under_a_wrong_name() {
+        let handed = handover();
+        let bytes = handed.encode();
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.to_vec();
+            damaged[at] ^= 1;
+            if let Ok(taken) = read(&damaged, "boot", "it", 1) {
+                assert!(taken.deks.iter().all(|one| one.id == dek_id(&one.dek)), "byte {at}");
+            }
+            assert!(read(&bytes[..at], "boot", "it", 1).map_or(true, |taken| taken.deks.len() <= 1), "cut at {at}");
+        }
+    }
+}
