@@ -1,5 +1,5 @@
-//! The DEKs in memory, as one process hands them to the one that is started after it: never written to a disk, and good
-//! only on this machine until it is started again, since their ages are counted from its start.
+//! The DEKs in memory, as one process hands them to the one that is started after it: never written to a disk. Their ages
+//! are counted from the start of the machine, which memory does not outlive.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +20,7 @@ pub const MAX_BYTES: usize = 4 << 20;
 /// What is handed over.
 #[derive(Debug)]
 pub struct Handover {
-    /// Which start of the machine the times belong to.
-    pub boot: String,
-    /// When it was made, in time since then.
+    /// When it was made, in time since the machine's start.
     pub made: Duration,
     /// The cluster whose DEKs they are.
     pub cluster: ClusterName,
@@ -51,9 +49,6 @@ pub enum HandoverError {
     /// Damaged, or of another release.
     #[error("it cannot be read ({0})")]
     Unreadable(&'static str),
-    /// The machine was started again since.
-    #[error("it is from before the machine was started")]
-    OtherBoot,
     /// The configuration names another cluster or epoch.
     #[error("it belongs to cluster {cluster} at epoch {epoch}")]
     OtherUse {
@@ -69,17 +64,15 @@ struct Record {
     #[prost(uint32, tag = "1")]
     format: u32,
     #[prost(string, tag = "2")]
-    boot: String,
-    #[prost(string, tag = "3")]
     cluster: String,
-    #[prost(uint64, tag = "4")]
+    #[prost(uint64, tag = "3")]
     epoch: u64,
-    #[prost(message, repeated, tag = "5")]
+    #[prost(message, repeated, tag = "4")]
     deks: Vec<DekRecord>,
-    #[prost(message, repeated, tag = "6")]
+    #[prost(message, repeated, tag = "5")]
     opened: Vec<VersionRecord>,
     /// Milliseconds since the machine's start.
-    #[prost(uint64, tag = "7")]
+    #[prost(uint64, tag = "6")]
     made: u64,
 }
 
@@ -127,7 +120,6 @@ impl Handover {
         let deks = self.deks.iter().map(|dek| DekRecord { dek: dek.dek.expose().to_vec(), versions: versions(dek) });
         let record = Record {
             format: FORMAT,
-            boot: self.boot.clone(),
             cluster: self.cluster.to_string(),
             epoch: self.epoch,
             deks: deks.collect(),
@@ -144,13 +136,10 @@ impl Handover {
     ///
     /// # Errors
     /// Why it cannot be used.
-    pub fn decode(bytes: &[u8], boot: &str, cluster: &ClusterName, epoch: u64) -> Result<Self, HandoverError> {
+    pub fn decode(bytes: &[u8], cluster: &ClusterName, epoch: u64) -> Result<Self, HandoverError> {
         let mut record = Record::decode(bytes).map_err(|_| HandoverError::Unreadable("not a record"))?;
         if record.format != FORMAT {
             return Err(HandoverError::Unreadable("another format"));
-        }
-        if record.boot != boot {
-            return Err(HandoverError::OtherBoot);
         }
         if record.cluster != cluster.as_str() || record.epoch != epoch {
             return Err(HandoverError::OtherUse { cluster: record.cluster.clone(), epoch: record.epoch });
@@ -170,7 +159,6 @@ impl Handover {
         }
         let opened = std::mem::take(&mut record.opened).into_iter().map(VersionRecord::read);
         Ok(Self {
-            boot: record.boot.clone(),
             made: Duration::from_millis(record.made),
             cluster: cluster.clone(),
             epoch,
@@ -190,7 +178,6 @@ mod tests {
         let deks = vec![HeldDek { id: dek_id(&dek), dek, versions: vec![version.clone()] }];
         let cluster = "it".parse().unwrap();
         Handover {
-            boot: "boot".into(),
             made: Duration::from_secs(2),
             cluster,
             epoch: 1,
@@ -199,25 +186,24 @@ mod tests {
         }
     }
 
-    fn read(bytes: &[u8], boot: &str, cluster: &str, epoch: u64) -> Result<Handover, HandoverError> {
-        Handover::decode(bytes, boot, &cluster.parse().unwrap(), epoch)
+    fn read(bytes: &[u8], cluster: &str, epoch: u64) -> Result<Handover, HandoverError> {
+        Handover::decode(bytes, &cluster.parse().unwrap(), epoch)
     }
 
     #[test]
     fn what_is_handed_over_is_what_was_held() {
         let handed = handover();
-        let taken = read(&handed.encode(), "boot", "it", 1).unwrap();
+        let taken = read(&handed.encode(), "it", 1).unwrap();
         assert_eq!(taken.opened, handed.opened);
         let (one, other) = (&taken.deks[0], &handed.deks[0]);
         assert_eq!((one.id, &one.versions, one.dek.expose()), (other.id, &other.versions, other.dek.expose()));
     }
 
     #[test]
-    fn another_boot_cluster_or_epoch_is_refused() {
+    fn another_cluster_or_epoch_is_refused() {
         let bytes = handover().encode();
-        assert_eq!(read(&bytes, "later", "it", 1).unwrap_err(), HandoverError::OtherBoot);
         for (cluster, epoch) in [("other", 1), ("it", 2)] {
-            let refused = read(&bytes, "boot", cluster, epoch).unwrap_err();
+            let refused = read(&bytes, cluster, epoch).unwrap_err();
             assert_eq!(refused, HandoverError::OtherUse { cluster: "it".into(), epoch: 1 });
         }
     }
@@ -229,10 +215,10 @@ mod tests {
         for at in 0..bytes.len() {
             let mut damaged = bytes.to_vec();
             damaged[at] ^= 1;
-            if let Ok(taken) = read(&damaged, "boot", "it", 1) {
+            if let Ok(taken) = read(&damaged, "it", 1) {
                 assert!(taken.deks.iter().all(|one| one.id == dek_id(&one.dek)), "byte {at}");
             }
-            assert!(read(&bytes[..at], "boot", "it", 1).map_or(true, |taken| taken.deks.len() <= 1), "cut at {at}");
+            assert!(read(&bytes[..at], "it", 1).map_or(true, |taken| taken.deks.len() <= 1), "cut at {at}");
         }
     }
 }

@@ -5,12 +5,11 @@
 //! back when nothing may be used any more: what was denied or became too old is not waiting for the next start.
 
 mod holder;
+mod keeper;
 mod memory;
 mod service_manager;
 
-use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 pub use self::holder::{Holder, hold};
+pub use self::keeper::Keeper;
 pub use self::service_manager::ServiceManager;
 use super::service::Service;
 use crate::dek::handover::Handover;
@@ -30,29 +30,6 @@ const GATHERED_FOR: Duration = Duration::from_millis(200);
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
 /// After a keeper did not take it.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
-/// The start of the machine, by its random name.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-/// Who keeps sealed memory while the plugin is not running. All of it may block.
-pub trait Keeper: Send + Sync + fmt::Debug {
-    /// Keeps this in place of what it kept, until the moment `until` of the machine's time.
-    ///
-    /// # Errors
-    /// It cannot be reached, or refuses.
-    fn keep(&self, memory: OwnedFd, until: Duration) -> io::Result<()>;
-
-    /// Keeps nothing any more.
-    ///
-    /// # Errors
-    /// It cannot be reached.
-    fn forget(&self) -> io::Result<()>;
-
-    /// Everything that it keeps.
-    ///
-    /// # Errors
-    /// It cannot be reached.
-    fn take(&self) -> io::Result<Vec<OwnedFd>>;
-}
 
 /// The keeper of this process, where it has one.
 pub fn keeper(holder: Option<PathBuf>) -> Option<Arc<dyn Keeper>> {
@@ -81,11 +58,10 @@ pub async fn take_over(service: &Service, keeper: Arc<dyn Keeper>, epoch: u64) -
 
 /// The newest of what is kept and can be used here.
 fn taken(keeper: &dyn Keeper, cluster: &ClusterName, epoch: u64) -> io::Result<Option<Handover>> {
-    let boot = boot_id()?;
     let mut newest: Option<Handover> = None;
     for memory in keeper.take()? {
         let bytes = memory::read(memory)?;
-        match Handover::decode(&bytes, &boot, cluster, epoch) {
+        match Handover::decode(&bytes, cluster, epoch) {
             Ok(handover) if newest.as_ref().is_none_or(|newest| handover.made > newest.made) => newest = Some(handover),
             Ok(_) => {}
             Err(reason) => warn!(%reason, "what an earlier process handed over is not used"),
@@ -157,7 +133,7 @@ async fn offer(service: &Service, keeper: Arc<dyn Keeper>, said: &Offer) -> io::
     let Some(epoch) = epoch else { return Ok(Offer::NotYet) };
     let (cluster, now) = (service.cluster().clone(), service.cache().now());
     blocking(move || {
-        let handover = Handover { boot: boot_id()?, made: now, cluster, epoch, deks, opened };
+        let handover = Handover { made: now, cluster, epoch, deks, opened };
         keeper.keep(memory::sealed(&handover.encode())?, now.saturating_add(remaining)).map(|()| Offer::Kept)
     })
     .await
@@ -165,8 +141,4 @@ async fn offer(service: &Service, keeper: Arc<dyn Keeper>, said: &Offer) -> io::
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
-}
-
-fn boot_id() -> io::Result<String> {
-    std::fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned())
 }

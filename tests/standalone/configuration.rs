@@ -45,7 +45,7 @@ fn an_unknown_field_is_refused_with_the_known_ones() {
         &with("clutser: c"),
         &[
             "1:1: clutser: unknown field; expected one of cluster, epoch, socket, socketMode, socketGroup, allowedUids, stateDir, \
-           keks, retired, takeover, forget, maxOfflineAge, refreshInterval, proveInterval, health, audit, sandbox",
+           keks, retired, takeover, forget, maxOfflineAge, refreshInterval, proveInterval, health, audit, sandbox, handover",
         ],
     );
 }

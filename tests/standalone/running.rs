@@ -94,12 +94,12 @@ async fn systemd_is_told_that_the_plugin_is_alive() {
     let environment = [("NOTIFY_SOCKET", path(&socket)), ("WATCHDOG_USEC", "1000000")];
     let _plugin = Plugin::spawn_with(&keyring.settings("watched"), &environment);
     let mut told = Vec::new();
-    while told.len() < 4 {
+    let alive = |told: &[String]| told.iter().filter(|message| *message == "WATCHDOG=1").count();
+    while alive(&told) < 3 {
         let mut message = [0; 256];
         let length = systemd.recv(&mut message).unwrap();
         told.push(String::from_utf8_lossy(&message[..length]).trim().to_owned());
     }
-    assert_eq!(told.iter().filter(|message| *message == "WATCHDOG=1").count(), 3, "{told:?}");
     assert!(told.iter().any(|message| message == "READY=1"), "{told:?}");
 }
 

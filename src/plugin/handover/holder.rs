@@ -17,7 +17,7 @@ use rustix::net::{
 use rustix::process::geteuid;
 use tracing::{info, warn};
 
-use super::Keeper;
+use super::keeper::Keeper;
 use crate::dek::clock::{BootClock, Clock};
 
 /// For one question and its answer.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-use super::Keeper;
+use super::keeper::Keeper;
 
 /// Two names in turn: the new memory is there before the former one goes, whenever the process is killed.
 const NAMES: [&str; 2] = ["kube-envelope-0", "kube-envelope-1"];
