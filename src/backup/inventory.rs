@@ -7,7 +7,7 @@ use super::source::{Item, Source, SourceError};
 use crate::crypto::seal::digest;
 use crate::crypto::secret::DekId;
 use crate::envelope::{ANNOTATION, Ciphertext, WrappedDekSet};
-use crate::etcd::{EncryptedObject, Stored, folder_of};
+use crate::etcd::{EncryptedObject, Record, Stored, folder_of};
 use crate::kek::KekVersion;
 
 /// What values have in common that are counted together.
@@ -57,6 +57,8 @@ pub struct Inventory {
     deks: BTreeMap<[u8; 32], DekInUse>,
     /// The newest revision of each etcd cluster.
     pub revisions: Vec<i64>,
+    /// Whether something beside the prefix could not be read.
+    pub is_partial: bool,
 }
 
 impl Inventory {
@@ -66,13 +68,23 @@ impl Inventory {
     /// If the source cannot be read to its end.
     pub async fn take(source: &Source, prefix: &str) -> Result<Self, SourceError> {
         let mut inventory = Self::default();
-        let mut reading = source.read(prefix)?;
+        // Of a snapshot everything can be read at once; what lies beside the prefix is looked for in an etcd below.
+        let mut reading = source.read(if source.snapshot().is_some() { "" } else { prefix })?;
         while let Some(page) = reading.next().await? {
             for item in &page {
                 inventory.count(item, prefix);
             }
         }
         inventory.revisions = reading.revisions;
+        if let Source::Etcd(etcd) = source {
+            for cluster in &etcd.clusters {
+                let each = |record: &Record| {
+                    inventory.count(&Item { record: record.clone(), current: true }, prefix);
+                };
+                let is_read = cluster.scan_beside(prefix, each).await?;
+                inventory.is_partial |= !is_read;
+            }
+        }
         Ok(inventory)
     }
 
@@ -93,7 +105,12 @@ impl Inventory {
 
     fn count(&mut self, item: &Item, prefix: &str) {
         let key = String::from_utf8_lossy(&item.record.key);
-        let folder = folder_of(key.strip_prefix(prefix).unwrap_or(&key)).to_owned();
+        let folder = match key.strip_prefix(prefix) {
+            Some(below) => folder_of(below).to_owned(),
+            // Another API server's, with a prefix of its own. Whatever else lies in this etcd needs no key.
+            None if !item.record.value.starts_with(b"k8s:enc:") => return,
+            None => key.rsplit_once('/').map_or(&*key, |(folder, _)| folder).to_owned(),
+        };
         let shape = Shape { folder, stored: Stored::of(&item.record.value) };
         let count = self.shapes.entry(shape).or_default();
         let revision = item.record.mod_revision;

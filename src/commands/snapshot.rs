@@ -123,6 +123,9 @@ fn keys(args: SnapshotKeysArgs) -> Result<Exit> {
     let found = block_on(async move {
         let source = source(args.file.as_deref(), &args.etcd, &args.etcd_prefix).await?;
         let inventory = Inventory::take(&source, &prefix(&args.etcd_prefix)).await?;
+        if inventory.is_partial {
+            eprintln!("not looked at: what lies in etcd beside the prefix, since this etcd user may not read it");
+        }
         let (config, names) = configuration(args.config.as_deref())?;
         let opens = match &config {
             Some(config) => Some(opens(&keks(config)?, inventory.deks()).await),

@@ -19,7 +19,8 @@ use crate::cli::rotation::{ClusterArgs, VerifyArgs};
 use crate::config::Config;
 use crate::encryption_config::ProviderName;
 use crate::etcd::EtcdClusters;
-use crate::rotation::adoption::{Obstacle, Seen, Wanted, look, look_at_all, look_fresh, targets_reported};
+use crate::kek::KekVersion;
+use crate::rotation::adoption::{Obstacle, Seen, Wanted, look, look_at_all, look_fresh, reports, targets_reported};
 use crate::rotation::claim::{Claim, Question, Subject, Witness};
 use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::key_id_hash::KeyIdHash;
@@ -28,12 +29,15 @@ use crate::rotation::cluster::resources::Coverage;
 use crate::rotation::cluster::writer::StoredUnder;
 use crate::rotation::conclusion::claims::{configuration, reported, searched};
 use crate::rotation::conclusion::evidence::weigh;
+use crate::rotation::conclusion::plugins::plugins;
 use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
 use crate::rotation::journal::Journal;
 use crate::rotation::journal::intent::Intent;
 use crate::rotation::journal::verdict::{Conclusion, Verdict};
-use crate::rotation::keys::active::{KekAnswer, active_now, ask, hash_of, names, own_provider, versions_on_file};
+use crate::rotation::keys::active::{
+    KekAnswer, active_now, ask, hash_of, names, own_provider, resolve, versions_on_file,
+};
 use crate::rotation::keys::name::KeyName;
 use crate::rotation::keys::usage::{Held, Usage, usage};
 use crate::rotation::leftovers::history::superseded;
@@ -162,6 +166,7 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
         }
         evidence.searched(scan, &seen, doubts);
     }
+    evidence.ask_plugins(&seen, plugin, &known);
     Ok(evidence.concluded(&known, &snapshots, old_revisions))
 }
 
@@ -260,6 +265,20 @@ impl Evidence {
             }
         };
         self.journal.claims.insert(Subject::Keks, claim);
+    }
+
+    /// A plugin through which nothing is stored yet may still use a former key.
+    fn ask_plugins(&mut self, seen: &[Seen], plugin: Option<&Config>, known: &BTreeSet<KeyName>) {
+        let journal = &mut self.journal;
+        let stored = journal.verified.iter().flat_map(|scan| scan.groups.keys());
+        let all = known.iter().cloned().chain(journal.target_keys.iter().cloned()).chain(stored);
+        let versions: BTreeSet<KekVersion> = all.filter_map(|key| key.kek_version()).collect();
+        let resolved = |hash: &KeyIdHash| {
+            let generation = plugin.and_then(|plugin| resolve(hash, plugin.epoch, &versions));
+            generation.map(|(_, keys)| keys).unwrap_or_default()
+        };
+        let claim = plugins(&reports(seen), journal, &resolved);
+        journal.claims.insert(Subject::Plugins, claim);
     }
 
     fn searched(&mut self, scan: Scan, seen: &[Seen], doubts: Vec<String>) {

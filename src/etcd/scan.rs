@@ -81,6 +81,27 @@ impl EtcdCluster {
         Pages { cluster: self, next, range_end: end_of(prefix), limit: FIRST_PAGE, revision: 0, scanned }
     }
 
+    /// Goes through everything beside `prefix`. Whether all of it may be read: with etcd's authentication a user may have
+    /// no right to anything but the prefix.
+    ///
+    /// # Errors
+    /// [`EtcdError::Refused`] if etcd answers with another error.
+    pub async fn scan_beside(&self, prefix: &str, mut each: impl FnMut(&Record)) -> Result<bool, EtcdError> {
+        // A single zero byte is the first key there can be, and as the end of a range the end of all keys.
+        for (first, end) in [(vec![0], prefix.as_bytes().to_vec()), (end_of(prefix), vec![0])] {
+            let mut pages = Pages { next: Some(first), range_end: end, ..self.pages(prefix) };
+            loop {
+                match pages.next().await {
+                    Ok(Some(page)) => page.iter().for_each(&mut each),
+                    Ok(None) => break,
+                    Err(EtcdError::Refused(status)) if status.code() == Code::PermissionDenied => return Ok(false),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// How many keys begin with `prefix`, and as of which revision.
     ///
     /// # Errors

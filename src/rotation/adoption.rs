@@ -4,6 +4,7 @@
 mod adopted;
 mod look;
 mod prove;
+mod reports;
 pub mod shown;
 pub mod writers;
 
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 pub use self::adopted::{Adoption, Evidence, Obstacle, ServerAdoption, Wanted};
 pub use self::look::{Look, Seen, look, look_at_all, look_fresh};
 use self::prove::{prove_coverage, prove_reads, prove_writes};
+pub use self::reports::{Report, reports};
 use crate::encryption_config::ProviderName;
 use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::Api;

@@ -33,6 +33,8 @@ pub enum Subject {
     Snapshot,
     /// At the end the KEKs still say that the target versions are the active ones.
     Keks,
+    /// No plugin that some API server asks reports a key that is to go.
+    Plugins,
 }
 
 /// What a verdict is to answer.
@@ -202,6 +204,8 @@ impl Subject {
         match self {
             Self::Adoption | Self::Search | Self::Configuration => true,
             Self::Keks => asked.with_keks,
+            // Where no metrics can be read nothing is proven anyway, and this would only say so once more.
+            Self::Plugins => false,
             Self::Etcd => asked.by_etcd,
             Self::History => asked.by_etcd && asked.question == Question::MayBeDisabled,
             Self::Roster | Self::Readability | Self::Writers | Self::Ledger | Self::Compaction | Self::Snapshot => {
@@ -225,11 +229,12 @@ impl Subject {
             Self::Compaction => "that old revisions are compacted was not shown",
             Self::Snapshot => "that a snapshot holds nothing under a former key was not shown",
             Self::Keks => "which KEK versions are active was not asked again",
+            Self::Plugins => "what every plugin reports was not looked at",
         }
     }
 
     /// Every subject.
-    pub(in crate::rotation) const ALL: [Self; 12] = [
+    pub(in crate::rotation) const ALL: [Self; 13] = [
         Self::Roster,
         Self::Adoption,
         Self::Readability,
@@ -242,5 +247,6 @@ impl Subject {
         Self::Compaction,
         Self::Snapshot,
         Self::Keks,
+        Self::Plugins,
     ];
 }

@@ -7,5 +7,6 @@ pub mod envelope;
 pub mod evidence;
 pub mod history;
 pub mod page;
+pub mod plugins;
 pub mod statement;
 pub mod wording;

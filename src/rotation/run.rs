@@ -12,6 +12,7 @@ mod pioneers;
 pub mod plan;
 pub mod preflight;
 pub mod rbac;
+mod reports;
 mod rewrap;
 pub mod room;
 mod rotate;

@@ -15,6 +15,7 @@ mod changes;
 mod control_plane;
 mod crashes;
 mod disagreement;
+mod elsewhere;
 mod end_to_end;
 mod etcd_clusters;
 mod etcd_space;

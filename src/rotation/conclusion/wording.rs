@@ -108,6 +108,15 @@ pub(super) fn must_stay(journal: &Journal, former: &BTreeSet<KeyName>, yes: bool
             format!("{name}: {why}, {values} value(s)")
         }));
     }
+    let by_another_name = journal.keys_seen.iter().filter_map(|key| Some((key, journal.same_key_in_use(key)?)));
+    stay.extend(by_another_name.map(|(key, other)| {
+        format!(
+            "{}: it is {} by another name, which is in use; if these are two keys, rotate one of them, so that their \
+             versions differ",
+            journal.names.show(key),
+            journal.names.show(&other)
+        )
+    }));
     if yes {
         let keys = former.iter().filter_map(|key| Some((key, shared(journal, key)?)));
         stay.extend(keys.map(|(key, kek)| format!("{}: it is the key of KEK {kek}", journal.names.show(key))));
@@ -141,10 +150,11 @@ pub(super) fn not_looked_at(journal: &Journal) -> Vec<String> {
             "provider {provider}: its key_id did not change in this run; an in-place rotation of its key cannot be seen"
         )
     });
+    let beside = journal.verified.iter().flat_map(|scan| scan.beside.not_looked_at(&journal.intent.etcd_prefix));
     let blind = journal.claims.values().flat_map(|claim| claim.blind_spots.iter().cloned());
     // What no search of this cluster can tell.
     let elsewhere = "whatever else uses these keys: other clusters, and backups and copies of etcd that were not named";
-    skipped.chain(unchanged).chain(blind).chain([elsewhere.to_owned()]).collect()
+    skipped.chain(unchanged).chain(beside).chain(blind).chain([elsewhere.to_owned()]).collect()
 }
 
 /// Providers whose `key_id` is what it was at first, while none of their values was under another one.

@@ -42,12 +42,20 @@ impl Journal {
         let needed = |key: &KeyName| self.verified.as_ref().is_some_and(|scan| scan.groups.needing(key) > 0);
         let mut former: BTreeSet<_> =
             self.keys_seen.iter().filter(|key| !needed(key) && !self.is_target(key)).cloned().collect();
+        former.retain(|key| self.same_key_in_use(key).is_none());
         // Where a KEK version went out of use, so did every generation with it.
         if former.iter().any(KeyName::can_be_disabled) {
             former.retain(|key| !matches!(key, KeyName::Generation { .. }));
         }
         former.retain(|key| self.is_under_the_target_keks(key));
         former
+    }
+
+    /// A version in use that is this one by another name of its KEK.
+    pub(crate) fn same_key_in_use(&self, key: &KeyName) -> Option<KeyName> {
+        let stored = self.verified.iter().flat_map(|scan| scan.groups.keys());
+        let mut in_use = self.target_keys.iter().cloned().chain(stored);
+        in_use.find(|other| key.is_same_key_by_another_name(other))
     }
 
     /// Whether a key is that of a plugin that served our provider before: kube-envelope writes there now.

@@ -68,6 +68,20 @@ impl KeyName {
         !matches!(self, Self::Clear | Self::Generation { .. })
     }
 
+    /// Whether both are one key at its vendor by two names of the KEK: an alias and an ARN, two paths to one mount, two host
+    /// names of one vault.
+    ///
+    /// The vendor's text for a version decides. AWS KMS disables a key with all its materials, which follow a slash; every
+    /// other vendor disables a version alone. Two keys that have one text by chance are taken for one: that only keeps
+    /// a key.
+    pub fn is_same_key_by_another_name(&self, other: &Self) -> bool {
+        let (Self::Kek { lineage, version }, Self::Kek { lineage: of, version: text }) = (self, other) else {
+            return false;
+        };
+        let disabled_with = |version: &str| version.split('/').next().map(str::to_owned);
+        lineage != of && disabled_with(version) == disabled_with(text)
+    }
+
     /// The KEK version that this names, if it names one.
     pub fn kek_version(&self) -> Option<KekVersion> {
         let Self::Kek { lineage, version } = self else { return None };
@@ -171,6 +185,17 @@ impl KeyNames {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_key_by_two_names_is_told_by_the_vendors_own_text_and_an_aws_key_by_its_id() {
+        let kek = |lineage: &str, version: &str| KeyName::Kek { lineage: lineage.into(), version: version.into() };
+        assert!(kek("a", "1234/m1").is_same_key_by_another_name(&kek("b", "1234/m2")), "an alias and an ARN");
+        assert!(kek("a", "1@17").is_same_key_by_another_name(&kek("b", "1@17")));
+        for (one, other) in [("1@17", "2@17"), ("1234/m1", "5678/m1")] {
+            assert!(!kek("a", one).is_same_key_by_another_name(&kek("b", other)));
+        }
+        assert!(!kek("a", "1").is_same_key_by_another_name(&kek("a", "1")), "it is the very same");
+    }
 
     #[test]
     fn a_value_of_ours_is_named_by_its_kek_versions_and_another_plugins_by_its_key_id() {

@@ -15,6 +15,9 @@ pub struct Usage {
     pub key: String,
     /// Whether new values are stored under it.
     pub is_active: bool,
+    /// A version in use that is the same key by another name of its KEK.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub same_as: Option<String>,
     /// How many values need it.
     pub values: u64,
     /// Snapshots with current values under it.
@@ -29,7 +32,11 @@ impl Usage {
     /// Whether nothing of what was looked at needs it.
     #[must_use]
     pub fn is_unused(&self) -> bool {
-        !self.is_active && self.values == 0 && self.snapshots.is_empty() && self.superseded_in.is_empty()
+        !self.is_active
+            && self.same_as.is_none()
+            && self.values == 0
+            && self.snapshots.is_empty()
+            && self.superseded_in.is_empty()
     }
 
     /// In a few words.
@@ -47,6 +54,9 @@ impl Usage {
         }
         if self.is_active {
             parts.push("active".into());
+        }
+        if let Some(other) = &self.same_as {
+            parts.push(format!("{other} by another name, which is in use"));
         }
         if self.may_be_destroyed {
             parts.push("unused; as far as etcd and the snapshots go that were named, it may be destroyed".into());
@@ -75,6 +85,8 @@ pub fn usage(
 ) -> Vec<Usage> {
     let mut keys: BTreeSet<KeyName> = known.iter().chain(active).cloned().chain(groups.keys()).collect();
     keys.extend(snapshots.values().flat_map(|held| held.current.keys().into_iter().chain(held.older.keys())));
+    let in_use: BTreeSet<KeyName> = active.iter().cloned().chain(groups.keys()).collect();
+    let same_as = |key: &KeyName| in_use.iter().find(|other| key.is_same_key_by_another_name(other));
     let in_which = |needs: &dyn Fn(&Held) -> bool| -> Vec<String> {
         snapshots.iter().filter(|(_, held)| needs(held)).map(|(file, _)| file.clone()).collect()
     };
@@ -83,6 +95,7 @@ pub fn usage(
         .map(|key| Usage {
             key: names.show(key),
             is_active: active.contains(key),
+            same_as: same_as(key).map(|other| names.show(other)),
             values: groups.needing(key),
             snapshots: in_which(&|held| held.current.needing(key) > 0),
             superseded_in: in_which(&|held| held.current.needing(key) == 0 && held.older.needing(key) > 0),

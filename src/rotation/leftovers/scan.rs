@@ -90,6 +90,51 @@ pub struct Scan {
     pub expiring: u64,
     /// The leftovers by name: etcd key or path → how stored. The first thousand.
     pub named: BTreeMap<String, String>,
+    /// Encrypted values of other API servers.
+    #[serde(default)]
+    pub beside: Beside,
+}
+
+/// Encrypted values in the same etcd that are not below the prefix of the API servers: those of others, with an
+/// `--etcd-prefix` of their own. Nothing here rewrites them, and the keys they need must stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Beside {
+    /// Folder → how many.
+    pub values: BTreeMap<String, u64>,
+    /// How many of them are not under a target key.
+    #[serde(default)]
+    pub left: u64,
+    /// Whether the etcd user may not read them.
+    pub is_unread: bool,
+}
+
+impl Beside {
+    /// What is to be done where some of them are under a former key.
+    fn remedy(&self) -> Option<String> {
+        let folders = self.values.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        (self.left > 0).then(|| {
+            format!(
+                "{} value(s) of another API server ({folders} in the same etcd) are not under a target key: run rotate-keys \
+                 against that API server, with its --etcd-prefix",
+                self.left
+            )
+        })
+    }
+
+    /// What of it no search here covers.
+    pub fn not_looked_at(&self, prefix: &str) -> Vec<String> {
+        let of = |(folder, values): (&String, &u64)| {
+            format!(
+                "{folder} in etcd, with {values} encrypted value(s) of another API server: they were counted by their keys, \
+                 and that API server was not asked"
+            )
+        };
+        let unread = self.is_unread.then(|| {
+            format!("encrypted values in etcd that are not under {prefix}: this etcd user may not read there")
+        });
+        self.values.iter().map(of).chain(unread).collect()
+    }
 }
 
 impl Scan {
@@ -108,6 +153,7 @@ impl Scan {
             leftovers: 0,
             expiring: 0,
             named: BTreeMap::new(),
+            beside: Beside::default(),
         }
     }
 
@@ -132,7 +178,7 @@ impl Scan {
     /// What keeps this search from being a proof, each with its remedy.
     pub fn gaps(&self, prefix: &str) -> Vec<String> {
         let gap = self.whole.as_ref().and_then(Claim::remedy).map(ToOwned::to_owned);
-        self.orphaned(prefix).chain(gap).collect()
+        self.orphaned(prefix).chain(self.beside.remedy()).chain(gap).collect()
     }
 
     /// Enters one leftover by name.
@@ -173,6 +219,22 @@ pub async fn scan_clusters(etcd: &EtcdClusters, prefix: &str, expected: &Expecte
                 *scan.stored.entry(place.label).or_default().entry(stored).or_default() += 1;
             })
             .await?;
+        let is_read = cluster
+            .scan_beside(&prefix, |record| {
+                if is_encrypted(&record.value) {
+                    let stored = Stored::of(&record.value);
+                    let left = judge.is_left_beside(&stored);
+                    scan.groups.count(&stored, left);
+                    if left {
+                        scan.leftovers += 1;
+                        scan.beside.left += 1;
+                        scan.name(&String::from_utf8_lossy(&record.key), "another API server's");
+                    }
+                    *scan.beside.values.entry(top_folder(&record.key)).or_default() += 1;
+                }
+            })
+            .await?;
+        scan.beside.is_unread |= !is_read;
         scan.looked_at += scanned.keys;
         scan.clusters.push(ScannedCluster {
             id: cluster.id,
@@ -200,6 +262,18 @@ fn key_of(stored: &Stored) -> String {
         Stored::Otherwise(words) => words.clone(),
         Stored::Plain => "in clear".into(),
     }
+}
+
+/// Whether an API server encrypted it, whichever that was.
+pub(super) fn is_encrypted(value: &[u8]) -> bool {
+    value.starts_with(b"k8s:enc:")
+}
+
+/// `/openshift.io` of `/openshift.io/secrets/default/one`.
+fn top_folder(key: &[u8]) -> String {
+    let key = String::from_utf8_lossy(key);
+    let rest = key.strip_prefix('/').unwrap_or(&key);
+    format!("/{}", rest.split('/').next().unwrap_or_default())
 }
 
 /// The API servers' prefix with one slash at its end.
@@ -254,6 +328,13 @@ impl<'a> Judge<'a> {
         let folder = folder_of(key);
         let is_covered = expected_in(&self.expected.patterns, folder);
         Place { label: folder.into(), is_served: is_internal(folder), expires: false, is_covered }
+    }
+
+    /// Whether another API server's value is under another key than its provider's target. Those of local providers are
+    /// none of our business.
+    pub(super) fn is_left_beside(&self, stored: &Stored) -> bool {
+        let Stored::KmsV2 { provider, key_id, .. } = stored else { return false };
+        self.expected.targets.get(provider) != Some(&KeyIdHash::of(key_id))
     }
 
     pub(super) fn judge(&mut self, place: &Place, stored: &Stored) -> (String, bool) {

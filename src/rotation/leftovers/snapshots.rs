@@ -103,9 +103,12 @@ fn each_value(
 fn content(path: &Path, prefix: &str, expected: &Expected) -> Result<Content, RotationError> {
     let (prefix, mut judge) = (slashed(prefix), Judge::new(expected));
     let (mut leftovers, mut older, mut first) = (0, 0, None);
-    let about = each_value(path, &prefix, |key, value, is_present| {
-        let place = judge.place(key.strip_prefix(&prefix).unwrap_or(key));
-        let (how, left) = judge.judge(&place, &Stored::of(value));
+    let about = each_value(path, "", |key, value, is_present| {
+        let stored = Stored::of(value);
+        let (how, left) = match key.strip_prefix(&prefix) {
+            Some(below) => judge.judge(&judge.place(below), &stored),
+            None => ("another API server's".into(), judge.is_left_beside(&stored)),
+        };
         if left && is_present {
             leftovers = u64::saturating_add(leftovers, 1);
             first.get_or_insert_with(|| format!("{key} ({how})"));

@@ -104,7 +104,7 @@ impl Run<'_> {
         self.journal.keys_seen.extend(keys.unwrap_or_else(|| [key].into()));
     }
 
-    async fn known_versions(&self, plugin: &Config) -> BTreeSet<KekVersion> {
+    pub(super) async fn known_versions(&self, plugin: &Config) -> BTreeSet<KekVersion> {
         let mut known = versions_on_file(plugin).await;
         let named = self.journal.keys_seen.iter().chain(&self.journal.target_keys);
         known.extend(named.filter_map(KeyName::kek_version));

@@ -182,6 +182,7 @@ impl Run<'_> {
         self.writers_agree().await?;
         let left = self.search().await?;
         self.keks_have_stayed().await;
+        self.plugins_have_moved().await?;
         if self.history_begins_anew() && self.journal.passes < PASSES {
             // What was stored and superseded until now must be compacted, and another snapshot taken.
             self.journal.passes += 1;

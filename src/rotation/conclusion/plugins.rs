@@ -1,0 +1,97 @@
+//! Whether a plugin that an API server asks would still store under a key that is to go. Nothing may be stored through it
+//! yet, so that no value and no counter tells of it.
+
+use std::collections::BTreeSet;
+
+use crate::rotation::adoption::Report;
+use crate::rotation::claim::{Claim, Until, Witness};
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
+use crate::rotation::journal::Journal;
+use crate::rotation::keys::name::KeyName;
+
+const REMEDY: &str = "bring that plugin to the key in use (its keyring, its configuration, its KEK), or take its provider out of \
+                      that API server's EncryptionConfiguration; then run again";
+
+/// `resolved`: the KEK versions behind the hash of a `key_id`, where they are known.
+pub fn plugins(reports: &[Report], journal: &Journal, resolved: &dyn Fn(&KeyIdHash) -> BTreeSet<KeyName>) -> Claim {
+    let former = journal.former_keys();
+    let mut conflicts = Vec::new();
+    for Report { server, provider, hash } in reports {
+        let mut keys = resolved(hash);
+        keys.extend(keys_of(journal, hash));
+        let named = former.iter().find(|key| is_of(key, hash));
+        let version = keys.iter().find(|key| former.contains(*key) || is_out_of_use(journal, key));
+        if let Some(key) = named.or(version) {
+            conflicts
+                .push(format!("the plugin of provider {provider} at {server} reports {}", journal.names.show(key)));
+        }
+    }
+    if conflicts.is_empty() {
+        let what = "no plugin that an API server asks reports a key that went out of use";
+        return Claim::shown(Witness::Metrics, what).until(Until::ServersChange);
+    }
+    Claim::not_shown(Witness::Metrics, conflicts.join("; "), REMEDY)
+}
+
+/// The keys of the values that were stored under this `key_id`.
+fn keys_of(journal: &Journal, hash: &KeyIdHash) -> BTreeSet<KeyName> {
+    let groups = journal.first_survey.iter().chain(&journal.verified).flat_map(|scan| scan.groups.iter());
+    let under = groups.filter(|group| group.key_id.as_ref().is_some_and(|(_, key_id)| KeyIdHash::of(key_id) == *hash));
+    under.flat_map(|group| group.keys.iter().cloned()).collect()
+}
+
+fn is_of(key: &KeyName, hash: &KeyIdHash) -> bool {
+    match key {
+        KeyName::KeyId { key_id, .. } | KeyName::Generation { key_id, .. } => KeyIdHash::of(key_id) == *hash,
+        KeyName::KeyIdHash { hash: own, .. } => own == hash,
+        _ => false,
+    }
+}
+
+/// A version of a KEK while others are known to be the active ones.
+fn is_out_of_use(journal: &Journal, key: &KeyName) -> bool {
+    let is_version = |key: &KeyName| matches!(key, KeyName::Kek { .. });
+    is_version(key) && journal.target_keys.iter().any(is_version) && !journal.target_keys.contains(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rotation::journal::intent::Intent;
+
+    fn version(version: &str) -> KeyName {
+        KeyName::Kek { lineage: "aa".into(), version: version.into() }
+    }
+
+    fn report(provider: &str, key_id: &str) -> Report {
+        Report { server: "s".into(), provider: provider.into(), hash: KeyIdHash::of(key_id) }
+    }
+
+    fn is_shown(reports: &[Report]) -> bool {
+        let mut journal = Journal::new(Intent::default());
+        journal.target_keys = [version("2")].into();
+        journal.keys_seen = [version("1"), version("2")].into();
+        let resolved = |hash: &KeyIdHash| match hash {
+            hash if *hash == KeyIdHash::of("former") => [version("1")].into(),
+            hash if *hash == KeyIdHash::of("now") => [version("2")].into(),
+            _ => BTreeSet::new(),
+        };
+        plugins(reports, &journal, &resolved).is_shown()
+    }
+
+    #[test]
+    fn a_second_provider_that_reports_the_former_key_is_seen_although_it_stored_nothing() {
+        assert!(is_shown(&[report("own", "now")]));
+        assert!(is_shown(&[report("own", "now"), report("other", "of another plugin")]));
+        assert!(!is_shown(&[report("own", "now"), report("other", "former")]));
+    }
+
+    #[test]
+    fn a_former_key_of_another_plugin_is_seen_under_whatever_provider() {
+        let mut journal = Journal::new(Intent::default());
+        journal.keys_seen = [KeyName::KeyId { provider: "one".into(), key_id: "k".into() }].into();
+        let nothing = |_: &KeyIdHash| BTreeSet::new();
+        assert!(!plugins(&[report("two", "k")], &journal, &nothing).is_shown());
+        assert!(plugins(&[report("two", "another")], &journal, &nothing).is_shown());
+    }
+}

@@ -1,0 +1,58 @@
+//! Needed elsewhere: by another API server's values in the same etcd, or by a plugin through which nothing is stored yet.
+
+use crate::control_plane::{ControlPlane, Shape};
+use crate::support::Plugin;
+use crate::support::plugin::encryption_configuration;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_of_another_api_server_in_the_same_etcd_keep_the_key_they_need() {
+    let plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 10).await;
+    let stored = plane.etcd.get("/registry/secrets/default/s-3").await.unwrap();
+    plane.etcd.put("/openshift.io/secrets/default/other", &stored).await;
+    plane.etcd.put("/somebody/else", b"is none of our business").await;
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    let new = plane.wait_key_id(0..1, &old).await;
+    let remedy = "1 value(s) of another API server (/openshift.io in the same etcd)";
+    plane.run("rotate-keys", &[]).exits(6).says("No: 1 value(s)").says(remedy);
+    plane.run("verify", &[]).exits(6).says(remedy);
+
+    // As after the rotation of that API server.
+    let stored = plane.etcd.get("/registry/secrets/default/s-3").await.unwrap();
+    plane.etcd.put("/openshift.io/secrets/default/other", &stored).await;
+    plane
+        .run("rotate-keys", &["--resume"])
+        .exits(0)
+        .says("Yes: nothing is stored under ")
+        .says("/openshift.io in etcd");
+    plane.check_all_under(&new).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_that_stored_nothing_yet_and_still_uses_the_former_key_leaves_no_yes() {
+    let mut plane = ControlPlane::start(Shape::of(1)).await;
+    // The other node of a mind: it has the keyring of today, and nobody will bring it the next one.
+    let forgotten = plane.keyrings[0].copied();
+    let other = Plugin::start(&format!("{}\nrefreshInterval: 1s", forgotten.settings("test"))).await;
+    other.wait_healthy().await;
+    let own = encryption_configuration(&["secrets", "configmaps"], &[&plane.plugins[0].provider(), "{identity: {}}"]);
+    let second = other.provider().replace("name: kube-envelope", "name: other");
+    let text = format!("{own}- resources: [podtemplates]\n  providers: [{second}, {{identity: {{}}}}]\n");
+    std::fs::write(plane.servers[0].encryption_file(), text).unwrap();
+    plane.servers[0].stop();
+    plane.servers[0].restart().await;
+    plane.wait_endpoints(1).await;
+    plane.create_secrets("s", 10).await;
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    plane.wait_key_id(0..1, &old).await;
+    let config = format!("--config={}", plane.plugins[0].config_file().display());
+    let said = "the plugin of provider other at";
+    plane.run("rotate-keys", &[&config]).exits(8).says("Not proven").says(said);
+    plane.run("verify", &[&config]).exits(8).says(said);
+
+    forgotten.copy_from(&plane.keyrings[0]);
+    plane.wait_key_id(0..1, &old).await;
+    plane.run("rotate-keys", &["--resume"]).exits(0).says("Yes: nothing is stored under ");
+}
