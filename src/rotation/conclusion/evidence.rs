@@ -197,7 +197,12 @@ impl Scales {
                 self.left.push(format!("{} cannot be listed: {why}; {}", progress.resource, remedy(why)));
             }
         }
-        self.left.extend(journal.verified.iter().flat_map(|scan| scan.orphaned(&journal.intent.etcd_prefix)));
+        self.left.extend(
+            journal
+                .verified
+                .iter()
+                .flat_map(|scan| scan.orphaned(&journal.intent.etcd_prefix).chain(scan.beside.remedy())),
+        );
     }
 }
 

@@ -111,7 +111,7 @@ pub struct Beside {
 
 impl Beside {
     /// What is to be done where some of them are under a former key.
-    fn remedy(&self) -> Option<String> {
+    pub fn remedy(&self) -> Option<String> {
         let folders = self.values.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         (self.left > 0).then(|| {
             format!(

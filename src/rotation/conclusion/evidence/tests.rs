@@ -309,3 +309,18 @@ fn a_takeover_entry_stays_while_a_value_needs_it_and_no_yes_is_given_without_it(
     assert_eq!(verdict.conclusion, Conclusion::Unproven, "{}", verdict.sentence);
     assert!(verdict.missing.iter().any(|text| text.contains("with the entry under takeover")), "{:?}", verdict.missing);
 }
+
+#[test]
+fn a_former_key_that_is_in_use_by_another_name_of_its_kek_must_stay() {
+    let mut journal = finished();
+    let named = |lineage: &str| KeyName::Kek { lineage: lineage.into(), version: "1234/m".into() };
+    journal.keys_seen = [named("old"), named("new"), kek("1")].into();
+    journal.target_keys = [named("new")].into();
+    let verdict = weigh(&journal, Question::MayBeDisabled);
+    assert_eq!(verdict.may_be_disabled, [journal.names.show(&kek("1"))]);
+    let stays = verdict.must_stay.iter().any(|line| line.contains("by another name, which is in use"));
+    assert!(stays, "{:?}", verdict.must_stay);
+
+    journal.keys_seen = [named("old"), named("new")].into();
+    assert_eq!(weigh(&journal, Question::MayBeDisabled).conclusion, Conclusion::NothingRotated);
+}
