@@ -2,6 +2,7 @@
 //! wait.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::agreement::{look_again, lost, watch};
 use super::checks::take_snapshot;
@@ -208,10 +209,7 @@ impl Run<'_> {
         let Some(adoption) = &self.journal.adoption else { return };
         // A sixth more, for clocks and for what comes after the request's own deadline.
         let wait = self.settings.request_timeout.saturating_mul(7) / 6;
-        // A clock that was set back makes it wait once more, and never less.
-        let passed =
-            jiff::Timestamp::now().duration_since(adoption.since).try_into().unwrap_or(std::time::Duration::ZERO);
-        if let Some(left) = wait.checked_sub(passed) {
+        if let Some(left) = still_to_wait(adoption.since, jiff::Timestamp::now(), wait) {
             let until = clock(jiff::Timestamp::now().checked_add(left).unwrap_or(jiff::Timestamp::MAX));
             (self.report)(Event::Waiting(&format!("earlier writes may still be on their way to etcd, until {until}")));
             tokio::time::sleep(left).await;
@@ -381,5 +379,25 @@ impl Run<'_> {
             Ok(()) => Ok(Pass::Complete(rewritten)),
             Err(obstacle) => lost(obstacle).map(Pass::AgreementLost),
         }
+    }
+}
+
+/// What is left of a wait that began at `since`. A clock that was set back since then has shown no time to pass.
+fn still_to_wait(since: jiff::Timestamp, now: jiff::Timestamp, wait: Duration) -> Option<Duration> {
+    let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    wait.checked_sub(passed).filter(|left| !left.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_back_shortens_no_wait() {
+        let at = |second| jiff::Timestamp::from_second(second).unwrap();
+        let wait = Duration::from_secs(70);
+        assert_eq!(still_to_wait(at(1_000), at(1_030), wait), Some(Duration::from_secs(40)));
+        assert_eq!(still_to_wait(at(1_000), at(1_070), wait), None);
+        assert_eq!(still_to_wait(at(1_000), at(0), wait), Some(wait));
     }
 }
