@@ -157,7 +157,7 @@ async fn an_api_server_that_is_started_again_without_end_pauses_the_run_instead_
     wait_until("every server has proven the key", ENDS_WITHIN, async || agreed() || !run.is_running()).await;
     proxy.set(Mode::Restarts);
     let status = run.wait(3 * ENDS_WITHIN);
-    assert_eq!(status.code(), Some(5), "{}", run.log());
+    assert_eq!(status.code(), Some(4), "{}", run.log());
     for said in ["begin again 20 times", "was started after all servers", "--resume"] {
         assert!(run.log().contains(said), "{said}: {}", run.log());
     }

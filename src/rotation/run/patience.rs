@@ -70,3 +70,23 @@ impl Run<'_> {
         self.write().await.err().unwrap_or(error)
     }
 }
+
+/// What is left of a wait that began at `since`. A clock that was set back since then has shown no time to pass.
+pub(super) fn still_to_wait(since: jiff::Timestamp, now: jiff::Timestamp, wait: Duration) -> Option<Duration> {
+    let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    wait.checked_sub(passed).filter(|left| !left.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_back_shortens_no_wait() {
+        let at = |second| jiff::Timestamp::from_second(second).unwrap();
+        let wait = Duration::from_secs(70);
+        assert_eq!(still_to_wait(at(1_000), at(1_030), wait), Some(Duration::from_secs(40)));
+        assert_eq!(still_to_wait(at(1_000), at(1_070), wait), None);
+        assert_eq!(still_to_wait(at(1_000), at(0), wait), Some(wait));
+    }
+}
