@@ -204,13 +204,15 @@ impl Subject {
         match self {
             Self::Adoption | Self::Search | Self::Configuration => true,
             Self::Keks => asked.with_keks,
-            // Where no metrics can be read nothing is proven anyway, and this would only say so once more.
-            Self::Plugins => false,
             Self::Etcd => asked.by_etcd,
             Self::History => asked.by_etcd && asked.question == Question::MayBeDisabled,
-            Self::Roster | Self::Readability | Self::Writers | Self::Ledger | Self::Compaction | Self::Snapshot => {
-                asked.question == Question::MayBeDisabled
-            }
+            Self::Roster
+            | Self::Readability
+            | Self::Writers
+            | Self::Ledger
+            | Self::Compaction
+            | Self::Snapshot
+            | Self::Plugins => asked.question == Question::MayBeDisabled,
         }
     }
 

@@ -53,6 +53,5 @@ async fn a_plugin_that_stored_nothing_yet_and_still_uses_the_former_key_leaves_n
     plane.run("verify", &[&config]).exits(8).says(said);
 
     forgotten.copy_from(&plane.keyrings[0]);
-    plane.wait_key_id(0..1, &old).await;
-    plane.run("rotate-keys", &["--resume"]).exits(0).says("Yes: nothing is stored under ");
+    plane.run("rotate-keys", &[&config]).exits(0).says("Yes: nothing is stored under KEK primary version ");
 }
