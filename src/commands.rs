@@ -1,6 +1,7 @@
 //! One file for each command: composes what the modules offer, and prints.
 
 mod audit;
+mod closed_pipe;
 pub mod doctor;
 #[cfg(feature = "rotate")]
 mod end_with_parent;

@@ -14,6 +14,7 @@ mod yaml;
 use anyhow::Result;
 
 pub use self::refused::Refused;
+use super::closed_pipe::{print, println};
 use super::exit::Exit;
 use crate::cli::install::InitArgs;
 use crate::config::DEFAULT_STATE_DIR;

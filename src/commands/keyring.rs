@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::Table;
 
+use super::closed_pipe::println;
 use super::exit::Exit;
 use crate::cli::{KeyringCommand, OutputFormat};
 use crate::kek::KekError;

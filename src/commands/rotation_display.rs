@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::closed_pipe::{eprintln, print, println};
 use super::verdict_screen::{Screen, next_step};
 use crate::rotation::conclusion::wording::describe;
 use crate::rotation::event::Event;

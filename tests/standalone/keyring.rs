@@ -48,6 +48,22 @@ fn keyring_create_never_overwrites() {
     assert!(!folder.path().join("nowhere").exists());
 }
 
+#[test]
+fn a_change_that_nobody_reads_of_is_made_and_ends_as_it_would() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("k");
+    run(&["keyring", "create", path(&file)]);
+    for arguments in [["keyring", "add", path(&file)], ["keyring", "activate", path(&file)]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kube-envelope"));
+        let ran = command.args(arguments).stdout(writer).output().unwrap();
+        assert_eq!((ran.status.code(), String::from_utf8_lossy(&ran.stderr).as_ref()), (Some(0), ""));
+    }
+    let json: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(json["versions"][1]["state"], "active");
+}
+
 fn states(keyring: &KeyringFile) -> Vec<String> {
     let json = keyring.json();
     let versions = json["versions"].as_array().unwrap();

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::files::PlannedFile;
+use crate::commands::closed_pipe::{print, println};
 use crate::files;
 
 /// The longest file whose lines are compared; longer ones are shown whole.

@@ -18,6 +18,7 @@ use self::way::Way;
 use crate::backup::{Programs, ScratchEtcd, ScratchFolder, compare};
 use crate::cli::OutputFormat;
 use crate::cli::backup::SnapshotRewrapArgs;
+use crate::commands::closed_pipe::{eprintln, println};
 use crate::commands::exit::{Exit, block_on};
 use crate::commands::opening::{Keys, prefix};
 use crate::files::{folder_of, publish};

@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::backup::{Common, Inventory, Snapshot, SnapshotFile, Source};
+use crate::commands::closed_pipe::println;
 use crate::commands::exit::Exit;
 use crate::rehearsal::Rehearsal;
 use crate::rotation::keys::name::{KeyName, KeyNames};
