@@ -22,7 +22,7 @@ pub enum Exit {
     NotYet = 7,
     /// It could not be shown that nothing is left.
     NotProven = 8,
-    /// No key was replaced, so there is none that may be disabled.
+    /// No key went out of use that could be disabled.
     NothingRotated = 9,
     /// An API server that starts now could not read something that is stored.
     WouldNotStart = 10,

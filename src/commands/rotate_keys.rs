@@ -9,9 +9,10 @@ use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::intent::{begin, given, settings};
+use super::closed_pipe::{eprintln, print, println};
 use super::exit::{Exit, block_on};
 use super::metrics_file::MetricsFile;
-use super::rotation_access::{access, exit_of};
+use super::rotation_access::{access, exit_of, exit_of_past};
 use super::rotation_display::{Display, print_plan, print_rotation};
 use crate::cli::OutputFormat;
 use crate::cli::rotation::{DEFAULT_JOURNAL, RotateKeysArgs};
@@ -109,7 +110,7 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
         OutputFormat::Json => println!("{text}"),
         OutputFormat::Table => print_rotation(journal, Some(&evidence)),
     }
-    Ok(exit_of(verdict.conclusion))
+    Ok(exit_of(&verdict))
 }
 
 /// Ends when the process is told to: by Ctrl-C, or by whoever runs it.
@@ -195,11 +196,16 @@ fn status(args: &RotateKeysArgs) -> Result<Exit> {
     let journal = present(&args.journal)?;
     match args.cluster.output {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&journal)?),
-        OutputFormat::Table => print_rotation(&journal, None),
+        OutputFormat::Table => {
+            if let Some(at) = journal.verified_at.filter(|_| journal.verdict.is_some()) {
+                println!("as of {at}: the verdict below; `kube-envelope verify` says whether it still holds");
+            }
+            print_rotation(&journal, None);
+        }
     }
     Ok(match &journal.verdict {
         _ if journal.paused.is_some() => Exit::Paused,
-        Some(verdict) if journal.state == State::Done => exit_of(verdict.conclusion),
+        Some(verdict) if journal.state == State::Done => exit_of_past(verdict),
         _ => Exit::NotYet,
     })
 }

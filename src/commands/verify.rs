@@ -104,7 +104,7 @@ pub fn run(args: VerifyArgs) -> Result<Exit> {
 
 impl Found {
     fn exit(&self) -> Exit {
-        if self.not_converged.is_some() { Exit::NotConverged } else { exit_of(self.verdict.conclusion) }
+        if self.not_converged.is_some() { Exit::NotConverged } else { exit_of(&self.verdict) }
     }
 
     fn print(&self) {
