@@ -113,6 +113,10 @@ async fn the_procedure_in_the_readme_is_right_as_it_stands_there() {
     // What it allows is done, and a cold start reads everything.
     let ended = shell(&command);
     assert!(ended.status.success(), "{command}: {}", said(&ended));
+    let versions = |file: &str| std::fs::read_to_string(file).unwrap().matches("\"created\"").count();
+    let copy = command.split_whitespace().find(|word| word.contains(".before-")).unwrap();
+    let kept = [copy, "/etc/kube-envelope/keyring.json"].map(versions);
+    assert_eq!(kept, [2, 1], "what is destroyed is in the copy: {command}");
     plugin.stop();
     std::fs::remove_dir_all(plugin.folder().join("state")).unwrap();
     plugin.restart().await;

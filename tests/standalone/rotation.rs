@@ -41,7 +41,8 @@ fn a_verdict_names_the_vendors_own_command_for_each_kind_of_kek() {
             "{name: k, keyring: {file: /etc/kube-envelope/keyring.json}}",
             "v1",
             "v2",
-            "kube-envelope keyring destroy /etc/kube-envelope/keyring.json v1",
+            "cp -p /etc/kube-envelope/keyring.json /etc/kube-envelope/keyring.json.before-v1 && kube-envelope keyring destroy \
+             /etc/kube-envelope/keyring.json v1",
         ),
         #[cfg(feature = "aws")]
         (

@@ -46,9 +46,13 @@ impl KeyStore for KeyringFile {
     }
 
     fn disabling(&self, version: &str, _: &str) -> Disabling {
+        // A keyring has no disabled state: what keeps the version is a copy, so nothing is destroyed without one. A copy
+        // that is there already is not replaced: by the second time the file has lost the version.
         let file = self.file.display();
+        let copy = format!("{file}.before-{version}");
         Disabling::Command(format!(
-            "kube-envelope keyring destroy {file} {version}   # keep a copy of {file} with the snapshots; then to every node"
+            "test ! -e {copy} && cp -p {file} {copy} && kube-envelope keyring destroy {file} {version}   # move {copy} off \
+             this node and keep it as long as a snapshot from before must stay restorable; then {file} to every node"
         ))
     }
 
@@ -80,5 +84,37 @@ impl KeyStore for KeyringFile {
 
     async fn open_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
         Ok(Box::new(KeyringKek::open(&self.file)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a line as a shell does; instead of the version, everything in the file is destroyed.
+    fn obey(line: &str) -> bool {
+        let (destroy, line) = ("destroy() { : >\"$1\"; }", line.replace("kube-envelope keyring destroy", "destroy"));
+        std::process::Command::new("sh").arg("-c").arg(format!("{destroy}\n{line}")).status().unwrap().success()
+    }
+
+    #[test]
+    fn the_command_that_disables_a_version_keeps_a_copy_of_it_and_destroys_nothing_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keyring.json");
+        let Disabling::Command(command) = (KeyringFile { file: file.clone() }).disabling("v1", "v2") else {
+            panic!("words");
+        };
+        std::fs::write(&file, "with v1").unwrap();
+        let copy = folder.path().join("keyring.json.before-v1");
+        assert!(obey(&command), "{command}");
+        assert_eq!([&file, &copy].map(|file| std::fs::read_to_string(file).unwrap()), ["", "with v1"], "{command}");
+
+        // Obeyed twice, or where there is no room for a copy.
+        assert!(!obey(&command), "{command}");
+        assert_eq!(std::fs::read_to_string(&copy).unwrap(), "with v1", "{command}");
+        std::fs::remove_file(&copy).unwrap();
+        std::fs::write(&file, "with v1").unwrap();
+        assert!(!obey(&command.replace("cp -p", "false")), "{command}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "with v1", "{command}");
     }
 }
