@@ -209,23 +209,40 @@ async fn altered(server: &Api, canary: &Canary) -> Obstacle {
     ))
 }
 
-/// Which plugin is behind, as far as that is known, and what to do there.
+/// Which plugin is behind and which has a key of its own, as far as that is known, and what to do there.
 fn different_keys(wanted: &Wanted, provider: &ProviderName, hashes: &BTreeMap<&KeyIdHash, Vec<String>>) -> String {
     let target = wanted.targets.key(provider);
+    let opens = |hash: &KeyIdHash| wanted.on_file.as_ref().and_then(|files| files.opens(provider, hash));
     let side = |(hash, servers): (&&KeyIdHash, &Vec<String>)| {
-        let behind = match target {
+        let stands = match target {
             Some(target) if target == *hash => " (as it should be)",
+            _ if opens(hash) == Some(false) => " (a key of its own)",
             Some(_) => " (behind)",
             None => "",
         };
-        format!("{} at API server {}{behind}", wanted.name(provider, hash), servers.join(", "))
+        format!("{} at API server {}{stands}", wanted.name(provider, hash), servers.join(", "))
     };
     let sides: Vec<_> = hashes.iter().map(side).collect();
-    format!(
-        "plugins of {provider} report different keys: {}. A plugin follows within its refreshInterval; where it does \
-         not, run kube-envelope status there: a keyring must be copied to every node",
-        sides.join("; ")
-    )
+    let own: Vec<&str> = hashes
+        .iter()
+        .filter(|(hash, _)| target != Some(**hash) && opens(hash) == Some(false))
+        .flat_map(|(_, servers)| servers.iter().map(String::as_str))
+        .collect();
+    let advice = if own.is_empty() {
+        "A plugin follows within its refreshInterval; where it does not, run kube-envelope status there: a keyring must be \
+         copied to every node, never over a file that has a version which the copy lacks (kube-envelope keyring list)"
+            .to_owned()
+    } else {
+        // Copied over, the only file that has the version would be gone.
+        format!(
+            "The keyring file of this node does not have the key of {}: what was stored with it opens only with the file \
+             on that server's node. Do not overwrite that file, and keep a copy of it. Two files of one keyring are not \
+             merged: where nothing was stored under a version that only the other files have, copy that file to the other \
+             nodes (kube-envelope keyring list shows the versions of each)",
+            own.join(", ")
+        )
+    };
+    format!("plugins of {provider} report different keys: {}. {advice}", sides.join("; "))
 }
 
 /// The `key_id` hashes that the plugins report; all servers must say the same.
@@ -270,4 +287,52 @@ pub fn targets_reported(seen: &[Seen], wanted: &Wanted) -> Result<StoredUnder, O
         targets.plugins.insert(provider.clone(), hash.clone());
     }
     Ok(targets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::key_stores::keyring::Keyring;
+    use crate::rotation::keys::active::{OnFile, ask, hash_of};
+
+    #[tokio::test]
+    async fn a_node_with_a_version_of_its_own_is_not_told_to_be_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, other) = (folder.path().join("k"), folder.path().join("other"));
+        let active = async |file: &std::path::Path| {
+            let text = format!("cluster: t\nkeks: [{{name: k, keyring: {{file: {}}}}}]", file.display());
+            let config = Config::parse(&folder.path().join("c"), &text).unwrap();
+            let versions: Vec<_> = ask(&config.keks).await.into_iter().map(|answer| answer.active.unwrap()).collect();
+            (hash_of(config.epoch, &versions), config)
+        };
+        let activated = |file: &std::path::Path| {
+            let mut keyring = Keyring::read(file).unwrap();
+            let id = keyring.add(&mut rand::rng());
+            keyring.activate(&id).unwrap();
+            keyring.replace(file).unwrap();
+        };
+        Keyring::create(&mut rand::rng()).write_new(&file).unwrap();
+        std::fs::copy(&file, &other).unwrap();
+        let (former, _) = active(&file).await;
+        activated(&file);
+        activated(&other);
+        let ((target, config), (own, _)) = (active(&file).await, active(&other).await);
+        let provider: ProviderName = "p".into();
+        let mut wanted = Wanted { on_file: OnFile::read(&provider, &config).await, ..Wanted::default() };
+        assert!(wanted.on_file.is_some());
+        wanted.targets.plugins.insert(provider.clone(), target.clone());
+        let said = |hash: &KeyIdHash| {
+            let hashes = [(&target, vec!["a".to_owned()]), (hash, vec!["b".to_owned()])].into();
+            different_keys(&wanted, &provider, &hashes)
+        };
+        let behind = said(&former);
+        assert!(
+            behind.contains("at API server b (behind)") && behind.contains("must be copied to every node"),
+            "{behind}"
+        );
+        let apart = said(&own);
+        assert!(apart.contains("at API server b (a key of its own)"), "{apart}");
+        assert!(apart.contains("Do not overwrite") && !apart.contains("must be copied"), "{apart}");
+    }
 }

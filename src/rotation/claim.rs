@@ -127,6 +127,20 @@ pub struct Claim {
     pub blind_spots: Vec<String>,
 }
 
+/// How many names a list of many has.
+const NAMED: usize = 3;
+
+/// How many there are, and the first names.
+pub(in crate::rotation) fn counted<'a>(what: &str, names: impl IntoIterator<Item = &'a String>) -> Option<String> {
+    let names: Vec<&str> = names.into_iter().map(String::as_str).collect();
+    let first = names[..names.len().min(NAMED)].join(", ");
+    match names.len() {
+        0 => None,
+        all if all > NAMED => Some(format!("{all} {what} ({first} and {} more)", all - NAMED)),
+        all => Some(format!("{all} {what} ({first})")),
+    }
+}
+
 impl Claim {
     /// Something that was shown just now.
     pub fn shown(by: Witness, what: impl Into<String>) -> Self {

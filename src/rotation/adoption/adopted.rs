@@ -12,6 +12,7 @@ use crate::rotation::cluster::resources::Resource;
 use crate::rotation::cluster::roster::Doubt;
 use crate::rotation::cluster::writer::{StoredUnder, Writer};
 use crate::rotation::error::RotationError;
+use crate::rotation::keys::active::OnFile;
 use crate::rotation::keys::name::{KeyName, KeyNames};
 
 /// How well it is known that every API server stores under the target key, best first.
@@ -48,6 +49,8 @@ pub struct Wanted {
     pub elsewhere: BTreeSet<String>,
     /// What keys are called.
     pub names: KeyNames,
+    /// What the keyring files of this node open, where keyrings are used.
+    pub on_file: Option<OnFile>,
 }
 
 impl Wanted {

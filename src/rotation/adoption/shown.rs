@@ -2,7 +2,7 @@
 
 use crate::encryption_config::ProviderName;
 use crate::rotation::adoption::{Adoption, Evidence, joined};
-use crate::rotation::claim::{Claim, Subject, Until, Witness};
+use crate::rotation::claim::{Claim, Subject, Until, Witness, counted};
 
 const READ_METRICS: &str = "let this user read /metrics of each API server, and name each with --server";
 
@@ -54,10 +54,8 @@ fn written(adoption: &Adoption) -> Claim {
 }
 
 fn read(adoption: &Adoption) -> Claim {
-    let not_shown = adoption.not_shown.iter();
-    let spot = |resource: &String| {
-        format!("{resource}: it has no object that could be read, so that each API server covers it was not seen")
-    };
+    let not_shown = counted("resource(s) without an object that could be read", &adoption.not_shown);
+    let spot = |resources| format!("{resources}: that each API server covers them was not seen");
     let what = "each API server read what every other one had stored, and an object of each encrypted resource";
     Claim::shown(Witness::Metrics, what).blind_to(not_shown.map(spot))
 }

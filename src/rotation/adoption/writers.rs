@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::rotation::adoption::Obstacle;
-use crate::rotation::claim::{Claim, Until, Witness};
+use crate::rotation::claim::{Claim, Until, Witness, counted};
 use crate::rotation::cluster::api::{Api, ApiError, Metadata, MetadataList, Partial};
 use crate::rotation::cluster::resources::Resource;
 use crate::rotation::error::RotationError;
@@ -59,14 +59,15 @@ pub fn claim(
     untouched: impl IntoIterator<Item = String>,
 ) -> Claim {
     let unseen = "what each API server would store it under was not seen";
-    let empty = not_shown.iter().map(|resource| format!("{resource}: it has no object, so {unseen}"));
+    // A configuration for everything has very many of them, and what else was not looked at must be seen, too.
+    let empty = counted("resource(s) without an object", not_shown).map(|resources| format!("{resources}: {unseen}"));
     let left =
         untouched.into_iter().map(|resource| format!("{resource}: its objects are left as they are, so {unseen}"));
     let what = format!(
         "an empty patch of one object of each of {} encrypted resource(s) went round {servers} API server(s) unchanged",
         resources - not_shown.len()
     );
-    Claim::shown(Witness::Api, what).until(Until::ServersChange).blind_to(empty.chain(left))
+    Claim::shown(Witness::Api, what).until(Until::ServersChange).blind_to(empty.into_iter().chain(left))
 }
 
 async fn round(servers: &[Api], resource: &Resource, except: &BTreeSet<String>) -> Result<Shown, ApiError> {
@@ -130,6 +131,14 @@ mod tests {
         let claim = claim(2, 3, &empty, ["widgets.example.com".to_owned()]);
         assert!(claim.what.contains("each of 2 encrypted resource(s)"), "{}", claim.what);
         let spots = claim.blind_spots;
-        assert!(spots.len() == 2 && spots[0].starts_with("roles.rbac") && spots[1].starts_with("widgets"), "{spots:?}");
+        assert!(spots.len() == 2 && spots[0].contains("(roles.rbac") && spots[1].starts_with("widgets"), "{spots:?}");
+    }
+
+    #[test]
+    fn very_many_resources_without_an_object_hide_nothing_else() {
+        let empty = (0..90).map(|number| format!("r{number:02}")).collect();
+        let spots = claim(2, 91, &empty, ["widgets.example.com".to_owned()]).blind_spots;
+        assert_eq!(spots.len(), 2, "{spots:?}");
+        assert!(spots[0].starts_with("90 resource(s) without an object (r00, r01, r02 and 87 more): "), "{spots:?}");
     }
 }

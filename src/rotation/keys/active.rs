@@ -169,6 +169,33 @@ pub async fn versions_on_file(config: &Config) -> BTreeSet<KekVersion> {
     versions
 }
 
+/// What the keyring files of this node open. Only where every KEK that wraps is such a file: what a key store has opens at
+/// every node.
+#[derive(Clone, Debug)]
+pub struct OnFile {
+    provider: ProviderName,
+    epoch: u64,
+    versions: BTreeSet<KekVersion>,
+}
+
+impl OnFile {
+    /// Reads the files of the plugin's configuration.
+    pub async fn read(provider: &ProviderName, config: &Config) -> Option<Self> {
+        for kek in &config.keks {
+            if kek.versions_on_file().await.is_empty() {
+                return None;
+            }
+        }
+        let versions = versions_on_file(config).await;
+        Some(Self { provider: provider.clone(), epoch: config.epoch, versions })
+    }
+
+    /// Whether what is stored under the `key_id` with this hash opens with them; `None` where they say nothing about it.
+    pub fn opens(&self, provider: &ProviderName, hash: &KeyIdHash) -> Option<bool> {
+        (provider == &self.provider).then(|| resolve(hash, self.epoch, &self.versions).is_some())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,11 +1,19 @@
 //! The preflight: what can be known to stand in the way, and a snapshot to go back to, before anything is rewritten.
 
+use std::time::{Duration, Instant};
+
 use super::states::Run;
+use crate::key_stores::KekConfig;
+use crate::rotation::adoption::{Look, look_at_all};
+use crate::rotation::cluster::roster::{Doubt, LEASE_WATCHED};
 use crate::rotation::cluster::webhooks::mutating_webhooks;
 use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
 use crate::rotation::leftovers::former::{samples_in_etcd, samples_in_lists, unreadable_through};
 use crate::rotation::run::preflight::missing_rights;
+
+/// How soon after a look that left open who is there another one follows.
+const LOOKS_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 impl Run<'_> {
     pub(super) async fn preflight(&mut self) -> Result<(), RotationError> {
@@ -97,14 +105,35 @@ impl Run<'_> {
         (self.report)(Event::Note(text));
     }
 
+    /// A server that is away may lack the pending version of a file, and could read nothing that the others store under it
+    /// when it comes back.
+    pub(super) async fn everybody_answers(&self, config: &KekConfig) -> Result<(), RotationError> {
+        if config.versions_on_file().await.is_empty() {
+            return Ok(());
+        }
+        let until = Instant::now() + 2 * LEASE_WATCHED;
+        loop {
+            let look = look_at_all(&self.cluster, self.settings.accept_unproven).await?;
+            let Some(why) = unknown(&config.name, &look) else { return Ok(()) };
+            // A Lease that was only just seen may be of a server that is gone, or of one that is there.
+            let is_watched = look.doubts.iter().any(|doubt| matches!(doubt, Doubt::Watching { .. }));
+            if !is_watched || Instant::now() >= until {
+                return Err(RotationError::Blocked(vec![why]));
+            }
+            (self.report)(Event::Waiting(&why));
+            tokio::time::sleep(LOOKS_AGAIN_AFTER).await;
+        }
+    }
+
     /// A new version must open on every node before one node writes with it: else the other API servers cannot read
     /// what that one stores.
     async fn keks_are_prepared(&self) -> Result<(), RotationError> {
-        if self.cluster.servers().await?.len() < 2 {
-            return Ok(());
-        }
         let plugin = self.settings.plugin.as_ref().filter(|_| self.settings.rotate_kek);
         for config in plugin.iter().flat_map(|plugin| &plugin.keks) {
+            self.everybody_answers(config).await?;
+            if self.cluster.servers().await?.len() < 2 {
+                continue;
+            }
             let failed = |source| RotationError::Kek { name: config.name.clone(), source };
             let rotating = config.open_rotating().await.map_err(failed)?;
             if let Some(missing) = rotating.missing_preparation().await.map_err(failed)? {
@@ -123,6 +152,19 @@ impl Run<'_> {
     }
 }
 
+/// What keeps a version on file from being made active: who is known and was not met, and what to do.
+fn unknown(kek: &str, look: &Look) -> Option<String> {
+    let who: Vec<String> = look.doubts.iter().map(ToString::to_string).chain(look.failures.iter().cloned()).collect();
+    (!who.is_empty()).then(|| {
+        format!(
+            "KEK {kek} is a file on each node, and no version of it is made active while an API server that is known does \
+             not answer: nobody knows whether its file has that version. {}. Start it; once it is gone for good, say with \
+             --servers N how many there are",
+            who.join("; ")
+        )
+    })
+}
+
 /// Runs the operator's command; when it ended well.
 pub(super) async fn take_snapshot(command: &str) -> Result<jiff::Timestamp, String> {
     let mut shell = std::process::Command::new("sh");
@@ -132,5 +174,25 @@ pub(super) async fn take_snapshot(command: &str) -> Result<jiff::Timestamp, Stri
         Ok(status) if status.success() => Ok(jiff::Timestamp::now()),
         Ok(status) => Err(format!("the snapshot command failed: {status}")),
         Err(error) => Err(format!("the snapshot command cannot be run: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_on_file_is_not_made_active_while_a_server_that_is_known_does_not_answer() {
+        let look = |doubts: Vec<Doubt>, failures: &[&str]| {
+            unknown(
+                "k",
+                &Look { seen: Vec::new(), doubts, failures: failures.iter().map(ToString::to_string).collect() },
+            )
+        };
+        assert_eq!(look(Vec::new(), &[]), None);
+        let away = Doubt::Node { name: "control-plane-2".into() };
+        for said in [look(vec![away], &[]).unwrap(), look(Vec::new(), &["no answer from control-plane-2"]).unwrap()] {
+            assert!(said.contains("control-plane-2") && said.contains("--servers N"), "{said}");
+        }
     }
 }

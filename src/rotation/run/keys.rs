@@ -8,6 +8,7 @@ use crate::encryption_config::ProviderName;
 use crate::kek::KekVersion;
 use crate::key_id::KeyId;
 use crate::key_stores::Disabling;
+use crate::rotation::adoption::Wanted;
 use crate::rotation::claim::Subject;
 use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::cluster::writer::LocalWriter;
@@ -15,7 +16,7 @@ use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
 use crate::rotation::journal::Journal;
 use crate::rotation::keys::active::{
-    KekAnswer, active_now, ask, expected, names, own_provider, resolve, versions_on_file,
+    KekAnswer, OnFile, active_now, ask, expected, names, own_provider, resolve, versions_on_file,
 };
 use crate::rotation::keys::group::Group;
 use crate::rotation::keys::name::KeyName;
@@ -171,6 +172,15 @@ impl Run<'_> {
     fn writing_plugin(&self) -> Option<Config> {
         let own = self.journal.own_provider.as_ref()?;
         self.settings.plugin.clone().filter(|_| self.coverage.providers().contains(own))
+    }
+
+    /// What is to be adopted, with what the keyring files of this node open.
+    pub(super) async fn wanted_here(&self) -> Wanted {
+        let on_file = match (&self.journal.own_provider, self.writing_plugin()) {
+            (Some(provider), Some(plugin)) => OnFile::read(provider, &plugin).await,
+            _ => None,
+        };
+        Wanted { on_file, ..self.wanted() }
     }
 
     /// What is stored by local providers to which something is moved.

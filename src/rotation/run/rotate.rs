@@ -32,6 +32,10 @@ impl Run<'_> {
         // In the journal before it is replaced, for the verdict to name it even if nothing was stored under it.
         self.journal.keys_seen.insert(KeyName::kek(&replaced));
         self.write().await?;
+        if active.version == before {
+            // Time has passed since the preflight.
+            self.everybody_answers(config).await?;
+        }
         let rotating = config.open_rotating().await.map_err(failed)?;
         let now = if active.version == before { rotating.rotate().await.map_err(failed)? } else { active };
         let version = &now.version;

@@ -27,7 +27,6 @@ use crate::rotation::run::preflight::dry_run;
 const LOOKS_EVERY: Duration = Duration::from_secs(2);
 /// The same after a look has shown that a server cannot read what another one stores: each look stores something again.
 const AFTER_CLOSED: Duration = Duration::from_secs(30);
-
 /// How long a full disk is waited for.
 const DISK_IS_FULL_FOR: Duration = Duration::from_mins(10);
 
@@ -282,6 +281,7 @@ impl<'a> Run<'a> {
             writers: resources().map(|progress| (progress.resource.to_string(), progress.writer.clone())).collect(),
             elsewhere: self.coverage.other_prefixes(),
             names: self.journal.names.clone(),
+            on_file: None,
         }
     }
 
@@ -293,7 +293,7 @@ impl<'a> Run<'a> {
         let mut said = String::new();
         loop {
             let mut pause = LOOKS_EVERY;
-            let why = match attempt(&self.cluster, &self.wanted(), self.journal.adoption.as_ref()).await {
+            let why = match attempt(&self.cluster, &self.wanted_here().await, self.journal.adoption.as_ref()).await {
                 Ok(adoption) => {
                     if !adoption.servers.is_empty() && self.waited_enough(began, &adoption) {
                         return Ok(self.adopted(adoption));
