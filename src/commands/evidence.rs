@@ -93,7 +93,7 @@ fn verify(args: &EvidenceVerifyArgs) -> Result<Exit> {
     for what in &stated.verdict.not_looked_at {
         println!("not looked at: {what}");
     }
-    Ok(exit_of(stated.verdict.conclusion))
+    Ok(exit_of(&stated.verdict))
 }
 
 /// What an envelope states, and the key that signed it.
