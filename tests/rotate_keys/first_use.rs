@@ -57,3 +57,17 @@ async fn a_pending_version_that_another_node_may_lack_is_told_of_before_it_becom
     plane.run("rotate-keys", &["--resume"]).exits(0).says("Yes: ");
     plane.check_all_under(&new).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_version_of_a_keyring_is_made_active_while_a_server_that_is_known_is_away() {
+    let mut plane = ControlPlane::start(Shape::of(2)).await;
+    plane.create_secrets("s", 10).await;
+    let config = format!("--config={}", plane.plugins[0].config_file().display());
+    let servers: Vec<_> = plane.servers.iter().map(|server| format!("--server={}", server.url())).collect();
+    plane.keyrings[0].command(&["add"], &[]);
+    let before = plane.keyrings[0].versions();
+    plane.servers[1].stop();
+    let ended = plane.run("rotate-keys", &["--rotate-kek", &config, &servers[0], &servers[1]]).exits(1);
+    ended.says("no version of it is made active").says("control-plane-2").says("--servers N");
+    assert_eq!(plane.keyrings[0].versions(), before);
+}

@@ -116,8 +116,8 @@ impl Run<'_> {
             let look = look_at_all(&self.cluster, self.settings.accept_unproven).await?;
             let Some(why) = unknown(&config.name, &look) else { return Ok(()) };
             // A Lease that was only just seen may be of a server that is gone, or of one that is there.
-            let is_watched = look.doubts.iter().any(|doubt| matches!(doubt, Doubt::Watching { .. }));
-            if !is_watched || Instant::now() >= until {
+            let is_watched = look.doubts.iter().all(|doubt| matches!(doubt, Doubt::Watching { .. }));
+            if !is_watched || !look.failures.is_empty() || Instant::now() >= until {
                 return Err(RotationError::Blocked(vec![why]));
             }
             (self.report)(Event::Waiting(&why));
