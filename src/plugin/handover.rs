@@ -60,7 +60,7 @@ pub async fn take_over(service: &Service, keeper: Arc<dyn Keeper>, epoch: u64) -
 fn taken(keeper: &dyn Keeper, cluster: &ClusterName, epoch: u64) -> io::Result<Option<Handover>> {
     let mut newest: Option<Handover> = None;
     for memory in keeper.take()? {
-        let bytes = memory::read(memory)?;
+        let bytes = memory::read(&memory)?;
         match Handover::decode(&bytes, cluster, epoch) {
             Ok(handover) if newest.as_ref().is_none_or(|newest| handover.made > newest.made) => newest = Some(handover),
             Ok(_) => {}

@@ -188,5 +188,5 @@ async fn pass(State(behind): State<Behind>, request: Request) -> Response {
 /// The line of the metrics that says when the process was started; the last one counts.
 fn started_again() -> Vec<u8> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    format!("process_start_time_seconds {}\n", now).into_bytes()
+    format!("process_start_time_seconds {now}\n").into_bytes()
 }

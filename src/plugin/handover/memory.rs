@@ -24,13 +24,13 @@ pub(super) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
 
 /// # Errors
 /// It is not sealed memory, or larger than any of ours.
-pub(super) fn read(memory: OwnedFd) -> io::Result<Zeroizing<Vec<u8>>> {
+pub(super) fn read(memory: &OwnedFd) -> io::Result<Zeroizing<Vec<u8>>> {
     let refused = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
     if !fcntl_get_seals(memory.as_fd()).is_ok_and(|seals| seals.contains(SEALS)) {
         return Err(refused("what is kept is not sealed memory"));
     }
     // Whoever wrote it left the position at its end, and all copies of a descriptor share one.
-    let mut file = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory)))?;
+    let mut file = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(memory)))?;
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     if length > MAX_BYTES {
         return Err(refused("what is kept is too large"));
@@ -48,15 +48,15 @@ mod tests {
     fn sealed_memory_is_read_as_often_as_one_likes_and_cannot_be_changed() {
         let memory = sealed(b"some bytes").unwrap();
         for _ in 0..2 {
-            assert_eq!(*read(memory.try_clone().unwrap()).unwrap(), b"some bytes");
+            assert_eq!(*read(&memory).unwrap(), b"some bytes");
         }
         assert!(File::from(memory).write_all(b"others").is_err());
     }
 
     #[test]
     fn anything_else_is_refused() {
-        assert!(read(tempfile::tempfile().unwrap().into()).is_err(), "a file");
+        assert!(read(&tempfile::tempfile().unwrap().into()).is_err(), "a file");
         let open = memfd_create("it", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
-        assert!(read(open).is_err(), "memory that can still be changed");
+        assert!(read(&open).is_err(), "memory that can still be changed");
     }
 }
