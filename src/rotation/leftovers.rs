@@ -1,5 +1,6 @@
 //! Whether anything is still stored under a former key: in etcd, in its old revisions, in snapshots of it.
 
+pub mod beside;
 pub mod compaction;
 pub mod former;
 pub mod history;
@@ -7,5 +8,6 @@ pub mod homes;
 pub mod keys_in_etcd;
 pub mod layout;
 pub mod scan;
+mod scanned_cluster;
 pub mod sizes;
 pub mod snapshots;

@@ -59,12 +59,12 @@ pub async fn what_is_wrapped_unwraps(bench: &impl Bench) {
     assert!(!wrapped.blob.windows(32).any(|part| part == dek.expose()), "the blob holds the DEK in clear");
 }
 
-/// With no more rights than the plugin has, and no older than the test.
+/// With no more rights than the plugin has. The version is not of a time to come.
 pub async fn the_profile_of_a_key_is_told(bench: &impl Bench) {
     let profile = config(&bench.item()).profile().await.expect("a profile");
     let now = jiff::Timestamp::now();
     let day = jiff::SignedDuration::from_hours(24);
-    assert!(profile.created.is_none_or(|created| now.duration_since(created).abs() < day), "{profile:?}");
+    assert!(profile.created.is_none_or(|created| created.duration_since(now) < day), "{profile:?}");
     assert!(profile.advice.iter().all(|one| !one.finding.is_empty() && !one.advice.is_empty()), "{profile:?}");
 }
 

@@ -74,7 +74,7 @@ impl KeyName {
     /// The vendor's text for a version decides. AWS KMS disables a key with all its materials, which follow a slash; every
     /// other vendor disables a version alone. Two keys that have one text by chance are taken for one: that only keeps
     /// a key.
-    pub fn is_same_key_by_another_name(&self, other: &Self) -> bool {
+    pub(in crate::rotation) fn is_same_key_by_another_name(&self, other: &Self) -> bool {
         let (Self::Kek { lineage, version }, Self::Kek { lineage: of, version: text }) = (self, other) else {
             return false;
         };

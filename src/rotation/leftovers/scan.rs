@@ -12,7 +12,10 @@ use crate::rotation::cluster::resources::Resource;
 use crate::rotation::cluster::writer::{LocalWriter, Writer};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::group::Groups;
+use crate::rotation::leftovers::beside::{Beside, is_encrypted, top_folder};
 use crate::rotation::leftovers::layout::{Folders, folder_of, is_internal, possible_resources};
+
+pub use super::scanned_cluster::ScannedCluster;
 
 /// How many leftovers are named; the rest are counted.
 const NAMED: usize = 1_000;
@@ -38,23 +41,6 @@ pub enum Method {
     Etcd,
     /// Every object was read through one API server, whose metrics tell under which keys.
     Reads,
-}
-
-/// One etcd cluster of which every value was looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ScannedCluster {
-    /// Its id.
-    pub id: ClusterId,
-    /// Where it was asked.
-    pub endpoints: Vec<String>,
-    /// The revision up to which it was read.
-    pub revision: i64,
-    /// The newest revision at which one of the values was stored.
-    #[serde(default)]
-    pub newest: i64,
-    /// How many keys.
-    pub keys: u64,
 }
 
 /// What a search for leftovers found.
@@ -93,48 +79,6 @@ pub struct Scan {
     /// Encrypted values of other API servers.
     #[serde(default)]
     pub beside: Beside,
-}
-
-/// Encrypted values in the same etcd that are not below the prefix of the API servers: those of others, with an
-/// `--etcd-prefix` of their own. Nothing here rewrites them, and the keys they need must stay.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Beside {
-    /// Folder → how many.
-    pub values: BTreeMap<String, u64>,
-    /// How many of them are not under a target key.
-    #[serde(default)]
-    pub left: u64,
-    /// Whether the etcd user may not read them.
-    pub is_unread: bool,
-}
-
-impl Beside {
-    /// What is to be done where some of them are under a former key.
-    pub fn remedy(&self) -> Option<String> {
-        let folders = self.values.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        (self.left > 0).then(|| {
-            format!(
-                "{} value(s) of another API server ({folders} in the same etcd) are not under a target key: run rotate-keys \
-                 against that API server, with its --etcd-prefix",
-                self.left
-            )
-        })
-    }
-
-    /// What of it no search here covers.
-    pub fn not_looked_at(&self, prefix: &str) -> Vec<String> {
-        let of = |(folder, values): (&String, &u64)| {
-            format!(
-                "{folder} in etcd, with {values} encrypted value(s) of another API server: they were counted by their keys, \
-                 and that API server was not asked"
-            )
-        };
-        let unread = self.is_unread.then(|| {
-            format!("encrypted values in etcd that are not under {prefix}: this etcd user may not read there")
-        });
-        self.values.iter().map(of).chain(unread).collect()
-    }
 }
 
 impl Scan {
@@ -262,18 +206,6 @@ fn key_of(stored: &Stored) -> String {
         Stored::Otherwise(words) => words.clone(),
         Stored::Plain => "in clear".into(),
     }
-}
-
-/// Whether an API server encrypted it, whichever that was.
-pub(super) fn is_encrypted(value: &[u8]) -> bool {
-    value.starts_with(b"k8s:enc:")
-}
-
-/// `/openshift.io` of `/openshift.io/secrets/default/one`.
-fn top_folder(key: &[u8]) -> String {
-    let key = String::from_utf8_lossy(key);
-    let rest = key.strip_prefix('/').unwrap_or(&key);
-    format!("/{}", rest.split('/').next().unwrap_or_default())
 }
 
 /// The API servers' prefix with one slash at its end.
