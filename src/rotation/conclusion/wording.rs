@@ -108,7 +108,11 @@ pub(super) fn must_stay(journal: &Journal, former: &BTreeSet<KeyName>, yes: bool
             format!("{name}: {why}, {values} value(s)")
         }));
     }
-    let by_another_name = journal.keys_seen.iter().filter_map(|key| Some((key, journal.same_key_in_use(key)?)));
+    let listed = |key: &KeyName| {
+        journal.target_keys.contains(key) || journal.verified.as_ref().is_some_and(|scan| scan.groups.needing(key) > 0)
+    };
+    let others = journal.keys_seen.iter().filter(|key| !listed(key));
+    let by_another_name = others.filter_map(|key| Some((key, journal.same_key_in_use(key)?)));
     stay.extend(by_another_name.map(|(key, other)| {
         format!(
             "{}: it is {} by another name, which is in use; if these are two keys, rotate one of them, so that their \
