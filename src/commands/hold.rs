@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
-use super::exit::Exit;
+use super::exit::{Exit, block_on};
 use super::serve::hardening;
 use crate::config::Config;
 use crate::files;
@@ -24,6 +26,20 @@ pub fn run(config: &Path) -> Result<Exit> {
     if let Some(folder) = socket.parent() {
         files::create_private_folder(folder).with_context(|| format!("cannot use {}", folder.display()))?;
     }
-    hold(&socket).with_context(|| format!("cannot hold anything at {}", socket.display()))?;
-    Ok(Exit::Done)
+    let (sender, ended) = oneshot::channel();
+    let place = socket.display().to_string();
+    // Not a task: the process ends without it.
+    std::thread::spawn(move || sender.send(hold(&socket)));
+    block_on(async move {
+        // The first process of a container is not ended by a signal that it does not handle.
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            _ = terminate.recv() => Ok(Exit::Done),
+            _ = interrupt.recv() => Ok(Exit::Done),
+            ended = ended => {
+                ended?.with_context(|| format!("cannot hold anything at {place}"))?;
+                Ok(Exit::Done)
+            }
+        }
+    })
 }

@@ -115,7 +115,8 @@ async fn what_was_denied_is_not_handed_over_and_what_is_too_old_or_of_another_ep
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_holder_the_plugin_serves_and_gives_it_the_keys_once_it_is_there() {
     let (store, mut holder) = (KeyStore::start("primary").await, Holder::start());
-    holder.process.kill();
+    wait_until("the holder listens", SOON, async || holder.process.log().contains("holding")).await;
+    assert!(holder.process.stop().success(), "a signal ends it");
     let mut plugin = Plugin::start(&settings(&[&store], &holder.setting())).await;
     let key_id = plugin.wait_healthy().await;
     holder.process.restart();
