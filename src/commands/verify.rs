@@ -166,7 +166,7 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
         }
         evidence.searched(scan, &seen, doubts);
     }
-    evidence.ask_plugins(&seen, plugin, &known);
+    evidence.ask_plugins(&seen, plugin, &known, &coverage.readers());
     Ok(evidence.concluded(&known, &snapshots, old_revisions))
 }
 
@@ -268,7 +268,13 @@ impl Evidence {
     }
 
     /// A plugin through which nothing is stored yet may still use a former key.
-    fn ask_plugins(&mut self, seen: &[Seen], plugin: Option<&Config>, known: &BTreeSet<KeyName>) {
+    fn ask_plugins(
+        &mut self,
+        seen: &[Seen],
+        plugin: Option<&Config>,
+        known: &BTreeSet<KeyName>,
+        readers: &BTreeSet<ProviderName>,
+    ) {
         let journal = &mut self.journal;
         let stored = journal.verified.iter().flat_map(|scan| scan.groups.keys());
         let all = known.iter().cloned().chain(journal.target_keys.iter().cloned()).chain(stored);
@@ -277,7 +283,7 @@ impl Evidence {
             let generation = plugin.and_then(|plugin| resolve(hash, plugin.epoch, &versions));
             generation.map(|(_, keys)| keys).unwrap_or_default()
         };
-        let claim = plugins(&reports(seen), journal, &resolved);
+        let claim = plugins(&reports(seen), journal, readers, &resolved);
         journal.claims.insert(Subject::Plugins, claim);
     }
 

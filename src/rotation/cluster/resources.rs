@@ -175,6 +175,13 @@ impl Coverage {
         }
     }
 
+    /// Every KMS v2 provider that only reads what it stored earlier, by configuration.
+    pub fn readers(&self) -> BTreeSet<ProviderName> {
+        let writers = self.providers();
+        let all = self.configuration().into_iter().flat_map(EncryptionConfiguration::kms);
+        all.map(|kms| kms.name.clone()).filter(|name| !writers.contains(name)).collect()
+    }
+
     /// How prefixes of values begin that are written by no KMS v2 provider, by configuration; empty for values in clear.
     pub(in crate::rotation) fn other_prefixes(&self) -> BTreeSet<String> {
         match self {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::encryption_config::ProviderName;
 use crate::rotation::adoption::Report;
 use crate::rotation::claim::{Claim, Until, Witness};
 use crate::rotation::cluster::key_id_hash::KeyIdHash;
@@ -10,13 +11,21 @@ use crate::rotation::journal::Journal;
 use crate::rotation::keys::name::KeyName;
 
 const REMEDY: &str = "bring that plugin to the key in use (its keyring, its configuration, its KEK), or take its provider out of \
-                      that API server's EncryptionConfiguration; then run again";
+                      that API server's EncryptionConfiguration, or give the file in which it only reads (--encryption-config); then run again";
 
-/// `resolved`: the KEK versions behind the hash of a `key_id`, where they are known.
-pub fn plugins(reports: &[Report], journal: &Journal, resolved: &dyn Fn(&KeyIdHash) -> BTreeSet<KeyName>) -> Claim {
+/// `readers`: the providers that store nothing, by the configuration that was given. `resolved`: the KEK versions behind the hash
+/// of a `key_id`, where they are known.
+pub fn plugins(
+    reports: &[Report],
+    journal: &Journal,
+    readers: &BTreeSet<ProviderName>,
+    resolved: &dyn Fn(&KeyIdHash) -> BTreeSet<KeyName>,
+) -> Claim {
     let former = journal.former_keys();
+    // What each server stores by was shown by writes. Only what the file does not name could store something else there.
+    let stores = |report: &&Report| !readers.contains(&report.provider);
     let mut conflicts = Vec::new();
-    for Report { server, provider, hash } in reports {
+    for Report { server, provider, hash } in reports.iter().filter(stores) {
         let mut keys = resolved(hash);
         keys.extend(keys_of(journal, hash));
         let named = former.iter().find(|key| is_of(key, hash));
@@ -68,6 +77,10 @@ mod tests {
     }
 
     fn is_shown(reports: &[Report]) -> bool {
+        is_shown_beside(reports, &[])
+    }
+
+    fn is_shown_beside(reports: &[Report], readers: &[&str]) -> bool {
         let mut journal = Journal::new(Intent::default());
         journal.target_keys = [version("2")].into();
         journal.keys_seen = [version("1"), version("2")].into();
@@ -76,7 +89,8 @@ mod tests {
             hash if *hash == KeyIdHash::of("now") => [version("2")].into(),
             _ => BTreeSet::new(),
         };
-        plugins(reports, &journal, &resolved).is_shown()
+        let readers = readers.iter().map(|name| (*name).into()).collect();
+        plugins(reports, &journal, &readers, &resolved).is_shown()
     }
 
     #[test]
@@ -87,11 +101,16 @@ mod tests {
     }
 
     #[test]
+    fn what_only_reads_by_the_given_file_may_use_the_former_key() {
+        assert!(is_shown_beside(&[report("left", "former")], &["left"]));
+    }
+
+    #[test]
     fn a_former_key_of_another_plugin_is_seen_under_whatever_provider() {
         let mut journal = Journal::new(Intent::default());
         journal.keys_seen = [KeyName::KeyId { provider: "one".into(), key_id: "k".into() }].into();
         let nothing = |_: &KeyIdHash| BTreeSet::new();
-        assert!(!plugins(&[report("two", "k")], &journal, &nothing).is_shown());
-        assert!(plugins(&[report("two", "another")], &journal, &nothing).is_shown());
+        assert!(!plugins(&[report("two", "k")], &journal, &BTreeSet::new(), &nothing).is_shown());
+        assert!(plugins(&[report("two", "another")], &journal, &BTreeSet::new(), &nothing).is_shown());
     }
 }

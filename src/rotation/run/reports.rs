@@ -22,7 +22,7 @@ impl Run<'_> {
             let generation = known.as_ref().and_then(|(epoch, known)| resolve(hash, *epoch, known));
             generation.map(|(_, keys)| keys).unwrap_or_default()
         };
-        let claim = plugins(&reports(&seen), &self.journal, &resolved);
+        let claim = plugins(&reports(&seen), &self.journal, &self.coverage.readers(), &resolved);
         self.journal.claims.insert(Subject::Plugins, claim);
         Ok(())
     }
