@@ -98,6 +98,10 @@ pub struct Advice {
 }
 
 impl Advice {
+    #[cfg_attr(
+        not(any(feature = "aws", feature = "azure", feature = "gcp", feature = "pkcs11", feature = "transit")),
+        expect(dead_code)
+    )]
     pub(in crate::key_stores) fn new(finding: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { finding: finding.into(), advice: advice.into() }
     }
