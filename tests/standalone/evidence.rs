@@ -28,7 +28,10 @@ fn evidence(file: &Path, conclusion: Conclusion) -> Journal {
         "clusters": [{"id": "cdf8181e3c5e33f1", "endpoints": [], "revision": 5, "keys": 3}],
     });
     journal.verified = Some(serde_json::from_value(scan).unwrap());
-    let verdict = json!({"conclusion": conclusion, "sentence": "As concluded.", "evidence": [], "missing": []});
+    let verdict = json!({
+        "conclusion": conclusion, "sentence": "As concluded.", "evidence": [], "missing": [],
+        "mayBeDisabled": ["KEK a version 1"],
+    });
     journal.verdict = Some(serde_json::from_value(verdict).unwrap());
     journal.write(file).unwrap();
     journal
