@@ -57,10 +57,12 @@ fn is_of(key: &KeyName, hash: &KeyIdHash) -> bool {
     }
 }
 
-/// A version of a KEK while others are known to be the active ones.
+/// A version of a KEK of which another version is known to be the active one. Those of another plugin's KEKs are its own
+/// business.
 fn is_out_of_use(journal: &Journal, key: &KeyName) -> bool {
-    let is_version = |key: &KeyName| matches!(key, KeyName::Kek { .. });
-    is_version(key) && journal.target_keys.iter().any(is_version) && !journal.target_keys.contains(key)
+    let KeyName::Kek { lineage, .. } = key else { return false };
+    let of_the_same = |key: &KeyName| matches!(key, KeyName::Kek { lineage: of, .. } if of == lineage);
+    journal.target_keys.iter().any(of_the_same) && !journal.target_keys.contains(key)
 }
 
 #[cfg(test)]
