@@ -110,3 +110,18 @@ async fn behind_a_balancer_each_api_server_is_known_by_its_own_metrics() {
     assert_eq!(journal["adoption"]["servers"].as_array().unwrap().len(), 2, "{}", journal["adoption"]);
     plane.check_all_under(&new).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_right_to_list_nodes_nothing_is_proven_unless_the_servers_are_counted() {
+    let plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 10).await;
+    let rights = plane.run("rotate-keys", &["--print-rbac"]).exits(0).out;
+    crate::objects::grant(&plane, &rights.replace("resources: [nodes]", "resources: [nothing]")).await;
+    let kubeconfig =
+        format!("--kubeconfig={}", plane.servers[0].kubeconfig(crate::support::apiserver::ROTATOR).display());
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..1);
+    plane.wait_key_id(0..1, &old).await;
+    plane.run("rotate-keys", &[&kubeconfig]).exits(8).says("the control-plane Nodes may not be listed");
+    plane.run("rotate-keys", &[&kubeconfig, "--servers=1"]).exits(0).says("Yes: nothing is stored under ");
+}

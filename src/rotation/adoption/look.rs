@@ -102,7 +102,7 @@ pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Loo
     }
     name_hosts(&sources, &mut seen);
     let doubts = doubts(&sources, &met(&seen), &cluster.lease_watch(), Instant::now());
-    if !cluster.servers_are_named() && doubts.is_empty() {
+    if !cluster.servers_are_named() && doubts.iter().all(|doubt| *doubt == Doubt::NodesUnread) {
         // An endpoint may be an address that cannot be reached from here, and its server was met otherwise.
         failures.clear();
     }

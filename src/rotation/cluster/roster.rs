@@ -152,6 +152,8 @@ pub enum Doubt {
         /// Its name.
         name: String,
     },
+    /// The control-plane Nodes may not be listed, and nobody said how many servers there are.
+    NodesUnread,
     /// There are not as many as the operator says.
     Count {
         /// By the operator's word.
@@ -191,6 +193,9 @@ impl fmt::Display for Doubt {
                 "the API server{} renews its identity Lease {lease} and was not reached, or uses no KMS v2 provider: \
                  name every API server with --server",
                 on(host)
+            ),
+            Self::NodesUnread => f.write_str(
+                "the control-plane Nodes may not be listed: grant it (--print-rbac), or say how many there are (--servers N)",
             ),
             Self::Watching { lease, host } => {
                 write!(f, "watching whether the API server{} still renews its identity Lease {lease}", on(host))
@@ -253,6 +258,9 @@ pub fn doubts(sources: &Sources, met: &[Met], watch: &LeaseWatch, now: Instant) 
             doubts.push(Doubt::Count { expected, met: met.len() });
         }
         return doubts;
+    }
+    if sources.nodes.is_none() {
+        doubts.push(Doubt::NodesUnread);
     }
     // Not the addresses are compared: an endpoint may be an address that leads elsewhere from here. Fewer endpoints
     // than servers is what a server shows that is not ready.
@@ -342,6 +350,7 @@ mod tests {
         all.nodes = Some(vec![node("a"), by_address]);
         assert_eq!(doubts_of(&all, &[met("a"), met("b")]), []);
         all.nodes = None;
+        assert_eq!(doubts_of(&all, &[met("a"), met("b")]), [Doubt::NodesUnread]);
         all.expected = Some(2);
         assert_eq!(doubts_of(&all, &[met("a"), met("b")]), []);
     }
