@@ -105,13 +105,14 @@ impl Inventory {
 
     fn count(&mut self, item: &Item, prefix: &str) {
         let key = String::from_utf8_lossy(&item.record.key);
+        let stored = Stored::of(&item.record.value);
         let folder = match key.strip_prefix(prefix) {
             Some(below) => folder_of(below).to_owned(),
             // Another API server's, with a prefix of its own. Whatever else lies in this etcd needs no key.
-            None if !item.record.value.starts_with(b"k8s:enc:") => return,
+            None if stored == Stored::Plain => return,
             None => key.rsplit_once('/').map_or(&*key, |(folder, _)| folder).to_owned(),
         };
-        let shape = Shape { folder, stored: Stored::of(&item.record.value) };
+        let shape = Shape { folder, stored };
         let count = self.shapes.entry(shape).or_default();
         let revision = item.record.mod_revision;
         count.revisions = match count.revisions {

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::exit::{Exit, block_on};
-use super::serve::hardening;
+use super::serve::{hardening, stop_signal};
 use crate::config::Config;
 use crate::files;
 use crate::plugin::handover::hold;
@@ -32,10 +32,9 @@ pub fn run(config: &Path) -> Result<Exit> {
     std::thread::spawn(move || sender.send(hold(&socket)));
     block_on(async move {
         // The first process of a container is not ended by a signal that it does not handle.
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stopped = stop_signal(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio::select! {
-            _ = terminate.recv() => Ok(Exit::Done),
-            _ = interrupt.recv() => Ok(Exit::Done),
+            () = stopped => Ok(Exit::Done),
             ended = ended => {
                 ended?.with_context(|| format!("cannot hold anything at {place}"))?;
                 Ok(Exit::Done)

@@ -180,7 +180,7 @@ async fn supervise(background: &mut JoinSet<()>) -> anyhow::Error {
     }
 }
 
-async fn stop_signal(mut terminate: Signal, mut interrupt: Signal) {
+pub(super) async fn stop_signal(mut terminate: Signal, mut interrupt: Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

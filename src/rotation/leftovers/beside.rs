@@ -46,11 +46,6 @@ impl Beside {
     }
 }
 
-/// Whether an API server encrypted it, whichever that was.
-pub(super) fn is_encrypted(value: &[u8]) -> bool {
-    value.starts_with(b"k8s:enc:")
-}
-
 /// `/openshift.io` of `/openshift.io/secrets/default/one`.
 pub(super) fn top_folder(key: &[u8]) -> String {
     let key = String::from_utf8_lossy(key);

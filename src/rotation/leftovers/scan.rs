@@ -12,7 +12,7 @@ use crate::rotation::cluster::resources::Resource;
 use crate::rotation::cluster::writer::{LocalWriter, Writer};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::group::Groups;
-use crate::rotation::leftovers::beside::{Beside, is_encrypted, top_folder};
+use crate::rotation::leftovers::beside::{Beside, top_folder};
 use crate::rotation::leftovers::layout::{Folders, folder_of, is_internal, possible_resources};
 
 pub use super::scanned_cluster::ScannedCluster;
@@ -165,8 +165,8 @@ pub async fn scan_clusters(etcd: &EtcdClusters, prefix: &str, expected: &Expecte
             .await?;
         let is_read = cluster
             .scan_beside(&prefix, |record| {
-                if is_encrypted(&record.value) {
-                    let stored = Stored::of(&record.value);
+                let stored = Stored::of(&record.value);
+                if stored != Stored::Plain {
                     let left = judge.is_left_beside(&stored);
                     scan.groups.count(&stored, left);
                     if left {
