@@ -112,7 +112,7 @@ impl DekCache {
     pub fn take_over(&self, deks: Vec<HeldDek>, opened: &[(KekVersion, Duration)]) {
         let now = self.now();
         let mut slots = self.slots();
-        // A time to come is no age: it would make a DEK live longer.
+        // A time in the future would make a DEK live longer.
         for (version, opened) in opened.iter().filter(|(_, opened)| *opened <= now) {
             slots.contacts.note(version, Standing::Opens, *opened);
         }

@@ -1,7 +1,7 @@
 //! Hands the DEKs in memory to the plugin that is started after this one, so that a restart while every KEK is away goes
 //! on: through the service manager's store of file descriptors, or a small process that holds one.
 //!
-//! What is handed over lies in sealed memory that no file system names. It is offered anew at each change, and taken
+//! What is handed over lies in sealed memory that no file system names. It is updated at each change, and taken
 //! back when nothing may be used any more: what was denied or became too old is not waiting for the next start.
 
 mod holder;

@@ -140,7 +140,7 @@ fn nobody_missing(doubts: &[Doubt], failures: &[String], earlier: Option<&Adopti
             known || earlier.doubts.iter().any(|doubt| doubt.stopped() == Some(identity))
         })
     };
-    // What may not be listed is no server that could be waited for; it rules out a proof.
+    // Waiting does not help where Nodes may not be listed; the claim about the roster then rules out a proof.
     let waited_for = doubts.iter().filter(|doubt| **doubt != Doubt::NodesUnread);
     let open: Vec<&Doubt> = waited_for.filter(|doubt| !doubt.stopped().is_some_and(had_adopted)).collect();
     if open.is_empty() && failures.is_empty() {

@@ -124,7 +124,7 @@ fn clock(kek: &GuardedKek, check: String, answered: bool) -> Option<Finding> {
     })
 }
 
-/// What the key store says of the key. That it does not say it is no fault: the plugin does not need to know.
+/// What the key store reports about the key. A key store that does not report it is not at fault: the plugin does not need it.
 async fn profile(config: &KekConfig, check: impl Fn(&str) -> String) -> Vec<Finding> {
     let asked = tokio::time::timeout(PROFILE_WITHIN, config.profile()).await;
     let profile = match asked.unwrap_or_else(|_| Err(KekError::unavailable("no answer"))) {
