@@ -8,6 +8,7 @@ use comfy_table::Table;
 use super::closed_pipe::println;
 use super::exit::Exit;
 use crate::cli::{KeyringCommand, OutputFormat};
+use crate::crypto::seal::os_random;
 use crate::kek::KekError;
 use crate::key_stores::keyring::{Keyring, VersionState};
 
@@ -18,7 +19,7 @@ use crate::key_stores::keyring::{Keyring, VersionState};
 pub fn run(command: KeyringCommand) -> Result<Exit> {
     match command {
         KeyringCommand::Create { file } => {
-            let keyring = Keyring::create(&mut rand::rng());
+            let keyring = Keyring::create(&mut os_random());
             keyring.write_new(&file).map_err(told)?;
             println!("created {} with active version {}", file.display(), keyring.versions()[0].id);
             println!(
@@ -26,7 +27,7 @@ pub fn run(command: KeyringCommand) -> Result<Exit> {
             );
         }
         KeyringCommand::Add { file } => {
-            let id = change(&file, |keyring| Ok(keyring.add(&mut rand::rng())))?;
+            let id = change(&file, |keyring| Ok(keyring.add(&mut os_random())))?;
             println!("added pending version {id}");
             println!("next: copy the file to every node, then: kube-envelope keyring activate {} {id}", file.display());
         }

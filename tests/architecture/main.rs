@@ -4,6 +4,7 @@
 mod cycles;
 mod directions;
 mod numbers;
+mod random;
 mod rooms;
 
 use std::collections::BTreeSet;

@@ -8,7 +8,7 @@ use futures::future::join_all;
 use jiff::SignedDuration;
 
 use crate::config::Config;
-use crate::crypto::seal::dek_id;
+use crate::crypto::seal::{dek_id, os_random};
 use crate::crypto::secret::Dek;
 use crate::kek::guard::{DEADLINE, GuardedKek};
 use crate::kek::{ClusterName, KekCause, KekError, Lineage, WrapContext};
@@ -153,7 +153,7 @@ async fn profile(config: &KekConfig, check: impl Fn(&str) -> String) -> Vec<Find
 /// Wraps a throw-away DEK and unwraps it again.
 async fn prove(cluster: &ClusterName, kek: &GuardedKek, check: impl Fn(&str) -> String) -> Vec<Finding> {
     // It protects nothing, and is forgotten at the end.
-    let dek = Dek::generate(&mut rand::rng());
+    let dek = Dek::generate(&mut os_random());
     let context = WrapContext { cluster: cluster.clone(), dek_id: dek_id(&dek) };
     let started = Instant::now();
     let wrapped = match kek.wrap(&dek, &context).await {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::config::{Config, SocketAddress};
+use crate::crypto::seal::os_random;
 use crate::key_stores::keyring::Keyring;
 use crate::plugin::client::self_check as check;
 
@@ -23,7 +24,7 @@ pub fn prepare(folder: &Path) -> Result<(PathBuf, (Config, String))> {
     let (keyring, file) = (folder.join("keyring.json"), folder.join("config.yaml"));
     // A second keyring would leave what the first one encrypted unreadable.
     if !keyring.exists() {
-        Keyring::create(&mut rand::rng()).write_new(&keyring)?;
+        Keyring::create(&mut os_random()).write_new(&keyring)?;
     }
     if !file.exists() {
         std::fs::write(&file, configuration(&folder))?;

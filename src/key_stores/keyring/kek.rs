@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 
 use super::file::{Keyring, VersionState};
-use crate::crypto::seal::{Purpose, open, seal};
+use crate::crypto::seal::{Purpose, open, os_random, seal};
 use crate::crypto::secret::Dek;
 use crate::kek::clock::ServerClock;
 use crate::kek::{
@@ -64,7 +64,7 @@ impl Kek for KeyringKek {
     async fn wrap(&self, dek: &Dek, context: &WrapContext) -> Result<WrappedDek, KekError> {
         let keyring = self.keyring().await?;
         let active = keyring.active()?;
-        let blob = seal(&active.key.0, Purpose::Wrap, &context.to_bytes(), dek.expose(), &mut rand::rng());
+        let blob = seal(&active.key.0, Purpose::Wrap, &context.to_bytes(), dek.expose(), &mut os_random());
         Ok(WrappedDek { version: keyring.kek_version(active), blob })
     }
 
@@ -85,7 +85,7 @@ impl RotateKek for KeyringKek {
         // until they have the file.
         let pending = match keyring.versions().iter().rev().find(|version| version.state == VersionState::Pending) {
             Some(version) => version.id.clone(),
-            None => keyring.add(&mut rand::rng()),
+            None => keyring.add(&mut os_random()),
         };
         keyring.activate(&pending)?;
         keyring.replace(&self.file)?;

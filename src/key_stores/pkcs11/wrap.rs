@@ -11,6 +11,7 @@ use zeroize::Zeroize;
 
 use super::key::Key;
 use super::mechanism::{IV_BYTES, Mechanism, TAG_BYTES};
+use crate::crypto::seal::os_random;
 use crate::crypto::secret::DEK_BYTES;
 
 impl Key {
@@ -44,7 +45,7 @@ impl Key {
 /// IV, ciphertext and tag. Some tokens put an IV of their own in place of the given one.
 fn seal(session: &Session, key: ObjectHandle, context: &[u8], plain: &[u8]) -> Result<Vec<u8>, Error> {
     let mut iv = [0; IV_BYTES];
-    rand::rng().fill_bytes(&mut iv);
+    os_random().fill_bytes(&mut iv);
     let mechanism = gcm(&mut iv, context)?;
     let sealed = session.encrypt(&mechanism, key, plain)?;
     Ok([iv.as_slice(), &sealed].concat())
