@@ -59,7 +59,7 @@ impl Command {
     }
 }
 
-/// The commands.
+/// One variant for each command; the help of a command is the comment of its variant.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the KMS v2 plugin beside an API server.
@@ -97,7 +97,7 @@ pub enum Command {
     Audit(AuditCommand),
     /// Print a completion script for a shell.
     Completions {
-        /// The shell.
+        /// The shell that is to complete commands.
         shell: clap_complete::Shell,
     },
     /// Write the manual pages, one for each command.
@@ -111,9 +111,9 @@ pub enum Command {
     EndWithParent {
         /// The parent's process id.
         parent: i32,
-        /// The program.
+        /// The program to run; a name is searched for in `PATH`.
         program: PathBuf,
-        /// Its arguments.
+        /// Passed on as they are.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<std::ffi::OsString>,
     },

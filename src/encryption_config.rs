@@ -35,14 +35,14 @@ pub struct Entry {
     pub writing_key: Option<String>,
 }
 
-/// One provider.
+/// One entry of a list of `providers`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Provider {
     /// A KMS plugin.
     Kms(Kms),
     /// Keys in the configuration itself.
     LocalKeys(LocalKeys),
-    /// No encryption.
+    /// `identity`: stores and reads in clear.
     Identity,
 }
 
@@ -74,9 +74,9 @@ pub enum EncryptionConfigError {
     /// The file cannot be read.
     #[error("cannot read {}", .file.display())]
     Read {
-        /// The file.
+        /// The EncryptionConfiguration, as it was named.
         file: PathBuf,
-        /// Why.
+        /// What the system said when it was read.
         source: std::io::Error,
     },
     /// Not YAML, or a field of another type.

@@ -47,7 +47,7 @@ const HEADER_BYTES: usize = MAGIC.len() + 1 + 16;
 /// Why stored bytes are refused. None of these asks a KEK anything.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CiphertextError {
-    /// Nothing there.
+    /// Zero bytes, where a format number was expected.
     #[error("ciphertext is empty")]
     Empty,
     /// Longer than anything this program makes.
@@ -82,7 +82,7 @@ pub enum CiphertextError {
     /// The `key_id` names another generation than the annotation.
     #[error("key_id {0:?} does not belong to this ciphertext's wrapped key")]
     OtherKeyId(String),
-    /// Authentication failed.
+    /// The tag of AES-256-GCM does not match.
     #[error("ciphertext does not open: it was changed, or belongs to another object")]
     DoesNotOpen,
 }

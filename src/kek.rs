@@ -98,7 +98,7 @@ impl fmt::Debug for Lineage {
 /// version (creation time, material id), and no secret. At most [`MAX_VERSION_BYTES`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct KekVersion {
-    /// Which KEK.
+    /// The KEK, by what it is and not by its configured name.
     pub lineage: Lineage,
     /// Which version of it.
     pub version: String,
@@ -136,7 +136,7 @@ pub fn unwrapped_dek(bytes: impl AsMut<[u8]>) -> Result<Dek, KekError> {
 /// What a wrap is bound to, so that it opens nowhere else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrapContext {
-    /// The cluster.
+    /// As configured under `cluster`; the same text on all nodes.
     pub cluster: ClusterName,
     /// The DEK's id.
     pub dek_id: DekId,

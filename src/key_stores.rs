@@ -111,7 +111,7 @@ impl KekConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct KekItem {
-    /// See [`KekConfig::name`].
+    /// The value of [`KekConfig::name`].
     pub name: String,
     #[serde(default)]
     keyring: Option<keyring::Settings>,
@@ -204,7 +204,7 @@ impl TakeoverConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct TakeoverItem {
-    /// See [`TakeoverConfig::name`].
+    /// The value of [`TakeoverConfig::name`].
     pub name: String,
     #[cfg(feature = "aws")]
     #[serde(default)]

@@ -22,9 +22,9 @@ pub type Client = KeyManagementServiceClient<Channel>;
 #[derive(Debug, thiserror::Error)]
 #[error("cannot connect to {socket}")]
 pub struct ConnectError {
-    /// The socket.
+    /// Path of the socket, or `@` and its abstract name.
     pub socket: String,
-    /// Why.
+    /// What the connector said: no such file, refused, not permitted.
     pub source: tonic::transport::Error,
 }
 

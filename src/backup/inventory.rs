@@ -35,16 +35,16 @@ pub struct Count {
 /// One row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// The shape.
+    /// What these values have in common.
     pub shape: Shape,
-    /// How many.
+    /// How many there are, and how many seeds they need.
     pub count: Count,
 }
 
 /// A wrapped DEK of kube-envelope that values need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DekInUse {
-    /// Its id.
+    /// Its id, as every ciphertext under it names it.
     pub id: DekId,
     /// The DEK, wrapped by every KEK of its generation.
     pub wrapped: WrappedDekSet,

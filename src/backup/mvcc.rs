@@ -22,7 +22,7 @@ pub struct Keyspace<'a> {
     seen: HashSet<[u8; 16]>,
 }
 
-/// `mvccpb.KeyValue`.
+/// `mvccpb.KeyValue`: what etcd stores for each write.
 #[derive(Clone, PartialEq, Message)]
 struct KeyValue {
     #[prost(bytes = "vec", tag = "1")]

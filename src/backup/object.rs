@@ -69,7 +69,7 @@ fn put(fields: &mut Map<String, Value>, name: &str, value: impl Into<Value>) {
     }
 }
 
-/// `k8s.io/apimachinery/pkg/runtime/generated.proto`
+/// What the protobuf of every object is wrapped in (`k8s.io/apimachinery/pkg/runtime/generated.proto`).
 #[derive(Clone, PartialEq, Message)]
 struct Unknown {
     #[prost(message, optional, tag = "1")]
@@ -86,7 +86,7 @@ struct TypeMeta {
     kind: String,
 }
 
-/// `k8s.io/api/core/v1/generated.proto`
+/// A Secret as etcd holds it (`k8s.io/api/core/v1/generated.proto`).
 #[derive(Clone, PartialEq, Message)]
 struct Secret {
     #[prost(message, optional, tag = "1")]

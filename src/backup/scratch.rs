@@ -40,15 +40,15 @@ pub enum ScratchError {
     /// The folder cannot be made or written.
     #[error("cannot use the scratch folder {}", .folder.display())]
     Folder {
-        /// The folder.
+        /// The folder, or the one that it was to be made in.
         folder: PathBuf,
-        /// Why.
+        /// What the system said.
         source: io::Error,
     },
     /// A program did not do what it should.
     #[error("{program} {problem}: {said}")]
     Program {
-        /// Its name.
+        /// `etcd` or `etcdutl`.
         program: &'static str,
         /// How it ended.
         problem: String,
@@ -63,7 +63,7 @@ pub enum ScratchError {
 /// etcd's own programs.
 #[derive(Clone, Debug)]
 pub struct Programs {
-    /// The server.
+    /// Path of `etcd`, the server.
     pub etcd: PathBuf,
     /// The tool that restores snapshots.
     pub etcdutl: PathBuf,
@@ -114,6 +114,7 @@ impl ScratchFolder {
         let handle = fs::canonicalize(&path).and_then(|path| Ok((File::open(&path)?, path)));
         let (handle, path) = handle.map_err(failed)?;
         let folder = Self { path, handle };
+        // For whoever finds the folder of a killed process: what it is, and that it may be deleted.
         let written = fs::write(folder.path.join("README"), note);
         written.map_err(|source| ScratchError::Folder { folder: folder.path.clone(), source })?;
         Ok(folder)
@@ -213,6 +214,7 @@ impl ScratchEtcd {
         has_hash: bool,
         prefix: &str,
     ) -> Result<Self, ScratchError> {
+        // The tool runs in the scratch folder, where a relative path would lead elsewhere.
         let snapshot = fs::canonicalize(snapshot);
         let snapshot = snapshot.map_err(|source| ScratchError::Folder { folder: folder.path.clone(), source })?;
         let peer = format!("unix://{PEER}");
@@ -225,6 +227,7 @@ impl ScratchEtcd {
         .map(OsString::from);
         let mut restore = vec![OsString::from("snapshot"), "restore".into(), snapshot.into()];
         restore.extend(cluster.clone());
+        // A file that was copied from a member's data folder has no SHA-256 at its end, and etcdutl refuses it otherwise.
         if !has_hash {
             restore.push("--skip-hash-check".into());
         }
@@ -308,6 +311,7 @@ async fn answering(process: &mut Process, access: &EtcdAccess, prefix: &str) -> 
             }
             Err(_) => {}
         }
+        // One that has ended will not answer any more, and what it printed says why: sooner and better than the timeout.
         if let Some(status) = process.ended()? {
             return Err(process.failed(format!("ended with {status}")));
         }

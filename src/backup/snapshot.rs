@@ -23,15 +23,15 @@ pub enum SnapshotError {
     /// It cannot be read.
     #[error("cannot read snapshot {}", .file.display())]
     Read {
-        /// The file.
+        /// The snapshot, as it was named.
         file: PathBuf,
-        /// Why.
+        /// What the system said.
         source: io::Error,
     },
     /// It is not what it should be.
     #[error("{} is not an intact snapshot of etcd: {problem}", .file.display())]
     Damaged {
-        /// The file.
+        /// The snapshot, as it was named.
         file: PathBuf,
         /// What is wrong with it.
         problem: String,

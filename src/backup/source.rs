@@ -20,12 +20,12 @@ pub enum SourceError {
     /// The file is at fault.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// etcd is.
+    /// etcd cannot be reached, or answered with an error.
     #[error(transparent)]
     Etcd(#[from] EtcdError),
 }
 
-/// One value.
+/// One value of etcd, current or superseded.
 #[derive(Clone, Debug)]
 pub struct Item {
     /// Key and value.

@@ -47,7 +47,7 @@ pub struct EvidenceSignArgs {
 /// Arguments of `evidence verify`.
 #[derive(Debug, Args)]
 pub struct EvidenceVerifyArgs {
-    /// The envelope.
+    /// The envelope that `evidence sign` wrote.
     pub file: PathBuf,
     /// Who must have signed it: a public key in PEM, Ed25519, ECDSA (P-256 or P-384) or RSA.
     #[arg(long, value_name = "FILE")]

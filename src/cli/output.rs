@@ -8,10 +8,10 @@ use crate::telemetry::LogFormat;
 /// The output format of a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum OutputFormat {
-    /// For people.
+    /// Aligned columns, for people to read.
     #[default]
     Table,
-    /// For programs.
+    /// One JSON document, for programs.
     Json,
 }
 

@@ -49,6 +49,7 @@ fn sign(args: &EvidenceSignArgs) -> Result<Exit> {
     };
     let envelope = serde_json::to_string_pretty(&Envelope::new(PAYLOAD_TYPE, &payload, &key_id, &signature))?;
     let to = args.to.clone().unwrap_or_else(|| args.file.with_extension("intoto.json"));
+    // An existing file is not replaced: it may be the envelope that others already hold a copy of.
     create(&to, format!("{envelope}\n").as_bytes()).with_context(|| format!("cannot create {}", to.display()))?;
     println!("{}", to.display());
     Ok(Exit::Done)
@@ -116,6 +117,7 @@ fn report(args: &EvidenceReportArgs) -> Result<Exit> {
             Ok(envelope) => {
                 (Statement::read(&envelope.payload_unchecked(PAYLOAD_TYPE)?)?, "NOT checked: give --public-key".into())
             }
+            // Not an envelope: the evidence file itself can be shown as a page as well, before anybody signs it.
             Err(_) => (stated(&args.file)?, "none".into()),
         },
     };

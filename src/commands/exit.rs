@@ -4,9 +4,9 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done.
+    /// Done; where there is a verdict, only a *Yes* of now.
     Done = 0,
-    /// Failed.
+    /// Something failed that no other code stands for.
     Error = 1,
     /// The arguments or the configuration cannot work; nothing was touched.
     Usage = 2,

@@ -61,7 +61,7 @@ struct Found {
     not_converged: Option<String>,
     /// The verdict, from claims as those of a rotation.
     verdict: Verdict,
-    /// The claims.
+    /// What was shown about each subject, and what could not be.
     claims: BTreeMap<Subject, Claim>,
     /// What needs each key.
     usage: Vec<Usage>,

@@ -9,15 +9,15 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read configuration {}; name another one with --config", .file.display())]
     Read {
-        /// The file.
+        /// The configuration, as it was named.
         file: PathBuf,
-        /// Why.
+        /// What the system said when it was read.
         source: std::io::Error,
     },
     /// The file is not the YAML that is expected.
     #[error("{}:{problem}", .file.display())]
     Syntax {
-        /// The file.
+        /// The configuration, as it was named.
         file: PathBuf,
         /// Line, column, field and fix.
         problem: String,
@@ -30,7 +30,7 @@ pub enum ConfigError {
 /// One value that cannot work.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The file.
+    /// The configuration, as it was named.
     pub file: PathBuf,
     /// Line and column of the value, from 1; none where the whole file is meant.
     pub at: Option<(u64, u64)>,

@@ -43,7 +43,7 @@ impl SocketSettings {
 /// Where a unix socket is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SocketAddress {
-    /// A file.
+    /// A path in the file system; absolute.
     File(PathBuf),
     /// A name in the network namespace, without a file: `unix:///@name` in an EncryptionConfiguration.
     Abstract(String),
@@ -105,7 +105,7 @@ pub struct HealthSettings {
 /// Where the health endpoints listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HealthAddress {
-    /// Nowhere.
+    /// No listener: neither health, metrics nor status can be asked for.
     Off,
     /// On a TCP port.
     Tcp(SocketAddr),

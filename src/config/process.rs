@@ -8,7 +8,7 @@ use serde_saphyr::Spanned;
 /// The audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditSettings {
-    /// The file.
+    /// Where records are appended; absolute. Its `.head` file lies beside it.
     pub file: PathBuf,
     /// Whether a key is used only if that is recorded.
     pub required: bool,

@@ -45,7 +45,7 @@ impl SigningKey {
         Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der).map(Self).map_err(|_| SignatureKeyError::NotEd25519)
     }
 
-    /// Signs.
+    /// The Ed25519 signature of `message`: 64 bytes.
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
         self.0.sign(message).as_ref().to_vec()
     }
@@ -72,6 +72,7 @@ impl PublicKey {
     /// Whether it is the key of this signature.
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         let by = |algorithm| UnparsedPublicKey::new(algorithm, &self.0).verify(message, signature).is_ok();
+        // Trying all is safe: each algorithm refuses a key of another kind, so a key cannot be used under the wrong one.
         ALGORITHMS.into_iter().any(by)
     }
 

@@ -140,7 +140,7 @@ impl DekCache {
         }
     }
 
-    /// See [`Contacts::interrupt`].
+    /// Ends a row of denials of this version: see [`Contacts::interrupt`].
     pub(crate) fn interrupt(&self, version: &KekVersion) {
         self.slots().contacts.interrupt(version);
     }

@@ -17,7 +17,7 @@ const LEAST_DENIALS: u32 = 3;
 /// What a KEK version did with the last DEK that it was asked to unwrap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It unwrapped.
+    /// It unwrapped the DEK.
     Opens,
     /// It refused, by policy or by the key's state.
     Denies,

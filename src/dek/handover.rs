@@ -26,7 +26,7 @@ pub struct Handover {
     pub cluster: ClusterName,
     /// The epoch that was in use.
     pub epoch: u64,
-    /// The DEKs.
+    /// Every DEK that was in memory.
     pub deks: Vec<HeldDek>,
     /// When each KEK version unwrapped last, in time since the machine's start.
     pub opened: Vec<(KekVersion, Duration)>,
@@ -35,9 +35,9 @@ pub struct Handover {
 /// A DEK, and the KEK versions that wrapped it.
 #[derive(Clone, Debug)]
 pub struct HeldDek {
-    /// Its id.
+    /// Its id, which commits to its 32 bytes.
     pub id: DekId,
-    /// Itself.
+    /// The DEK, shared with the cache that holds it.
     pub dek: Arc<Dek>,
     /// What wrapped it.
     pub versions: Vec<KekVersion>,
@@ -52,9 +52,9 @@ pub enum HandoverError {
     /// The configuration names another cluster or epoch.
     #[error("it belongs to cluster {cluster} at epoch {epoch}")]
     OtherUse {
-        /// Its cluster.
+        /// The cluster that it was made for.
         cluster: String,
-        /// Its epoch.
+        /// The epoch that it was made at.
         epoch: u64,
     },
 }
@@ -107,6 +107,7 @@ impl VersionRecord {
     }
 }
 
+// The decoder puts the DEKs into vectors of its own, which are none of the types that clear themselves.
 impl Drop for Record {
     fn drop(&mut self) {
         self.deks.iter_mut().for_each(|dek| dek.dek.zeroize());
@@ -114,7 +115,7 @@ impl Drop for Record {
 }
 
 impl Handover {
-    /// The bytes.
+    /// Format 1 in protobuf, with every DEK in clear; at most [`MAX_BYTES`].
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
         let versions = |dek: &HeldDek| dek.versions.iter().map(|one| VersionRecord::of(one, Duration::ZERO)).collect();
         let deks = self.deks.iter().map(|dek| DekRecord { dek: dek.dek.expose().to_vec(), versions: versions(dek) });
@@ -155,6 +156,7 @@ impl Handover {
             let dek = Arc::new(dek.ok_or(HandoverError::Unreadable("a DEK is not 32 bytes"))?);
             let versions = std::mem::take(&mut held.versions).into_iter();
             let versions = versions.map(|one| one.read().map(|(version, _)| version)).collect::<Result<_, _>>()?;
+            // The id is computed, not read: a damaged record cannot put another DEK under the id of one that is in use.
             deks.push(HeldDek { id: dek_id(&dek), dek, versions });
         }
         let opened = std::mem::take(&mut record.opened).into_iter().map(VersionRecord::read);

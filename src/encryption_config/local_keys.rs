@@ -16,7 +16,7 @@ pub struct LocalKeys {
     pub keys: Vec<LocalKey>,
 }
 
-/// One key.
+/// One entry of a provider's list of `keys`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LocalKey {
     /// Its name, stored before every value that it encrypts.

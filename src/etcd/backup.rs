@@ -49,6 +49,7 @@ impl EtcdCluster {
             let lower = ask(AlarmAction::Deactivate, alarm.member_id, AlarmType::Nospace);
             client.alarm(lower).await.map_err(refused)?;
         }
+        // Never lowered here: members that disagree are for a person to look at, and a copy of them would be a bad backup.
         Ok(raised.alarms.iter().any(|alarm| alarm.alarm() == AlarmType::Corrupt))
     }
 

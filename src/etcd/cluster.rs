@@ -32,7 +32,7 @@ pub struct EtcdClusters {
 /// One etcd cluster.
 #[derive(Clone, Debug)]
 pub struct EtcdCluster {
-    /// Its id.
+    /// The id that its members report in every answer's header.
     pub id: ClusterId,
     /// What this client may read.
     prefix: String,

@@ -17,9 +17,9 @@ pub struct EtcdAccess {
     pub endpoints: Vec<String>,
     /// The authority that signed the members' certificates.
     pub ca: Option<PathBuf>,
-    /// Client certificate.
+    /// Client certificate in PEM, with its chain.
     pub certificate: Option<PathBuf>,
-    /// Its key.
+    /// The certificate's private key in PEM.
     pub key: Option<PathBuf>,
 }
 
@@ -29,12 +29,12 @@ pub enum EtcdError {
     /// A file of the TLS set-up cannot be read.
     #[error("cannot read {}", .file.display())]
     File {
-        /// The file.
+        /// The certificate, key or authority that was named.
         file: PathBuf,
-        /// Why.
+        /// What the system said when it was read.
         source: std::io::Error,
     },
-    /// Nobody answers.
+    /// No member answers, with what each of them said.
     #[error("no etcd endpoint answers: {0}")]
     Unreachable(String),
     /// A request failed.

@@ -5,7 +5,7 @@ use super::proto::KeyValue;
 /// A key with what is stored there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The key.
+    /// The whole key, prefix included; not always UTF-8.
     pub key: Vec<u8>,
     /// What is stored.
     pub value: Vec<u8>,

@@ -28,7 +28,7 @@ pub struct Scanned {
 /// One value as it was stored when it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredValue {
-    /// Its key.
+    /// The whole key, prefix included.
     pub key: String,
     /// How many times the key was written since it exists.
     pub version: i64,

@@ -48,7 +48,7 @@ pub enum Room {
     AfterCompaction(String),
     /// The file itself is close to the quota: only `etcdctl defrag` or a greater quota helps.
     AfterDefragmentation(String),
-    /// Nobody tells.
+    /// How full some member is, is not known; the reason.
     Unknown(String),
     /// An alarm is raised: nothing may be written at all.
     Alarm(String),

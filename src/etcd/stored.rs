@@ -24,7 +24,7 @@ pub enum Stored {
     },
     /// By another provider: the words of its prefix.
     Otherwise(String),
-    /// In clear.
+    /// In clear: `identity`, or a resource that no entry names.
     Plain,
 }
 

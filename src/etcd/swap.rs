@@ -12,7 +12,7 @@ use super::proto::{Compare, PutRequest, RequestOp, TxnRequest};
 /// A value to be put in place of another one.
 #[derive(Clone, Debug)]
 pub struct Swap {
-    /// The key.
+    /// The whole key, prefix included.
     pub key: Vec<u8>,
     /// The revision at which the value was stored that is to be replaced.
     pub replaces: i64,

@@ -102,6 +102,7 @@ impl KekError {
 
     /// A vendor's error that no mapping knows: counts as transient, and says so.
     pub fn unmapped(message: impl fmt::Display) -> Self {
+        // Of the two possible mistakes this one costs retries; a wrong Denied would clear the keys from memory.
         Self::new(KekCause::Unavailable, format!("unmapped answer, taken as transient: {message}"))
     }
 
@@ -124,7 +125,7 @@ impl KekError {
         self.cause
     }
 
-    /// See [`KekError::denied_by_policy`].
+    /// Whether other credentials may do more: see [`KekError::denied_by_policy`].
     pub fn is_by_policy(&self) -> bool {
         self.by_policy
     }

@@ -49,17 +49,17 @@ impl GuardedKek {
         &self.guard.name
     }
 
-    /// See [`Kek::lineage`].
+    /// The value of [`Kek::lineage`]; asks nobody.
     pub fn lineage(&self) -> Lineage {
         self.kek.lineage()
     }
 
-    /// See [`Kek::credentials_expire`].
+    /// The value of [`Kek::credentials_expire`]; asks nobody.
     pub fn credentials_expire(&self) -> Option<jiff::Timestamp> {
         self.kek.credentials_expire()
     }
 
-    /// See [`Kek::server_clock`].
+    /// The value of [`Kek::server_clock`]; asks nobody.
     pub fn server_clock(&self) -> Option<&ServerClock> {
         self.kek.server_clock()
     }

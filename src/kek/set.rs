@@ -27,7 +27,7 @@ pub struct KekSet {
 pub struct Answer<T> {
     /// The KEK's configured name.
     pub name: String,
-    /// Which KEK.
+    /// What stored wraps name it by.
     pub lineage: Lineage,
     /// What it said.
     pub result: Result<T, KekError>,

@@ -161,7 +161,7 @@ pub struct TakeoverHealth {
 /// A seed, and the entry that opened it.
 #[derive(Debug)]
 pub struct TakenOver {
-    /// The seed.
+    /// What the other plugin had encrypted for the API server.
     pub seed: Seed,
     /// The entry's configured name.
     pub by: String,
@@ -176,7 +176,7 @@ pub enum TakeoverError {
     /// The key store did not open it.
     #[error("{name}, under takeover: {}", error.chain())]
     Failed {
-        /// The entry.
+        /// The entry's configured name.
         name: String,
         /// What the key store said.
         error: KekError,

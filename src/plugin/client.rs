@@ -14,17 +14,17 @@ pub enum SelfCheckError {
     /// Nobody answers on the socket.
     #[error("cannot connect to {socket}")]
     Connect {
-        /// The socket.
+        /// Where the plugin should listen.
         socket: SocketAddress,
-        /// Why.
+        /// What the connector said.
         source: tonic::transport::Error,
     },
     /// An RPC was refused.
     #[error("{rpc} was refused: {}", .status.message())]
     Refused {
-        /// Which RPC.
+        /// `Status`, `Encrypt` or `Decrypt`.
         rpc: &'static str,
-        /// The answer.
+        /// gRPC code and message, as the plugin sent them.
         status: Box<tonic::Status>,
     },
     /// What came back is not what went in.

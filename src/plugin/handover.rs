@@ -59,6 +59,7 @@ pub async fn take_over(service: &Service, keeper: Arc<dyn Keeper>, epoch: u64) -
 /// The newest of what is kept and can be used here.
 fn taken(keeper: &dyn Keeper, cluster: &ClusterName, epoch: u64) -> io::Result<Option<Handover>> {
     let mut newest: Option<Handover> = None;
+    // systemd gives back two where the process was killed between storing the new memory and removing the former one.
     for memory in keeper.take()? {
         let bytes = memory::read(&memory)?;
         match Handover::decode(&bytes, cluster, epoch) {
@@ -104,6 +105,7 @@ pub async fn keep_up(service: Arc<Service>, keeper: Arc<dyn Keeper>, epoch: u64,
             return;
         }
         sleep(GATHERED_FOR).await;
+        // Before the cache is read for the next offer, so that a change from here on is noticed again.
         changes.mark_unchanged();
     }
 }
@@ -123,6 +125,7 @@ async fn offer(service: &Service, keeper: Arc<dyn Keeper>, said: &Offer) -> io::
     let (deks, opened) = service.cache().hand_over();
     let serving = service.serving();
     let epoch = serving.generation().map(|generation| generation.wrapped().epoch);
+    // The longest of all is enough for the keeper: the next process judges each DEK by the KEK versions that wrapped it.
     let until = deks.iter().filter_map(|held| service.cache().remaining(held.id)).max();
     let Some(remaining) = until else {
         if *said == Offer::Nothing {

@@ -23,9 +23,9 @@ use crate::telemetry::Metrics;
 /// What the endpoints tell of.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// The service.
+    /// Whether it serves, and from what, is read from it at each request.
     pub service: Arc<Service>,
-    /// The metrics.
+    /// What `/metrics` answers with.
     pub metrics: Arc<Metrics>,
     /// What the KEKs said last.
     pub keks: Arc<ArcSwap<Vec<KekHealth>>>,

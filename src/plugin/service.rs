@@ -52,7 +52,7 @@ pub enum ServiceError {
     /// No KEK unwrapped the DEK.
     #[error("key {dek_id} of this ciphertext cannot be unwrapped: {source}")]
     Unwrap {
-        /// The DEK.
+        /// The DEK, as the ciphertext names it.
         dek_id: DekId,
         /// What the KEKs said.
         source: Arc<UnwrapError>,

@@ -24,7 +24,7 @@ pub enum Serving {
     },
     /// A KEK withdrew its permission, or was away for longer than `maxOfflineAge`: nothing is sealed or opened.
     Stopped {
-        /// What happened.
+        /// The KEK, and what it said; shown by Status and by `/readyz`.
         reason: String,
     },
 }

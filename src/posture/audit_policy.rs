@@ -37,6 +37,7 @@ struct GroupResources {
     resource_names: Vec<String>,
 }
 
+// In the order of how much is written down, which `judge` compares by.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 enum Level {
     #[default]
@@ -104,6 +105,8 @@ impl Policy {
 impl Rule {
     /// Whether it may match a request for the resource.
     fn names(&self, resource: &str) -> bool {
+        // As the API server matches (k8s.io/apiserver, pkg/audit/policy/checker.go): a rule that names URLs and no resource
+        // matches no request for a resource, and one that names neither matches every request.
         let is_about_urls = self.resources.is_empty() && !self.non_resource_urls.is_empty();
         !is_about_urls && (self.resources.is_empty() || self.resources.iter().any(|listed| listed.names(resource)))
     }

@@ -35,7 +35,7 @@ pub enum Outcome {
     Advice,
     /// Cannot be said, because an earlier check failed, or because something may not be read.
     Skipped,
-    /// Wrong.
+    /// Wrong: it does not work, or leaves Secrets exposed. Makes `doctor` end with 1.
     Failed,
 }
 
@@ -59,7 +59,7 @@ impl Finding {
         Self { result: Outcome::Skipped, ..Self::ok(check, detail) }
     }
 
-    /// Wrong.
+    /// A check that failed, with what to do about it.
     #[must_use]
     pub fn failed(check: impl Into<String>, detail: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { result: Outcome::Failed, fix: Some(fix.into()), ..Self::ok(check, detail) }

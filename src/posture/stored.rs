@@ -21,6 +21,7 @@ pub fn judge(inventory: &Inventory, configuration: Option<&EncryptionConfigurati
         if shape.folder == "secrets" {
             secrets += count.objects;
         }
+        // Most resources are meant to be in clear, so what no entry names is not counted; Secrets are, whatever the file says.
         let is_meant_in_clear = match entry.and_then(Entry::writer) {
             Some(writer) => *writer == Provider::Identity,
             None => true,
@@ -62,6 +63,7 @@ fn resource_of(folder: &str) -> (&str, &str) {
 fn writes(writer: &Provider, stored: &Stored) -> bool {
     match (writer, stored) {
         (Provider::Kms(kms), Stored::KmsV2 { provider, .. }) => kms.name == *provider,
+        // Which of its keys a local provider used is not told apart here: `rotate-keys` does that.
         (Provider::LocalKeys(_), Stored::Otherwise(_)) | (Provider::Identity, Stored::Plain) => true,
         _ => false,
     }

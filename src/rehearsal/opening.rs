@@ -48,7 +48,7 @@ impl Refusal {
     }
 }
 
-/// Opens values.
+/// Opens values as an API server would: by what each one begins with, and by the entry for its folder.
 #[derive(Debug)]
 pub struct Opener<'a> {
     /// The configuration of the API servers; without it, only KMS v2 and clear values are understood.

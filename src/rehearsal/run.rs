@@ -30,7 +30,7 @@ pub struct Rehearsal {
 /// What was found of one resource.
 #[derive(Clone, Debug, Default)]
 pub struct FolderReport {
-    /// Current values.
+    /// Current values, superseded ones left out.
     pub values: u64,
     /// Those that opened, or are read in clear.
     pub opened: u64,
@@ -40,7 +40,7 @@ pub struct FolderReport {
     pub refused: u64,
     /// Those that could not be judged.
     pub unchecked: u64,
-    /// Different seeds.
+    /// Different wrapped seeds among these values: one Decrypt each.
     pub seeds: BTreeSet<SeedName>,
     /// Keys in etcd that do not open, or were not judged, with the reason; the first 1,000 of them.
     pub named: BTreeMap<String, String>,
@@ -96,6 +96,8 @@ pub async fn rehearse(source: &Source, prefix: &str, opener: &Opener<'_>) -> Res
     }
     rehearsal.revisions = reading.revisions;
     let seeds: BTreeSet<_> = rehearsal.folders.values().flat_map(|folder| &folder.seeds).collect();
+    // Left out here: an API server fills the caches of its resources side by side, so that an estimate of its start counts
+    // the seeds of the slowest resource alone.
     let for_seeds = seeds.iter().map(|seed| opener.seeds.time(seed)).sum();
     rehearsal.reading = began.elapsed().saturating_sub(for_seeds);
     Ok(rehearsal)

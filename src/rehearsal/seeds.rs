@@ -22,7 +22,7 @@ pub struct Seeds {
 }
 
 impl Seeds {
-    /// None yet.
+    /// No seed is opened before an object needs it.
     pub fn new(sources: Sources) -> Self {
         Self { sources, opened: Mutex::new(HashMap::new()) }
     }

@@ -49,7 +49,7 @@ pub enum Question {
 /// What decides which claims a verdict needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::rotation) struct Asked {
-    /// The question.
+    /// What the verdict is to answer.
     pub question: Question,
     /// Whether etcd itself is at hand.
     pub by_etcd: bool,
@@ -65,7 +65,7 @@ pub enum Witness {
     Metrics,
     /// What API servers answer to requests.
     Api,
-    /// etcd.
+    /// Values, keys and revisions in etcd itself.
     Etcd,
     /// The key stores.
     KeyStores,
@@ -105,7 +105,7 @@ pub enum Finding {
     },
 }
 
-/// One claim.
+/// What was shown about one [`Subject`], or why it could not be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Claim {
@@ -214,6 +214,7 @@ impl Claim {
 
 impl Subject {
     /// Whether the answer cannot be *Yes* without a claim about this.
+    // Without wildcard: a new subject must be placed here before it compiles.
     pub(in crate::rotation) fn is_required(self, asked: Asked) -> bool {
         match self {
             Self::Adoption | Self::Search | Self::Configuration => true,
@@ -249,7 +250,7 @@ impl Subject {
         }
     }
 
-    /// Every subject.
+    /// Every subject, in the order in which a verdict lists them.
     pub(in crate::rotation) const ALL: [Self; 13] = [
         Self::Roster,
         Self::Adoption,

@@ -13,7 +13,7 @@ pub enum RotationError {
     Api {
         /// What was to be done.
         what: String,
-        /// Why not.
+        /// What the API server answered, or that it did not.
         source: ApiError,
     },
     /// etcd could not be read.
@@ -24,7 +24,7 @@ pub enum RotationError {
     Kek {
         /// Its name in the configuration.
         name: String,
-        /// Why not.
+        /// What its key store said.
         source: KekError,
     },
     /// A file could not be read or written.
@@ -32,9 +32,9 @@ pub enum RotationError {
     File {
         /// What was to be done.
         what: &'static str,
-        /// The file.
+        /// The file that was named.
         file: PathBuf,
-        /// Why not.
+        /// What the system said.
         source: std::io::Error,
     },
     /// Something that was given cannot be used.
@@ -75,12 +75,12 @@ impl RotationError {
 /// Why a request did not do what it should.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// No answer.
+    /// No answer: no connection, a broken one, or none in time.
     #[error("no answer from {address}: {problem}")]
     Unreachable {
         /// Who was asked.
         address: String,
-        /// What happened.
+        /// What the connection said, with its causes.
         problem: String,
     },
     /// An answer other than success.
@@ -88,7 +88,7 @@ pub enum ApiError {
     Refused {
         /// Who was asked.
         address: String,
-        /// HTTP status.
+        /// The HTTP status, any but 2xx.
         status: u16,
         /// The server's own words.
         message: String,
@@ -107,6 +107,7 @@ impl ApiError {
     /// Whether it may be otherwise in a moment, without anybody doing anything: nobody answers, or the server is
     /// overloaded or being restarted. Refused credentials count, since whoever renews them does so in time.
     pub fn is_transient(&self) -> bool {
+        // Not 404 or 409: those are answers about the object, and callers decide what they mean.
         self.status().is_none_or(|status| matches!(status, 401 | 408 | 429 | 500..))
             && !matches!(self, Self::Malformed { .. })
     }

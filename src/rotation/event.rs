@@ -17,7 +17,7 @@ pub enum Event<'a> {
     Progress {
         /// What is gone through.
         resource: &'a Resource,
-        /// So far.
+        /// What was done in this pass so far.
         tally: &'a Tally,
         /// About how many objects there are.
         objects: u64,

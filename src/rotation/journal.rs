@@ -26,6 +26,8 @@ use crate::rotation::leftovers::scan::{Method, Scan};
 use crate::rotation::leftovers::snapshots::SnapshotKeys;
 use crate::rotation::rewrite::Tally;
 
+// Fields that came later have `serde(default)`, so that a run begun by an older release can be resumed. A change that
+// would give an old field another meaning needs the next number.
 const FORMAT: u32 = 3;
 
 /// Where a rotation stands. Each step may be begun again.
@@ -79,6 +81,7 @@ impl std::fmt::Display for State {
 
 /// What a rotation has done so far.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+// A journal of a newer release is refused by its unknown field: what it says there may be what a verdict rests on.
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Journal {
     format: u32,
@@ -182,7 +185,7 @@ pub struct Journal {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
-    /// Which.
+    /// Plural, group and version of the resource.
     pub resource: Resource,
     /// Who writes it.
     #[serde(rename = "provider")]
@@ -246,6 +249,8 @@ impl Journal {
     /// Takes over what an earlier rotation left unproven: its former keys are still to be named.
     pub(crate) fn inherit(&mut self, earlier: Self) {
         let concluded = earlier.verdict.map(|verdict| verdict.conclusion);
+        // After a Yes its keys are dealt with. Otherwise, only that earlier run knows that they were once in use: everything
+        // may be rewritten by now, and this run would find nothing under them and never name them.
         if !matches!(concluded, Some(Conclusion::MayBeDisabled | Conclusion::NothingRotated)) {
             (self.earlier_keys, self.earlier_cluster) = (earlier.keys_seen, earlier.cluster);
             self.earlier_keys.extend(earlier.earlier_keys);

@@ -49,13 +49,13 @@ pub struct Sweep<'a> {
     pub api: &'a Api,
     /// Over what, one after the other.
     pub folders: Vec<Folder>,
-    /// For what.
+    /// Whether objects are stored, only tried, or read.
     pub ask: Ask,
     /// Objects with a greater resource version are left alone.
     pub adopted_at: Option<u64>,
     /// What would change objects beyond their ciphertext: these are left; `None` stores them again all the same.
     pub risk: Option<&'a Risk>,
-    /// How fast.
+    /// How many requests at once, and how many a second.
     pub pace: &'a mut Pace,
     /// What was done so far; kept when the pass is dropped half way.
     pub tally: &'a mut Tally,

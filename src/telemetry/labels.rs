@@ -7,11 +7,11 @@ use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 /// Which of the three RPCs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rpc {
-    /// Status.
+    /// `Status`, which an API server polls once a minute.
     Status,
-    /// Encrypt.
+    /// `Encrypt`: a seed is sealed.
     Encrypt,
-    /// Decrypt.
+    /// `Decrypt`: a seed is opened.
     Decrypt,
 }
 
@@ -31,7 +31,7 @@ pub enum KekOperation {
 /// How an operation of a KEK ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KekOutcome {
-    /// Done.
+    /// The KEK did what it was asked.
     Ok,
     /// Not reached, or the key store's own fault.
     Unavailable,

@@ -10,7 +10,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 /// The form of the log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// One line of text for each event, for people to read.
     #[default]
     Text,
     /// One JSON object a line.

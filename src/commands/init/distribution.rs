@@ -21,7 +21,7 @@ pub(super) struct Place {
 pub(super) enum Runs {
     /// A static pod in this folder of the node.
     Pod(&'static str),
-    /// `kube-envelope.service`.
+    /// A systemd unit, `kube-envelope.service`.
     Unit,
     /// A pod in a document of the distribution's own.
     Document,

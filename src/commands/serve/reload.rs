@@ -20,7 +20,7 @@ const POLL: Duration = Duration::from_secs(10);
 
 /// The configuration in use, and where a new one comes from.
 pub struct Reload {
-    /// The file.
+    /// The configuration file.
     pub path: PathBuf,
     /// Its content as it was loaded.
     pub loaded: String,

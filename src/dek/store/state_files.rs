@@ -27,6 +27,6 @@ pub trait StateFiles: Send + Sync + fmt::Debug {
 pub enum Name {
     /// A wrapped DEK.
     Dek(DekId),
-    /// The [`History`](crate::dek::history::History).
+    /// The [`History`](crate::dek::history::History) of adopted generations; there is one.
     History,
 }

@@ -29,7 +29,7 @@ const CONTAINER_TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct AssumeRole {
-    /// Which role.
+    /// ARN of the role.
     pub(super) role_arn: String,
     /// What the role's owner asks for against confused deputies.
     pub(super) external_id: Option<String>,

@@ -12,6 +12,8 @@ pub(super) fn of(key: &KeyMetadata, rotates: Option<bool>) -> Profile {
         let finding = format!("the imported material of {id} is deleted at {end}, and with it every Secret");
         advice.push(Advice::new(finding, "import it again without an end, and keep a copy of it"));
     }
+    // AWS cannot rotate imported material or a key in a custom key store by itself, so it would be no use to ask for it
+    // (https://docs.aws.amazon.com/kms/latest/developerguide/rotate-keys.html).
     let is_made_by_aws = key.origin == Some(OriginType::AwsKms);
     if is_made_by_aws && rotates == Some(false) {
         let finding = format!("{id} is not rotated by itself");
@@ -24,6 +26,7 @@ pub(super) fn of(key: &KeyMetadata, rotates: Option<bool>) -> Profile {
     let first_material = rotates != Some(true);
     let created = key.creation_date.filter(|_| first_material);
     let created = created.and_then(|date| jiff::Timestamp::from_second(date.secs()).ok());
+    // arn:aws:kms:REGION:ACCOUNT:key/ID
     let region = key.arn.as_deref().and_then(|arn| arn.split(':').nth(3)).unwrap_or("one Region");
     let only_in = (key.multi_region != Some(true)).then(|| region.to_owned());
     Profile { created, only_in, advice }

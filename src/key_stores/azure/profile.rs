@@ -12,6 +12,7 @@ pub(super) fn of(attributes: &KeyAttributes) -> Profile {
         let finding = "the key is exportable: whoever may release it opens every Secret without the vault, for ever";
         advice.push(Advice::new(finding, "make a key that is not, list it beside this one, rotate to it"));
     }
+    // The levels combine words, such as `CustomizedRecoverable+Purgeable`; a new combination is judged by its words, too.
     let level = attributes.recovery_level.as_ref().map(ToString::to_string).unwrap_or_default();
     if level.contains("Purgeable") && !level.contains("ProtectedSubscription") {
         let finding =
@@ -23,6 +24,7 @@ pub(super) fn of(attributes: &KeyAttributes) -> Profile {
         let finding = format!("the version expires at {end}: Key Vault does not wrap with it after that");
         advice.push(Advice::new(finding, "rotate before, or take the end away: a KEK needs none"));
     }
+    // Azure replicates a vault to the paired region by itself, and does not say here whether its region has one.
     Profile { created: attributes.created.and_then(moment), only_in: None, advice }
 }
 

@@ -76,9 +76,9 @@ struct WorkloadIdentity {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct ClientSecret {
-    /// The directory.
+    /// The directory (tenant) of the application.
     tenant_id: String,
-    /// The application.
+    /// The application's client id.
     client_id: String,
     /// File with the secret, and nothing else but white space around it.
     secret_file: PathBuf,

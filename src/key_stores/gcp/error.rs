@@ -13,11 +13,11 @@ use crate::key_stores::shared::retry_after;
 pub(super) enum Action {
     /// The key and its primary version.
     Key,
-    /// One version.
+    /// One version, to see its state.
     Version,
     /// Encrypt under a version.
     Encrypt,
-    /// Decrypt.
+    /// Decrypt: under whichever version encrypted.
     Decrypt,
     /// Make a version or make it primary.
     Rotate,

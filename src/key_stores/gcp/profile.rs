@@ -25,6 +25,7 @@ pub(super) fn of(key: &CryptoKey, name: &str) -> Profile {
     let location = name.split('/').nth(3).unwrap_or_default();
     // A region ends in a number, such as europe-west1; global, eu, us and nam4 are several.
     let is_region = location.contains('-') && location.ends_with(|last: char| last.is_ascii_digit());
+    // The age that counts is that of the version in use: the key itself is as old as its first version.
     let created = key.primary.as_ref().and_then(|primary| primary.created().parse().ok());
     Profile { created, only_in: is_region.then(|| location.to_owned()), advice }
 }

@@ -46,7 +46,7 @@ pub enum VersionState {
     Pending,
     /// Wraps and opens; exactly one.
     Active,
-    /// Only opens.
+    /// Opens what it wrapped; nothing is wrapped with it any more.
     Retired,
 }
 

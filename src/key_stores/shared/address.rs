@@ -9,7 +9,7 @@ use url::Url;
 pub(in crate::key_stores) enum PlainHttp {
     /// Only to this machine.
     Loopback,
-    /// Anywhere.
+    /// To any machine: `insecureHttp` is set.
     Anywhere,
 }
 

@@ -13,7 +13,7 @@ use crate::kek::{Kek, KekError, Lineage};
 pub(in crate::key_stores) trait OpenKek: KeyStore {
     type Kek: Kek;
 
-    /// As [`KeyStore::open`].
+    /// The KEK itself, where [`KeyStore::open`] gives it boxed; with the same errors.
     async fn open_kek(&self) -> Result<Self::Kek, KekError>;
 }
 

@@ -11,7 +11,7 @@ use crate::kek::{ClusterName, Kek, KekError, KekVersion, Lineage, RotateKek};
 /// A key in a key store, as the configuration describes it: what each kind gives to the registry.
 #[async_trait]
 pub trait KeyStore: fmt::Debug + Send + Sync {
-    /// See [`Kek::lineage`].
+    /// The value of [`Kek::lineage`], known from the settings alone.
     fn lineage(&self) -> Lineage;
 
     /// Whether it is a server that is asked, which has a clock of its own.

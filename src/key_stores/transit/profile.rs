@@ -26,6 +26,7 @@ pub(super) fn of(key: &Key, place: &str) -> Profile {
             "set deletion_allowed=false at the key's config",
         );
     }
+    // 0 is how the server says that the key has no schedule.
     if key.auto_rotate_period == 0 {
         advise(
             format!("{place} is not rotated by itself"),

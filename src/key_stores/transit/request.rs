@@ -22,7 +22,7 @@ pub(super) struct Request {
 pub(super) enum Action {
     /// Something of the transit engine.
     Engine,
-    /// A login.
+    /// A login, which has no token yet.
     Login,
     /// About the token itself.
     Token,

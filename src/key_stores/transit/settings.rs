@@ -53,7 +53,7 @@ fn default_mount() -> String {
 struct AuthSettings {
     /// A file with a token in it, kept fresh by somebody else (Vault Agent) or renewed here.
     token_file: Option<PathBuf>,
-    /// AppRole.
+    /// `AppRole`: a role id, and a secret id in a file.
     approle: Option<AppRole>,
     /// JWT, with keys that the server knows by itself: works before the API server is up.
     jwt: Option<Role>,

@@ -19,7 +19,7 @@ const HASH_FIELD: &str = ",\"hash\":\"";
 pub struct Head {
     /// Its number; 0 before the first one.
     pub seq: u64,
-    /// Its hash.
+    /// SHA-256 of the record, as 64 hex digits.
     pub hash: String,
 }
 
@@ -62,7 +62,7 @@ struct Record<'a> {
 /// What ties a line to the one before.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Link {
-    /// Its number.
+    /// Its number, from 1.
     pub seq: u64,
     /// When it was written.
     pub time: jiff::Timestamp,
@@ -70,7 +70,7 @@ pub struct Link {
     pub prev: String,
     /// Its own hash, as written.
     pub hash: String,
-    /// What happened.
+    /// The kind of event, such as `decrypt`.
     pub event: String,
 }
 

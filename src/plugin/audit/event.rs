@@ -8,7 +8,7 @@ use serde::Serialize;
 pub enum Event {
     /// The plugin starts.
     Start {
-        /// Its version.
+        /// The program's version.
         version: &'static str,
     },
     /// It was told to stop.
@@ -31,19 +31,19 @@ pub enum Event {
     },
     /// Another generation, or another DEK of it, is active.
     Adopted {
-        /// The generation.
+        /// The generation's `key_id`.
         key_id: String,
         /// This node's DEK of it.
         dek_id: String,
     },
     /// Nothing is encrypted or decrypted any more.
     Denied {
-        /// What happened.
+        /// The KEK, and what it said.
         reason: String,
     },
     /// Records could not be written.
     Lost {
-        /// How many.
+        /// How many records, since the last one that was written.
         records: u64,
     },
     /// The file ends before what had been written to it.
@@ -59,9 +59,9 @@ pub enum Event {
 pub struct Use {
     /// The API server's name for its request; stands in its own log, too.
     pub uid: String,
-    /// The generation.
+    /// The generation's `key_id`.
     pub key_id: String,
-    /// The DEK.
+    /// The DEK's id, in hex.
     pub dek_id: String,
     /// Who asked, where the kernel told.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,7 +71,7 @@ pub struct Use {
 /// The process at the other end of the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Peer {
-    /// Its user.
+    /// The user that it runs as.
     pub uid: u32,
     /// Its process id, where the kernel knows it.
     #[serde(skip_serializing_if = "Option::is_none")]

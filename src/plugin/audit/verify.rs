@@ -15,7 +15,7 @@ pub struct Findings {
     pub records: u64,
     /// The first one and the last one.
     pub first: Option<Link>,
-    /// See `first`.
+    /// The last record; the same as `first` in a log of one.
     pub last: Option<Link>,
     /// What is wrong, each with its place.
     pub problems: Vec<String>,

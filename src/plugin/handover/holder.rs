@@ -78,6 +78,7 @@ impl Holder {
     fn ask(&self, ask: Ask, memory: Option<BorrowedFd<'_>>) -> io::Result<Option<OwnedFd>> {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.socket.display()));
         let asked = || -> io::Result<Option<OwnedFd>> {
+            // SEQPACKET keeps the bounds of messages: one recvmsg gets a whole message and the descriptor that belongs to it.
             let peer = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
             limit(&peer)?;
             connect(&peer, &SocketAddrUnix::new(&self.socket)?)?;
@@ -128,6 +129,7 @@ pub fn hold(path: &Path) -> io::Result<()> {
         if poll(&mut [PollFd::new(&listener, PollFlags::IN)], wait.as_ref())? == 0 {
             continue;
         }
+        // One peer after the other: the plugin is the only client, and `limit` bounds how long any other one takes.
         if let Err(error) = answer(&listener, &mut held) {
             warn!(%error, "a question is not answered");
         }
@@ -143,6 +145,7 @@ fn listen_at(path: &Path) -> io::Result<OwnedFd> {
         _ => {}
     }
     bind(&listener, &address)?;
+    // Nobody can connect in between: the socket does not listen yet.
     chmod(path, Mode::RUSR | Mode::WUSR)?;
     listen(&listener, 4)?;
     Ok(listener)

@@ -26,6 +26,7 @@ pub(super) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
 /// It is not sealed memory, or larger than any of ours.
 pub(super) fn read(memory: &OwnedFd) -> io::Result<Zeroizing<Vec<u8>>> {
     let refused = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
+    // Without the seals, whoever holds a copy of the descriptor could still change the bytes between two reads of them.
     if !fcntl_get_seals(memory.as_fd()).is_ok_and(|seals| seals.contains(SEALS)) {
         return Err(refused("what is kept is not sealed memory"));
     }

@@ -30,6 +30,7 @@ impl ServiceManager {
 }
 
 impl Keeper for ServiceManager {
+    // systemd's store has no expiry. The process that takes the memory judges how old it is by `Handover::opened`.
     fn keep(&self, memory: OwnedFd, _until: Duration) -> io::Result<()> {
         let last = self.last.load(Relaxed);
         let next = (last + 1) % NAMES.len();

@@ -8,7 +8,7 @@ use crate::kek::Lineage;
 pub struct KekHealth {
     /// Its configured name.
     pub name: String,
-    /// Which KEK.
+    /// What its `key_id`s and stored wraps name it by.
     pub lineage: Lineage,
     /// Whether it only unwraps.
     pub is_retired: bool,
@@ -25,7 +25,7 @@ pub struct KekHealth {
 /// One version of a KEK.
 #[derive(Clone, Debug)]
 pub struct VersionHealth {
-    /// Which one.
+    /// The kind's own text, as [`KekVersion::version`](crate::kek::KekVersion).
     pub version: String,
     /// What it did when it was last asked to unwrap.
     pub standing: Standing,

@@ -20,7 +20,7 @@ const LOST_AT_ONCE: usize = 4;
 pub(super) struct Rhythm {
     /// Those of the active generation.
     pub(super) active: Duration,
-    /// Others.
+    /// Those of all other generations.
     pub(super) former: Duration,
     /// Those that did not unwrap the last time.
     pub(super) again: Duration,

@@ -13,19 +13,19 @@ pub(super) const SOON: Duration = Duration::from_secs(2);
 /// What may change while the plugin runs.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The KEKs.
+    /// Those that wrap, and the retired ones.
     pub keks: KekSet,
     /// What opens other plugins' data.
     pub takeovers: Takeovers,
     /// KEKs that left for good: what they alone unwrap is not kept any more.
     pub forget: BTreeSet<Lineage>,
-    /// See `Config::epoch`.
+    /// The value of `Config::epoch`: part of every `key_id`.
     pub epoch: u64,
-    /// See `Config::max_offline_age`.
+    /// The value of `Config::max_offline_age`: how long to serve without any successful unwrap.
     pub max_offline_age: Duration,
-    /// See `Config::refresh_interval`.
+    /// The value of `Config::refresh_interval`: how often KEKs name their active version.
     pub refresh_interval: Duration,
-    /// See `Config::prove_interval`.
+    /// The value of `Config::prove_interval`: how often the active generation is unwrapped.
     pub prove_interval: Duration,
 }
 

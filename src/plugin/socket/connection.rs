@@ -21,7 +21,7 @@ const PREFACE_BYTES: usize = 24;
 /// A connection of an allowed peer.
 pub struct Connection {
     stream: UnixStream,
-    /// Ends it.
+    /// Resolves once keys were cleared: then the connection ends, and its buffers with it.
     cleared: Pin<Box<dyn Future<Output = ()> + Send>>,
     is_cleared: bool,
     /// Bytes of the preface that are still missing, and until when they may be.

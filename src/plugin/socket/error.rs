@@ -22,9 +22,9 @@ pub enum SocketError {
     System {
         /// What was tried.
         step: &'static str,
-        /// On what.
+        /// The path or the abstract name that it was tried on.
         place: String,
-        /// Why not.
+        /// What the system said.
         source: io::Error,
     },
 }

@@ -80,6 +80,7 @@ impl ConfigMap {
 
 fn is_telling(key: &str) -> bool {
     let lower = key.to_lowercase();
+    // Both spellings are searched: `id_rsa` has its underscore in the list, and `api_key` must match `apikey`.
     let plain = lower.replace(['-', '.', ' '], "_");
     let joined = plain.replace('_', "");
     let is_public = [".crt", ".cer", ".pub"].iter().any(|end| lower.ends_with(end));

@@ -99,6 +99,8 @@ fn judge(rbac: &Rbac) -> Vec<Finding> {
     let (mut everybody, mut anywhere) = (Vec::new(), BTreeMap::<String, Vec<String>>::new());
     for binding in rbac.bindings.iter().filter(|binding| readers.contains(&binding.role())) {
         for subject in &binding.subjects {
+            // For everybody a binding in one namespace is as wrong as one for the cluster. For named subjects it is what RBAC
+            // is for, so only those of the whole cluster are listed, without those that Kubernetes needs for itself.
             if subject.is_everybody() {
                 everybody.push(format!("{} by {}", subject.described(), binding.described()));
             } else if binding.is_of_cluster() && !binding.is_of_kubernetes() {
@@ -137,6 +139,7 @@ impl Rule {
     /// `list` and `watch` return contents, as `get` does.
     fn reads_every_secret(&self) -> bool {
         let has = |list: &[String], names: &[&str]| list.iter().any(|one| names.contains(&one.as_str()));
+        // A rule that lists resourceNames grants single Secrets, which somebody chose one by one.
         has(&self.api_groups, &["", "*"])
             && has(&self.resources, &["secrets", "*"])
             && has(&self.verbs, &["get", "list", "watch", "*"])
@@ -180,6 +183,7 @@ impl Binding {
 
 impl Subject {
     fn is_everybody(&self) -> bool {
+        // A service account may have any name in its namespace, also one of these.
         self.kind != "ServiceAccount" && EVERYBODY.contains(&self.name.as_str())
     }
 

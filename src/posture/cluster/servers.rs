@@ -45,6 +45,7 @@ fn disagreements(seen: &[Seen]) -> Vec<Finding> {
     for server in seen {
         let Some(scrape) = &server.scrape else { continue };
         if let Some(hash) = &scrape.config_hash {
+            // Not the hash of a key_id, but written in the same form (`sha256:…`), so it is shortened the same way.
             configurations.entry(KeyIdHash::from(hash.as_str()).short().to_owned()).or_default().push(server.name());
         }
         for (provider, (hash, _)) in &scrape.reported {

@@ -66,7 +66,7 @@ impl Wanted {
 pub struct Adoption {
     /// How well it is known.
     pub evidence: Evidence,
-    /// The target.
+    /// What all servers were seen to store under.
     pub targets: StoredUnder,
     /// Each server, and what it stored under.
     pub servers: Vec<ServerAdoption>,
@@ -100,7 +100,7 @@ fn never() -> jiff::Timestamp {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerAdoption {
-    /// Its address.
+    /// How the server was reached.
     pub address: String,
     /// Hash of its identity Lease.
     pub identity: Option<String>,

@@ -23,7 +23,7 @@ const FRESH_WITHIN: Duration = Duration::from_secs(90);
 pub struct Seen {
     /// How it is reached.
     pub api: Api,
-    /// Its metrics.
+    /// What its metrics showed; nothing where they cannot be read.
     pub scrape: Option<Scrape>,
     /// The host that it runs on, by its identity Lease.
     pub host: Option<String>,

@@ -51,11 +51,11 @@ pub struct Api {
 
 /// What came back.
 pub struct Answer {
-    /// HTTP status.
+    /// The HTTP status, whether it is success or not.
     pub status: u16,
     /// The server's wish when to come back.
     pub retry_after: Option<Duration>,
-    /// The body.
+    /// The body, read to its end.
     pub body: Vec<u8>,
 }
 
@@ -63,7 +63,7 @@ pub struct Answer {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Refusal {
-    /// In words.
+    /// The reason in a sentence; may hold names of objects.
     pub message: String,
     /// In a word.
     pub reason: String,

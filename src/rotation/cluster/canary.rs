@@ -15,7 +15,7 @@ const ANNOTATION: &str = "kube-envelope.io/written";
 /// An object without content.
 #[derive(Clone, Debug)]
 pub struct Canary {
-    /// Its resource.
+    /// Secrets or ConfigMaps.
     pub resource: Resource,
     /// Who writes it, and whose key it shows.
     pub writer: Writer,

@@ -41,7 +41,7 @@ impl ServerProcess {
 pub struct Account {
     /// Where it was reached; for messages.
     pub address: String,
-    /// Which process.
+    /// Identity and start time: what tells one process from the next at the same address.
     pub process: ServerProcess,
     /// Hash of its EncryptionConfiguration, where the server publishes it.
     pub config_hash: Option<String>,
@@ -116,7 +116,7 @@ impl Permitted {
 pub enum Breach {
     /// A process that was not there: an API server joined, or was started again.
     Joined {
-        /// Where.
+        /// Where it was met.
         address: String,
     },
     /// A process is gone. What it stored between the last look and its end is not known.
@@ -126,12 +126,12 @@ pub enum Breach {
     },
     /// A server loaded another EncryptionConfiguration.
     Reconfigured {
-        /// Where.
+        /// Where it was met.
         address: String,
     },
     /// A server stored values under a key other than the target.
     StoredUnder {
-        /// Where.
+        /// Where it was met.
         address: String,
         /// By which provider.
         provider: ProviderName,
@@ -142,7 +142,7 @@ pub enum Breach {
     },
     /// A server stored values of an encrypted resource with another provider, or in clear.
     StoredWith {
-        /// Where.
+        /// Where it was met.
         address: String,
         /// Of which resource.
         resource: String,

@@ -31,7 +31,7 @@ pub struct Names {
 impl Names {
     /// Behind the hash of every name.
     pub const END: u64 = 1 << 32;
-    /// Every name.
+    /// All names: nothing is hashed.
     pub const ALL: Self = Self { from: 0, to: Self::END };
 
     /// Whether a name is in it. The same in every process, today and tomorrow.
@@ -48,7 +48,7 @@ impl Names {
 /// What is gone through: a resource in all namespaces or in one, whole or a part of its names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Folder {
-    /// Which resource.
+    /// The resource; its objects are listed in the version that it names.
     pub resource: Resource,
     /// Where; everywhere if in none.
     pub namespace: Option<String>,

@@ -35,9 +35,9 @@ pub struct Scrape {
 /// Which way a value went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
-    /// To etcd.
+    /// Encrypted, on its way to etcd.
     Stored,
-    /// From etcd.
+    /// Decrypted, on its way from etcd.
     Read,
 }
 

@@ -17,7 +17,7 @@ pub const LEASE_WATCHED: Duration = Duration::from_secs(35);
 /// The identity Lease of an API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentityLease {
-    /// Its name.
+    /// Name of the Lease, such as `apiserver-` and a hash.
     pub name: String,
     /// Hash of its name, as the server's metrics show it.
     pub identity: String,
@@ -30,7 +30,7 @@ pub struct IdentityLease {
 /// A control-plane Node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlPlaneNode {
-    /// Its name.
+    /// Name of the Node.
     pub name: String,
     /// Its addresses and host names.
     pub addresses: Vec<String>,
@@ -121,21 +121,21 @@ pub enum Doubt {
     NotMet {
         /// Name of its Lease.
         lease: String,
-        /// Its host.
+        /// The host that the Lease's label names.
         host: Option<String>,
     },
     /// A Lease whose server was not met, and which was not watched for long enough to tell whether the server runs.
     Watching {
         /// Name of the Lease.
         lease: String,
-        /// Its host.
+        /// The host that the Lease's label names.
         host: Option<String>,
     },
     /// A server ran within the last hour, does not any more, and may come back.
     Stopped {
         /// Name of its Lease.
         lease: String,
-        /// Its host.
+        /// The host that the Lease's label names.
         host: Option<String>,
         /// Hash of the Lease's name.
         identity: String,
@@ -149,7 +149,7 @@ pub enum Doubt {
     },
     /// A control-plane Node without an API server that was met.
     Node {
-        /// Its name.
+        /// Name of the Node.
         name: String,
     },
     /// The control-plane Nodes may not be listed, and nobody said how many servers there are.
@@ -168,7 +168,7 @@ pub enum Doubt {
     },
     /// A server without a Lease was met at an address that is not its own, so another one may hide there.
     WithoutLease {
-        /// The address.
+        /// The host part of the address at which it was met.
         host: String,
     },
 }

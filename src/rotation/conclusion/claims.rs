@@ -54,6 +54,7 @@ pub fn configuration(journal: &Journal, accounts: &[Account]) -> Claim {
             None => format!("API server {} does not show which file it runs with", account.address),
         })
         .collect();
+    // Without this, no account would mean no disagreement, and the claim would be shown.
     if accounts.is_empty() {
         return Claim::not_shown(Witness::Metrics, "no API server shows which file it runs with", REMEDY);
     }

@@ -51,6 +51,7 @@ fn described(backup: &SnapshotKeys) -> String {
 fn needs(journal: &Journal, backup: &SnapshotKeys, former: &BTreeSet<KeyName>) -> String {
     let needed: Vec<String> = former
         .iter()
+        // Values in clear need no key; what to do about such a backup is in the sentence of the verdict.
         .filter(|key| **key != KeyName::Clear && is_needed(backup, key))
         .map(|key| {
             let (current, older) = backup.needing(key);

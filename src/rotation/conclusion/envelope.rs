@@ -14,7 +14,7 @@ pub struct Envelope {
     signatures: Vec<EnvelopeSignature>,
 }
 
-/// One signature.
+/// One entry of `signatures`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct EnvelopeSignature {
     /// A hint, which nothing is decided by.
@@ -39,6 +39,7 @@ pub enum EnvelopeError {
 
 /// What is signed for a payload.
 pub fn signed_bytes(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+    // PAE of protocol.md: with both lengths in front, no other pair of type and payload gives the same bytes.
     let head = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len());
     [head.as_bytes(), payload].concat()
 }

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::rotation::journal::Journal;
 use crate::rotation::journal::verdict::Conclusion;
 
-/// One verdict.
+/// One line of the history: a verdict and the evidence for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PastVerdict {
@@ -74,6 +74,7 @@ pub fn append(file: &Path, journal: &Journal, evidence: &Path, evidence_text: &[
     let begin = if former.is_empty() || former.ends_with('\n') { "" } else { "\n" };
     handle.write_all(format!("{begin}{}\n", serde_json::to_string(&line)?).as_bytes())?;
     handle.sync_all()?;
+    // The name of a file that was just created is on the disk only after its folder is, too.
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }

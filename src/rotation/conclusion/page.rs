@@ -46,6 +46,7 @@ pub fn page(statement: &Statement, signed: &str) -> String {
         )
     });
     page.list("Backups that were read", &backups.collect::<Vec<_>>());
+    // In the page the remedies are left out: the verdict's own list of what is missing has them.
     let claims = stated.claims.values().map(|claim| match &claim.finding {
         Finding::Shown => format!("{} ({})", claim.what, claim.at),
         Finding::NotYet { .. } => format!("not yet: {} ({})", claim.what, claim.at),

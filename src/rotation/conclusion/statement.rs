@@ -41,7 +41,7 @@ struct StatementSubject {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StatedKey {
-    /// For people.
+    /// As a verdict names it, for people.
     pub name: String,
     /// The KEK's lineage and the vendor's own text for the version, or the `key_id`.
     pub key: KeyName,
@@ -51,7 +51,7 @@ pub struct StatedKey {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StatedResource {
-    /// Which.
+    /// Plural and group, such as `deployments.apps`.
     pub resource: String,
     /// How many objects there were at first.
     pub objects: u64,
@@ -63,7 +63,7 @@ pub struct StatedResource {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StatedBackup {
-    /// The file.
+    /// Its path, as it was named.
     pub file: String,
     /// The newest revision in it.
     pub revision: i64,
@@ -182,6 +182,8 @@ impl Statement {
         if statement.kind != STATEMENT_TYPE || statement.predicate_type != PREDICATE_TYPE {
             return Err(StatementError::Other(format!("{} with {}", statement.kind, statement.predicate_type)));
         }
+        // Policies in pipelines match the subject alone. One that does not follow from the predicate would let a Statement
+        // about one cluster pass for another.
         if statement.subject != [StatementSubject::of(&statement.predicate)] {
             return Err(StatementError::OtherSubject);
         }
@@ -199,6 +201,7 @@ impl StatementSubject {
     fn of(predicate: &Predicate) -> Self {
         let etcd: Vec<String> = predicate.etcd.iter().map(|(id, revision)| format!("{id}@{revision}")).collect();
         let cluster = predicate.cluster.as_deref().unwrap_or("unknown");
+        // Maps in order, so that the same content has the same digest wherever it is computed.
         let lines = predicate.stored.iter().flat_map(|(resource, stored)| {
             stored.iter().map(move |(how, count)| format!("{resource}\t{how}\t{count}\n"))
         });

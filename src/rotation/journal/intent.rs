@@ -52,9 +52,9 @@ pub struct Intent {
     pub key_id: Option<String>,
     /// Former keys that were named.
     pub former: Vec<String>,
-    /// The kubeconfig.
+    /// Which kubeconfig; kubectl's own rules apply where none is named.
     pub kubeconfig: Option<PathBuf>,
-    /// Its context.
+    /// The context in it; its current one where none is named.
     pub context: Option<String>,
     /// API servers that were named.
     pub server: Vec<String>,
@@ -62,13 +62,13 @@ pub struct Intent {
     pub server_ca: Option<PathBuf>,
     /// The EncryptionConfiguration of the API servers.
     pub encryption_config: Option<PathBuf>,
-    /// etcd endpoints.
+    /// URLs of etcd members, of one cluster or of several.
     pub etcd: Vec<String>,
     /// Authority of etcd's certificates.
     pub etcd_ca: Option<PathBuf>,
     /// Client certificate for etcd.
     pub etcd_cert: Option<PathBuf>,
-    /// Its key.
+    /// The certificate's private key.
     pub etcd_key: Option<PathBuf>,
     /// The API servers' prefix in etcd.
     pub etcd_prefix: String,

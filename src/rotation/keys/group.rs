@@ -77,7 +77,7 @@ impl Groups {
         }
     }
 
-    /// Every group.
+    /// Every group, in the order in which they were first met.
     pub fn iter(&self) -> impl Iterator<Item = &Group> {
         self.0.iter()
     }

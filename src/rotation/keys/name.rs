@@ -40,7 +40,7 @@ pub enum KeyName {
     Generation {
         /// The provider in the EncryptionConfiguration.
         provider: ProviderName,
-        /// Its name.
+        /// The generation's `key_id`.
         key_id: String,
     },
     /// A key of a KMS v2 plugin of which an API server's metrics show nothing but the hash.

@@ -11,7 +11,7 @@ use crate::rotation::keys::name::{KeyName, KeyNames};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Usage {
-    /// Its name.
+    /// The key as a verdict names it, for people.
     pub key: String,
     /// Whether new values are stored under it.
     pub is_active: bool,
@@ -68,9 +68,9 @@ impl Usage {
 /// How the values of a snapshot are stored.
 #[derive(Clone, Debug, Default)]
 pub struct Held {
-    /// Current ones.
+    /// Values that are current.
     pub current: Groups,
-    /// Superseded ones.
+    /// Values that were replaced or deleted, and not compacted yet.
     pub older: Groups,
 }
 

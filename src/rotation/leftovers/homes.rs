@@ -29,7 +29,7 @@ pub enum Home {
     Empty,
     /// This cluster holds it: at one revision, API and etcd have as many objects, and the same one at first.
     Shown {
-        /// The cluster.
+        /// The cluster that holds it.
         cluster: ClusterId,
         /// As of this revision.
         revision: i64,
@@ -39,7 +39,7 @@ pub enum Home {
     /// One object is the same in the API and in this cluster; how many there are cannot be compared, since the API
     /// cannot list the resource.
     Unlistable {
-        /// The cluster.
+        /// The cluster that holds that object.
         cluster: ClusterId,
         /// The API server's words.
         why: String,

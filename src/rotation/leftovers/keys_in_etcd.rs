@@ -33,7 +33,7 @@ impl KeysInEtcd {
         Ok(Self { etcd: EtcdClusters::connect(access, &prefix).await?, prefix })
     }
 
-    /// The clusters.
+    /// The etcd clusters that the endpoints lead to.
     pub fn clusters(&self) -> &EtcdClusters {
         &self.etcd
     }

@@ -8,7 +8,7 @@ use crate::etcd::ClusterId;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScannedCluster {
-    /// Its id.
+    /// The id that its members report.
     pub id: ClusterId,
     /// Where it was asked.
     pub endpoints: Vec<String>,

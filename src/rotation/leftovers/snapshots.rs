@@ -49,7 +49,7 @@ struct Content {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotKeys {
-    /// The file.
+    /// Its path, as it was named.
     pub file: PathBuf,
     /// The newest revision in it.
     pub revision: i64,

@@ -53,7 +53,7 @@ enum Need {
     Swap(Swap),
 }
 
-/// One pass.
+/// One pass over all values of all clusters.
 pub struct Pass<'a, 'b> {
     /// Over these clusters.
     pub etcd: &'a EtcdClusters,
@@ -63,7 +63,7 @@ pub struct Pass<'a, 'b> {
     pub aim: &'a Aim,
     /// Who wraps seeds.
     pub seeds: &'a mut SeedWrapper<'b>,
-    /// How fast.
+    /// How many transactions at once, and how many values a second.
     pub pace: &'a mut Pace,
     /// What was done so far; kept when the pass is dropped half way.
     pub tally: &'a mut Rewrapped,
@@ -106,6 +106,7 @@ impl Pass<'_, '_> {
     async fn need(&mut self, record: Record) -> Result<Need, RotationError> {
         let key = String::from_utf8_lossy(&record.key).into_owned();
         let folder = folder_of(key.strip_prefix(self.prefix).unwrap_or(&key)).to_owned();
+        // Before anything is asked of the plugin: a seed that only skipped values have may be one that does not open.
         if self.aim.skip.contains(&folder) {
             return Ok(Need::Nothing);
         }

@@ -45,6 +45,7 @@ impl SeedKeeper for Plugins {
     async fn open(&self, provider: &ProviderName, object: &EncryptedObject) -> Result<Seed, SeedRefusal> {
         let request = DecryptRequest {
             ciphertext: object.encrypted_dek_source.clone(),
+            // The plugin's audit log shows it in the place of an API server's request, so that these reads can be told apart.
             uid: "kube-envelope rewrap".into(),
             key_id: object.key_id.clone(),
             annotations: object.annotations.clone().into_iter().collect(),

@@ -11,13 +11,13 @@ const ALTERED_NAMED: usize = 1_000;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Tally {
-    /// Stored again.
+    /// Stored again under the target key.
     pub rewritten: u64,
     /// Found stored under the server's key already.
     pub fresh: u64,
     /// Stored after all servers had adopted the key: not asked.
     pub newer: u64,
-    /// Deleted meanwhile.
+    /// Deleted between the list and the patch.
     pub gone: u64,
     /// Changed by an admission webhook that took the empty patch as an occasion.
     pub altered: u64,

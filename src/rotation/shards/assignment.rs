@@ -35,14 +35,14 @@ pub struct Assignment {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Divided {
-    /// Which.
+    /// Plural, group and version of the resource.
     pub resource: Resource,
     /// Objects with a greater resource version are left alone.
     pub adopted_at: Option<u64>,
     /// What may change its objects when they are updated: each is tried first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mutators: Vec<String>,
-    /// How.
+    /// Whole, by the hash of names, or at cuts between namespaces.
     pub division: Division,
 }
 
@@ -103,7 +103,7 @@ impl Divided {
 /// A place between two objects: in a namespace, before the names whose hash is `names` or greater.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cut {
-    /// The namespace.
+    /// The namespace that the cut falls in, or begins.
     pub namespace: String,
     /// In units of 2⁻³² of all names in it.
     pub names: u64,

@@ -35,7 +35,7 @@ pub struct Report {
     pub finished: bool,
     /// Requests under way, at most, just now.
     pub concurrency: usize,
-    /// By resource.
+    /// What was done so far, by resource.
     pub counts: BTreeMap<String, Counts>,
     /// Why it stopped, if it did.
     pub problem: Option<String>,
@@ -46,7 +46,7 @@ pub struct Report {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Counts {
-    /// Stored again.
+    /// Stored again under the target key.
     #[serde(skip_serializing_if = "is_zero")]
     pub rewritten: u64,
     /// Found stored under the server's key already.
@@ -55,7 +55,7 @@ pub struct Counts {
     /// Stored after all servers had adopted the key: not asked.
     #[serde(skip_serializing_if = "is_zero")]
     pub newer: u64,
-    /// Deleted meanwhile.
+    /// Deleted between the list and the patch.
     #[serde(skip_serializing_if = "is_zero")]
     pub gone: u64,
     /// Changed by an admission webhook.
@@ -75,7 +75,7 @@ impl Counts {
         Self { rewritten, fresh, newer, gone, altered, refused }
     }
 
-    /// The sum.
+    /// The sum of both; a count that would overflow stays at its maximum.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {

@@ -32,7 +32,7 @@ const MAX_SEARCHED_BYTES: u64 = 64 * 1024;
 /// Files and folders, all of which exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
-    /// Read alone.
+    /// To be read only.
     pub read: Vec<PathBuf>,
     /// Read and written.
     pub write: Vec<PathBuf>,

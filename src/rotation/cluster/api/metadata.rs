@@ -31,7 +31,7 @@ pub struct ListMetadata {
 /// One object without its content.
 #[derive(Debug, Deserialize)]
 pub struct Partial {
-    /// Its metadata.
+    /// All that `PartialObjectMetadata` has.
     pub metadata: Metadata,
 }
 
@@ -39,7 +39,7 @@ pub struct Partial {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(from = "Value")]
 pub struct Metadata {
-    /// Name.
+    /// The object's name; unique in its namespace.
     pub name: String,
     /// Namespace; absent for what has none.
     pub namespace: Option<String>,
