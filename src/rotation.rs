@@ -16,3 +16,4 @@ pub mod rewrap;
 pub mod rewrite;
 pub mod run;
 pub mod shards;
+pub mod watch;

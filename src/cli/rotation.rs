@@ -66,6 +66,12 @@ fn time(text: &str) -> Result<Duration, String> {
     if time <= LONGEST_TIME { Ok(time) } else { Err("at most 365days".to_owned()) }
 }
 
+/// A time between two things that are done again and again.
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = time(text)?;
+    if interval >= Duration::from_secs(1) { Ok(interval) } else { Err("at least 1s".to_owned()) }
+}
+
 /// A rate that something gets done at.
 fn rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
@@ -196,7 +202,12 @@ pub enum RewriteMethod {
 Examples:
   kube-envelope verify --kubeconfig /etc/kubernetes/admin.conf
   kube-envelope verify --kubeconfig /etc/kubernetes/admin.conf --output json \\
-    --metrics-file /var/lib/node_exporter/textfile_collector/kube-envelope.prom")]
+    --metrics-file /var/lib/node_exporter/textfile_collector/kube-envelope.prom
+  kube-envelope verify --watch --kubeconfig /etc/kubernetes/admin.conf \\
+    --etcd https://127.0.0.1:2379 --etcd-ca /etc/kubernetes/pki/etcd/ca.crt \\
+    --etcd-cert /etc/kubernetes/pki/apiserver-etcd-client.crt \\
+    --etcd-key /etc/kubernetes/pki/apiserver-etcd-client.key \\
+    --metrics-file /var/lib/node_exporter/textfile_collector/kube-envelope-watch.prom")]
 pub struct VerifyArgs {
     /// How the cluster is reached.
     #[command(flatten)]
@@ -207,4 +218,11 @@ pub struct VerifyArgs {
     /// Write the outcome as metrics to this file, for the node exporter's textfile collector.
     #[arg(long, value_name = "FILE")]
     pub metrics_file: Option<PathBuf>,
+    /// Keep running and follow etcd: count the values under each key as they change, and say when something is stored under
+    /// a former key. Needs --etcd. Until it is stopped; it then ends with 6 if something is under a former key, else with 8.
+    #[arg(long, requires = "etcd", conflicts_with = "snapshot_file")]
+    pub watch: bool,
+    /// With --watch: how often the metrics file is written.
+    #[arg(long, value_name = "TIME", value_parser = interval, default_value = "15s")]
+    pub interval: Duration,
 }

@@ -114,7 +114,7 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
 }
 
 /// Ends when the process is told to: by Ctrl-C, or by whoever runs it.
-async fn interrupted() {
+pub(super) async fn interrupted() {
     let terminated = async {
         match signal(SignalKind::terminate()) {
             Ok(mut terminate) => terminate.recv().await,

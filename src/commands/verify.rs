@@ -1,6 +1,7 @@
 //! `verify`: is anything left on a former key? Rewrites nothing; the answer is the exit code.
 
 mod metrics_file;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -76,6 +77,9 @@ struct Found {
 pub fn run(args: VerifyArgs) -> Result<Exit> {
     if std::env::var_os("RUST_LOG").is_some() {
         start_logs(LogFormat::Text);
+    }
+    if args.watch {
+        return watch::run(&args);
     }
     let (output, metrics) = (args.cluster.output, args.metrics_file.clone());
     let plugin = plugin_config(args.cluster.config.as_deref())?;

@@ -131,9 +131,10 @@ impl Range<'_> {
             // A deletion stores no value.
             filters: vec![FilterType::Nodelete.into()],
             fragment: true,
+            ..WatchCreateRequest::default()
         };
         let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
-        let mut answers = client.watch(requests(create)).await?.into_inner();
+        let mut answers = client.watch(requests(create, ASKS_EVERY)).await?.into_inner();
         let (mut seen, mut newest_seen, began) = (0_u64, 0, Instant::now());
         loop {
             let answer = tokio::time::timeout(WATCH_TIMEOUT, answers.message()).await;
@@ -165,13 +166,16 @@ impl Range<'_> {
 }
 
 /// One watch, and then the question how far it is, again and again.
-fn requests(create: WatchCreateRequest) -> impl futures::Stream<Item = WatchRequest> + Send + 'static {
+pub(super) fn requests(
+    create: WatchCreateRequest,
+    every: Duration,
+) -> impl futures::Stream<Item = WatchRequest> + Send + 'static {
     let first = RequestUnion::CreateRequest(create);
-    stream::unfold(Some(first), |request| async move {
+    stream::unfold(Some(first), move |request| async move {
         let union = match request {
             Some(create) => create,
             None => {
-                tokio::time::sleep(ASKS_EVERY).await;
+                tokio::time::sleep(every).await;
                 RequestUnion::ProgressRequest(WatchProgressRequest {})
             }
         };
@@ -198,7 +202,8 @@ mod tests {
     use super::*;
 
     fn answer(events: &[i64], revision: i64) -> WatchResponse {
-        let event = |at: &i64| Event { kv: Some(KeyValue { mod_revision: *at, ..KeyValue::default() }) };
+        let event =
+            |at: &i64| Event { kv: Some(KeyValue { mod_revision: *at, ..KeyValue::default() }), ..Event::default() };
         let header = ResponseHeader { revision, ..ResponseHeader::default() };
         WatchResponse { header: Some(header), events: events.iter().map(event).collect(), ..WatchResponse::default() }
     }

@@ -1,6 +1,7 @@
 //! Whether anything is still stored under a former key: in etcd, in its old revisions, in snapshots of it.
 
 pub mod beside;
+pub mod census;
 pub mod compaction;
 pub mod former;
 pub mod history;

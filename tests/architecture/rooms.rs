@@ -19,6 +19,7 @@ const FROM_THE_BOTTOM: &[&str] = &[
     "conclusion",
     "shards",
     "run",
+    "watch",
 ];
 
 /// The rooms that a file names, by the way from the top or by as many `super::` as lead to `rotation`.

@@ -54,4 +54,5 @@ mod true_verdicts;
 mod two_clouds;
 mod two_runs;
 mod unlistable;
+mod watch;
 mod webhooks;

@@ -7,13 +7,23 @@ use std::path::Path;
 
 use serde_json::Value;
 
-/// Written by `verify --metrics-file`, whose own test names them.
+/// Written by `verify --metrics-file`, with and without `--watch`, whose own tests name them.
 const OF_VERIFY: &[&str] = &[
     "kube_envelope_verify_exit_code",
     "kube_envelope_verify_last_run_timestamp_seconds",
     "kube_envelope_verify_last_yes_timestamp_seconds",
     "kube_envelope_verify_leftovers",
     "kube_envelope_verify_looked_at",
+    "kube_envelope_watch_api_servers_agree",
+    "kube_envelope_watch_api_servers_asked_timestamp_seconds",
+    "kube_envelope_watch_censuses_total",
+    "kube_envelope_watch_complete_timestamp_seconds",
+    "kube_envelope_watch_leftovers",
+    "kube_envelope_watch_old_key_write_timestamp_seconds",
+    "kube_envelope_watch_old_key_writes_total",
+    "kube_envelope_watch_revision",
+    "kube_envelope_watch_updated_timestamp_seconds",
+    "kube_envelope_watch_values",
 ];
 
 fn file(name: &str) -> String {

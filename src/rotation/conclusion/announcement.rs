@@ -14,8 +14,16 @@ const MAX_MESSAGE_CHARS: usize = 1_000;
 /// # Errors
 /// When the Event was not stored.
 pub async fn announce(api: &Api, verdict: &Verdict) -> Result<(), ApiError> {
-    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let yes = verdict.conclusion == Conclusion::MayBeDisabled;
+    post(api, if yes { "Normal" } else { "Warning" }, reason(verdict.conclusion), &verdict.sentence).await
+}
+
+/// Posts an Event beside the canary.
+///
+/// # Errors
+/// When the Event was not stored.
+pub async fn post(api: &Api, kind: &str, reason: &str, message: &str) -> Result<(), ApiError> {
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let event = json!({
         "apiVersion": "v1",
         "kind": "Event",
@@ -25,9 +33,9 @@ pub async fn announce(api: &Api, verdict: &Verdict) -> Result<(), ApiError> {
         "involvedObject": {
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "namespace": NAMESPACE, "name": "rotate-keys",
         },
-        "type": if yes { "Normal" } else { "Warning" },
-        "reason": reason(verdict.conclusion),
-        "message": verdict.sentence.chars().take(MAX_MESSAGE_CHARS).collect::<String>(),
+        "type": kind,
+        "reason": reason,
+        "message": message.chars().take(MAX_MESSAGE_CHARS).collect::<String>(),
         "source": {"component": "kube-envelope"},
         "firstTimestamp": now,
         "lastTimestamp": now,

@@ -232,7 +232,7 @@ pub(super) struct Judge<'a> {
 #[derive(Debug)]
 pub(super) struct Place {
     /// The resource's name, or the folder if the API serves no such resource.
-    label: String,
+    pub(super) label: String,
     is_served: bool,
     /// Whether the object expires by itself.
     expires: bool,
