@@ -305,6 +305,32 @@ fn the_tests_that_the_threat_model_names_exist() {
     }
 }
 
+/// Each cell of the README's outage table has tests, or none of the three things happens to the plugin there.
+#[test]
+fn every_cell_of_the_outage_table_names_its_tests() {
+    let rows = |file: &str, after: &str| -> Vec<Vec<String>> {
+        let text = std::fs::read_to_string(root().join(file)).unwrap();
+        let table = text.split_once(after).unwrap().1.lines().skip_while(|line| !line.starts_with("|---"));
+        let rows = table.skip(1).take_while(|line| line.starts_with('|'));
+        rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+    };
+    let (promised, shown) = (rows("README.md", "(SECURITY.md#outages)"), rows("SECURITY.md", "## Outages"));
+    assert_eq!(promised.len(), shown.len());
+    for (promise, tests) in promised.iter().zip(&shown) {
+        assert_eq!((promise.len(), tests.len()), (4, 4), "{promise:?}");
+        let words = |row: &str| row.split([' ', ',']).map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+        assert!(
+            words(&promise[0]).intersection(&words(&tests[0])).count() >= 2.min(words(&tests[0]).len()),
+            "{tests:?}"
+        );
+        for (cell, shown) in promise.iter().zip(tests).skip(1) {
+            let is_told = ["the same", "no part in it", "read at a start only"].contains(&shown.as_str());
+            assert!(cell.is_empty() || is_told || shown.contains('`'), "no test for {cell:?} of {:?}", promise[0]);
+        }
+        assert_ne!(tests[1], "the same", "as what?");
+    }
+}
+
 #[test]
 fn the_top_level_holds_only_what_belongs_there() {
     for entry in std::fs::read_dir(root()).unwrap() {
