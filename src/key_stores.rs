@@ -282,6 +282,21 @@ fn only<T>(
     }
 }
 
+/// What an error answer, whatever it is, means to each kind and each of its questions. For the fuzz target.
+#[doc(hidden)]
+pub fn meanings(status: u16, retry_after: Option<&str>, body: &[u8]) -> Vec<(&'static str, Vec<KekError>)> {
+    vec![
+        #[cfg(feature = "aws")]
+        ("awsKms", aws::meanings(status, retry_after, body)),
+        #[cfg(feature = "gcp")]
+        ("gcpKms", gcp::meanings(status, retry_after, body)),
+        #[cfg(feature = "azure")]
+        ("azureKeyVault", azure::meanings(status, retry_after, body)),
+        #[cfg(feature = "transit")]
+        ("transit", transit::meanings(status, retry_after, body)),
+    ]
+}
+
 /// Hosts the library of a kind in this process, for the plugin that started it: see `kube-envelope key-store-host`.
 ///
 /// # Errors

@@ -11,8 +11,11 @@ use kube_envelope::dek::history::History;
 use kube_envelope::dek::store::StateFolder;
 use kube_envelope::envelope::{Ciphertext, WrappedDekSet};
 use kube_envelope::etcd::Stored;
+use kube_envelope::kek::KekCause;
 use kube_envelope::key_stores::keyring::Keyring;
+use kube_envelope::key_stores::meanings;
 use kube_envelope::rotation::cluster::metrics::parse;
+use serde_json::Value;
 
 /// A ciphertext as etcd gives it back: nothing that was not sealed opens.
 pub fn ciphertext(bytes: &[u8]) {
@@ -89,6 +92,60 @@ pub fn etcd_value(bytes: &[u8]) {
 /// The metrics of an API server.
 pub fn metrics(bytes: &[u8]) {
     let _ = parse(&String::from_utf8_lossy(bytes));
+}
+
+/// An error answer that comes in place of a key store's: the first line has the status and perhaps `Retry-After`, the rest
+/// is the body. Every vendor reads it, so what is one's own words is somebody else's to the others: only what is in the form
+/// of the vendor itself is a denial, whoever wrote it. What is told of it stays short and on one line.
+pub fn error_answer(bytes: &[u8]) {
+    let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let (first, body) = (String::from_utf8_lossy(&bytes[..end]), bytes.get(end + 1..).unwrap_or_default());
+    let (status, wait) = first.split_once(' ').map_or((&*first, None), |(status, wait)| (status, Some(wait)));
+    // 2xx is no error, and 1xx no answer.
+    let Some(status) = status.parse().ok().filter(|status| (300..600).contains(status)) else { return };
+    let json: Value = serde_json::from_slice(body).unwrap_or_default();
+    for (kind, errors) in meanings(status, wait, body) {
+        for error in errors {
+            if error.cause() == KekCause::Denied {
+                assert!(is_denial(kind, status, &json), "{kind} takes it for a denial: {error}");
+            }
+            let told = error.chain();
+            assert!(told.len() < 4096 && !told.contains(char::is_control), "{kind} tells too much: {told:?}");
+        }
+    }
+}
+
+/// The vendors' documented forms of an answer that can deny something.
+fn is_denial(kind: &str, status: u16, body: &Value) -> bool {
+    let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    match kind {
+        "awsKms" => {
+            let code = text("/__type").split(':').next().unwrap_or_default();
+            let codes = ["AccessDenied", "AccessDeniedException", "DisabledException", "KMSInvalidStateException"];
+            let code = code.rsplit('#').next().unwrap_or_default();
+            matches!(status, 400 | 403) && (codes.contains(&code) || code == "NotFoundException")
+        }
+        "gcpKms" => {
+            let codes = ["PERMISSION_DENIED", "NOT_FOUND", "FAILED_PRECONDITION"];
+            body.pointer("/error/code") == Some(&status.into()) && codes.contains(&text("/error/status"))
+        }
+        "azureKeyVault" => match status {
+            403 => !text("/error/code").is_empty(),
+            404 => text("/error/code") == "KeyNotFound",
+            409 => !text("/error/code").is_empty() && body.to_string().contains("ObjectIsDeletedButRecoverable"),
+            _ => false,
+        },
+        "transit" => {
+            let said =
+                body["errors"].as_array().map(|errors| errors.iter().filter_map(Value::as_str).collect::<String>());
+            said.is_some_and(|said| match status {
+                400 => said.contains("encryption key not found") || said.contains("version is disallowed by policy"),
+                403 => ["permission denied", "invalid token", "bad token"].iter().any(|words| said.contains(words)),
+                _ => status == 404 && said.is_empty(),
+            })
+        }
+        _ => false,
+    }
 }
 
 fn write_private(file: &Path, bytes: &[u8]) {

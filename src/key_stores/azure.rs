@@ -12,5 +12,6 @@ mod profile;
 mod settings;
 mod takeover;
 
+pub(super) use self::error::meanings;
 pub use self::settings::Settings;
 pub use self::takeover::Settings as TakeoverSettings;

@@ -11,5 +11,6 @@ mod session;
 mod settings;
 mod takeover;
 
+pub(super) use self::error::meanings;
 pub use self::settings::Settings;
 pub use self::takeover::Settings as TakeoverSettings;

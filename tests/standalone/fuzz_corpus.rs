@@ -54,3 +54,8 @@ fn an_etcd_value_of_the_corpus_is_taken_for_what_its_prefix_says() {
 fn no_metrics_of_the_corpus_panic() {
     replay("metrics", targets::metrics);
 }
+
+#[test]
+fn an_error_answer_of_the_corpus_is_a_denial_only_in_the_words_of_the_vendor() {
+    replay("error_answer", targets::error_answer);
+}

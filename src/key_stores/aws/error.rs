@@ -5,9 +5,9 @@ use std::fmt;
 use std::time::Duration;
 
 use aws_sdk_kms::config::http::HttpResponse;
-use aws_sdk_kms::error::{ConnectorError, ProvideErrorMetadata, SdkError};
-use aws_sdk_kms::operation::RequestId;
+use aws_sdk_kms::error::{ConnectorError, SdkError};
 use jiff::SignedDuration;
+use serde::Deserialize;
 
 use crate::kek::clock::ahead_of;
 use crate::kek::{KekCause, KekError};
@@ -71,10 +71,10 @@ const SKEW_WORTH_NAMING: SignedDuration = SignedDuration::from_mins(4);
 /// Maps a failed call.
 pub(super) fn kek_error<E>(call: Call<'_>, error: SdkError<E, HttpResponse>) -> KekError
 where
-    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+    E: Error + Send + Sync + 'static,
 {
     match error {
-        SdkError::ServiceError(context) => answered(call, Answer::of(context.err(), context.raw())),
+        SdkError::ServiceError(context) => answered(call, Answer::of(context.raw())),
         SdkError::ResponseError(context) => answered_unreadably(call, context.raw()),
         SdkError::TimeoutError(_) => KekError::unavailable(format!("{} was not answered in time", call.action)),
         SdkError::DispatchFailure(failure) => match failure.as_connector_error() {
@@ -88,6 +88,24 @@ where
         .with_source(aws_sdk_kms::error::DisplayErrorContext(error).to_string()),
         other => KekError::unmapped(aws_sdk_kms::error::DisplayErrorContext(other)),
     }
+}
+
+/// What an error answer means to each call.
+pub(in crate::key_stores) fn meanings(status: u16, retry_after: Option<&str>, body: &[u8]) -> Vec<KekError> {
+    let unread = Answer {
+        status,
+        code: String::new(),
+        message: String::new(),
+        request_id: None,
+        retry_after: retry_after.and_then(retry_after::parse),
+        skew: None,
+    };
+    let answer = unread.with_body(body);
+    [Action::DescribeKey, Action::Encrypt, Action::Decrypt, Action::RotateKeyOnDemand]
+        .into_iter()
+        .flat_map(|action| [false, true].map(|by_alias| Call { action, key: "key", by_alias }))
+        .map(|call| answered(call, answer.clone()))
+        .collect()
 }
 
 /// The code that AWS gave, of an error made here.
@@ -127,14 +145,21 @@ fn answered_unreadably(call: Call<'_>, raw: &HttpResponse) -> KekError {
     }
 }
 
+/// KMS's error body, and nobody else's
+/// (<https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html#operation-error-serialization>). Read here and not by
+/// the SDK, which also takes a `code` and a header for one: gateways of any kind answer with those.
+#[derive(Deserialize)]
+struct Body {
+    #[serde(rename = "__type")]
+    kind: String,
+    message: Option<String>,
+    #[serde(rename = "Message")]
+    capital_message: Option<String>,
+}
+
 impl Answer {
-    fn of<E: ProvideErrorMetadata>(error: &E, raw: &HttpResponse) -> Self {
-        Self {
-            code: error.code().unwrap_or_default().to_owned(),
-            message: error.message().unwrap_or_default().to_owned(),
-            request_id: error.meta().request_id().map(str::to_owned),
-            ..Self::without_body(raw)
-        }
+    fn of(raw: &HttpResponse) -> Self {
+        Self::without_body(raw).with_body(raw.body().bytes().unwrap_or_default())
     }
 
     fn without_body(raw: &HttpResponse) -> Self {
@@ -143,16 +168,34 @@ impl Answer {
             status: raw.status().as_u16(),
             code: String::new(),
             message: String::new(),
-            request_id: None,
+            request_id: header("x-amzn-requestid").map(|id| shortened(id, 60)),
             retry_after: header("retry-after").and_then(retry_after::parse),
             skew: header("date").and_then(ahead_of),
         }
     }
+
+    fn with_body(mut self, body: &[u8]) -> Self {
+        if let Ok(Body { kind, message, capital_message }) = serde_json::from_slice(body) {
+            // `namespace#Code:address`: only the code says something.
+            let code = kind.split(':').next().unwrap_or_default();
+            self.code = shortened(code.rsplit('#').next().unwrap_or_default(), 60);
+            self.message = shortened(&message.or(capital_message).unwrap_or_default(), 400);
+        }
+        self
+    }
+}
+
+/// What is not ours, on one line.
+fn shortened(text: &str, longest: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(longest).collect()
 }
 
 /// `None` for what no mapping knows.
 #[expect(clippy::match_same_arms, reason = "each group has its own reason")]
 fn cause(call: Call<'_>, answer: &Answer) -> Option<KekCause> {
+    // KMS refuses with 400, and says 403 of what IAM refused (API Reference, "Common errors"): the words of a denial beside
+    // another status are somebody's in between.
+    let is_refusal = matches!(answer.status, 400 | 403);
     let cause = match answer.code.as_str() {
         // Of a rotation it means that the key has had its share of them; of all else, too many calls.
         "LimitExceededException" if call.action == Action::RotateKeyOnDemand => KekCause::Misconfigured,
@@ -173,16 +216,18 @@ fn cause(call: Call<'_>, answer: &Answer) -> Option<KekCause> {
         | "ConflictException" => KekCause::Unavailable,
         // Where the node asks from is not allowed: key and permission are as good as before.
         "AccessDeniedException" | "AccessDenied" if is_endpoint_policy(&answer.message) => KekCause::Unavailable,
-        "AccessDeniedException" | "AccessDenied" | "DisabledException" => KekCause::Denied,
+        "AccessDeniedException" | "AccessDenied" | "DisabledException" if is_refusal => KekCause::Denied,
         // Also said of a key store that is disconnected just now: only what stays is definite.
-        "KMSInvalidStateException" if says_final_state(&answer.message) => KekCause::Denied,
+        "KMSInvalidStateException" if is_refusal && says_final_state(&answer.message) => KekCause::Denied,
         "KMSInvalidStateException" => KekCause::Unavailable,
+        // "Invalid arn REGION": the endpoint is of another Region than the key.
+        "NotFoundException" if is_of_another_region(answer) => KekCause::Misconfigured,
         // An alias can be removed by mistake while its key and all that it wrapped are well.
-        "NotFoundException" if call.by_alias => match call.action {
+        "NotFoundException" if is_refusal && call.by_alias => match call.action {
             Action::Decrypt => KekCause::UnknownVersion,
             _ => KekCause::Misconfigured,
         },
-        "NotFoundException" => KekCause::Denied,
+        "NotFoundException" if is_refusal => KekCause::Denied,
         "InvalidCiphertextException" | "IncorrectKeyException" => KekCause::Rejected,
         "ExpiredTokenException"
         | "ExpiredToken"
@@ -204,15 +249,17 @@ fn cause(call: Call<'_>, answer: &Answer) -> Option<KekCause> {
         | "UnknownOperationException"
         | "ValidationException"
         | "ValidationError" => KekCause::Misconfigured,
-        _ => match answer.status {
-            429 => KekCause::Throttled,
-            // The client follows no redirect: whoever answers here is not AWS KMS.
-            300..400 => KekCause::Unavailable,
-            500.. => KekCause::Unavailable,
-            _ => return None,
-        },
+        _ if answer.status == 429 => KekCause::Throttled,
+        // Without a code of KMS's own it is somebody else's answer, or one that broke.
+        "" => KekCause::Unavailable,
+        _ if answer.status >= 500 => KekCause::Unavailable,
+        _ => return None,
     };
     Some(cause)
+}
+
+fn is_of_another_region(answer: &Answer) -> bool {
+    answer.message.starts_with("Invalid arn")
 }
 
 fn is_permission(answer: &Answer) -> bool {
@@ -257,6 +304,9 @@ fn describe(call: Call<'_>, cause: KekCause, answer: &Answer) -> String {
             format!("{key} does not open this data: they are damaged, or made by another key or for another context")
         }
         (KekCause::Unauthenticated, _) => not_accepted(answer),
+        (KekCause::Misconfigured, "NotFoundException") if is_of_another_region(answer) => {
+            format!("{key} is not of the Region that was asked; check region and endpoint")
+        }
         (KekCause::Misconfigured, code) => wrong_setting(call, code),
         (KekCause::Unavailable, "") => {
             format!("HTTP {} in place of AWS KMS's answer to {action}; check endpoint and proxies", answer.status)

@@ -84,6 +84,23 @@ pub(super) fn kek_error(action: Action, error: &Error) -> KekError {
     }
 }
 
+/// What an error answer means to each request, and to one for an access token.
+pub(in crate::key_stores) fn meanings(status: u16, retry_after: Option<&str>, body: &[u8]) -> Vec<KekError> {
+    let mut headers = Headers::new();
+    if let Some(wait) = retry_after {
+        headers.insert("retry-after", wait.to_owned());
+    }
+    let raw = RawResponse::from_bytes(status.into(), headers, body.to_vec());
+    let answered = Error::from(ErrorKind::HttpResponse {
+        status: status.into(),
+        error_code: None,
+        raw_response: Some(Box::new(raw)),
+    });
+    let mut all = vec![login_refusal(&answered)];
+    all.extend([Action::Key, Action::Wrap, Action::Unwrap, Action::Rotate].map(|action| kek_error(action, &answered)));
+    all
+}
+
 /// An error that was made here, wherever in the chain the SDK put it.
 fn our_own(error: &Error) -> Option<KekError> {
     let mut next = error.source();

@@ -174,7 +174,7 @@ struct OauthError {
 /// The codes that refuse the credentials; any other answer is one of a server in trouble, or of somebody in between.
 const REFUSALS: [&str; 4] = ["invalid_grant", "invalid_client", "unauthorized_client", "invalid_scope"];
 
-fn refusal(what: &str, answer: &http::Answer) -> KekError {
+pub(super) fn refusal(what: &str, answer: &http::Answer) -> KekError {
     match serde_json::from_slice::<OauthError>(&answer.body) {
         Ok(OauthError { error, error_description }) if REFUSALS.contains(&error.as_str()) => {
             let said: String = error_description.chars().filter(|c| !c.is_control()).take(300).collect();

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
+use super::credentials::refusal;
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::http::Answer;
 use crate::key_stores::shared::retry_after;
@@ -94,7 +97,7 @@ pub(super) fn kek_error(action: Action, answer: &Answer) -> KekError {
         "PERMISSION_DENIED" => return permission(&status, message),
         // Where a version was asked for, it is the version that is not there.
         "NOT_FOUND" if matches!(action, Action::Encrypt | Action::Version) => KekCause::UnknownVersion,
-        "NOT_FOUND" => KekCause::Denied,
+        "NOT_FOUND" if status.is_about_a_key() => KekCause::Denied,
         "FAILED_PRECONDITION" => match status.key_state() {
             Some(cause) => cause,
             None => return KekError::unmapped(message),
@@ -113,6 +116,19 @@ pub(super) fn kek_error(action: Action, answer: &Answer) -> KekError {
         _ => return KekError::unmapped(message),
     };
     KekError::new(cause, message)
+}
+
+/// What an error answer means to each request, and to one for an access token.
+pub(in crate::key_stores) fn meanings(status: u16, retry_after: Option<&str>, body: &[u8]) -> Vec<KekError> {
+    let headers = retry_after.and_then(|text| Some((RETRY_AFTER, HeaderValue::from_str(text).ok()?)));
+    let headers = HeaderMap::from_iter(headers);
+    let answer = Answer { status, headers, body: Zeroizing::new(body.to_vec()) };
+    let mut all = vec![refusal("Google's token endpoint", &answer)];
+    all.extend(
+        [Action::Key, Action::Version, Action::Encrypt, Action::Decrypt, Action::Rotate]
+            .map(|action| kek_error(action, &answer)),
+    );
+    all
 }
 
 /// Only what Google says of a permission is a denial.
@@ -165,6 +181,11 @@ impl Status {
         })
     }
 
+    /// "`CryptoKey` projects/… not found.": a method or an API that is not found is something else.
+    fn is_about_a_key(&self) -> bool {
+        ["CryptoKey", "KeyRing"].iter().any(|kind| self.message.starts_with(kind))
+    }
+
     fn is_checksum(&self) -> bool {
         let message = self.message.to_lowercase();
         message.contains("crc32c") || message.contains("checksum")
@@ -179,9 +200,7 @@ impl Status {
 
 #[cfg(test)]
 mod tests {
-    use reqwest::header::HeaderMap;
     use serde_json::{Value, json};
-    use zeroize::Zeroizing;
 
     use super::*;
 
@@ -239,6 +258,9 @@ mod tests {
             (Decrypt, 403, "PERMISSION_DENIED", "something new", none(), Unavailable),
             (Key, 404, "NOT_FOUND", "CryptoKey not found.", none(), Denied),
             (Decrypt, 404, "NOT_FOUND", "CryptoKey not found.", none(), Denied),
+            (Key, 404, "NOT_FOUND", "KeyRing not found.", none(), Denied),
+            (Decrypt, 404, "NOT_FOUND", "Method not found.", none(), Unavailable),
+            (Decrypt, 404, "NOT_FOUND", "Requested entity was not found.", none(), Unavailable),
             (Encrypt, 404, "NOT_FOUND", "CryptoKeyVersion not found.", none(), UnknownVersion),
             (Version, 404, "NOT_FOUND", "CryptoKeyVersion not found.", none(), UnknownVersion),
             (Decrypt, 400, "FAILED_PRECONDITION", "state", violation("KEY_DISABLED"), Denied),

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::error::{is_about_the_token, kek_error};
+use super::error::{is_about_the_token, kek_error, messages};
 use super::request::{Action, Request};
 use crate::kek::clock::ServerClock;
 use crate::kek::{KekCause, KekError};
@@ -159,7 +159,7 @@ impl Client {
         if (200..300).contains(&status) {
             return Ok(Answer { body, path: request.path.clone() });
         }
-        let messages = serde_json::from_slice(&body).ok().map(|Messages { errors }| errors);
+        let messages = messages(&body);
         let invalid_token = status == 403 && messages.iter().flatten().any(|said| is_about_the_token(said));
         // A 403 without Vault's form is somebody's in between, and says nothing about the token.
         let forbidden = status == 403 && messages.is_some();
@@ -226,11 +226,6 @@ impl Answer {
             ))
         })
     }
-}
-
-#[derive(Deserialize)]
-struct Messages {
-    errors: Vec<String>,
 }
 
 async fn read(mut response: Response, address: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {

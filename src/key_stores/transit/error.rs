@@ -6,9 +6,36 @@
 use std::time::Duration;
 
 use reqwest::Method;
+use serde::Deserialize;
 
 use super::request::{Action, Request};
 use crate::kek::{KekCause, KekError};
+use crate::key_stores::shared::retry_after;
+
+#[derive(Deserialize)]
+struct Body {
+    errors: Vec<String>,
+}
+
+/// The servers' own words in the body of an answer that is not 2xx; `None` where it is not in their form.
+pub(super) fn messages(body: &[u8]) -> Option<Vec<String>> {
+    serde_json::from_slice(body).ok().map(|Body { errors }| errors)
+}
+
+/// What an error answer means to each request.
+pub(in crate::key_stores) fn meanings(status: u16, retry_after: Option<&str>, body: &[u8]) -> Vec<KekError> {
+    let (messages, wait) = (messages(body), retry_after.and_then(retry_after::parse));
+    let requests = [Action::Engine, Action::Login, Action::Token].into_iter().flat_map(|action| {
+        [Method::GET, Method::POST].map(|method| Request {
+            action,
+            method,
+            path: "path".into(),
+            body: None,
+            idempotent: true,
+        })
+    });
+    requests.map(|request| kek_error(&request, status, messages.as_deref(), wait)).collect()
+}
 
 /// The error for an answer with this status and these messages; `None` where the answer is not the servers' own. A 403
 /// to [`Action::Engine`] is taken for a denial here: whether it is the token's fault is found out beforehand, since the
@@ -95,13 +122,17 @@ fn cause(action: Action, status: u16, said: &str) -> Option<KekCause> {
         // Vault 1.14 answers 500 where OpenBao answers 400.
         (Action::Login, 400 | 401 | 403 | 500) if says(&REFUSALS) => KekCause::Unauthenticated,
         (Action::Token, 403) => KekCause::Unauthenticated,
-        (Action::Engine, 403 | 404) => KekCause::Denied,
+        (Action::Engine, 403) if says(&["permission denied"]) || is_about_the_token(said) => KekCause::Denied,
+        // Of a key that is not there the servers say nothing at all.
+        (Action::Engine, 404) if said.is_empty() => KekCause::Denied,
         (Action::Engine, 400)
             if says(&["version is too new", "higher than the latest key version", "no such key version"]) =>
         {
             KekCause::UnknownVersion
         }
-        (Action::Engine, 400) if says(&["encryption key not found", "disallowed by policy"]) => KekCause::Denied,
+        (Action::Engine, 400) if says(&["encryption key not found", "signature version is disallowed by policy"]) => {
+            KekCause::Denied
+        }
         (Action::Engine, 400)
             if says(&["message authentication failed", "invalid ciphertext", "illegal base64", "no prefix"]) =>
         {
@@ -149,6 +180,9 @@ mod tests {
             (Engine, 400, "encryption key not found", Denied),
             (Engine, 400, "ciphertext or signature version is disallowed by policy (too old)", Denied),
             (Engine, 404, "", Denied),
+            (Engine, 403, "Forbidden", Unavailable),
+            (Engine, 404, "404 page not found", Unavailable),
+            (Engine, 400, "request disallowed by policy", Unavailable),
             (Engine, 404, "no handler for route \"nope/keys/nope\". route entry not found.", Misconfigured),
             (Engine, 400, "something new", Unavailable),
             (Engine, 401, "", Unavailable),

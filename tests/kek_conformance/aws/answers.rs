@@ -15,14 +15,17 @@ use crate::support::fakes::faults::{Answer, Fault};
 
 /// What Encrypt and Decrypt get for an answer, and what the KEK makes of it.
 async fn answered(status: u16, code: &str, message: &str) -> KekError {
+    answered_with(status, &serde_json::json!({ "__type": code, "message": message })).await
+}
+
+async fn answered_with(status: u16, body: &serde_json::Value) -> KekError {
     let bench = FakeBench::start().await;
     let kek = bench.kek().await;
     let (dek, context) = dek();
     let wrapped = kek.wrap(&dek, &context).await.expect("wrap");
     let headers = vec![("content-type".into(), "application/x-amz-json-1.1".into())];
-    let body = serde_json::json!({ "__type": code, "message": message }).to_string();
-    bench.faults().set(Fault::Answer(Answer { status, headers, body }));
-    kek.unwrap(&wrapped, &context).await.expect_err(code)
+    bench.faults().set(Fault::Answer(Answer { status, headers, body: body.to_string() }));
+    kek.unwrap(&wrapped, &context).await.expect_err("an error answer")
 }
 
 async fn assert_each(answers: &[(u16, &str, &str)], cause: KekCause) {
@@ -65,6 +68,19 @@ async fn withdrawn_permission_and_final_key_states_are_denied() {
 }
 
 #[tokio::test]
+async fn the_words_of_a_denial_in_another_form_are_no_denial() {
+    for (status, body) in [
+        (403, serde_json::json!({ "code": "AccessDeniedException", "message": "Forbidden" })),
+        (400, serde_json::json!({ "code": "NotFoundException" })),
+        (404, serde_json::json!({ "__type": "NotFoundException", "message": "no such route" })),
+        (502, serde_json::json!({ "__type": "DisabledException" })),
+        (400, serde_json::json!({ "__type": "SomethingNew", "code": "DisabledException" })),
+    ] {
+        assert_eq!(answered_with(status, &body).await.cause(), KekCause::Unavailable, "{status} {body}");
+    }
+}
+
+#[tokio::test]
 async fn refused_credentials_are_unauthenticated() {
     let answers = [
         (400, "ExpiredTokenException", "The security token included in the request is expired"),
@@ -86,6 +102,7 @@ async fn data_that_do_not_match_are_rejected() {
 async fn a_wrong_setting_is_misconfigured() {
     let answers = [
         (400, "InvalidArnException", "Invalid arn"),
+        (400, "NotFoundException", "Invalid arn us-east-1"),
         (400, "InvalidKeyUsageException", "key usage is SIGN_VERIFY"),
         (404, "UnknownOperationException", ""),
     ];
