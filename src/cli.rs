@@ -73,7 +73,7 @@ pub enum Command {
     /// Check whether an API server that starts now would become ready: opens every value in etcd, or in a snapshot.
     #[cfg(feature = "rotate")]
     Rehearse(Box<backup::RehearseArgs>),
-    /// Inspect a snapshot of etcd: the keys that it needs, and single objects.
+    /// Inspect a snapshot of etcd: the keys that it needs, and single objects; or rewrap it.
     #[cfg(feature = "rotate")]
     #[command(subcommand)]
     Snapshot(backup::SnapshotCommand),
@@ -97,7 +97,7 @@ pub enum Command {
     Audit(AuditCommand),
     /// Print a completion script for a shell.
     Completions {
-        /// The shell that is to complete commands.
+        /// The shell to write the script for.
         shell: clap_complete::Shell,
     },
     /// Write the manual pages, one for each command.
@@ -117,12 +117,12 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<std::ffi::OsString>,
     },
-    /// Hold the plugin's keys in memory while it is started again, as another container of its pod.
+    /// Hold the plugin's keys in memory while the plugin restarts, in another container of its pod.
     #[command(after_help = "\
 Examples:
   kube-envelope hold --config /etc/kube-envelope/config.yaml")]
     Hold {
-        /// The plugin's configuration; its handover.socket is listened on.
+        /// The plugin's configuration, which names the socket to listen on (handover.socket).
         #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
     },
@@ -186,12 +186,12 @@ pub struct DoctorArgs {
     /// pod or systemd unit, the configuration of kubeadm, k3s or RKE2, a file of arguments, or /proc/PID/cmdline.
     #[arg(long, value_name = "FILE")]
     pub apiserver_manifest: Option<PathBuf>,
-    /// A kubeconfig: the cluster is looked at as well. Whether the API servers agree, who may read Secrets, which pods have a
+    /// A kubeconfig, to check the cluster as well: whether the API servers agree, who may read Secrets, which pods have a
     /// default token, which ConfigMaps look like credentials.
     #[cfg(feature = "rotate")]
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// An etcd, to be searched for values in clear or by a provider that does not write any more.
+    /// An etcd, to be searched for values in clear, or by a provider that no longer writes.
     #[cfg(feature = "rotate")]
     #[command(flatten)]
     pub etcd: etcd::EtcdArgs,
@@ -234,7 +234,7 @@ pub enum KeyringCommand {
         /// The keyring file.
         file: PathBuf,
     },
-    /// Add a pending version: it opens, and is not used until it is activated.
+    /// Add a pending version: it can decrypt, and encrypts nothing until it is activated.
     Add {
         /// The keyring file.
         file: PathBuf,
@@ -253,7 +253,7 @@ pub enum KeyringCommand {
         /// The version's id.
         version: String,
     },
-    /// Remove a retired version permanently. Run `kube-envelope verify` first: what only this version opens is lost.
+    /// Remove a retired version permanently. Run `kube-envelope verify` first: data that only this version opens are lost.
     Destroy {
         /// The keyring file.
         file: PathBuf,

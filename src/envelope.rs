@@ -94,10 +94,10 @@ pub enum SealError {
     #[error("plaintext has {0} bytes; 1 to {MAX_SEED_BYTES} are possible")]
     SeedSize(usize),
     /// The wrapped DEKs are larger than the API server stores.
-    #[error("annotation has {0} bytes, and the API server stores {MAX_ANNOTATION_BYTES}; configure fewer KEKs")]
+    #[error("annotation has {0} bytes, but the API server stores at most {MAX_ANNOTATION_BYTES}; configure fewer KEKs")]
     AnnotationTooLong(usize),
     /// More KEKs than a Decrypt would ask.
-    #[error("{0} KEKs are configured to wrap, and at most {MAX_WRAPS} can; remove some under keks")]
+    #[error("{0} KEKs are configured to wrap, but at most {MAX_WRAPS} are possible; remove some under keks")]
     TooManyKeks(usize),
     /// What a KEK made could not be read again.
     #[error("the wrapped keys could not be read again: {0}")]

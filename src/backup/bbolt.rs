@@ -50,7 +50,7 @@ impl Database {
     /// Opens the first `length` bytes of a file. If `exact`, they must end where the database does.
     pub(super) fn open(file: File, length: u64, exact: bool) -> Result<Self, Fault> {
         let Meta { page_size, root, pages, .. } = newest_meta(&file)?.ok_or_else(|| damaged("it has no first page"))?;
-        let needed = pages.checked_mul(page_size).ok_or_else(|| damaged("it says to have more pages than can be"))?;
+        let needed = pages.checked_mul(page_size).ok_or_else(|| damaged("it claims more pages than are possible"))?;
         if length < needed {
             return Err(damaged(format_args!("it is cut short: it has {length} bytes, and its pages {needed}")));
         }
@@ -229,7 +229,7 @@ struct Seen(Vec<u64>);
 impl Seen {
     fn of(pages: u64) -> Result<Self, Fault> {
         let words =
-            usize::try_from(pages.div_ceil(64)).map_err(|_| damaged("it says to have more pages than can be"))?;
+            usize::try_from(pages.div_ceil(64)).map_err(|_| damaged("it claims more pages than are possible"))?;
         Ok(Self(vec![0; words]))
     }
 

@@ -57,7 +57,7 @@ pub fn compare(before: &Snapshot, after: &Snapshot) -> Result<Common, Comparison
         return Ok(common);
     }
     each_current(after, |record| {
-        if found.contains_key(&name(&record.key)) { Err(differs(record, "it was not there")) } else { Ok(()) }
+        if found.contains_key(&name(&record.key)) { Err(differs(record, "it did not exist")) } else { Ok(()) }
     })?;
     Ok(common)
 }

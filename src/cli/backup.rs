@@ -11,7 +11,7 @@ use super::output::OutputFormat;
 #[derive(Debug, Args)]
 pub struct KeyArgs {
     /// The configuration of kube-envelope: its KEKs are asked directly; no plugin needs to run
-    /// [default: /etc/kube-envelope/config.yaml, if it is there].
+    /// [default: /etc/kube-envelope/config.yaml, if it exists].
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The EncryptionConfiguration of the API servers: its plugins are asked at their sockets for what --config does
@@ -45,7 +45,7 @@ pub struct SnapshotKeysArgs {
     #[arg(long, value_name = "PATH", default_value = "/registry")]
     pub etcd_prefix: String,
     /// The configuration of kube-envelope: each KEK version is then asked whether it still opens what it wrapped
-    /// [default: /etc/kube-envelope/config.yaml, if it is there].
+    /// [default: /etc/kube-envelope/config.yaml, if it exists].
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The output format.
@@ -58,7 +58,7 @@ pub struct SnapshotKeysArgs {
 pub struct SnapshotGetArgs {
     /// A file that `etcdctl snapshot save` wrote.
     pub file: PathBuf,
-    /// The object's key in etcd, such as `/registry/secrets/default/name`; what stands before `secrets` may be left out.
+    /// The object's key in etcd, such as `/registry/secrets/default/name`; the part before `secrets` may be left out.
     pub key: String,
     /// What opens it.
     #[command(flatten)]

@@ -17,11 +17,11 @@ Examples:
 pub enum EvidenceCommand {
     /// Write an in-toto Statement about a rotation in a signed DSSE envelope.
     Sign(EvidenceSignArgs),
-    /// Check signature and content of an envelope. Ends with the exit code of the verdict in it.
+    /// Check the signature and the content of an envelope. Ends with the exit code of the verdict in it.
     Verify(EvidenceVerifyArgs),
     /// Print one page of Markdown, from an envelope or from an evidence file.
     Report(EvidenceReportArgs),
-    /// List every verdict that was given, and check that no line of the history was changed or taken out.
+    /// List every verdict that was given, and check that no line of the history was changed or removed.
     History(EvidenceHistoryArgs),
 }
 
@@ -33,10 +33,10 @@ pub struct EvidenceSignArgs {
     /// An Ed25519 key in PKCS#8 PEM, as `openssl genpkey -algorithm ed25519` makes it.
     #[arg(long, value_name = "FILE", required_unless_present = "command")]
     pub key: Option<PathBuf>,
-    /// A shell command that signs what it reads and prints the signature in base64: of a key store, for example.
+    /// A shell command that reads a message and prints its signature in base64, by a key in a key store for example.
     #[arg(long, value_name = "COMMAND", conflicts_with = "key")]
     pub command: Option<String>,
-    /// A name for the key of --command, as a hint for who verifies.
+    /// A name for the key of --command, as a hint for those who verify.
     #[arg(long, value_name = "ID", requires = "command")]
     pub key_id: Option<String>,
     /// The new file [default: FILE with the extension intoto.json].

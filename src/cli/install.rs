@@ -19,7 +19,7 @@ pub enum Distribution {
     Talos,
     /// kind: nodes are containers, for tests.
     Kind,
-    /// kOps: what is to be merged into the cluster's own document.
+    /// kOps: writes parts to merge into the cluster's spec.
     Kops,
     /// kube-apiserver as a systemd unit.
     Systemd,

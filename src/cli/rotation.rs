@@ -30,7 +30,7 @@ pub struct ClusterArgs {
     /// CA of the API servers' own certificates, if the kubeconfig points to a load balancer with another CA.
     #[arg(long, value_name = "FILE")]
     pub server_ca: Option<PathBuf>,
-    /// How many API servers there are, if Leases, endpoints and Nodes do not tell.
+    /// How many API servers there are, if Leases, endpoints and Nodes do not show it.
     #[arg(long = "servers", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub server_count: Option<u16>,
     /// The EncryptionConfiguration that the API servers run with; by default it is guessed from their metrics.
@@ -43,7 +43,7 @@ pub struct ClusterArgs {
     #[arg(long, value_name = "PATH")]
     pub etcd_prefix: Option<String>,
     /// The configuration of kube-envelope on a control-plane node: its KEKs are asked which version is active
-    /// [default: /etc/kube-envelope/config.yaml, if it is there].
+    /// [default: /etc/kube-envelope/config.yaml, if it exists].
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The target `key_id`; by default the one that the plugins report.

@@ -44,10 +44,10 @@ fn report(found: &Findings, knows_end: bool) -> Exit {
     };
     println!("{} records: {} of {} to {} of {}", found.records, first.seq, first.time, last.seq, last.time);
     if first.seq > 1 {
-        println!("the records before {} are in older files; name them to have them checked", first.seq);
+        println!("the records before {} are in older files; name these files to check them as well", first.seq);
     }
     if !knows_end {
-        println!("whether records are missing at the end cannot be told: give --head, as `status` showed it");
+        println!("cannot tell whether records are missing at the end: give --head, as `status` showed it");
     }
     if found.problems.is_empty() {
         println!("whole, up to record {}: {}", last.seq, last.hash);

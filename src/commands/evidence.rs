@@ -58,7 +58,7 @@ fn sign(args: &EvidenceSignArgs) -> Result<Exit> {
 /// The Statement about the rotation of an evidence file.
 fn stated(file: &Path) -> Result<Statement> {
     let content = content_of(file)?;
-    let journal = Journal::read(file)?.with_context(|| format!("{} is not there", file.display()))?;
+    let journal = Journal::read(file)?.with_context(|| format!("{} does not exist", file.display()))?;
     let statement = Statement::of(&journal, hex::encode(Sha256::digest(&content)));
     statement.with_context(|| format!("{} cannot be signed", file.display()))
 }
@@ -86,7 +86,7 @@ fn verify(args: &EvidenceVerifyArgs) -> Result<Exit> {
     if let Some(file) = &args.evidence
         && hex::encode(Sha256::digest(content_of(file)?)) != stated.evidence_sha256
     {
-        bail!("{} is not the file that was signed for", file.display());
+        bail!("{} is not the evidence file that the signature covers", file.display());
     }
     println!("signed by key {by}");
     println!("about {}", statement.about());

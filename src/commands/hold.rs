@@ -19,7 +19,7 @@ use crate::telemetry::{LogFormat, start_logs};
 /// The configuration names no socket, or it cannot be made.
 pub fn run(config: &Path) -> Result<Exit> {
     let loaded = Config::load(config)?;
-    let named = || format!("{} has no handover.socket; add it, the plugin's too", config.display());
+    let named = || format!("{} has no handover.socket; add it, also to the plugin's configuration", config.display());
     let socket = loaded.handover.with_context(named)?;
     start_logs(LogFormat::default());
     hardening::apply();
@@ -36,7 +36,7 @@ pub fn run(config: &Path) -> Result<Exit> {
         tokio::select! {
             () = stopped => Ok(Exit::Done),
             ended = ended => {
-                ended?.with_context(|| format!("cannot hold anything at {place}"))?;
+                ended?.with_context(|| format!("cannot listen at {place}"))?;
                 Ok(Exit::Done)
             }
         }

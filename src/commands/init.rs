@@ -33,7 +33,7 @@ pub fn run(args: &InitArgs) -> Result<Exit> {
     }
     if !differing.is_empty() && !args.force {
         eprintln!(
-            "\nerror: {} differ; nothing was written. Look at the changes above, then give --force",
+            "\nerror: {} differ; nothing was written. Review the changes above, then use --force",
             differing.join(", ")
         );
         return Ok(Exit::Error);

@@ -36,7 +36,7 @@ pub(super) async fn source(file: Option<&Path>, args: &EtcdArgs, under: &str) ->
     let etcd = EtcdClusters::connect(&access, &prefix(under)).await?;
     if let Some((endpoint, why)) = etcd.unknown.first() {
         return Err(anyhow!(
-            "{endpoint} may lead to data that would not be seen: {why}; leave it out, or make it answer"
+            "{endpoint} may lead to data that would be missed: {why}; leave it out, or make it answer"
         ));
     }
     Ok(Source::Etcd(etcd))

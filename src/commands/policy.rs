@@ -19,7 +19,7 @@ pub fn run(args: &PolicyArgs) -> Result<Exit> {
             Some(rotation) => {
                 println!("# for whoever runs rotate-keys --rotate-kek, and not for the plugin:\n{rotation}\n");
             }
-            None => println!("# rotate-keys --rotate-kek needs nothing of its own\n"),
+            None => println!("# rotate-keys --rotate-kek needs no other permissions\n"),
         }
     }
     Ok(Exit::Done)

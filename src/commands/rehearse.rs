@@ -73,7 +73,7 @@ async fn report(args: RehearseArgs) -> Result<Report> {
     let found = rehearse(&source, &prefix(&args.etcd_prefix), &opener).await?;
     let mut not_looked_at = Vec::new();
     if found.older > 0 {
-        not_looked_at.push(format!("{} values of the past, which no start reads", found.older));
+        not_looked_at.push(format!("{} superseded values, which an API server does not read when it starts", found.older));
     }
     if keys.configuration.is_none() {
         not_looked_at.push("which provider reads what: give --encryption-config".into());
@@ -131,8 +131,8 @@ impl Report {
         self.plugins.iter().for_each(|problem| println!("{problem}"));
         self.not_looked_at.iter().for_each(|what| println!("not looked at: {what}"));
         println!(
-            "{} seed(s), {} call(s), the slowest {:.3} s; reading everything and the seeds of the resource that has most to \
-             wait for: {:.1} s",
+            "{} seed(s), {} call(s), the slowest {:.3} s; estimated for a start (all values, and the seeds of the slowest \
+             resource): {:.1} s",
             self.seeds, self.calls, self.slowest_seed_seconds, self.estimated_seconds
         );
         let revisions = self.revisions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -145,8 +145,8 @@ impl Report {
                 "Yes: everything up to revision {revisions} opens{without}. An API server that starts now becomes ready."
             ),
             Some(false) => println!(
-                "No: an API server that starts now{without} cannot read what is named above, and does not become ready \
-                 before that is deleted or its key is back."
+                "No: an API server that starts now{without} cannot read the values named above, and does not become ready \
+                 until they are deleted or their key is back."
             ),
             None => println!("Not known{without}: some values could not be judged."),
         }

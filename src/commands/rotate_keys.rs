@@ -91,7 +91,7 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     if let Some(metrics) = &metrics {
         metrics.conclude(journal);
     }
-    let hint = || eprintln!("state: {}; go on with: {}", journal.state, command_line(&args, "--resume"));
+    let hint = || eprintln!("state: {}; continue with: {}", journal.state, command_line(&args, "--resume"));
     let Some(ended) = ended else {
         hint();
         return Ok(Exit::Paused);
@@ -104,7 +104,7 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
         eprintln!("the evidence could not be written; the journal has all of it: {error:#}");
     } else if let Err(error) = append(&history_file(&args.journal), journal, &evidence, format!("{text}\n").as_bytes())
     {
-        eprintln!("the history of rotations could not be continued: {error}");
+        eprintln!("the history of rotations could not be extended: {error}");
     }
     match output {
         OutputFormat::Json => println!("{text}"),
@@ -244,7 +244,7 @@ fn begun(args: &RotateKeysArgs) -> Result<Journal> {
     if let Some(journal) = Journal::read(&args.journal)? {
         if !journal.is_finished() && journal.state > State::Preflight {
             return Err(RotationError::Unusable(format!(
-                "the rotation that began at {} is unfinished (state: {}); go on with: {}; or give it up with: {}",
+                "the rotation that began at {} is unfinished (state: {}); continue with: {}; or give it up with: {}",
                 journal.started,
                 journal.state,
                 command_line(args, "--resume"),
@@ -281,12 +281,12 @@ fn lock(journal: &Path) -> Result<fs::File> {
     let file = journal.with_extension("lock");
     if let Some(folder) = file.parent() {
         create_private_folder(folder).with_context(|| {
-            format!("cannot make the folder {}; name another place with --journal", folder.display())
+            format!("cannot create the folder {}; name another place with --journal", folder.display())
         })?;
     }
     let handle = fs::File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;
     // The kernel lets go of it when the process ends, however it ends; the file itself stays and means nothing.
-    handle.try_lock().with_context(|| format!("another rotate-keys works on {}", journal.display()))?;
+    handle.try_lock().with_context(|| format!("another rotate-keys is using {}", journal.display()))?;
     Ok(handle)
 }
 

@@ -106,7 +106,7 @@ pub fn print_plan(journal: &Journal, tried: bool) {
     }
     journal.kek_answers.iter().for_each(|said| println!("{said}"));
     if journal.inferred {
-        println!("the encrypted resources are guessed from metrics; --encryption-config names them for certain");
+        println!("the encrypted resources are guessed from metrics; give --encryption-config to be certain");
     }
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(["RESOURCE", "PROVIDER", "OBJECTS", "NOTE"]);
@@ -146,9 +146,9 @@ fn print_objects(journal: &Journal) {
         }
     }
     if tallies().any(|tally| !tally.withheld.is_empty() || tally.withheld_all.is_some()) {
-        println!("to have them stored again all the same: --allow-changes, or --allow-changes=RESOURCE");
+        println!("to rewrite them anyway: --allow-changes, or --allow-changes=RESOURCE");
     }
-    let why = "a mutating webhook takes the empty patch as an occasion".to_owned();
+    let why = "a mutating webhook modified the object during the empty update".to_owned();
     print_named("altered", tallies().flat_map(|tally| &tally.altered_named).map(|path| (path, &why)));
 }
 
@@ -189,7 +189,7 @@ pub fn print_rotation(journal: &Journal, evidence: Option<&Path>) {
     }
     println!("{}", table.trim_fmt());
     if !quiet.is_empty() {
-        println!("and {} resource(s) of which nothing had to be stored again", quiet.len());
+        println!("and {} resource(s) with nothing to rewrite", quiet.len());
     }
     print_objects(journal);
     if let Some(scan) = &journal.verified {

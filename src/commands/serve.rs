@@ -83,7 +83,7 @@ impl Opened {
         let _ = files::create_private_folder(&config.state_dir);
         let state = Arc::new(StateFolder::new(&config.state_dir));
         if !is_private(&config.state_dir) {
-            warn!(folder = %config.state_dir.display(), "others can read stateDir; nothing in it is secret, yet chmod 0700 it");
+            warn!(folder = %config.state_dir.display(), "others can read stateDir; nothing in it is secret, but mode 0700 is recommended");
         }
         if let Some(folder) = config.audit.as_ref().and_then(|audit| audit.file.parent())
             && let Err(error) = files::create_private_folder(folder)
@@ -175,8 +175,8 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
 /// Waits until one of the tasks ends, which none does by itself: without it the plugin would go on, and follow nothing.
 async fn supervise(background: &mut JoinSet<()>) -> anyhow::Error {
     match background.join_next().await {
-        Some(Err(error)) => anyhow!("a background task failed ({error}); the plugin has to be started again"),
-        Some(Ok(())) | None => anyhow!("a background task ended; the plugin has to be started again"),
+        Some(Err(error)) => anyhow!("a background task failed ({error}); the plugin must be restarted"),
+        Some(Ok(())) | None => anyhow!("a background task ended; the plugin must be restarted"),
     }
 }
 

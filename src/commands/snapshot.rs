@@ -209,14 +209,14 @@ impl Found {
         let revisions = self.revisions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         println!("revision {revisions}");
         match &self.file {
-            Some(FileFound { sha256: Some(hash), .. }) => println!("the file's own SHA-256 is right: {hash}"),
+            Some(FileFound { sha256: Some(hash), .. }) => println!("the file matches its own SHA-256: {hash}"),
             Some(FileFound { sha256: None, path, .. }) => println!(
                 "{path} has no SHA-256 at its end, as etcdctl snapshot save writes it: damage may go unnoticed"
             ),
             None => {}
         }
         if !self.asked {
-            println!("whether the keys still open was not asked: give --config");
+            println!("whether the keys still work was not checked: give --config");
         }
     }
 }

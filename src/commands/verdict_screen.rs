@@ -104,7 +104,7 @@ pub fn next_step(journal: &Journal, verdict: &Verdict) -> String {
     match verdict.conclusion {
         Conclusion::NothingLeft => "nothing is left to do".into(),
         Conclusion::MayBeDisabled if verdict.may_be_disabled.is_empty() => {
-            "nothing is left to do; guard or delete snapshots from before".into()
+            "nothing is left to do; guard or delete earlier snapshots".into()
         }
         Conclusion::MayBeDisabled if verdict.may_be_destroyed.len() == verdict.may_be_disabled.len() => {
             "run kube-envelope verify once more right before you disable the key; destroy it later, if there is no other \
@@ -119,7 +119,7 @@ pub fn next_step(journal: &Journal, verdict: &Verdict) -> String {
         }
         Conclusion::Unproven => "keep every former key; do what is listed as missing, and run the same command again".into(),
         Conclusion::Refused | Conclusion::Leftovers => {
-            "keep every former key; put right what is listed as missing, and run the same command again".into()
+            "keep every former key; fix what is listed as missing, and run the same command again".into()
         }
         Conclusion::NothingRotated if journal.target_keys.is_empty() => {
             "make a new version of the key active, and run the same command again; with --config each KEK is asked which \

@@ -123,7 +123,7 @@ impl Found {
         self.verdict.missing.iter().for_each(|line| println!("missing: {line}"));
         match &self.not_converged {
             Some(why) => {
-                println!("The API servers do not agree on a key, so what is a leftover is not known: {why}");
+                println!("The API servers do not agree on a key, so leftovers cannot be identified: {why}");
             }
             None => println!("{}", self.verdict.sentence),
         }
@@ -263,7 +263,7 @@ impl Evidence {
                 self.journal.target_keys = versions.iter().map(KeyName::kek).collect();
                 let target = self.journal.targets.key(provider);
                 if target != Some(&hash_of(plugin.epoch, &versions)) && self.not_converged.is_none() {
-                    self.not_converged = Some("the plugins do not use the versions that the KEKs call active".into());
+                    self.not_converged = Some("the plugins do not use the versions that the KEKs report as active".into());
                 }
                 active_now(&answers, &self.journal.target_keys)
             }

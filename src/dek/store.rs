@@ -256,7 +256,7 @@ impl DekStore {
                 state.written = record.as_deref().and_then(History::decode).unwrap_or_default();
             }
             if state.changes.is_empty() && state.problem.take().is_some() {
-                info!("stateDir is written to again");
+                info!("stateDir can be written again");
             }
         });
         Ok(())

@@ -121,7 +121,7 @@ fn with_likely_fixes(access: &EtcdAccess, silent: &[(String, String)]) -> String
     // Over TLS 1.3 a refused client may see no more than a connection that ends, so the likely reason is named.
     let over_tls = access.endpoints.iter().any(|endpoint| endpoint.starts_with("https:"));
     if over_tls && access.certificate.is_none() {
-        problems.push("etcd may demand a client certificate: give --etcd-cert and --etcd-key".into());
+        problems.push("etcd may require a client certificate: give --etcd-cert and --etcd-key".into());
     }
     // Another authority of the same name shows as a bad signature.
     if ["UnknownIssuer", "BadSignature"].iter().any(|why| problems.iter().any(|problem| problem.contains(why))) {

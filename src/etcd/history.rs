@@ -159,7 +159,7 @@ impl Range<'_> {
                 return Ok(Watched::Complete(seen));
             }
             if began.elapsed() > LONGEST {
-                return Err(Status::deadline_exceeded("the watch does not come to an end"));
+                return Err(Status::deadline_exceeded("the watch does not end"));
             }
         }
     }

@@ -114,7 +114,7 @@ impl MemberSpace {
 
 impl std::fmt::Display for MemberSpace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let assumed = if self.quota_is_assumed { " (assumed: this etcd does not tell its quota)" } else { "" };
+        let assumed = if self.quota_is_assumed { " (assumed: this etcd does not report its quota)" } else { "" };
         write!(
             f,
             "etcd member {} uses {} of the {} MiB of its quota{assumed}",

@@ -117,7 +117,7 @@ pub fn opened_seed(bytes: Vec<u8>) -> Result<Seed, KekError> {
     match seed.expose().len() {
         1..=MAX_SEED_BYTES => Ok(seed),
         length => {
-            let text = format!("what was decrypted has {length} bytes, and no seed has");
+            let text = format!("the decrypted value has {length} bytes, which no seed has");
             Err(KekError::new(super::KekCause::Rejected, text))
         }
     }
@@ -171,7 +171,7 @@ pub struct TakenOver {
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
     /// No entry takes it; nobody was asked.
-    #[error("no entry under takeover takes what another plugin stored: {0}")]
+    #[error("no entry under takeover accepts what another plugin stored: {0}")]
     NotRecognized(String),
     /// The key store did not open it.
     #[error("{name}, under takeover: {}", error.chain())]

@@ -84,12 +84,12 @@ impl Plugins {
     pub async fn key_id(&self, provider: &ProviderName) -> Result<String, PluginError> {
         let failed = |problem| PluginError { provider: provider.clone(), problem, passes: true };
         let answer = self.client(provider).await?.status(StatusRequest {}).await;
-        let status = answer.map_err(|status| failed(format!("Status is refused: {}", status.message())))?.into_inner();
+        let status = answer.map_err(|status| failed(format!("Status was refused: {}", status.message())))?.into_inner();
         match (status.healthz.as_str(), status.version.as_str(), status.key_id.is_empty()) {
             ("ok", "v2" | "v2beta1", false) => Ok(status.key_id),
             ("ok", "v2" | "v2beta1", true) => Err(failed("Status has no key_id".into())),
-            ("ok", version, _) => Err(failed(format!("Status says version {version:?}, not v2"))),
-            (healthz, ..) => Err(failed(format!("Status says {healthz:?}, not ok"))),
+            ("ok", version, _) => Err(failed(format!("Status reports version {version:?}, not v2"))),
+            (healthz, ..) => Err(failed(format!("Status reports {healthz:?}, not ok"))),
         }
     }
 
@@ -131,6 +131,6 @@ async fn again(provider: &ProviderName, rpc: &str, status: &Status, attempt: &mu
         tokio::time::sleep(PAUSE).await;
         return Ok(());
     }
-    let problem = format!("{rpc} is refused: {}", status.message());
+    let problem = format!("{rpc} was refused: {}", status.message());
     Err(PluginError { provider: provider.clone(), problem, passes })
 }

@@ -65,7 +65,7 @@ fn taken(keeper: &dyn Keeper, cluster: &ClusterName, epoch: u64) -> io::Result<O
         match Handover::decode(&bytes, cluster, epoch) {
             Ok(handover) if newest.as_ref().is_none_or(|newest| handover.made > newest.made) => newest = Some(handover),
             Ok(_) => {}
-            Err(reason) => warn!(%reason, "what an earlier process handed over is not used"),
+            Err(reason) => warn!(%reason, "the keys that an earlier process handed over are not used"),
         }
     }
     Ok(newest)

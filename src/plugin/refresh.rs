@@ -221,7 +221,7 @@ impl Refresh {
         for (id, wrapped) in self.kept() {
             let mut lineages = wrapped.lineages();
             if lineages.all(|lineage| self.settings.forget.contains(&lineage) && !keks.contains(&lineage)) {
-                info!(dek_id = %id, "not kept any more: the KEK that wrapped it is listed under forget");
+                info!(dek_id = %id, "no longer kept: the KEK that wrapped it is listed under forget");
                 self.service.store().forget(id);
             }
         }

@@ -152,7 +152,7 @@ impl Door {
         }
         // Refused and not queued: a peer with too many connections waits for itself.
         let permit = self.permits.clone().try_acquire_owned();
-        permit.map_err(|_| format!("uid {uid} has one too many: {} are open", self.most))
+        permit.map_err(|_| format!("uid {uid} has too many connections: {} are open", self.most))
     }
 
     async fn accept(&self) -> UnixStream {

@@ -54,16 +54,16 @@ pub fn judge(file: &str, text: &str) -> Vec<Finding> {
         Ok(policy) => policy,
         Err(error) => {
             let detail = format!("{file} is not an audit policy: {}", error.without_snippet());
-            return vec![Finding::failed(CHECK, detail, "correct it: the API server does not start with it")];
+            return vec![Finding::failed(CHECK, detail, "correct it: the API server will not start with it")];
         }
     };
     let mut findings = Vec::new();
     for (resource, level, rule) in SENSITIVE.iter().filter_map(|resource| policy.most_logged(resource)) {
         if level > Level::Metadata {
             let detail =
-                format!("rules[{rule}] of {file} has the contents of {resource} written to the audit log ({level:?})");
+                format!("rules[{rule}] of {file} writes the contents of {resource} to the audit log ({level:?})");
             let fix = "put a rule with level: Metadata for secrets, configmaps, serviceaccounts/token and tokenreviews before it, and \
-                       treat the logs that exist as if they were the Secrets";
+                       treat existing logs like the Secrets themselves";
             findings.push(Finding::failed(CHECK, detail, fix).of_cis("3.2.2"));
         }
     }

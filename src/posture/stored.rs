@@ -38,18 +38,18 @@ pub fn judge(inventory: &Inventory, configuration: Option<&EncryptionConfigurati
     }
     let mut findings = Vec::new();
     if !in_clear.is_empty() {
-        let detail = format!("values lie in etcd in clear: {}", counted(&in_clear));
+        let detail = format!("values are stored in etcd in clear: {}", counted(&in_clear));
         findings.push(Finding::failed(CHECK, detail, REWRITE).of_cis("1.2.28"));
     }
     if !elsewhere.is_empty() {
         let detail =
-            format!("values are stored by another provider than the one that writes now: {}", counted(&elsewhere));
+            format!("values are stored by a provider other than the one that writes now: {}", counted(&elsewhere));
         findings.push(Finding::advice(CHECK, detail, REWRITE));
     }
     if findings.is_empty() {
         findings.push(Finding::ok(
             CHECK,
-            format!("{secrets} Secret(s), none in clear or by a provider that does not write now"),
+            format!("{secrets} Secret(s), none in clear or by a provider that no longer writes"),
         ));
     }
     findings

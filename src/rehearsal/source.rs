@@ -54,7 +54,7 @@ impl Sources {
     pub(super) async fn open(&self, provider: &ProviderName, object: &EncryptedObject) -> Result<Seed, SeedError> {
         // What is taken to be gone must not be asked, however well it answers now.
         if let Some(gone) = self.without.iter().find(|without| without.removes_key_id(&object.key_id)) {
-            return Err(SeedError::Refused(format!("its seed opens with {gone} alone, which is taken to be gone")));
+            return Err(SeedError::Refused(format!("its seed opens only with {gone}, which is assumed to be gone")));
         }
         let wrapped = object.annotations.get(ANNOTATION).map(|annotation| WrappedDekSet::decode(annotation));
         if let Some(Ok(wrapped)) = &wrapped {
@@ -79,7 +79,7 @@ impl Sources {
             }
             (_, _, Some(plugins)) => plugins.open(provider, object).await,
             (_, _, None) => Err(SeedError::NotAsked(format!(
-                "nothing was given that opens seeds of provider {provider}: give --encryption-config, to ask its plugin, \
+                "nothing that was given opens seeds of provider {provider}: give --encryption-config, to ask its plugin, \
                  or --config of kube-envelope, to ask the KEKs"
             ))),
         }
@@ -92,7 +92,7 @@ impl Sources {
         let Some(all) = all.filter(|all| !all.is_empty()) else { return Ok(()) };
         let mut names: Vec<_> = all.iter().map(ToString::to_string).collect();
         names.dedup();
-        Err(SeedError::Refused(format!("its seed opens with {} alone, which is taken to be gone", names.join(" or "))))
+        Err(SeedError::Refused(format!("its seed opens only with {}, which is assumed to be gone", names.join(" or "))))
     }
 
     /// Asks every plugin for its Status; what is wrong with each.

@@ -80,11 +80,11 @@ async fn withdrawn(writer: &Api, canaries: &[Canary], obstacle: Obstacle) -> Obs
     let mut left = Vec::new();
     for canary in canaries {
         if let Err(error) = canary.remove(writer).await {
-            left.push(format!("{} could not be taken away again ({error}): delete it", canary.path()));
+            left.push(format!("{} could not be removed again ({error}): delete it", canary.path()));
         }
     }
     let end =
-        if left.is_empty() { "what was written to see this was taken away again".into() } else { left.join("; ") };
+        if left.is_empty() { "what was written for this was removed again".into() } else { left.join("; ") };
     Obstacle::Closed(format!("{why}; {end}"))
 }
 
@@ -231,15 +231,15 @@ fn different_keys(wanted: &Wanted, provider: &ProviderName, hashes: &BTreeMap<&K
         .flat_map(|(_, servers)| servers.iter().map(String::as_str))
         .collect();
     let advice = if own.is_empty() {
-        "A plugin follows within its refreshInterval; where it does not, run kube-envelope status there: a keyring must be \
-         copied to every node, never over a file that has a version which the copy lacks (kube-envelope keyring list)"
+        "A plugin follows within its refreshInterval; if it does not, run kube-envelope status there: a keyring must be \
+         copied to every node, but never over a file with a version that the copy lacks (kube-envelope keyring list)"
             .to_owned()
     } else {
         // Copied over, the only file that has the version would be gone.
         format!(
-            "The keyring file of this node does not have the key of {}: what was stored with it opens only with the file \
-             on that server's node. Do not overwrite that file, and keep a copy of it. Two files of one keyring are not \
-             merged: where nothing was stored under a version that only the other files have, copy that file to the other \
+            "The keyring file of this node does not have the key of {}: values stored with it open only with the file \
+             on that server's node. Do not overwrite that file, and keep a copy of it. Two files of one keyring cannot be \
+             merged: if nothing was stored under a version that only the other files have, copy that file to the other \
              nodes (kube-envelope keyring list shows the versions of each)",
             own.join(", ")
         )

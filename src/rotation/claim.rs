@@ -234,12 +234,12 @@ impl Subject {
     /// What is missing where there is no claim about it.
     pub(in crate::rotation) fn describe(self) -> &'static str {
         match self {
-            Self::Roster => "which API servers exist was not settled",
+            Self::Roster => "which API servers exist was not established",
             Self::Adoption => "no API server was seen to use the target key",
-            Self::Readability => "that every API server reads what the others write was not tried",
-            Self::Writers => "that every API server stores every encrypted resource under the target key was not tried",
+            Self::Readability => "that every API server reads what the others write was not tested",
+            Self::Writers => "that every API server stores every encrypted resource under the target key was not tested",
             Self::Ledger => "what the API servers wrote since adoption was not recorded",
-            Self::Search => "leftovers were not looked for",
+            Self::Search => "leftovers were not searched for",
             Self::History => "what was stored and superseded since the first search was not looked at",
             Self::Etcd => "that etcd holds everything that the API serves was not compared",
             Self::Configuration => "the API servers' own configuration was not compared",

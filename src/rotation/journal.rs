@@ -270,7 +270,7 @@ impl Journal {
         };
         let journal: Self = serde_json::from_str(&text).map_err(|error| {
             RotationError::Unusable(format!(
-                "{} is not a journal of this program ({error}); move it away to start over: rewriting twice does no harm",
+                "{} is not a journal of this program ({error}); move it away to start over: rewriting twice is harmless",
                 file.display()
             ))
         })?;

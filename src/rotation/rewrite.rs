@@ -216,7 +216,7 @@ impl Sweep<'_> {
             let path = folder.resource.object_path(metadata.namespace.as_deref(), &metadata.name);
             let schemas = self.risk.and_then(|risk| risk.schemas.as_ref());
             if let Some(field) = schemas.and_then(|schemas| schemas.dropped(&metadata.fields)) {
-                let why = format!("its field {field} is not in the schema any more, so that a rewrite would drop it");
+                let why = format!("its field {field} is no longer in the schema, so a rewrite would drop it");
                 self.tally.withheld.insert(path, why);
                 continue;
             }
@@ -288,7 +288,7 @@ impl Sweep<'_> {
             self.refuse(object.path, status, message);
             return Ok(());
         }
-        Err(RotationError::Paused(format!("{} got no useful answer in {TRIES} tries: {message}", object.path)))
+        Err(RotationError::Paused(format!("{} got no useful response in {TRIES} attempts: {message}", object.path)))
     }
 
     /// Whether an object goes on failing while others get through.

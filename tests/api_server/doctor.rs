@@ -68,7 +68,7 @@ async fn doctor_names_who_reads_secrets_what_lies_in_clear_and_which_config_maps
     assert_eq!(cluster.doctor("cluster: ConfigMaps", "ok").1.len(), 1);
     assert!(cluster.doctor("cluster: API servers", "ok").1[0].starts_with("1 seen"));
     let (code, in_clear) = cluster.doctor("etcd: how values are stored", "failed");
-    assert_eq!((code, in_clear), (1, vec!["values lie in etcd in clear: 1 of secrets".to_owned()]));
+    assert_eq!((code, in_clear), (1, vec!["values are stored in etcd in clear: 1 of secrets".to_owned()]));
 
     cluster.etcd.delete("/registry/secrets/default/early").await;
     assert!(cluster.doctor("etcd: how values are stored", "ok").1[0].starts_with("1 Secret(s)"));

@@ -149,7 +149,7 @@ async fn a_peer_of_another_user_is_told_nothing() {
         Ok(answer) => assert_eq!(answer, b"", "the connection is closed"),
         Err(error) => return eprintln!("NOT CHECKED: a peer of another user, as only root has one ({error})"),
     }
-    wait_until("it says why", SOON, async || holder.process.log().contains("the other side is of uid 65534")).await;
+    wait_until("it says why", SOON, async || holder.process.log().contains("the other side runs as uid 65534")).await;
 }
 
 /// What the holder answers to the question for what it holds.

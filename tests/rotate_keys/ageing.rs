@@ -44,7 +44,7 @@ impl InSnapshot {
         std::fs::write(&self.go, "").unwrap();
         let status = self.run.wait(2 * ENDS_WITHIN);
         assert!(status.success(), "{}", self.run.log());
-        assert!(self.run.log().contains("does not hold any more"), "{}", self.run.log());
+        assert!(self.run.log().contains("no longer holds"), "{}", self.run.log());
         plane.check_all_under(&self.new).await;
         assert_eq!(plane.journal().unwrap()["verdict"]["conclusion"], "mayBeDisabled");
     }

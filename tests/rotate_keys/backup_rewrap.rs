@@ -72,7 +72,7 @@ async fn a_backup_ends_under_the_active_version_and_no_byte_of_the_former_wraps_
     assert_eq!(std::fs::read(&file).unwrap(), original, "the original was changed");
     assert_eq!(names(folder.path()), ["snapshot.db", "snapshot.db.rewrapped"].map(str::to_owned).into());
     assert_eq!(std::fs::metadata(&new).unwrap().permissions().mode() & 0o777, 0o600);
-    rewrap(&file, std::slice::from_ref(&config)).exits(1).says("exists, and nothing is overwritten");
+    rewrap(&file, std::slice::from_ref(&config)).exits(1).says("exists and will not be overwritten");
 
     // Not in a row, not in a superseded value, not in a free page.
     let (wraps, content) = (seeds(&file, &old), std::fs::read(&new).unwrap());

@@ -47,7 +47,7 @@ async fn when_the_address_that_the_cluster_is_known_by_dies_the_rewrite_waits_un
     let (mut run, new) = begin(&plane, 0, "--agreement-interval=1s").await;
     plane.servers[0].stop();
     // Whichever is noticed first: that the servers cannot be asked whether they agree, or that the Lease runs out.
-    let stops = |log: String| log.contains("agreement lost") || log.contains("this one stands still");
+    let stops = |log: String| log.contains("agreement lost") || log.contains("this one is suspended");
     wait_until("the rewrite stops", ENDS_WITHIN, async || stops(run.log())).await;
     let rewritten = plane.stored().await;
     tokio::time::sleep(Duration::from_secs(5)).await;

@@ -67,7 +67,7 @@ async fn an_etcd_that_is_away_for_a_while_does_not_end_a_rotation() {
     plane.wait_state("settle").await;
     plane.etcd.process.stop();
     // Which it notices first: that etcd does not answer, or that the API server cannot renew the Lease without it.
-    let words = ["what passes by itself is waited out", "this one stands still"];
+    let words = ["waiting for it to pass", "this one is suspended"];
     let told = |run: &Process| words.iter().any(|words| run.log().contains(words));
     wait_until("it says that it waits", ENDS_WITHIN, async || told(&run) || !run.is_running()).await;
     assert!(run.is_running(), "{}", run.log());

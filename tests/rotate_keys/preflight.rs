@@ -58,7 +58,7 @@ async fn a_snapshot_is_asked_for_before_and_after_the_rewrite() {
     assert_eq!(plane.state(), "preflight");
     let taken = plane.folder.path().join("taken");
     let command = format!("--snapshot-command=echo x >> {}", taken.display());
-    plane.run("rotate-keys", &["--resume", &command]).exits(0).says("Yes: ").says("is there to go back to");
+    plane.run("rotate-keys", &["--resume", &command]).exits(0).says("Yes: ").says("exists to go back to");
     assert_eq!(std::fs::read_to_string(&taken).unwrap(), "x\nx\n", "one before, one after");
 
     // An old one is something to go back to, and not yet the one that the verdict needs.
@@ -68,7 +68,7 @@ async fn a_snapshot_is_asked_for_before_and_after_the_rewrite() {
     let old = format!("--snapshot-taken={}", jiff::Timestamp::now() - hours);
     let ended =
         plane.run("rotate-keys", &[&old]).exits(7).says("the newest snapshot of etcd to go back to is 30 h old");
-    ended.says("Not yet: ").says("is there to go back to");
+    ended.says("Not yet: ").says("exists to go back to");
 
     plane.rotate_keyrings(0..1);
     plane.wait_key_id(0..1, &third).await;

@@ -20,7 +20,7 @@ async fn a_canary_that_a_server_cannot_read_is_taken_away_again() {
     plane.rotate_keyrings(0..2);
     plane.wait_key_id(0..2, &old).await;
     let ended = plane.run("rotate-keys", &["--adoption-timeout=3s"]).exits(5);
-    let ended = ended.says("cannot read secrets that").says("was taken away again");
+    let ended = ended.says("cannot read secrets that").says("was removed again");
     let named = [1, 0].map(|node| plane.servers[node].url().replace("https://", ""));
     assert!(named.iter().all(|name| ended.err.contains(name.as_str())), "{named:?}: {}", ended.err);
     assert_eq!(plane.servers[0].get(CANARY).await.unwrap().0, 404, "it would keep the other server from starting");

@@ -6,9 +6,9 @@ use rustix::process::Signal;
 
 use crate::control_plane::{BINARY, ControlPlane, ENDS_WITHIN, Shape};
 
-/// The command line that a text gives after `go on with: `.
+/// The command line that a text gives after `continue with: `.
 fn hint(text: &str) -> Vec<String> {
-    let line = text.lines().find_map(|line| line.split_once("go on with: ")).unwrap().1;
+    let line = text.lines().find_map(|line| line.split_once("continue with: ")).unwrap().1;
     line.split("; or").next().unwrap().split(' ').map(str::to_owned).collect()
 }
 

@@ -158,8 +158,8 @@ async fn what_it_needs_and_does_not_have_is_said_before_anything_is_stored() {
         plane.run("rotate-keys", &[&[REWRAP, "no-etcd", &url, &ca, &user[0], &user[1]], more].concat())
     };
     run(&user("root"), &["no-snapshot"]).exits(1).says("a snapshot of etcd must exist");
-    run(&user("rotator"), &[]).exits(1).says("etcd lets this user read and not write");
-    run(&user("root"), &["--shards=2"]).exits(1).says("leave --shards out");
+    run(&user("rotator"), &[]).exits(1).says("etcd allows this user to read but not to write");
+    run(&user("root"), &["--shards=2"]).exits(1).says("leave out --shards");
     run(&user("root"), &["--settle=1s"]).exits(0).says("values stored again in etcd");
 }
 

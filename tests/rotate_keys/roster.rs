@@ -20,7 +20,7 @@ async fn an_api_server_that_stopped_within_the_hour_is_named_and_nothing_is_rewr
     // An orderly end takes the Lease away; then only a Node tells of it.
     plane.servers[1].kill();
     let ended = plane.run("rotate-keys", &["--adoption-timeout=60s"]).exits(5);
-    let ended = ended.says("on host control-plane-2 ran within the last hour and does not run now");
+    let ended = ended.says("on host control-plane-2 ran within the last hour but is not running now");
     assert!(plane.stored().await[&old] >= 10, "nothing was rewritten");
     let words = format!("{}{}", ended.out, ended.err);
     let lease = words.split("delete lease ").nth(1).unwrap().split(')').next().unwrap();

@@ -172,7 +172,7 @@ async fn shards_go_on_when_one_is_killed_and_stop_when_the_coordinator_is() {
 
     run.kill();
     wait_until("every shard stops", Duration::from_secs(40), async || {
-        pods.processes.iter().all(|process| process.log().contains("nothing heard from the coordinator for 20 s"))
+        pods.processes.iter().all(|process| process.log().contains("no message from the coordinator for 20 s"))
     })
     .await;
     let left = plane.stored().await[&old];
@@ -263,7 +263,7 @@ async fn a_shard_too_many_and_a_second_coordinator_are_refused() {
     let arguments = arguments.into_iter().map(Into::into).collect();
     let mut second = Process::start("a second coordinator", BINARY.into(), arguments, Vec::new(), log);
     assert_eq!(second.wait(ENDS_WITHIN).code(), Some(2), "{}", second.log());
-    assert!(second.log().contains("another rotate-keys works on this cluster"), "{}", second.log());
+    assert!(second.log().contains("another rotate-keys is running on this cluster"), "{}", second.log());
 
     assert_eq!(run.wait(ENDS_WITHIN).code(), Some(0), "{}", run.log());
     assert_eq!(pods.end(), [Some(0); 4]);

@@ -97,7 +97,7 @@ async fn of_two_runs_the_second_is_refused_with_the_name_of_the_first_and_a_stal
 
     let mut first = waiting(&plane, &one, &waits).await;
     for method in ["--method=patch", "--method=rewrap"] {
-        let refused = run(&plane, &two, &[method]).exits(2).says("another rotate-keys works on this cluster");
+        let refused = run(&plane, &two, &[method]).exits(2).says("another rotate-keys is running on this cluster");
         refused.says(&format!("pid {}", first.id()));
     }
     // Killed: its Lease stays, and nobody renews it.
@@ -107,7 +107,7 @@ async fn of_two_runs_the_second_is_refused_with_the_name_of_the_first_and_a_stal
     let mut second = waiting(&plane, &two, &rewrap).await;
     assert!(began.elapsed() < Duration::from_secs(45), "a dead process of this machine is not waited for");
     let refused = run(&plane, &one, &["--resume", "--compact"]).exits(2);
-    refused.says("another rotate-keys works on this cluster").says(&format!("pid {}", second.id()));
+    refused.says("another rotate-keys is running on this cluster").says(&format!("pid {}", second.id()));
     second.stop();
     run(&plane, &two, &["--abort"]).exits(0);
 
@@ -134,7 +134,7 @@ async fn a_run_that_cannot_renew_its_lease_stands_still_until_it_can_and_ends_wh
 
     // Cut off from the Lease alone: everything else would go on.
     let times = |words: &str| first.log().matches(words).count();
-    let stands_still = "another run may begin: this one stands still";
+    let stands_still = "another run may begin: this one is suspended";
     for time in 1..=2 {
         let lease = "leases/rotate-keys";
         proxy.set(Mode::CutOff(lease.into()));

@@ -182,7 +182,7 @@ fn what_is_wrong_with_an_encryption_configuration_is_said_with_the_fix() {
         (
             String::from("{ identity: {} }, ") + &ours(", apiVersion: v2"),
             0,
-            "move the plugin's provider to the first place",
+            "put the plugin's provider first",
         ),
         (
             "{ kms: { name: it, apiVersion: v2, endpoint: 'unix:///elsewhere.sock' } }".into(),
@@ -247,7 +247,7 @@ fn a_socket_that_the_pod_cannot_see_or_would_lose_is_said_to_be_so() {
     let (code, out, _) = run("r/kube-apiserver:v1.37.2", &format!("{at}/run"), &format!("{at}/run"));
     assert_eq!(code, 0, "{out}");
     let (code, out, _) = run("r/kube-apiserver:v1.37.2", &format!("{at}/run/kms.sock"), &format!("{at}/run/kms.sock"));
-    assert!(code == 1 && out.contains("is mounted by itself"), "{out}");
+    assert!(code == 1 && out.contains("itself is mounted"), "{out}");
     let (code, out, _) = run("r/kube-apiserver:v1.30.1", &format!("{at}/run"), &format!("{at}/run"));
     assert!(code == 1 && out.contains("use 1.32 or later"), "{out}");
 }

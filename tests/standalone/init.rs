@@ -138,7 +138,7 @@ fn a_second_run_finds_everything_there_and_a_change_needs_force() {
     let before = written(root.path());
     let again = init(root.path(), &arguments);
     assert_eq!(again.code, Some(0));
-    assert_eq!(again.out.matches("is there already").count(), before.len(), "{}", again.out);
+    assert_eq!(again.out.matches("already exists").count(), before.len(), "{}", again.out);
 
     let config = root.path().join("etc/kube-envelope/config.yaml");
     fs::write(&config, "cluster: mine\nkeks: []\n").unwrap();
@@ -229,7 +229,7 @@ fn on_a_kubeadm_node_the_api_servers_own_manifest_tells_whether_it_encrypts() {
     write("--encryption-provider-config=/x");
     let ran = init(root.path(), &["--for", "kubeadm", "--image", "i"]);
     assert_eq!(ran.code, Some(2));
-    assert!(ran.error.contains("names an EncryptionConfiguration already"), "{}", ran.error);
+    assert!(ran.error.contains("already names an EncryptionConfiguration"), "{}", ran.error);
     write("--v=2");
     let ran = init(root.path(), &["--for", "kubeadm", "--image", "i"]);
     assert_eq!(ran.code, Some(0), "{}", ran.error);

@@ -136,7 +136,7 @@ async fn a_keyring_that_was_made_anew_is_not_taken_for_the_former_one() {
     keyring.command(&["create"], &[]);
     plugin.stop();
     plugin.restart().await;
-    let replaced = wait_for_reason(&plugin, "KEK primary is another key than it was").await;
+    let replaced = wait_for_reason(&plugin, "KEK primary is a different key than before").await;
     assert!(plugin.status().await.is_none(), "not ready");
     assert!(replaced.contains("from another node or from its backup"), "{replaced}");
     for text in [lost, replaced, plugin.process.log()] {

@@ -143,7 +143,7 @@ async fn a_background_task_that_dies_ends_the_process_with_a_message() {
     let ended = plugin.process.wait(Duration::from_mins(3));
     assert_eq!(ended.code(), Some(1), "not by the panic itself, nor by a signal");
     let log = plugin.process.log();
-    assert!(log.contains("a background task failed") && log.contains("has to be started again"), "{log}");
+    assert!(log.contains("a background task failed") && log.contains("must be restarted"), "{log}");
     machine.clear("no-threads");
     plugin.restart().await;
     plugin.wait_healthy().await;

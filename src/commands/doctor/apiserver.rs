@@ -57,7 +57,7 @@ fn read(file: &Path) -> Result<Told, Finding> {
             check,
             format!("{} is not understood: {why}", file.display()),
             "give kube-apiserver's static pod, its systemd unit, the configuration of kubeadm, k3s or RKE2, or /proc/PID/cmdline; \
-             what the API server is told is not known until then",
+             until then the API server's settings are not known",
         )
     })
 }
@@ -89,7 +89,7 @@ fn flag_problems(told: &Told) -> Vec<Finding> {
     if let Some(minor) = minor.filter(|minor| *minor < OLDEST_MINOR) {
         findings.push(Finding::failed(
             "API server: version",
-            format!("the image is of Kubernetes 1.{minor}, which sends the socket's path as HTTP/2 authority"),
+            format!("the image is Kubernetes 1.{minor}, which sends the socket's path as HTTP/2 authority"),
             format!("use 1.{OLDEST_MINOR} or later"),
         ));
     }
@@ -125,7 +125,7 @@ fn refused(file: &Path, error: &EncryptionConfigError) -> Finding {
         error => Finding::failed(
             ENCRYPTION,
             format!("{}: {error}", file.display()),
-            "correct the file: the API server does not start with it",
+            "correct the file: the API server will not start with it",
         ),
     }
 }
@@ -147,7 +147,7 @@ fn check_encryption(config: &Config, encryption: &EncryptionConfiguration, told:
                     "another provider is listed before the plugin's for {}: it writes, and the plugin only reads",
                     entry.resources.join(", ")
                 ),
-                "move the plugin's provider to the first place, then run rotate-keys",
+                "put the plugin's provider first, then run rotate-keys",
             ));
         }
     }
@@ -197,7 +197,7 @@ fn mount_problem(kms: &Kms, config: &Config, told: &Told) -> Option<Finding> {
         Finding::failed(
             ENCRYPTION,
             format!(
-                "{} is mounted by itself: a plugin that starts again makes a new socket, and the pod keeps the old",
+                "{} itself is mounted: a plugin that restarts creates a new socket, and the pod keeps the old one",
                 path.display()
             ),
             format!("mount the folder {folder}"),

@@ -75,13 +75,13 @@ fn health(listen: &HealthAddress, served: bool) -> Finding {
     match listen {
         HealthAddress::Off => Finding::advice(
             CHECK,
-            "is off: no probe, no metrics, and `kube-envelope status` has nothing to ask",
+            "is off: no probes, no metrics, and `kube-envelope status` does not work",
             "set a loopback address or a unix socket",
         ),
         // Bound and let go again at once: nothing but the attempt tells whether it is free.
         HealthAddress::Tcp(address) => match std::net::TcpListener::bind(address) {
             Ok(_) => Finding::ok(CHECK, format!("{address} is free")),
-            Err(_) if served => Finding::ok(CHECK, format!("{address} is in use, as a plugin runs")),
+            Err(_) if served => Finding::ok(CHECK, format!("{address} is in use, since a plugin is running")),
             Err(error) => Finding::failed(CHECK, format!("cannot listen on {address}: {error}"), "choose another port"),
         },
         HealthAddress::Unix(path) => Finding { check: CHECK.into(), ..socket(path, UnixStream::connect(path).is_ok()) },
@@ -93,10 +93,10 @@ fn will_be_made(check: &str, folder: &Path) -> Finding {
     // `access` asks for the real user, and the permissions alone would not tell of a read-only file system or of an
     // ACL.
     match access(ancestor, Access::WRITE_OK | Access::EXEC_OK) {
-        Ok(()) => Finding::ok(check, format!("folder {} does not exist yet and can be made", folder.display())),
+        Ok(()) => Finding::ok(check, format!("folder {} does not exist yet and can be created", folder.display())),
         Err(_) => Finding::failed(
             check,
-            format!("folder {} does not exist, and this user cannot make it", folder.display()),
+            format!("folder {} does not exist, and this user cannot create it", folder.display()),
             format!("install -d -m 0700 -o {} {}", rustix::process::geteuid().as_raw(), folder.display()),
         ),
     }

@@ -38,7 +38,7 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
         if let Some(former) = former {
             findings.push(Finding::failed(
                 format!("KEK {}", kek.name),
-                format!("is the same KEK as {former}: a wrap of one cannot be told from the other's"),
+                format!("is the same KEK as {former}: their wraps cannot be told apart"),
                 "list each KEK once; for failover name another key",
             ));
         }
@@ -58,10 +58,10 @@ async fn check_takeover(entry: &TakeoverConfig) -> Finding {
     let probed = probed.unwrap_or_else(|_| Err(KekError::unavailable(format!("no answer within {DEADLINE:?}"))));
     let plugin = entry.plugin().plugin();
     let finding = match probed {
-        Ok(version) => Finding::ok(check, format!("the key of {plugin} is there, version {version}")),
+        Ok(version) => Finding::ok(check, format!("the key of {plugin} exists, version {version}")),
         // It need not be able to encrypt any more, nor to be looked at.
         Err(error) if matches!(error.cause(), KekCause::Denied | KekCause::UnknownVersion) => {
-            Finding::advice(check, error.chain(), "make sure that what it encrypted still opens")
+            Finding::advice(check, error.chain(), "make sure that data that it encrypted can still be opened")
         }
         Err(error) => failed(check, &error),
     };
@@ -85,7 +85,7 @@ async fn check_one(cluster: &ClusterName, config: &KekConfig, wraps: bool) -> (L
         Ok(version) => Finding::ok(check("version"), version.version),
         Err(error) if wraps => failed(check("version"), &error),
         // A retired KEK need not have an active version; what it wrapped must open.
-        Err(error) => Finding::advice(check("version"), error.chain(), "make sure that what it wrapped still opens"),
+        Err(error) => Finding::advice(check("version"), error.chain(), "make sure that DEKs that it wrapped can still be unwrapped"),
     };
     findings.push(finding.after(started.elapsed()));
     if let Some(end) = kek.credentials_expire() {
@@ -97,7 +97,7 @@ async fn check_one(cluster: &ClusterName, config: &KekConfig, wraps: bool) -> (L
     if wraps && goes_on {
         findings.extend(prove(cluster, &kek, check).await);
     } else if wraps {
-        findings.push(Finding::skipped(check("wrap, unwrap"), "not tried, as the version cannot be read"));
+        findings.push(Finding::skipped(check("wrap, unwrap"), "not tried, since the version cannot be read"));
     }
     // After all questions: the last answer counts.
     findings.extend(clock(&kek, check("clock"), goes_on));
@@ -111,12 +111,12 @@ fn clock(kek: &GuardedKek, check: String, answered: bool) -> Option<Finding> {
         return Some(Finding::ok(check, "local KEK, no server clock to compare"));
     };
     let Some(ahead) = clock.ahead() else {
-        let detail = "no answer told the service's time";
+        let detail = "no response had the service's time";
         return answered.then(|| Finding::skipped(check, detail));
     };
     let (seconds, direction) = (ahead.abs().as_secs(), if ahead.is_positive() { "ahead of" } else { "behind" });
     let detail = format!("this machine's clock is {seconds} s {direction} the service's");
-    let fix = "set this machine's clock right (NTP)";
+    let fix = "correct this machine's clock (NTP)";
     Some(match ahead.abs() {
         off if off >= CLOCK_FAILS => Finding::failed(check, detail, fix),
         off if off >= CLOCK_ADVICE => Finding::advice(check, detail, fix),
@@ -142,10 +142,10 @@ async fn profile(config: &KekConfig, check: impl Fn(&str) -> String) -> Vec<Find
     }
     if let Some(place) = profile.only_in {
         findings
-            .push(Finding::ok(check("place"), format!("only in {place}: while that is away, no other place unwraps")));
+            .push(Finding::ok(check("place"), format!("only in {place}: during an outage there, no other place can unwrap")));
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(check("profile"), "nothing in the key's own settings speaks against it"));
+        findings.push(Finding::ok(check("profile"), "the key's settings are as recommended"));
     }
     findings
 }
@@ -159,22 +159,22 @@ async fn prove(cluster: &ClusterName, kek: &GuardedKek, check: impl Fn(&str) -> 
     let wrapped = match kek.wrap(&dek, &context).await {
         Ok(wrapped) => wrapped,
         Err(error) => {
-            let skipped = Finding::skipped(check("unwrap"), "nothing was wrapped that could be unwrapped");
+            let skipped = Finding::skipped(check("unwrap"), "there is no wrapped DEK to unwrap");
             return vec![failed(check("wrap"), &error).after(started.elapsed()), skipped];
         }
     };
-    let wrap = Finding::ok(check("wrap"), format!("{} bytes to be stored with every object", wrapped.blob.len()));
+    let wrap = Finding::ok(check("wrap"), format!("{} bytes are stored with every object", wrapped.blob.len()));
     let wrap = wrap.after(started.elapsed());
     let started = Instant::now();
     let unwrap = match kek.unwrap(&wrapped, &context).await {
         // A DEK is not compared with the other byte by byte: its id commits to it.
         Ok(unwrapped) if dek_id(&unwrapped.dek) == context.dek_id => {
-            Finding::ok(check("unwrap"), "gave the same DEK back")
+            Finding::ok(check("unwrap"), "returned the same DEK")
         }
         Ok(_) => Finding::failed(
             check("unwrap"),
-            "gave another DEK than was wrapped",
-            "do not use this KEK; check that what answers is the service it should be",
+            "returned a DEK other than the one that was wrapped",
+            "do not use this KEK; check that the right service answers",
         ),
         Err(error) => failed(check("unwrap"), &error),
     };
@@ -184,14 +184,14 @@ async fn prove(cluster: &ClusterName, kek: &GuardedKek, check: impl Fn(&str) -> 
 fn failed(check: String, error: &KekError) -> Finding {
     let fix = match error.cause() {
         KekCause::Unavailable => {
-            "make available what is named; for a service: check address, DNS, firewall, certificate"
+            "make the named service or file available; for a service: check address, DNS, firewall, certificate"
         }
         KekCause::Throttled => "wait, or have the quota raised; refreshInterval may be lengthened",
         KekCause::Unauthenticated => "give it credentials that are accepted, and check this machine's clock",
-        KekCause::Denied => "grant the permission that is named, or bring the key into a usable state",
+        KekCause::Denied => "grant the named permission, or make the key usable again",
         KekCause::UnknownVersion => "find out who changed the key's versions",
-        KekCause::Rejected => "check that key and service are the ones that are meant",
-        KekCause::Misconfigured => "change the setting that is named",
+        KekCause::Rejected => "check that the key and the service are the intended ones",
+        KekCause::Misconfigured => "change the named setting",
     };
     Finding::failed(check, error.chain(), fix)
 }

@@ -44,7 +44,7 @@ impl Told {
         // Both have the same fields, and only the path tells them apart (/etc/rancher/rke2, /etc/rancher/k3s).
         let is_rke2 = file.to_string_lossy().contains("rke2");
         let found = documents.iter().find_map(|one| Self::of_document(one, is_rke2));
-        found.unwrap_or_else(|| Err("no kube-apiserver, and no arguments for one, are in it".into()))
+        found.unwrap_or_else(|| Err("it has neither a kube-apiserver nor arguments for one".into()))
     }
 
     fn of_document(document: &Value, is_rke2: bool) -> Option<Result<Self, String>> {
@@ -136,7 +136,7 @@ impl Told {
 
     fn of_command(words: &[String]) -> Result<Self, String> {
         if !words.iter().any(|word| is_api_server(word)) {
-            return Err("what it starts is not kube-apiserver".into());
+            return Err("the program that it starts is not kube-apiserver".into());
         }
         Ok(Self { flags: flags(words), ..Self::default() })
     }

@@ -80,7 +80,7 @@ fn insert(settings: &mut Map<String, Value>, one: &str) -> Result<()> {
     let last = names.pop().unwrap_or_default();
     for name in names {
         let inner = table.entry(name).or_insert_with(|| Value::Object(Map::new()));
-        let Some(inner) = inner.as_object_mut() else { bail!("--set {one}: {name} has a value already") };
+        let Some(inner) = inner.as_object_mut() else { bail!("--set {one}: {name} already has a value") };
         table = inner;
     }
     table.insert(last.to_owned(), value);
@@ -95,7 +95,7 @@ struct Asked {
 impl Asked {
     fn refusal(&self) -> anyhow::Error {
         Refused(format!(
-            "{} {} missing, and there is no terminal to ask at",
+            "{} {} missing, and there is no terminal to ask for it",
             self.missing.join(", "),
             if self.missing.len() == 1 { "is" } else { "are" }
         ))
@@ -201,7 +201,7 @@ impl Asked {
 
 fn refused_settings(wanted: &Wanted, error: &ConfigError) -> anyhow::Error {
     Refused(format!(
-        "the configuration that results cannot work; settings of {} are given with --set FIELD=VALUE\n{error}",
+        "the resulting configuration cannot work; settings of {} are given with --set FIELD=VALUE\n{error}",
         wanted.kind
     ))
     .into()

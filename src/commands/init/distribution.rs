@@ -48,7 +48,7 @@ impl Place {
             Distribution::Rke2 if !unit => Runs::Pod("/var/lib/rancher/rke2/agent/pod-manifests"),
             Distribution::K3s | Distribution::Systemd | Distribution::Kubeadm | Distribution::Rke2 => Runs::Unit,
             Distribution::Talos | Distribution::Kind | Distribution::Kops if unit => {
-                bail!(Refused("--unit is for kubeadm and rke2 alone".into()))
+                bail!(Refused("--unit is for kubeadm and rke2 only".into()))
             }
             Distribution::Kind => Runs::Pod("/etc/kubernetes/manifests"),
             Distribution::Talos | Distribution::Kops => Runs::Document,
@@ -178,7 +178,7 @@ fn of_manifest(manifest: &Path) -> Result<FormerHere> {
         return Ok(FormerHere::Nothing);
     }
     bail!(Refused(format!(
-        "{} names an EncryptionConfiguration already; give its path on this machine with --former",
+        "{} already names an EncryptionConfiguration; give its path on this machine with --former",
         manifest.display()
     )))
 }

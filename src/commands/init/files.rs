@@ -96,13 +96,13 @@ fn encryption_resources(wanted: &Wanted, first: First) -> Result<Value> {
 fn encryption_comment(wanted: &Wanted, first: First) -> String {
     let mut text = String::from("# For --encryption-provider-config of every kube-apiserver; root's, mode 0600.\n");
     text.push_str(match first {
-        First::Plugin => "# The plugin writes; all that is listed behind it only reads.\n",
+        First::Plugin => "# The plugin writes; the providers after it only read.\n",
         First::Former => {
             "# The former provider writes, and the plugin only reads: the step before and after the plugin's own.\n"
         }
     });
     text.push_str(
-        "# Secrets, because they are what etcd must not give away; ConfigMaps, because people put passwords there, too.\n\
+        "# Secrets, because etcd must not give them away; ConfigMaps, because people put passwords there, too.\n\
          # Add custom resources in which your controllers keep credentials.\n",
     );
     if wanted.former.encrypts() {

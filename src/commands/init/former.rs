@@ -108,13 +108,13 @@ impl Former {
         for provider in self.entries.iter().flat_map(|entry| &entry.providers) {
             if of(provider, "endpoint") == of(plugin, "endpoint") {
                 bail!(
-                    "lists the plugin's own socket {} already: nothing is to be added (kube-envelope doctor \
+                    "already lists the plugin's socket {}: nothing needs to be added (kube-envelope doctor \
                      --encryption-config checks it)",
                     of(plugin, "endpoint")
                 );
             }
             if of(provider, "name") == of(plugin, "name") {
-                bail!("has another KMS provider of the name {}; choose one with --provider-name", of(plugin, "name"));
+                bail!("has another KMS provider named {}; choose a name with --provider-name", of(plugin, "name"));
             }
         }
         Ok(())

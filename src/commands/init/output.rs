@@ -20,7 +20,7 @@ pub(super) fn show(root: &Path, planned: &[PlannedFile]) -> Result<Vec<String>> 
     for file in planned {
         let path = root.join(&file.path);
         match fs::read_to_string(&path) {
-            Ok(text) if text == file.content => println!("{}: is there already", path.display()),
+            Ok(text) if text == file.content => println!("{}: already exists", path.display()),
             Ok(text) => {
                 differing.push(path.display().to_string());
                 println!("{}: differs", path.display());
@@ -49,7 +49,7 @@ pub(super) fn write(root: &Path, planned: &[PlannedFile]) -> Result<()> {
             .recursive(true)
             .mode(mode)
             .create(folder)
-            .with_context(|| format!("cannot make folder {}", folder.display()))?;
+            .with_context(|| format!("cannot create folder {}", folder.display()))?;
         files::replace(&path, file.content.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
         if !file.is_private {
             // `replace` leaves a file of mode 0600; what the kubelet or systemd reads, and what holds no secret, is for

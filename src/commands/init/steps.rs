@@ -69,7 +69,7 @@ fn begin(steps: &mut Steps, wanted: &Wanted) {
     let place = &wanted.place;
     if wanted.kind == "keyring" {
         let file = wanted.settings.get("file").and_then(|file| file.as_str()).unwrap_or_default();
-        steps.step("Make the keyring once, on one node, and copy it to the others; keep a copy elsewhere. Never make a second one.");
+        steps.step("Create the keyring once, on one node, and copy it to the others; keep a copy elsewhere. Never create a second one.");
         steps.command(&format!("kube-envelope keyring create {file}"));
     }
     if place.is_given_to_a_tool() {
@@ -85,9 +85,9 @@ fn begin(steps: &mut Steps, wanted: &Wanted) {
         ));
     }
     match place.runs {
-        Runs::Pod(_) => steps.step("The kubelet starts the plugin by itself once its image can be had. It must be ready on every node, with the same key_id:"),
+        Runs::Pod(_) => steps.step("The kubelet starts the plugin as soon as its image is available. It must be ready on every node, with the same key_id:"),
         Runs::Unit | Runs::Document => {
-            steps.step("Start the plugin (the binary lies at /usr/local/bin/kube-envelope). It must be ready on every node, with the same key_id:");
+            steps.step("Start the plugin (the binary is /usr/local/bin/kube-envelope). It must be ready on every node, with the same key_id:");
             steps.command("systemctl daemon-reload && systemctl enable --now kube-envelope");
         }
     }
@@ -133,7 +133,7 @@ fn switch_on(steps: &mut Steps, wanted: &Wanted) {
             steps.command("kubeadm init --config kubeadm.yaml");
         }
         Distribution::Kubeadm => {
-            steps.step(&format!("Have the API server's static pod made again with the patch{one_by_one}. Give --patches to every later upgrade, too:"));
+            steps.step(&format!("Create the API server's static pod again with the patch{one_by_one}. Use --patches for every later upgrade as well:"));
             steps.command("kubeadm upgrade node phase control-plane --etcd-upgrade=false --certificate-renewal=false --patches /etc/kubernetes/patches");
             steps.command("kubectl get --raw '/readyz?verbose'");
         }
@@ -191,7 +191,7 @@ fn swap(steps: &mut Steps, wanted: &Wanted, first: First) {
             );
         }
         Distribution::Kind => {
-            steps.command("write the providers in the other order into encryption/encryption-configuration.yaml");
+            steps.command("swap the providers in encryption/encryption-configuration.yaml");
         }
         _ => {
             steps.command(&format!(
@@ -208,7 +208,7 @@ fn first_encryption(steps: &mut Steps, wanted: &Wanted) {
         steps.step("Prove that everything is under the plugin's key:");
     } else {
         steps
-            .step("Have everything that is stored written again, and proven. Snapshots from before hold it as it was:");
+            .step("Rewrite everything that is stored, and prove it. Earlier snapshots still have the old data:");
     }
     if place.distribution == Distribution::Talos {
         steps.command("talosctl -n NODE etcd snapshot etcd.db        # there is no etcd client on a node");
@@ -239,8 +239,8 @@ fn way_back(steps: &mut Steps, wanted: &Wanted) {
     };
     steps.step(&format!("Let {to} write, on every node; the plugin still reads:"));
     swap(steps, wanted, First::Former);
-    steps.step("Have everything written again, and proven, while the plugin runs everywhere:");
+    steps.step("Rewrite everything, and prove it, while the plugin runs everywhere:");
     rotate(steps, wanted, First::Former);
-    steps.step("On Yes take the plugin's provider out of the file on every API server, and only then the plugin.");
+    steps.step("On Yes, remove the plugin's provider from the file of every API server, and only then the plugin.");
     steps.step("Keep the KEK as long as a snapshot from the time with the plugin must stay restorable.");
 }

@@ -31,8 +31,8 @@ pub fn prepare(folder: &Path) -> Result<(PathBuf, (Config, String))> {
     }
     let (config, text) = Config::load_with_text(&file)?;
     eprintln!(
-        "kube-envelope serve --dev: NOT FOR PRODUCTION. The KEK lies in {} beside what it protects: \
-         whoever reads this disk reads every Secret.",
+        "kube-envelope serve --dev: NOT FOR PRODUCTION. The KEK is stored in {} beside the data that it protects: \
+         anyone who can read this disk can read every Secret.",
         keyring.display()
     );
     println!("{}", next_step(&config.socket.address));

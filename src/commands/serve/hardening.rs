@@ -37,13 +37,13 @@ pub fn raise_descriptors() -> Descriptors {
 /// Applies what is allowed; what is not is a warning that says what to grant.
 pub fn apply() {
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        warn!(%error, "debuggers and core files are not kept out");
+        warn!(%error, "debuggers and core files are not disabled");
     }
     if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }) {
-        warn!(%error, "core files are not switched off");
+        warn!(%error, "core files are not disabled");
     }
     if let Err(error) = set_no_new_privs(true) {
-        warn!(%error, "privileges gained by exec are not switched off");
+        warn!(%error, "privileges gained by exec are not disabled");
     }
     lock_memory();
 }

@@ -34,7 +34,7 @@ impl Sandbox {
     /// Enters the sandbox for `config`, as far as the kernel and `sandbox.enabled` allow.
     pub fn enter(config: &Config) -> Self {
         if !config.sandbox.enabled {
-            warn!("sandbox.enabled is false: a plugin that is taken over can do what its user can");
+            warn!("sandbox.enabled is false: a compromised plugin can do whatever its user can");
             return Self { readable: None };
         }
         drop_capabilities();
@@ -52,7 +52,7 @@ impl Sandbox {
     pub fn covers(&self, config: &Config) -> Result<()> {
         let Some(readable) = &self.readable else { return Ok(()) };
         if !config.sandbox.enabled || config.hosts_a_library() {
-            bail!("it needs more than the running plugin gave up; restart the plugin to use it");
+            bail!("it needs permissions that the running plugin gave up; restart the plugin to use it");
         }
         for place in Places::of(config).read {
             if !readable.iter().any(|root| place.starts_with(root)) {
@@ -84,13 +84,13 @@ fn drop_capabilities() {
 /// Leaves the plugin what [`Places`] names. Gives what it may read, or `None` where nothing is restricted.
 fn restrict_files(config: &Config) -> Option<Vec<PathBuf>> {
     if config.hosts_a_library() {
-        info!("files are not restricted: a vendor's library, in a process of its own, opens what it likes");
+        info!("files are not restricted: a vendor's library, in a process of its own, may open any file");
         return None;
     }
     let places = Places::of(config);
     match restrict(&places, &config.health.listen) {
         Ok(RulesetStatus::FullyEnforced) => {}
-        Ok(RulesetStatus::PartiallyEnforced) => info!("this kernel restricts files and ports in part"),
+        Ok(RulesetStatus::PartiallyEnforced) => info!("this kernel restricts files and ports only in part"),
         Ok(RulesetStatus::NotEnforced) => {
             warn!("files are not restricted; the kernel needs Landlock (5.13, CONFIG_SECURITY_LANDLOCK, lsm=landlock)");
             return None;

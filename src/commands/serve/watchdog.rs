@@ -35,7 +35,7 @@ async fn beat(pause: Duration, limit: Duration, turn_age: impl Fn() -> Duration,
         if !is_late {
             send();
         } else if !was_late {
-            error!(age = %humantime::format_duration(age), "the refresh loop stands still; systemd is not told that the plugin is alive");
+            error!(age = %humantime::format_duration(age), "the refresh loop is stuck; systemd is not told that the plugin is alive");
         }
         was_late = is_late;
         sleep(pause).await;

@@ -58,13 +58,13 @@ async fn rewrap(args: &SnapshotRewrapArgs) -> Result<Report> {
     let to = args.to.clone().unwrap_or_else(|| beside(&args.file));
     // Now, and not only at the end, where `publish` refuses as well: an hour of work would be lost.
     if to.symlink_metadata().is_ok() {
-        bail!("{} exists, and nothing is overwritten: name another file with --to", to.display());
+        bail!("{} exists and will not be overwritten: name another file with --to", to.display());
     }
     let programs = Programs::find(args.etcd_binary.as_deref(), args.etcdutl_binary.as_deref())?;
     let before = Held::read(&args.file).await?;
     if before.about().has_users {
         bail!(
-            "the etcd of {} lets in nobody but its users, and so would the one that it is restored into; this is not \
+            "the etcd of {} authenticates its users, and so would an etcd that is restored from it; this is not \
              supported",
             args.file.display()
         );
@@ -80,7 +80,7 @@ async fn rewrap(args: &SnapshotRewrapArgs) -> Result<Report> {
     let new = folder.path().join(NEW);
     // Read again from the file, by the code that read the original: what is compared is what will be restored.
     let after = Held::read(&new).await?;
-    let common = compare(&before.snapshot, &after.snapshot).context("the new snapshot does not hold the same")?;
+    let common = compare(&before.snapshot, &after.snapshot).context("the new snapshot does not have the same content")?;
     if let Some(left) = after.inventory.rows().find(|row| way.is_former(&row.shape.stored)) {
         bail!("the new snapshot has values of {} under a former key", left.shape.folder);
     }

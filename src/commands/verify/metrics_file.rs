@@ -41,7 +41,7 @@ fn text(before: &str, Outcome { at, exit, found }: Outcome) -> String {
         gauge(LAST_YES, "When verify last said Yes", last_yes.into());
     }
     if let Some((looked_at, leftovers)) = found {
-        gauge("kube_envelope_verify_looked_at", "Values or objects that the last verify looked at", looked_at.into());
+        gauge("kube_envelope_verify_looked_at", "Values or objects that the last verify examined", looked_at.into());
         gauge("kube_envelope_verify_leftovers", "Those of them under a former key", leftovers.into());
     }
     text

@@ -322,7 +322,7 @@ fn not_accepted(answer: &Answer) -> String {
     match answer.skew {
         Some(skew) if skew.abs() > SKEW_WORTH_NAMING => {
             let direction = if skew.is_positive() { "ahead of" } else { "behind" };
-            format!("this machine's clock is {} s {direction} AWS's; set it right (NTP)", skew.abs().as_secs())
+            format!("this machine's clock is {} s {direction} AWS's; correct it (NTP)", skew.abs().as_secs())
         }
         _ => "AWS does not accept the credentials; renew them".into(),
     }

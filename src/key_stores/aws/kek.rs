@@ -56,7 +56,7 @@ impl AwsKek {
             .ok_or_else(|| KekError::unmapped(format!("{} answered without key metadata", call.action)))?;
         check_usable(&metadata)?;
         if !self.key.may_be(&metadata.key_id) {
-            return Err(KekError::unmapped(format!("asked about {name}, and told about {}", metadata.key_id)));
+            return Err(KekError::unmapped(format!("asked about {name}, but the answer is about {}", metadata.key_id)));
         }
         Ok(metadata)
     }
@@ -157,7 +157,7 @@ impl Kek for AwsKek {
         let answered = answer.key_id.unwrap_or_default();
         // Compared by id: a multi-Region key answers with the ARN of the Region that was asked.
         if answered.rsplit('/').next() != Some(key_id) {
-            return Err(KekError::new(KekCause::Rejected, format!("asked {key} to unwrap, and {answered:?} did")));
+            return Err(KekError::new(KekCause::Rejected, format!("asked {key} to unwrap, but {answered:?} did")));
         }
         let version = match answer.key_material_id {
             Some(material) => version_text(key_id, Some(&material), None),
@@ -190,13 +190,13 @@ fn check_usable(metadata: &KeyMetadata) -> Result<(), KekError> {
         Some(KeyState::Enabled | KeyState::Updating) => Ok(()),
         Some(KeyState::Disabled) => denied(format!("{id} is disabled; enable it with kms:EnableKey")),
         Some(KeyState::PendingDeletion | KeyState::PendingReplicaDeletion) => {
-            denied(format!("{id} is to be deleted; stop that with kms:CancelKeyDeletion, then enable it"))
+            denied(format!("{id} is scheduled for deletion; cancel that with kms:CancelKeyDeletion, then enable it"))
         }
         Some(KeyState::PendingImport) => denied(format!("{id} has no key material (any more); import it again")),
         Some(KeyState::Unavailable) => {
             Err(KekError::unavailable(format!("the custom key store of {id} is disconnected; connect it")))
         }
-        Some(KeyState::Creating) => Err(KekError::unavailable(format!("{id} is still being made"))),
+        Some(KeyState::Creating) => Err(KekError::unavailable(format!("{id} is still being created"))),
         state => Err(KekError::unmapped(format!("{id} is in the state {state:?}"))),
     }
 }

@@ -150,7 +150,7 @@ fn is_alias(text: &str) -> bool {
 
 fn bad_name(text: &str) -> String {
     format!(
-        "{text:?} names no KMS key; write its ARN, for example \
+        "{text:?} does not name a KMS key; write its ARN, for example \
          arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
     )
 }

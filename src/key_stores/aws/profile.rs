@@ -9,14 +9,14 @@ pub(super) fn of(key: &KeyMetadata, rotates: Option<bool>) -> Profile {
     let id = &key.key_id;
     let mut advice = Vec::new();
     if let Some(end) = key.valid_to.and_then(|end| jiff::Timestamp::from_second(end.secs()).ok()) {
-        let finding = format!("the imported material of {id} is deleted at {end}, and with it every Secret");
-        advice.push(Advice::new(finding, "import it again without an end, and keep a copy of it"));
+        let finding = format!("the imported material of {id} expires at {end}; without it no Secret can be read");
+        advice.push(Advice::new(finding, "import it again without an expiry date, and keep a copy of it"));
     }
     // AWS cannot rotate imported material or a key in a custom key store by itself, so it would be no use to ask for it
     // (https://docs.aws.amazon.com/kms/latest/developerguide/rotate-keys.html).
     let is_made_by_aws = key.origin == Some(OriginType::AwsKms);
     if is_made_by_aws && rotates == Some(false) {
-        let finding = format!("{id} is not rotated by itself");
+        let finding = format!("{id} is not rotated automatically");
         advice.push(Advice::new(
             finding,
             "enable automatic rotation (aws kms enable-key-rotation), or rotate on a schedule",

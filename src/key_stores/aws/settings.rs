@@ -132,7 +132,7 @@ impl KeyStore for KmsKey {
             advice.push(Advice::new(finding, "write the key's ARN, before anything is stored under this name"));
         }
         if self.credentials.is_an_api_server() {
-            let finding = "the credentials come by a token of an API server: if it is the one that waits for this \
+            let finding = "the credentials come from a token of an API server: if it is the one that waits for this \
                            plugin, they can be had only once it is up";
             advice.push(Advice::new(finding, "use the instance's role on the control plane's machines"));
         }

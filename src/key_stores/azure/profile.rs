@@ -9,20 +9,20 @@ pub(super) fn of(attributes: &KeyAttributes) -> Profile {
     let mut advice = Vec::new();
     let moment = |time: azure_core::time::OffsetDateTime| jiff::Timestamp::from_second(time.unix_timestamp()).ok();
     if attributes.exportable == Some(true) {
-        let finding = "the key is exportable: whoever may release it opens every Secret without the vault, for ever";
-        advice.push(Advice::new(finding, "make a key that is not, list it beside this one, rotate to it"));
+        let finding = "the key is exportable: anyone who may release it can read every Secret without the vault, forever";
+        advice.push(Advice::new(finding, "create a key that is not exportable, list it beside this one, rotate to it"));
     }
     // The levels combine words, such as `CustomizedRecoverable+Purgeable`; a new combination is judged by its words, too.
     let level = attributes.recovery_level.as_ref().map(ToString::to_string).unwrap_or_default();
     if level.contains("Purgeable") && !level.contains("ProtectedSubscription") {
         let finding =
-            format!("the vault lets a deleted key be purged (recovery level {level}), and with it every Secret");
+            format!("the vault allows a deleted key to be purged (recovery level {level}); without it no Secret can be read");
         advice
             .push(Advice::new(finding, "enable purge protection (az keyvault update --enable-purge-protection true)"));
     }
     if let Some(end) = attributes.expires.and_then(moment) {
         let finding = format!("the version expires at {end}: Key Vault does not wrap with it after that");
-        advice.push(Advice::new(finding, "rotate before, or take the end away: a KEK needs none"));
+        advice.push(Advice::new(finding, "rotate before that, or remove the expiry date: a KEK needs none"));
     }
     // Azure replicates a vault to the paired region by itself, and does not say here whether its region has one.
     Profile { created: attributes.created.and_then(moment), only_in: None, advice }

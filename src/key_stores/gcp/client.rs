@@ -194,7 +194,7 @@ impl Client {
             return Err(damaged("the ciphertext from Cloud KMS does not match its checksum"));
         }
         if answer.name != version {
-            return Err(KekError::unmapped(format!("asked {version} to encrypt, and {} did", answer.name)));
+            return Err(KekError::unmapped(format!("asked {version} to encrypt, but {} did", answer.name)));
         }
         Ok(ciphertext)
     }

@@ -112,7 +112,7 @@ impl Google {
                 self.exchange(Url::parse(USER_TOKEN_URI).expect("a URL of this file"), &form).await
             }
             CredentialsFile::Other => Err(KekError::misconfigured(format!(
-                "{name} is neither of type service_account nor authorized_user; no other is supported (inside Google \
+                "{name} is neither of type service_account nor authorized_user; no other type is supported (inside Google \
                  Cloud leave credentialsFile out and let the metadata server give tokens)"
             ))),
         }
@@ -125,7 +125,7 @@ impl Google {
                 Ok(url)
             }
             _ => Err(KekError::misconfigured(format!(
-                "token_uri of {} is not https: whoever listens could use the credentials",
+                "token_uri of {} is not https: anyone who listens could use the credentials",
                 content.file().display()
             ))),
         }
@@ -158,7 +158,7 @@ impl Google {
             return Err(refusal(what, &answer));
         }
         let issued: Issued = serde_json::from_slice(&answer.body)
-            .map_err(|_| KekError::unavailable(format!("{what} answered with something else than a token")))?;
+            .map_err(|_| KekError::unavailable(format!("{what} answered with something other than a token")))?;
         Ok(Loaded::for_time(Arc::new(issued.access_token), Some(Duration::from_secs(issued.expires_in))))
     }
 }

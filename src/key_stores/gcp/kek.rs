@@ -28,7 +28,7 @@ impl GcpKek {
         let key = self.client.key().await?;
         if key.purpose != "ENCRYPT_DECRYPT" {
             return Err(KekError::misconfigured(format!(
-                "purpose of the key is {}, and a KEK needs ENCRYPT_DECRYPT; make a key of that purpose",
+                "the purpose of the key is {}, but a KEK needs ENCRYPT_DECRYPT; create a key with that purpose",
                 key.purpose
             )));
         }
@@ -145,7 +145,7 @@ impl RotateKek for GcpKek {
             }
             tokio::time::sleep(ROTATE_PAUSE).await;
         }
-        Err(KekError::unavailable(format!("{} was made primary and is not seen as such yet", made.name)))
+        Err(KekError::unavailable(format!("{} was made primary, but the key does not show it yet", made.name)))
     }
 }
 

@@ -11,15 +11,15 @@ const DESTROYED_AFTER_DAYS: u64 = 7;
 pub(super) fn of(key: &CryptoKey, name: &str) -> Profile {
     let mut advice = Vec::new();
     if key.rotation_period.is_none() {
-        let finding = "the key has no rotationPeriod: it is not rotated by itself";
+        let finding = "the key has no rotationPeriod: it is not rotated automatically";
         advice
             .push(Advice::new(finding, "set one (gcloud kms keys update --rotation-period), or rotate on a schedule"));
     }
     if let Some(seconds) = key.destroy_scheduled_duration.as_deref().and_then(seconds)
         && seconds < DESTROYED_AFTER_DAYS * 86_400
     {
-        let finding = format!("a version that is destroyed is gone after {} hours", seconds / 3600);
-        let fix = "make a key with a longer destroyScheduledDuration (30 days are the default); it cannot be changed";
+        let finding = format!("a destroyed version is gone for good after {} hours", seconds / 3600);
+        let fix = "create a key with a longer destroyScheduledDuration (the default is 30 days); it cannot be changed later";
         advice.push(Advice::new(finding, fix));
     }
     let location = name.split('/').nth(3).unwrap_or_default();

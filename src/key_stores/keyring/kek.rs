@@ -32,8 +32,8 @@ impl KeyringKek {
         let keyring = read.unwrap_or_else(|_| Err(KekError::unavailable("reading the keyring file was cancelled")))?;
         if keyring.lineage() != self.lineage {
             return Err(KekError::misconfigured(format!(
-                "{} is another keyring now (its id changed), which opens nothing of the former one; put the former file \
-                 back from another node or its backup",
+                "{} is a different keyring now (its id changed), which opens nothing of the former one; restore the \
+                 former file from another node or from its backup",
                 self.file.display()
             )));
         }

@@ -69,7 +69,7 @@ impl KeyStore for KeyringFile {
 
     fn policy(&self, _cluster: &ClusterName) -> Policy {
         Policy {
-            remark: "a file: whoever reads it opens everything, so it guards backups and stolen etcd disks alone"
+            remark: "a file: anyone who can read it can decrypt everything, so it protects only backups and stolen etcd disks"
                 .into(),
             plugin: format!(
                 "{}: mode 0600, of the plugin's user, on every node; and one copy elsewhere",

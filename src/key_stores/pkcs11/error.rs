@@ -109,7 +109,7 @@ fn meaning(rv: RvError) -> Option<(KekCause, &'static str)> {
         RvError::PinLocked => (KekCause::Unauthenticated, "the PIN is locked; the security officer must unlock it"),
         RvError::UserPinNotInitialized => (KekCause::Unauthenticated, "the token has no user PIN yet"),
         RvError::UserNotLoggedIn | RvError::UserAnotherAlreadyLoggedIn | RvError::UserTooManyTypes => {
-            (KekCause::Unauthenticated, "the token does not count the user as logged in")
+            (KekCause::Unauthenticated, "the token does not consider the user logged in")
         }
         RvError::KeyFunctionNotPermitted | RvError::ActionProhibited | RvError::FunctionRejected => {
             (KekCause::Denied, "the token does not permit this use of the key")

@@ -6,8 +6,8 @@ use crate::key_stores::shared::key_store::{Advice, Profile};
 pub(super) fn of(done: &Done, key: &str) -> Profile {
     let advice = done.extractable.then(|| {
         Advice::new(
-            format!("key {key:?} may be taken out of the token (CKA_EXTRACTABLE, or CKA_SENSITIVE is false)"),
-            "make a version that may not (CKA_SENSITIVE true, CKA_EXTRACTABLE false), and rotate to it",
+            format!("key {key:?} can be extracted from the token (CKA_EXTRACTABLE, or CKA_SENSITIVE is false)"),
+            "create a version that cannot (CKA_SENSITIVE true, CKA_EXTRACTABLE false), and rotate to it",
         )
     });
     // CKA_START_DATE is most often empty, and is no time of day.

@@ -101,7 +101,7 @@ pub(in crate::key_stores) async fn send(client: &Client, request: Request) -> Re
 
 fn no_answer(host: &str, error: reqwest::Error) -> KekError {
     let what = if is_untrusted(&error) {
-        "the TLS certificate is not to be trusted; check that nobody is in between, or set caFile"
+        "the TLS certificate is not trusted; check that nobody intercepts the connection, or set caFile"
     } else if error.is_timeout() {
         "no answer in time"
     } else if error.is_connect() {

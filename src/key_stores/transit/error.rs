@@ -72,7 +72,7 @@ fn foreign(path: &str, status: u16) -> KekError {
     let (cause, hint) = match status {
         429 => (KekCause::Throttled, "check what limits the rate"),
         300..=399 => (KekCause::Unavailable, "redirects are not followed; list the active server in addresses"),
-        _ => (KekCause::Unavailable, "check addresses, and what is in between"),
+        _ => (KekCause::Unavailable, "check addresses, and any proxies in between"),
     };
     KekError::new(cause, format!("{path}: answered {status}, and not in the form of Vault or OpenBao; {hint}"))
 }

@@ -10,26 +10,26 @@ pub(super) fn of(key: &Key, place: &str) -> Profile {
     let mut advise = |finding: String, what: &str| advice.push(Advice::new(finding, what));
     if key.exportable {
         advise(
-            format!("{place} is exportable: whoever may export it opens every Secret without the server, for ever"),
-            "that cannot be taken back: make a key with exportable=false, list it beside this one, rotate to it",
+            format!("{place} is exportable: anyone who may export it can read every Secret without the server, forever"),
+            "this cannot be undone: create a key with exportable=false, list it beside this one, rotate to it",
         );
     }
     if key.allow_plaintext_backup {
         advise(
             format!("{place} allows a backup in clear (allow_plaintext_backup)"),
-            "that cannot be taken back: make a key without it, list it beside this one, rotate to it",
+            "this cannot be undone: create a key without it, list it beside this one, rotate to it",
         );
     }
     if key.deletion_allowed {
         advise(
-            format!("{place} may be deleted (deletion_allowed), and with it every Secret"),
+            format!("{place} may be deleted (deletion_allowed); without it no Secret can be read"),
             "set deletion_allowed=false at the key's config",
         );
     }
     // 0 is how the server says that the key has no schedule.
     if key.auto_rotate_period == 0 {
         advise(
-            format!("{place} is not rotated by itself"),
+            format!("{place} is not rotated automatically"),
             "set auto_rotate_period at the key's config, or rotate on a schedule of your own",
         );
     }

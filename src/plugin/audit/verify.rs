@@ -77,7 +77,7 @@ impl Verifier {
             self.found.problems.push(format!("{place}: record 1 follows another one: it was replaced"));
         }
         if self.expected.as_ref().is_some_and(|expected| expected.seq == link.seq && expected.hash != link.hash) {
-            let text = format!("{place}: record {} is another one than had been written: it was replaced", link.seq);
+            let text = format!("{place}: record {} is not the one that had been written: it was replaced", link.seq);
             self.found.problems.push(text);
         }
         self.head = Some(link.head());
@@ -90,7 +90,7 @@ impl Verifier {
     pub fn finish(mut self) -> Findings {
         let end = self.head.map_or(0, |head| head.seq);
         if let Some(expected) = self.expected.filter(|expected| expected.seq > end) {
-            let text = format!("ends at record {end}, and record {} had been written: cut off", expected.seq);
+            let text = format!("ends at record {end}, but record {} had been written: it was cut off", expected.seq);
             self.found.problems.push(text);
         }
         self.found

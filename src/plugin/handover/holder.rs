@@ -131,7 +131,7 @@ pub fn hold(path: &Path) -> io::Result<()> {
         }
         // One peer after the other: the plugin is the only client, and `limit` bounds how long any other one takes.
         if let Err(error) = answer(&listener, &mut held) {
-            warn!(%error, "a question is not answered");
+            warn!(%error, "a request was not answered");
         }
     }
 }
@@ -159,7 +159,7 @@ fn answer(listener: &OwnedFd, held: &mut Option<(OwnedFd, Duration)>) -> io::Res
     let ask = Ask::decode(&message).ok_or_else(|| io::Error::other("another program asks"))?;
     match ask {
         Ask::Hold(until) => {
-            let memory = memory.ok_or_else(|| io::Error::other("nothing came to be held"))?;
+            let memory = memory.ok_or_else(|| io::Error::other("no descriptor came with the request"))?;
             *held = Some((memory, until));
             send(&peer, MAGIC, None)
         }
@@ -186,7 +186,7 @@ fn is_own(peer: &OwnedFd) -> io::Result<()> {
         return Ok(());
     }
     let why =
-        format!("the other side is of uid {}, and this process of {}", credentials.uid.as_raw(), geteuid().as_raw());
+        format!("the other side runs as uid {}, and this process as {}", credentials.uid.as_raw(), geteuid().as_raw());
     Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
 }
 

@@ -125,8 +125,8 @@ impl Refresh {
             && Some(kept) != lost
             && !self.lost.contains(&kept)
         {
-            return Err("the KEKs call other versions active than those that they wrap with; the generation that is \
-                        kept of these stays"
+            return Err("the KEKs report other versions as active than those that they wrap with; the stored \
+                        generation of these stays in use"
                 .into());
         }
         let history = self.service.store().history();

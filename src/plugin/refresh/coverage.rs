@@ -53,8 +53,8 @@ impl Uncovered {
             let _ = match replaced {
                 Some(name) => write!(
                     advice,
-                    "KEK {name} is another key than it was; put the former one back (a keyring file: from another node \
-                     or from its backup), or list it under `retired` by another name"
+                    "KEK {name} is a different key than before; restore the former one (a keyring file: from another \
+                     node or from its backup), or list it under `retired` with another name"
                 ),
                 None => write!(advice, "put it under `retired`"),
             };

@@ -90,7 +90,7 @@ impl Refresh {
                 // By cause, not by words, which may change with each answer.
                 if before != Some(said.0) {
                     if standing == Standing::Lost {
-                        error!(kek = name, version = version.version, error = said.1, "KEK lost what it had wrapped");
+                        error!(kek = name, version = version.version, error = said.1, "KEK lost a version that it had wrapped with");
                     } else {
                         warn!(kek = name, version = version.version, error = said.1, "KEK did not unwrap");
                     }

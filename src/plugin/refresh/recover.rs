@@ -110,7 +110,7 @@ async fn unwrap_stored(
 fn go_on(service: &Service, dek_id: DekId, dek: Arc<Dek>, wrapped: &WrappedDekSet) {
     match Generation::new(dek, wrapped.clone()) {
         Ok(generation) => {
-            info!(key_id = %generation.key_id(), %dek_id, "goes on with its generation");
+            info!(key_id = %generation.key_id(), %dek_id, "continues with its stored generation");
             let trouble = service.store().problem().map(Trouble::Degraded);
             service.publish_first(Serving::Ready { generation: Arc::new(generation), trouble });
         }

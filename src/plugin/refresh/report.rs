@@ -119,7 +119,7 @@ impl Refresh {
             let is_over = missing.lost_since.is_some_and(|since| now.saturating_sub(since) >= DISOWNED_FOR);
             // The newest of this node stays: without it a restart would go on with an older one.
             if is_over && newest != Some(id) {
-                info!(dek_id = %id, reason = missing.reason, "not kept any more: its KEKs have disowned it for a day");
+                info!(dek_id = %id, reason = missing.reason, "no longer kept: its KEKs have disowned it for a day");
                 self.service.store().forget(id);
             }
         }

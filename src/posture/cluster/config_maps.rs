@@ -55,10 +55,10 @@ pub(super) async fn check(api: &Api) -> Finding {
 fn judge(maps: &[ConfigMap]) -> Finding {
     let found: Vec<_> = maps.iter().filter_map(ConfigMap::telling).collect();
     if found.is_empty() {
-        return Finding::ok(CHECK, format!("none of {} has a key that is named as a credential", maps.len()));
+        return Finding::ok(CHECK, format!("none of {} has a key with the name of a credential", maps.len()));
     }
-    let detail = format!("{} look(s) as if it held credentials: {}", found.len(), some_of(&found));
-    let fix = "look at them, and move what is a credential into a Secret: every viewer may read a ConfigMap, and it is encrypted only \
+    let detail = format!("{} may contain credentials: {}", found.len(), some_of(&found));
+    let fix = "review them, and move credentials into Secrets: every viewer may read a ConfigMap, and it is encrypted only \
                where the EncryptionConfiguration names configmaps";
     Finding::advice(CHECK, detail, fix)
 }

@@ -30,7 +30,7 @@ pub(super) async fn check(cluster: &Cluster) -> Vec<Finding> {
     findings.extend(disagreements(&look.seen));
     if findings.is_empty() {
         let servers = look.seen.len();
-        findings.push(Finding::ok(CHECK, format!("{servers} seen, with one configuration and one key each provider")));
+        findings.push(Finding::ok(CHECK, format!("{servers} seen, with one configuration and one key per provider")));
     }
     findings
 }

@@ -140,7 +140,7 @@ impl From<Obstacle> for RotationError {
         match obstacle {
             Obstacle::NotYet(why) | Obstacle::Closed(why) | Obstacle::TargetChanged(why) => Self::NotConverged(why),
             Obstacle::Unreadable(why) => Self::NotConverged(format!(
-                "{why}; without them nothing is proven (--accept-unproven goes on all the same)"
+                "{why}; without them nothing is proven (--accept-unproven continues anyway)"
             )),
             Obstacle::Failed(error) => error,
         }

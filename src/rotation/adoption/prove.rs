@@ -46,7 +46,7 @@ pub async fn prove_writes(one: &Seen, wanted: &Wanted, targets: &StoredUnder) ->
     let process = ServerProcess::of(&after);
     // Counters begin at zero with each process, and behind one address there may be several.
     if process != ServerProcess::of(seen) || process != ServerProcess::of(&before) {
-        return Err(Obstacle::NotYet(format!("API server {} was another one in between", proven.address)));
+        return Err(Obstacle::NotYet(format!("API server {} was a different one in between", proven.address)));
     }
     for canary in &wanted.canaries {
         match &canary.writer {

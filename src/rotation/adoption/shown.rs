@@ -19,8 +19,8 @@ pub fn claims(adoption: &Adoption, searched: Option<jiff::Timestamp>) -> [(Subje
     } else {
         let unknown = |what: &str| Claim::not_shown(Witness::Operator, what, READ_METRICS);
         [
-            (Subject::Roster, unknown("which API servers exist was not settled: their metrics cannot be read")),
-            (Subject::Adoption, unknown("what each API server stores under was not seen, and only time has passed")),
+            (Subject::Roster, unknown("which API servers exist was not established: their metrics cannot be read")),
+            (Subject::Adoption, unknown("what each API server stores under was not seen; only time has passed")),
             (Subject::Readability, unknown("that each API server reads what the others write was not seen at each")),
             (Subject::Ledger, unknown("what each API server stored since is not known")),
         ]
@@ -33,18 +33,18 @@ fn roster(adoption: &Adoption) -> Claim {
         return Claim::not_shown(Witness::Api, joined(&adoption.doubts), "then rotate-keys --resume");
     }
     let what = format!(
-        "{} API server(s) were met, and neither identity Leases nor endpoints nor control-plane Nodes name another one",
+        "{} API server(s) were reached, and neither identity Leases nor endpoints nor control-plane Nodes name another one",
         adoption.servers.len()
     );
     Claim::shown(Witness::Api, what).blind_to([
-        "an API server that no Lease, endpoint or Node tells of (--servers N says how many there are)".into(),
+        "an API server that no Lease, endpoint or Node names (--servers N says how many there are)".into(),
     ])
 }
 
 fn written(adoption: &Adoption) -> Claim {
     let what = format!(
-        "{} API server(s) stored a write under the target key, by their own metrics; an empty patch went round all of \
-         them unchanged",
+        "{} API server(s) stored a write under the target key, by their own metrics; an empty patch through all of them \
+         changed nothing",
         adoption.servers.len()
     );
     let spot = |provider: &ProviderName| {

@@ -64,7 +64,7 @@ pub fn claim(
     let left =
         untouched.into_iter().map(|resource| format!("{resource}: its objects are left as they are, so {unseen}"));
     let what = format!(
-        "an empty patch of one object of each of {} encrypted resource(s) went round {servers} API server(s) unchanged",
+        "an empty patch of one object of each of {} encrypted resource(s) through {servers} API server(s) changed nothing",
         resources - not_shown.len()
     );
     Claim::shown(Witness::Api, what).until(Until::ServersChange).blind_to(empty.into_iter().chain(left))

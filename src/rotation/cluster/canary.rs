@@ -51,7 +51,7 @@ impl Canary {
         let plural = self.resource.plural.as_str();
         let kind = if plural == "secrets" { "Secret" } else { "ConfigMap" };
         let made = api.ensure(kind, plural, NAMESPACE, NAME).await;
-        made.map_err(RotationError::api(format!("make the canary {plural}/{NAME} in {NAMESPACE}")))
+        made.map_err(RotationError::api(format!("create the canary {plural}/{NAME} in {NAMESPACE}")))
     }
 
     /// Changes an annotation, so that the server must store it.

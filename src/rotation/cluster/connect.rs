@@ -28,7 +28,7 @@ pub(super) async fn read(access: &Access) -> Result<kube::Config, RotationError>
             (config.map_err(|error| unusable(&error))?, proxy)
         }
         None if access.context.is_some() => {
-            return Err(RotationError::Unusable("--context is given, and there is no kubeconfig".into()));
+            return Err(RotationError::Unusable("--context is given, but there is no kubeconfig".into()));
         }
         None => (kube::Config::infer().await.map_err(|error| unusable(&error))?, None),
     };
@@ -59,7 +59,7 @@ fn authorities(file: &Path) -> Result<Vec<Vec<u8>>, RotationError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found.iter().map(|certificate| certificate.to_vec()).collect()),
-        Ok(_) => Err(bad("it holds no certificate in PEM".into())),
+        Ok(_) => Err(bad("it contains no certificate in PEM".into())),
         Err(error) => Err(bad(format!("it is not PEM: {error}"))),
     }
 }

@@ -79,7 +79,7 @@ pub struct ServedResources {
 /// # Errors
 /// If the API server does not answer.
 pub async fn discover(api: &Api) -> Result<ServedResources, RotationError> {
-    let failed = || RotationError::api("find out which resources there are");
+    let failed = || RotationError::api("find out which resources exist");
     let mut groups = Vec::new();
     // Two requests for all groups and versions (aggregated discovery, stable since Kubernetes 1.30) in place of one for
     // each.

@@ -106,7 +106,7 @@ impl Lease {
             // It was renewed while it was watched: somebody lives.
             if !is_free && *first != found.spec {
                 return Err(RotationError::Unusable(format!(
-                    "another rotate-keys works on this cluster: {}. Let it end, or stop it",
+                    "another rotate-keys is running on this cluster: {}. Let it end, or stop it",
                     other.0
                 )));
             }

@@ -167,7 +167,7 @@ impl fmt::Display for Breach {
             }
             Self::StoredUnder { address, provider, key, count: 0 } => write!(
                 f,
-                "API server {address} does not count any more what it stores under key {} of provider {provider}",
+                "API server {address} no longer counts what it stores under key {} of provider {provider}",
                 key.short()
             ),
             Self::StoredUnder { address, provider, key, count } => {

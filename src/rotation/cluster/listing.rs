@@ -242,7 +242,7 @@ pub(in crate::rotation) async fn namespaces(api: &Api) -> Result<Vec<String>, Ro
 /// What helps when a resource cannot be listed, by the API server's words.
 pub(in crate::rotation) fn remedy(why: &str) -> &'static str {
     if is_undecryptable(why) {
-        "one object of it cannot be read: give --etcd, and every other one is rewritten and the bad one named"
+        "one of its objects cannot be read: with --etcd all others are rewritten and the bad one is named"
     } else if is_conversion(why) {
         "its conversion webhook does not answer; the data are sound. Bring the webhook back and run again, or leave the \
          resource out with --skip"

@@ -202,7 +202,7 @@ impl fmt::Display for Doubt {
             }
             Self::Stopped { lease, host, .. } => write!(
                 f,
-                "an API server{} ran within the last hour and does not run now: start it, or, if it is gone for good, \
+                "an API server{} ran within the last hour but is not running now: start it, or, if it is gone for good, \
                  delete its Lease (kubectl -n kube-system delete lease {lease})",
                 on(host)
             ),

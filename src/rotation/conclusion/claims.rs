@@ -24,7 +24,7 @@ pub fn searched(scan: &Scan, at: jiff::Timestamp) -> Claim {
         ),
     };
     let revisions = scan.revisions().map(|(cluster, revision)| (cluster.to_string(), revision)).collect();
-    let what = format!("everything that is stored was looked at, {} value(s)", scan.looked_at);
+    let what = format!("everything that is stored was examined, {} value(s)", scan.looked_at);
     Claim::shown(by, what).as_of(at).up_to(revisions).blind_to(blind)
 }
 
@@ -64,7 +64,7 @@ pub fn configuration(journal: &Journal, accounts: &[Account]) -> Claim {
     }
     if by_etcd {
         let what = "the API servers' configurations were compared by what they store and read";
-        let spot = |other: String| format!("{other}: resources without an object may be configured otherwise there");
+        let spot = |other: String| format!("{other}: resources without objects may be configured differently there");
         return Claim::shown(Witness::Etcd, what).until(Until::ServersChange).blind_to(others.into_iter().map(spot));
     }
     Claim::not_shown(Witness::Metrics, others.join("; "), REMEDY)

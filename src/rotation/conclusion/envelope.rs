@@ -33,7 +33,7 @@ pub enum EnvelopeError {
     #[error("its payload or a signature is not base64")]
     Base64(#[from] DecodeError),
     /// Nobody who counts signed it.
-    #[error("none of its {0} signature(s) is of the key that was given: it was changed, or signed by somebody else")]
+    #[error("none of its {0} signature(s) was made with the given key: it was changed, or signed by somebody else")]
     NotSigned(usize),
 }
 

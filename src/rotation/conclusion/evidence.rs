@@ -90,7 +90,7 @@ impl Scales {
             (Conclusion::NothingRotated, nothing_rotated(journal))
         } else if !self.unproven.is_empty() {
             let text = format!(
-                "Not proven: nothing was found under a former key, and that does not show that nothing is left. Keep {}.",
+                "Not proven: nothing was found under a former key, but that does not prove that nothing is left. Keep {}.",
                 or(&names, "every former key")
             );
             (Conclusion::Unproven, text)
@@ -182,7 +182,7 @@ impl Scales {
             ));
         }
         if let Some(taken) = journal.snapshot_before {
-            let text = format!("a snapshot of etcd from {taken} is there to go back to; it needs the former key");
+            let text = format!("a snapshot of etcd from {taken} exists to go back to; it needs the former key");
             self.evidence.push(text);
         }
         self.evidence.extend(journal.verified.as_ref().map(describe));
@@ -216,7 +216,7 @@ fn withheld(journal: &Journal) -> impl Iterator<Item = String> {
             None if tally.withheld.is_empty() => return None,
             None => format!("{} object(s) of {resource} were left, each with its reason", tally.withheld.len()),
         };
-        Some(format!("{what}; if the change is wanted, begin again with --allow-changes={resource}"))
+        Some(format!("{what}; if the change is wanted, start over with --allow-changes={resource}"))
     })
 }
 

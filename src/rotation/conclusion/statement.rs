@@ -124,7 +124,7 @@ pub enum StatementError {
     #[error("it is not a Statement about a rotation: {0}")]
     Other(String),
     /// Subject and predicate do not fit.
-    #[error("its subject is not what its predicate speaks of")]
+    #[error("its subject does not match its predicate")]
     OtherSubject,
 }
 

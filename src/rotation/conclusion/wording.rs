@@ -42,7 +42,7 @@ pub(super) fn yes(journal: &Journal, former: &BTreeSet<KeyName>) -> String {
 pub(super) fn nothing_left(journal: &Journal) -> String {
     let active = journal.names.show_all(&journal.target_keys);
     format!(
-        "Nothing is stored under a former key. As far as was looked, everything is under {}.{}",
+        "Nothing is stored under a former key. As far as was searched, everything is under {}.{}",
         or(&active, "the key in use"),
         takeover(journal)
     )
@@ -178,7 +178,7 @@ fn unchanged(journal: &Journal) -> impl Iterator<Item = &ProviderName> {
 pub fn describe(scan: &Scan) -> String {
     match scan.method {
         Method::Etcd => format!(
-            "{} value(s) in etcd at revision {} were looked at by key_id: {} leftover(s)",
+            "{} value(s) in etcd at revision {} were examined by key_id: {} leftover(s)",
             scan.looked_at,
             scan.revision.unwrap_or(0),
             scan.leftovers

@@ -149,7 +149,7 @@ impl Intent {
             return Ok((self.overlaid(given), changes));
         }
         Err(RotationError::Unusable(format!(
-            "this rotation cannot be resumed as something else: {}. Leave the flag out or put the file back, or give \
+            "this rotation cannot be resumed with other settings: {}. Leave the flag out or restore the file, or give \
              this rotation up (rotate-keys --abort) and begin another",
             conflicts.join("; ")
         )))

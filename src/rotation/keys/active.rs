@@ -106,7 +106,7 @@ pub fn active_now(answers: &[KekAnswer], target: &BTreeSet<KeyName>) -> Claim {
     Claim::not_shown(
         Witness::KeyStores,
         format!("{}, which is not the version that this run rewrote to", moved.join("; ")),
-        "it was rotated again or switched back meanwhile: make the version active that is meant, and run rotate-keys again",
+        "it was rotated again or switched back in the meantime: make the intended version active, and run rotate-keys again",
     )
 }
 

@@ -172,7 +172,7 @@ impl KeyNames {
     fn show_kek(&self, lineage: &str) -> String {
         match self.keks.get(lineage) {
             Some(name) => format!("KEK {name}"),
-            None => format!("KEK {lineage} (in no configuration that was given)"),
+            None => format!("KEK {lineage} (not in the given configuration)"),
         }
     }
 

@@ -70,7 +70,7 @@ fn conclude(servers: usize, resources: usize, readable: &[String], unknown: &[St
         [] => String::new(),
     };
     if servers == 0 || resources == 0 || !unknown.is_empty() {
-        let what = format!("that old revisions are compacted was not seen everywhere: {}", first(unknown));
+        let what = format!("that old revisions are compacted was not confirmed everywhere: {}", first(unknown));
         return Claim::not_shown(Witness::Api, what, REMEDY);
     }
     if !readable.is_empty() {

@@ -41,7 +41,7 @@ pub async fn superseded(
         // Nothing is known of what it held before, so nothing follows from what it holds now.
         let (Some(cluster), Some(after)) = (cluster, from.get(&searched.id)) else {
             return Err(RotationError::Paused(format!(
-                "etcd cluster {} was not there at the first search: resume once every etcd cluster answers",
+                "etcd cluster {} was missing at the first search: resume once every etcd cluster answers",
                 searched.id
             )));
         };

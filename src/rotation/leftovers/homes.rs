@@ -146,7 +146,7 @@ impl Search<'_> {
             }
         }
         if differences.is_empty() {
-            differences.push("none of them lies in the etcd that was given".into());
+            differences.push("none of them is in the given etcd".into());
         }
         let why = differences.join(", ");
         Ok(match self.list("").await? {
@@ -275,7 +275,7 @@ pub fn claim(homes: &Homes, etcd: &EtcdClusters, scan: &Scan) -> Claim {
         ));
     }
     for (endpoint, why) in &etcd.unknown {
-        gaps.push(format!("etcd endpoint {endpoint} does not answer, and no cluster lists it as its own: {why}"));
+        gaps.push(format!("etcd endpoint {endpoint} does not answer, and no cluster lists it as a member: {why}"));
     }
     let clusters: Vec<String> = scan
         .clusters
@@ -291,7 +291,7 @@ pub fn claim(homes: &Homes, etcd: &EtcdClusters, scan: &Scan) -> Claim {
     let mut claim = if gaps.is_empty() {
         Claim::shown(Witness::Etcd, what)
     } else {
-        Claim::not_shown(Witness::Etcd, what, format!("some data were not looked at: {}", gaps.join("; ")))
+        Claim::not_shown(Witness::Etcd, what, format!("some data were not examined: {}", gaps.join("; ")))
     };
     claim.revisions = scan.clusters.iter().map(|cluster| (cluster.id.to_string(), cluster.revision)).collect();
     let uncounted = homes.resources.iter().filter_map(|(resource, home)| match home {

@@ -64,7 +64,7 @@ fn too_large(path: String, plain: usize, overhead: usize, key: usize) -> Option<
     let request = [overhead, key.saturating_mul(3), AROUND].into_iter().fold(plain, usize::saturating_add);
     (request > MAX_REQUEST).then(|| {
         let why = format!(
-            "it would be too large: {plain} bytes become a request of about {request} bytes, and etcd takes {MAX_REQUEST} \
+            "it would be too large: {plain} bytes become a request of about {request} bytes, and etcd accepts {MAX_REQUEST} \
              (unless its --max-request-bytes says more); make the object smaller, or raise the limit on every member"
         );
         (path, why)

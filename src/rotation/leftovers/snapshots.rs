@@ -176,7 +176,7 @@ fn judge(content: &Content, of: &ScannedCluster) -> Result<String, String> {
             content.leftovers
         ));
     }
-    let hash = if content.about.hash_verified { ", and its hash is right" } else { "" };
+    let hash = if content.about.hash_verified { ", and its hash matches" } else { "" };
     Ok(format!(
         "snapshot {path} of etcd cluster {id} holds nothing under another key, and reaches revision {revision}, past \
          revision {}{hash}",

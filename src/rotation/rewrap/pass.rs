@@ -195,12 +195,12 @@ fn progress(done: u64, took: Duration, limit: usize) -> String {
 pub fn explained(error: EtcdError) -> RotationError {
     match &error {
         EtcdError::Refused(status) if status.code() == Code::PermissionDenied => RotationError::Blocked(vec![format!(
-            "etcd lets this user read and not write ({}): --method rewrap stores values itself; give --etcd-cert of a \
+            "etcd allows this user to read but not to write ({}): --method rewrap stores values itself; give --etcd-cert of a \
              user that may write under --etcd-prefix, or rewrite through the API servers (--method patch)",
             status.message()
         )]),
         EtcdError::Refused(status) if status.code() == Code::ResourceExhausted => RotationError::Paused(format!(
-            "etcd takes no more: {}; make room, then go on with --resume",
+            "etcd accepts no more data: {}; make room, then continue with --resume",
             status.message()
         )),
         _ => RotationError::Etcd(error),

@@ -113,7 +113,7 @@ impl<'a> SeedWrapper<'a> {
         let rewrapped = rewrapped(object, &wrapped);
         rewrapped
             .check()
-            .map_err(|problem| SeedRefusal::Stop(format!("what was made of the seed cannot be stored: {problem}")))?;
+            .map_err(|problem| SeedRefusal::Stop(format!("the rewrapped seed cannot be stored: {problem}")))?;
         Ok(rewrapped)
     }
 
@@ -130,7 +130,7 @@ impl<'a> SeedWrapper<'a> {
         // Whatever was made of it is stored in place of something that opens: it must open, too, to the same.
         let again = self.keeper.open(provider, &rewrapped(object, &answer)).await?;
         if again.expose() != seed.expose() {
-            return Err(SeedRefusal::Stop(format!("what provider {provider} wrapped opens to another seed")));
+            return Err(SeedRefusal::Stop(format!("the seed that provider {provider} wrapped opens to a different seed")));
         }
         Ok(answer)
     }

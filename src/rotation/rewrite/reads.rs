@@ -98,7 +98,7 @@ async fn read_all(
         }
     }
     Err(RotationError::Paused(format!(
-        "API server {} was started again each time while {} were read",
+        "API server {} restarted each time while {} were read",
         api.address(),
         of.resource
     )))
@@ -201,5 +201,5 @@ async fn read_again(api: &Api, of: &Of<'_>, group: &[String]) -> Result<Option<S
             return Ok(found.into_iter().find(|(_, count)| *count >= times as u64).map(|(key, _)| how(&key)));
         }
     }
-    Err(RotationError::Paused(format!("API server {} does not answer, or is started again each time", api.address())))
+    Err(RotationError::Paused(format!("API server {} does not answer, or restarts each time", api.address())))
 }

@@ -71,7 +71,7 @@ impl Run<'_> {
         }
         if !silent.is_empty() {
             self.note(&format!(
-                "whether the former key opens was not tried at every API server: {}",
+                "whether the former key opens was not tested at every API server: {}",
                 silent.join(", ")
             ));
         }
@@ -82,7 +82,7 @@ impl Run<'_> {
     async fn snapshot_before(&mut self) -> Result<(), RotationError> {
         if let Some(command) = &self.settings.snapshot_command {
             self.journal.snapshot_before = Some(take_snapshot(command).await.map_err(|why| {
-                RotationError::Blocked(vec![format!("{why}; put it right, or begin again without --snapshot-command")])
+                RotationError::Blocked(vec![format!("{why}; fix it, or start over without --snapshot-command")])
             })?);
             self.note("a snapshot of etcd was taken to go back to; another one follows at the end");
         } else if let Some(taken) = self.settings.snapshot_taken {

@@ -92,7 +92,7 @@ impl Run<'_> {
             let space = cluster.space().await;
             compactions = compactions.max(space.compactions_for(sizes.bytes));
             for (member, why) in &space.unknown {
-                (self.report)(Event::Note(&format!("how full etcd member {member} is cannot be seen: {why}")));
+                (self.report)(Event::Note(&format!("how full etcd member {member} is cannot be determined: {why}")));
             }
         }
         if compactions > 0 && !self.settings.compact {

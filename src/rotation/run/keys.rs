@@ -41,7 +41,7 @@ impl Run<'_> {
             }
             Err(error) if self.settings.accept_unproven && self.settings.etcd.is_none() => {
                 let why = crate::rotation::cluster::api::chain(&error);
-                (self.report)(Event::Note(&format!("which keys are in use could not be seen: {why}")));
+                (self.report)(Event::Note(&format!("which keys are in use could not be determined: {why}")));
             }
             Err(error) => return Err(error),
         }
@@ -152,7 +152,7 @@ impl Run<'_> {
         match expected(&answers, &self.journal.keys_seen) {
             Some(versions) => self.aim_at(&versions),
             None => (self.report)(Event::Note(
-                "the key_id that the plugins must report could not be derived; what they report now is taken for it",
+                "the key_id that the plugins must report could not be derived; the one that they report now is used",
             )),
         }
         Ok(())

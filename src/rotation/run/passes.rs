@@ -280,7 +280,7 @@ impl Run<'_> {
     }
 
     pub(super) fn agreement_lost(&mut self, why: &str) -> State {
-        (self.report)(Event::Note(&format!("agreement lost, everything that is in doubt is done again: {why}")));
+        (self.report)(Event::Note(&format!("agreement lost, everything in doubt is repeated: {why}")));
         self.turns_back.because(why);
         State::AwaitAdoption
     }

@@ -24,7 +24,7 @@ impl Run<'_> {
         }
         let patience = humantime::format_duration(PATIENCE);
         (self.report)(Event::Waiting(&format!(
-            "{}; what passes by itself is waited out, up to {patience}",
+            "{}; waiting for it to pass, up to {patience}",
             chain(error)
         )));
         tokio::time::sleep(PAUSE).await;
@@ -51,7 +51,7 @@ impl Run<'_> {
             };
             let silence = format!("the Lease could not be renewed for {silent} s");
             (self.report)(Event::Waiting(&format!(
-                "{silence}, and another run may begin: this one stands still until the API server answers"
+                "{silence}, and another run may begin: this one is suspended until the API server answers"
             )));
             self.turns_back.because(&silence);
             if let Err(endless) = self.turns_back.count_if(true) {

@@ -46,7 +46,7 @@ pub async fn encrypted(api: &Api, coverage: &Coverage) -> Result<Encrypted, Rota
         }
     }
     for group in served.aggregated {
-        encrypted.skipped.insert(group, "is stored by another API server, encrypted by its own rules".into());
+        encrypted.skipped.insert(group, "is stored by another API server, with its own encryption".into());
     }
     // By name after that, so that every run goes in the same order.
     encrypted.resources.sort_by_key(|(resource, _)| (rank(resource), resource.to_string()));
@@ -84,7 +84,7 @@ impl Encrypted {
         }
         let is_skipped = |resource: &Resource| skip.contains(&resource.to_string());
         for (resource, _) in self.resources.iter().filter(|(resource, _)| is_skipped(resource)) {
-            self.skipped.insert(resource.to_string(), "is not rewritten (--skip), and searched all the same".into());
+            self.skipped.insert(resource.to_string(), "is not rewritten (--skip), but still searched".into());
         }
         self.resources.retain(|(resource, _)| !is_skipped(resource));
         self
@@ -99,7 +99,7 @@ impl Encrypted {
         match named.iter().find(|name| *name != "*" && !known.contains(name)) {
             None => Ok(()),
             Some(name) => Err(RotationError::Unusable(format!(
-                "{flag} {name}: no encrypted resource has this name; they are {}",
+                "{flag} {name}: no encrypted resource has this name; the encrypted resources are {}",
                 known.join(", ")
             ))),
         }
@@ -146,7 +146,7 @@ pub fn reported_now(seen: &[Seen], coverage: &Coverage) -> Result<BTreeMap<Provi
         for hash in seen.iter().filter_map(|one| one.scrape.as_ref()?.reported.get(&provider)).map(|(hash, _)| hash) {
             if reported.insert(provider.clone(), hash.clone()).is_some_and(|other| &other != hash) {
                 return Err(RotationError::Blocked(vec![format!(
-                    "the plugins of {provider} report different keys already: a rotation is under way; finish it \
+                    "the plugins of {provider} already report different keys: a rotation is under way; finish it \
                      without --rotate-kek first"
                 )]));
             }

@@ -33,7 +33,7 @@ impl Run<'_> {
             return Ok(());
         }
         if self.settings.shards.is_some() {
-            return Err(missing("one process is enough: leave --shards out"));
+            return Err(missing("one process is enough: leave out --shards"));
         }
         let (plugins, etcd) = (self.plugins()?, self.etcd_clusters().await?);
         let etcd = etcd.ok_or_else(|| missing("give --etcd"))?;
@@ -135,7 +135,7 @@ impl Run<'_> {
         }
         // A damaged etcd would fill the screen; the search that follows names what is left.
         for (key, why) in tally.refused.iter().take(20) {
-            (self.report)(Event::Note(&format!("{key} stays as it is: {why}")));
+            (self.report)(Event::Note(&format!("{key} is left as it is: {why}")));
         }
     }
 

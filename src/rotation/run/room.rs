@@ -12,7 +12,7 @@ const LOOKS_EVERY: Duration = Duration::from_secs(1);
 const MISSED_LOOKS: u32 = 10;
 /// What follows after the alarm.
 const AFTER_ALARM: &str = "nobody can write in this cluster until someone has made room: etcdctl compact REVISION, \
-                           etcdctl defrag, etcdctl alarm disarm (or a greater --quota-backend-bytes); then go on with \
+                           etcdctl defrag, etcdctl alarm disarm (or a greater --quota-backend-bytes); then continue with \
                            --resume";
 
 /// The room in all clusters: what the fullest of them allows.
@@ -26,7 +26,7 @@ pub async fn room(etcd: &EtcdClusters) -> Result<Room, String> {
         asked += space.members.len();
         worst = worst.max(space.room());
     }
-    if asked == 0 { Err("no etcd member tells how full it is".into()) } else { Ok(worst) }
+    if asked == 0 { Err("no etcd member reports how full it is".into()) } else { Ok(worst) }
 }
 
 /// Looks at the room again and again; ends when a rewrite must stop.
@@ -66,7 +66,7 @@ pub async fn make_room(
             Room::AfterDefragmentation(why) => {
                 return Err(RotationError::Paused(format!(
                     "{why}; run etcdctl defrag on each member, one after the other, or raise --quota-backend-bytes; \
-                     then go on with --resume"
+                     then continue with --resume"
                 )));
             }
             Room::AfterCompaction(why) => why,
@@ -78,7 +78,7 @@ pub async fn make_room(
                 "no compaction by the API servers made room (--etcd-compaction-interval): let this command compact \
                  with --compact, or raise etcd's --quota-backend-bytes"
             };
-            return Err(RotationError::Paused(format!("{why}; {remedy}; then go on with --resume")));
+            return Err(RotationError::Paused(format!("{why}; {remedy}; then continue with --resume")));
         }
         if compact {
             compact_all(etcd).await?;

@@ -39,7 +39,7 @@ impl Run<'_> {
         let rotating = config.open_rotating().await.map_err(failed)?;
         let now = if active.version == before { rotating.rotate().await.map_err(failed)? } else { active };
         let version = &now.version;
-        (self.report)(Event::Note(&format!("KEK {name}: version {version} is active; before it was {before}")));
+        (self.report)(Event::Note(&format!("KEK {name}: version {version} is active; before, it was {before}")));
         if let Some(work) = rotating.remaining_work() {
             (self.report)(Event::Note(&work));
         }

@@ -298,7 +298,7 @@ impl<'a> Run<'a> {
                     if !adoption.servers.is_empty() && self.waited_enough(began, &adoption) {
                         return Ok(self.adopted(adoption));
                     }
-                    "metrics cannot be read, so time must pass".to_owned()
+                    "metrics cannot be read; waiting instead".to_owned()
                 }
                 Err(Obstacle::NotYet(why)) => why,
                 Err(Obstacle::Closed(why)) => {
@@ -343,7 +343,7 @@ impl<'a> Run<'a> {
             Some(earlier) if earlier.since == adoption.since => return Continuity::Unbroken,
             Some(_) => {
                 let why = joined(&adoption.broken_by);
-                (self.report)(Event::Note(&format!("what was proven before does not hold any more: {why}")));
+                (self.report)(Event::Note(&format!("what was proven before no longer holds: {why}")));
                 self.turns_back.because(&why);
             }
             None => {}

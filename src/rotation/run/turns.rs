@@ -31,7 +31,7 @@ impl TurnsBack {
         Err(RotationError::Paused(format!(
             "the run had to begin again {AT_MOST} times without reaching a verdict, the last time because {why}: find out \
              what keeps happening (an API server that restarts again and again, a roll-out that is still under way, a load \
-             balancer that leads elsewhere each time), and go on with --resume once it has stopped"
+             balancer that leads elsewhere each time), and continue with --resume once it has stopped"
         )))
     }
 }

@@ -235,7 +235,7 @@ impl Roll {
             };
             if silent >= GONE_AFTER {
                 return Err(RotationError::Paused(format!(
-                    "{concern} (for {} min); go on with --resume, with or without --shards",
+                    "{concern} (for {} min); continue with --resume, with or without --shards",
                     GONE_AFTER.as_secs() / 60
                 )));
             }

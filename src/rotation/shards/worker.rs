@@ -40,7 +40,7 @@ pub async fn work(access: &Access, index: u32, report: Reporter<'_>) -> Result<u
         let why = match worker.coordinator.look().await? {
             Some(orders) if orders.phase == Phase::Ended => return Ok(worker.refused()),
             Some(orders) => worker.turn(orders).await?,
-            None => "nothing heard from rotate-keys --shards yet".to_owned(),
+            None => "no message from rotate-keys --shards yet".to_owned(),
         };
         if why != said {
             (worker.report)(Event::Waiting(&why));
@@ -59,7 +59,7 @@ impl Worker<'_> {
         };
         let Some(shares) = assignment.shares(self.coordinator.index as usize) else {
             return Err(RotationError::Unusable(format!(
-                "there is no shard {} of {}: give the Job as many completions as rotate-keys has --shards",
+                "there is no shard {} of {}: set the Job's completions to the value of --shards of rotate-keys",
                 self.coordinator.index, assignment.shards
             )));
         };
@@ -75,7 +75,7 @@ impl Worker<'_> {
             self.coordinator.tell(&report).await;
         }
         if report.finished || orders.phase != Phase::Rewrite || !self.coordinator.heartbeat.is_alive(Instant::now()) {
-            let why = if report.finished { "this shard is done; the others go on" } else { "the rewrite stands still" };
+            let why = if report.finished { "this shard is done; the others continue" } else { "the rewrite is suspended" };
             self.done = Some(report);
             return Ok(why.into());
         }
@@ -232,7 +232,7 @@ impl CoordinatorLink {
                 return "the coordinator stopped the rewrite".into();
             }
             if !self.heartbeat.is_alive(Instant::now()) {
-                return format!("nothing heard from the coordinator for {} s", HEARTBEAT_TIMEOUT.as_secs());
+                return format!("no message from the coordinator for {} s", HEARTBEAT_TIMEOUT.as_secs());
             }
         }
     }

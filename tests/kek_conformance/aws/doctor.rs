@@ -73,7 +73,7 @@ async fn a_clock_that_is_off_is_told_and_fails_from_five_minutes_on() {
         assert_eq!(ended, code, "{text}");
         let line = text.lines().find(|line| line.trim().starts_with("KEK it: clock ")).expect(&text);
         assert!(line.contains(result) && line.contains(detail), "{text}");
-        assert_eq!(text.contains("KEK it: clock: set this machine's clock right (NTP)"), seconds != 0, "{text}");
+        assert_eq!(text.contains("KEK it: clock: correct this machine's clock (NTP)"), seconds != 0, "{text}");
     }
 }
 

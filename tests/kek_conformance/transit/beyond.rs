@@ -336,7 +336,7 @@ async fn what_a_key_allows_beyond_wrapping_is_told() {
     });
     bench.server.write("transit/keys/kube-envelope/config", bad).await;
     let told = told().await;
-    for word in ["exportable", "allow_plaintext_backup", "deletion_allowed", "not rotated by itself"] {
+    for word in ["exportable", "allow_plaintext_backup", "deletion_allowed", "not rotated automatically"] {
         assert!(told.contains(word), "{word}: {told}");
     }
 }

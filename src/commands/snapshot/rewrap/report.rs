@@ -168,13 +168,13 @@ impl Report {
         };
         let expired = match self.expired {
             0 => String::new(),
-            expired => format!("; {expired} went with their lease"),
+            expired => format!("; {expired} expired with their lease"),
         };
         println!(
             "compared with the original: {} current values are the same but for their seeds{expired}",
             self.compared
         );
-        println!("left out: {} superseded values, which no start reads", self.older_left_out);
+        println!("left out: {} superseded values, which an API server does not read when it starts", self.older_left_out);
         show(&rehearsed.named);
         let without = match self.no_longer_needed.as_slice() {
             [] => "rehearsed".to_owned(),
@@ -185,7 +185,7 @@ impl Report {
             rehearsed.opened, rehearsed.refused, rehearsed.not_judged
         );
         if !self.is_written {
-            println!("No new file: what is named above does not open, in the original neither or not without its key.");
+            println!("No new file: the values named above do not open, or not without their former key.");
             return;
         }
         let hash = to.sha256.as_deref().unwrap_or_default();

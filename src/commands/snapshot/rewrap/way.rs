@@ -54,7 +54,7 @@ impl Way {
                 Self { keeper: Box::new(plugins), targets, names: KeyNames::default() }
             }
             (None, None) => bail!(
-                "give --config of kube-envelope, whose KEKs wrap the seeds, or --encryption-config, whose plugins do"
+                "give --config of kube-envelope, to wrap the seeds with its KEKs, or --encryption-config, to wrap them with its plugins"
             ),
         };
         if way.targets.is_empty() {
