@@ -1,4 +1,4 @@
-//! What stands in a backup of etcd, and in a running etcd, read value by value without any key.
+//! The content of a backup of etcd, or of a running etcd, read value by value without any key.
 
 mod bbolt;
 mod comparison;

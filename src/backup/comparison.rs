@@ -6,7 +6,7 @@ use super::snapshot::{Snapshot, SnapshotError};
 use crate::crypto::seal::digest;
 use crate::etcd::{EncryptedObject, Record};
 
-/// Why a snapshot does not stand for another one.
+/// Why a snapshot cannot replace another one.
 #[derive(Debug, thiserror::Error)]
 pub enum ComparisonError {
     /// One of them cannot be read.

@@ -103,7 +103,7 @@ pub struct ScratchFolder {
 }
 
 impl ScratchFolder {
-    /// Makes one in `parent`; `note` is told to whoever finds it.
+    /// Creates one in `parent`, with `note` in a README for anyone who finds it.
     ///
     /// # Errors
     /// [`ScratchError::Folder`].
@@ -114,7 +114,7 @@ impl ScratchFolder {
         let handle = fs::canonicalize(&path).and_then(|path| Ok((File::open(&path)?, path)));
         let (handle, path) = handle.map_err(failed)?;
         let folder = Self { path, handle };
-        // For whoever finds the folder of a killed process: what it is, and that it may be deleted.
+        // For anyone who finds the folder of a killed process: what it is, and that it may be deleted.
         let written = fs::write(folder.path.join("README"), note);
         written.map_err(|source| ScratchError::Folder { folder: folder.path.clone(), source })?;
         Ok(folder)

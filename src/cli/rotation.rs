@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::etcd::EtcdArgs;
 use super::output::OutputFormat;
 
-/// Whoever waits longer means something else.
+/// The longest wait that is accepted; a longer one is most likely a mistake.
 const LONGEST_TIME: Duration = Duration::from_hours(365 * 24);
 
 /// The default place of the journal.

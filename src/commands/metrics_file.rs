@@ -76,7 +76,7 @@ impl MetricsFile {
 
     fn write(&self, seen: &mut Seen, text: &str) {
         seen.written = Some(Instant::now());
-        // Whoever scrapes it reads it as another user.
+        // The scraper runs as another user.
         let written = crate::files::replace_readable(&self.file, text.as_bytes());
         if let Err(error) = written
             && !std::mem::replace(&mut seen.failed, true)

@@ -17,7 +17,7 @@ pub fn run(args: &PolicyArgs) -> Result<Exit> {
         println!("# KEK {}: {}\n# for the plugin:\n{}\n", kek.name, policy.remark, policy.plugin);
         match policy.rotation {
             Some(rotation) => {
-                println!("# for whoever runs rotate-keys --rotate-kek, and not for the plugin:\n{rotation}\n");
+                println!("# for the user that runs rotate-keys --rotate-kek, not for the plugin:\n{rotation}\n");
             }
             None => println!("# rotate-keys --rotate-kek needs no other permissions\n"),
         }

@@ -73,7 +73,8 @@ async fn report(args: RehearseArgs) -> Result<Report> {
     let found = rehearse(&source, &prefix(&args.etcd_prefix), &opener).await?;
     let mut not_looked_at = Vec::new();
     if found.older > 0 {
-        not_looked_at.push(format!("{} superseded values, which an API server does not read when it starts", found.older));
+        not_looked_at
+            .push(format!("{} superseded values, which an API server does not read when it starts", found.older));
     }
     if keys.configuration.is_none() {
         not_looked_at.push("which provider reads what: give --encryption-config".into());

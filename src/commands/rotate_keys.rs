@@ -99,7 +99,7 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     let verdict = ended.inspect_err(|_| hint())?;
     let evidence = evidence_file(&args.journal, journal);
     let text = serde_json::to_string_pretty(journal)?;
-    // No failure of the command: the verdict stands, and whoever runs it wants its exit code.
+    // Not a failure of the command: the verdict stands, and the caller wants its exit code.
     if let Err(error) = write_whole(&evidence, &text) {
         eprintln!("the evidence could not be written; the journal has all of it: {error:#}");
     } else if let Err(error) = append(&history_file(&args.journal), journal, &evidence, format!("{text}\n").as_bytes())
@@ -113,7 +113,7 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     Ok(exit_of(&verdict))
 }
 
-/// Ends when the process is told to: by Ctrl-C, or by whoever runs it.
+/// Ends when the process is told to: by Ctrl-C, or by the service manager that runs it.
 pub(super) async fn interrupted() {
     let terminated = async {
         match signal(SignalKind::terminate()) {

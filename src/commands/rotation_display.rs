@@ -89,7 +89,7 @@ impl Display {
         self.bar.set_position(done);
         // A page of objects that need not be asked is done at once: no rate before a second is over.
         let seconds = now.duration_since(line.began).as_secs_f64().max(1.0);
-        #[allow(clippy::cast_precision_loss, reason = "it is shown with no digit behind the point")]
+        #[allow(clippy::cast_precision_loss, reason = "it is shown without decimals")]
         let rate = done as f64 / seconds;
         self.bar.set_message(format!("{rate:.0}/s, {concurrency} at once"));
         if !self.terminal && now.duration_since(line.last) >= LINE_EVERY {

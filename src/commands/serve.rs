@@ -197,7 +197,7 @@ mod tests {
         background.spawn(std::future::pending());
         background.spawn(async { panic!("of a bug") });
         let error = supervise(&mut background).await.to_string();
-        assert!(error.contains("a background task failed") && error.contains("started again"), "{error}");
+        assert!(error.contains("a background task failed") && error.contains("must be restarted"), "{error}");
         background.spawn(async {});
         assert!(supervise(&mut background).await.to_string().contains("a background task ended"));
     }

@@ -32,7 +32,8 @@ pub fn run(args: &StatusArgs) -> Result<Exit> {
                 HealthAddress::Unix(_) => format!("no plugin answers at {listen}; is it running?"),
             })
     })?;
-    let report: StatusReport = serde_json::from_str(&body).context("the program that answers there is not kube-envelope")?;
+    let report: StatusReport =
+        serde_json::from_str(&body).context("the program that answers there is not kube-envelope")?;
     match args.output {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         OutputFormat::Table => print(&report),

@@ -263,7 +263,8 @@ impl Evidence {
                 self.journal.target_keys = versions.iter().map(KeyName::kek).collect();
                 let target = self.journal.targets.key(provider);
                 if target != Some(&hash_of(plugin.epoch, &versions)) && self.not_converged.is_none() {
-                    self.not_converged = Some("the plugins do not use the versions that the KEKs report as active".into());
+                    self.not_converged =
+                        Some("the plugins do not use the versions that the KEKs report as active".into());
                 }
                 active_now(&answers, &self.journal.target_keys)
             }

@@ -1,4 +1,4 @@
-//! Unwrapped DEKs in memory: none is given out longer than a KEK stands for it, and all that wait for the same DEK
+//! Unwrapped DEKs in memory: none is given out longer than a KEK vouches for it, and all that wait for the same DEK
 //! share one unwrap.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,7 +63,7 @@ impl DekCache {
         Self { clock, slots: Mutex::default(), changes: watch::Sender::new(()) }
     }
 
-    /// Sets which KEKs count, and for how long after its last unwrap each stands for what it wrapped.
+    /// Sets which KEKs count, and for how long after its last unwrap each vouches for what it wrapped.
     pub fn configure(&self, keks: BTreeSet<Lineage>, limit: Duration) {
         self.slots().contacts.configure(keks, limit);
     }
@@ -73,7 +73,7 @@ impl DekCache {
         self.clock.now()
     }
 
-    /// The DEK, if it is here and a KEK stands for it. Never waits.
+    /// The DEK, if it is in memory and a KEK vouches for it. Never waits.
     pub fn get(&self, id: DekId) -> Option<Arc<Dek>> {
         let now = self.now();
         self.slots().get(id, now)
@@ -201,7 +201,7 @@ impl DekCache {
         }
     }
 
-    /// Clears the DEKs that no KEK stands for any more.
+    /// Clears the DEKs that no KEK vouches for any more.
     pub(crate) fn sweep(&self) {
         let now = self.now();
         let mut slots = self.slots();

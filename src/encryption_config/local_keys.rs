@@ -1,4 +1,4 @@
-//! Keys that stand in the EncryptionConfiguration itself: of the providers aescbc, aesgcm and secretbox.
+//! Keys in the EncryptionConfiguration itself: of the providers aescbc, aesgcm and secretbox.
 
 use std::fmt;
 

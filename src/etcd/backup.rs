@@ -25,7 +25,7 @@ impl EtcdCluster {
         Ok(())
     }
 
-    /// Has the first member write its database anew, without the pages that a compaction freed.
+    /// Has the first member rewrite its database without the pages that a compaction freed.
     ///
     /// # Errors
     /// [`EtcdError::Refused`] if etcd answers with an error.

@@ -216,7 +216,7 @@ impl Pages<'_> {
         self.scanned.revision = self.revision;
         self.scanned.keys = self.scanned.keys.saturating_add(answer.kvs.len() as u64);
         if let Some(last) = answer.kvs.last().filter(|_| answer.more) {
-            // No key lies between a key and the same one with a zero byte behind it.
+            // No key sorts between a key and the same one followed by a zero byte.
             self.next = Some([last.key.as_slice(), &[0]].concat());
         }
         // Values of one folder lie together and are of like size, so the last page tells about the next.

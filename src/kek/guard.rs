@@ -134,10 +134,10 @@ impl Guard {
         }
     }
 
-    /// Asks, as often as deadline, retries and breaker allow.
+    /// Sends the question, as often as deadline, retries and breaker allow.
     ///
     /// # Errors
-    /// Of the last attempt; [`KekCause::Unavailable`](super::KekCause::Unavailable) where there was no answer in time.
+    /// That of the last attempt; [`KekCause::Unavailable`](super::KekCause::Unavailable) if no answer came in time.
     pub(super) async fn call<T, F>(&self, operation: KekOperation, attempt: impl Fn() -> F) -> Result<T, KekError>
     where
         F: Future<Output = Result<T, KekError>>,

@@ -71,7 +71,7 @@ pub fn shown(text: &str) -> String {
     if text.chars().count() > MOST { format!("{cut}…") } else { cut }
 }
 
-/// A plugin that served this provider before. It opens what that plugin made; there is no way to make more of it.
+/// A plugin that served this provider before. It opens what that plugin encrypted, and cannot encrypt.
 #[async_trait]
 pub trait FormerPlugin: Send + Sync + fmt::Debug {
     /// The plugin, as its project is called.
@@ -143,7 +143,7 @@ struct Used {
     error: Option<String>,
 }
 
-/// What `/status` tells of one entry.
+/// What `/status` shows about one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TakeoverHealth {
     /// Its configured name.

@@ -20,7 +20,7 @@ use super::state::{Serving, Trouble};
 use crate::kek::takeover::TakeoverHealth;
 use crate::telemetry::Metrics;
 
-/// What the endpoints tell of.
+/// What the endpoints report from.
 #[derive(Clone, Debug)]
 pub struct Health {
     /// Whether it serves, and from what, is read from it at each request.

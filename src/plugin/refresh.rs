@@ -1,4 +1,4 @@
-//! The background loop: what works is taken up first, then what is new is proven and adopted, and what no KEK stands
+//! The background loop: what works is served first, then what is new is proven and adopted, and what no KEK vouches
 //! for any more is dropped.
 //!
 //! The only place that publishes. Status and Encrypt read what it published and never wait for it. What follows from
@@ -115,11 +115,11 @@ impl Refresh {
         }
     }
 
-    /// One turn: take up what is stored, ask, decide, adopt or keep, prove, drop what is too old.
+    /// One turn: load what is stored, ask, decide, adopt or keep, prove, drop what is too old.
     pub async fn turn(&mut self) {
         // Before anything is asked: after a long sleep the keys are cleared first, however slowly the KEKs answer.
         self.stop_overdue();
-        // The stored generation needs no answer about active versions; it is taken up while they are asked.
+        // The stored generation needs no answer about active versions; it is unwrapped while the KEKs are asked for them.
         self.recover();
         let answers = self.settings.keks.versions().await;
         self.note(&answers);

@@ -131,7 +131,7 @@ impl Service {
 
     /// The generation that the API server shall write with. No I/O.
     ///
-    /// Whether a KEK still stands for its DEK is checked now: the clock may have gone on while nothing
+    /// Whether a KEK still vouches for its DEK is checked now: time may have passed while nothing
     /// here did.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::generation::Generation;
 
-/// Why nothing is served from a generation that no KEK stands for any more, until the loop finds out more.
+/// Why nothing is served from a generation that no KEK vouches for any more, until the loop finds out more.
 pub(super) const OVERDUE: &str = "no KEK has unwrapped the active key for maxOfflineAge, or all of them deny it";
 
 /// What the plugin can do at this moment; published as a whole, so that Status and Encrypt never disagree.

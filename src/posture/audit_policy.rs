@@ -77,7 +77,7 @@ pub fn judge(file: &str, text: &str) -> Vec<Finding> {
     findings
 }
 
-/// There is no policy.
+/// The finding for an API server without any audit policy.
 #[must_use]
 pub fn missing() -> Finding {
     let fix = "set --audit-policy-file and --audit-log-path, with secrets at level: Metadata";

@@ -30,7 +30,7 @@ const MAX_CONCURRENT: usize = 8;
 /// Why a seed cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SeedError {
-    /// Whoever could open it does not.
+    /// The source that could open it does not.
     #[error("{0}")]
     Refused(String),
     /// Nobody was asked.

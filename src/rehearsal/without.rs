@@ -43,7 +43,7 @@ impl Without {
         kek.lineage.to_string() == *lineage && version.as_ref().is_none_or(|version| *version == kek.version)
     }
 
-    /// Whether it is gone whatever this plugin's `key_id` stands for.
+    /// Whether it is gone, whichever key this plugin's `key_id` names.
     pub fn removes_key_id(&self, key_id: &str) -> bool {
         matches!(self, Self::KeyId(own) if own == key_id)
     }

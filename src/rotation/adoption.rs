@@ -32,7 +32,7 @@ const TOUCHES_THROUGH_BALANCER: usize = 16;
 /// Looks once whether every API server has adopted what is wanted, by writing and reading through each of them.
 ///
 /// # Errors
-/// What stands in the way, and whether waiting may help.
+/// What is in the way, and whether waiting may help.
 pub async fn attempt(cluster: &Cluster, wanted: &Wanted, earlier: Option<&Adoption>) -> Result<Adoption, Obstacle> {
     let Look { seen, doubts, failures } = look_at_all(cluster, wanted.accept_unproven).await?;
     nobody_missing(&doubts, &failures, earlier)?;
@@ -83,8 +83,7 @@ async fn withdrawn(writer: &Api, canaries: &[Canary], obstacle: Obstacle) -> Obs
             left.push(format!("{} could not be removed again ({error}): delete it", canary.path()));
         }
     }
-    let end =
-        if left.is_empty() { "what was written for this was removed again".into() } else { left.join("; ") };
+    let end = if left.is_empty() { "what was written for this was removed again".into() } else { left.join("; ") };
     Obstacle::Closed(format!("{why}; {end}"))
 }
 
@@ -167,7 +166,7 @@ pub fn joined<T: ToString>(all: &[T]) -> String {
 /// Each server that was seen; where none is known by itself, as many connections to the one address, since a balancer
 /// keeps to one server for each.
 fn connections(cluster: &Cluster, seen: &[Seen]) -> Result<Vec<Api>, RotationError> {
-    // One entry without metrics stands for all that answer at that address.
+    // One entry without metrics represents all that answer at that address.
     match seen {
         [Seen { scrape: None, .. }] => (0..TOUCHES_THROUGH_BALANCER).map(|_| cluster.entry_anew()).collect(),
         _ => Ok(seen.iter().map(|one| one.api.clone()).collect()),

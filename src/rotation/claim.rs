@@ -51,7 +51,7 @@ pub enum Question {
 pub(in crate::rotation) struct Asked {
     /// What the verdict is to answer.
     pub question: Question,
-    /// Whether etcd itself is at hand.
+    /// Whether etcd itself can be read (`--etcd`).
     pub by_etcd: bool,
     /// Whether the plugin's KEKs are known.
     pub with_keks: bool,
@@ -176,7 +176,7 @@ impl Claim {
             by,
             what: what.into(),
             at: jiff::Timestamp::now(),
-            // The least that can be said; whoever knows more says so with `until`.
+            // The least that can be said; a caller that knows more says so with `until`.
             until: Until::ThatMoment,
             revisions: BTreeMap::new(),
             blind_spots: Vec::new(),
@@ -237,7 +237,9 @@ impl Subject {
             Self::Roster => "which API servers exist was not established",
             Self::Adoption => "no API server was seen to use the target key",
             Self::Readability => "that every API server reads what the others write was not tested",
-            Self::Writers => "that every API server stores every encrypted resource under the target key was not tested",
+            Self::Writers => {
+                "that every API server stores every encrypted resource under the target key was not tested"
+            }
             Self::Ledger => "what the API servers wrote since adoption was not recorded",
             Self::Search => "leftovers were not searched for",
             Self::History => "what was stored and superseded since the first search was not looked at",

@@ -40,7 +40,7 @@ pub enum RotationError {
     /// Something that was given cannot be used.
     #[error("{0}")]
     Unusable(String),
-    /// Something stands in the way that a person must look at before anything is rewritten.
+    /// Something that a person must resolve before anything is rewritten.
     #[error("{}", .0.join("\n"))]
     Blocked(Vec<String>),
     /// Not every API server writes with the target key.

@@ -112,7 +112,7 @@ fn audit(told: &Told) -> Vec<Finding> {
 
 /// `27` of `registry/kube-apiserver:v1.27.3-eks`.
 fn minor_version(image: &str) -> Option<u32> {
-    // A digest behind the tag tells no version; a registry with a port has a colon before the last one.
+    // A digest after the tag shows no version; a registry with a port has a colon before the last one.
     let tag = image.split('@').next()?.rsplit_once(':')?.1;
     tag.trim_start_matches('v').strip_prefix("1.")?.split(['.', '-']).next()?.parse().ok()
 }

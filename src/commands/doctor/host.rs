@@ -78,7 +78,7 @@ fn health(listen: &HealthAddress, served: bool) -> Finding {
             "is off: no probes, no metrics, and `kube-envelope status` does not work",
             "set a loopback address or a unix socket",
         ),
-        // Bound and let go again at once: nothing but the attempt tells whether it is free.
+        // Bound and released at once: only an attempt shows whether it is free.
         HealthAddress::Tcp(address) => match std::net::TcpListener::bind(address) {
             Ok(_) => Finding::ok(CHECK, format!("{address} is free")),
             Err(_) if served => Finding::ok(CHECK, format!("{address} is in use, since a plugin is running")),

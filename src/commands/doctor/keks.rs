@@ -85,7 +85,11 @@ async fn check_one(cluster: &ClusterName, config: &KekConfig, wraps: bool) -> (L
         Ok(version) => Finding::ok(check("version"), version.version),
         Err(error) if wraps => failed(check("version"), &error),
         // A retired KEK need not have an active version; what it wrapped must open.
-        Err(error) => Finding::advice(check("version"), error.chain(), "make sure that DEKs that it wrapped can still be unwrapped"),
+        Err(error) => Finding::advice(
+            check("version"),
+            error.chain(),
+            "make sure that DEKs that it wrapped can still be unwrapped",
+        ),
     };
     findings.push(finding.after(started.elapsed()));
     if let Some(end) = kek.credentials_expire() {
@@ -141,8 +145,10 @@ async fn profile(config: &KekConfig, check: impl Fn(&str) -> String) -> Vec<Find
         findings.push(Finding::advice(check("age"), detail, fix));
     }
     if let Some(place) = profile.only_in {
-        findings
-            .push(Finding::ok(check("place"), format!("only in {place}: during an outage there, no other place can unwrap")));
+        findings.push(Finding::ok(
+            check("place"),
+            format!("only in {place}: during an outage there, no other place can unwrap"),
+        ));
     }
     if findings.is_empty() {
         findings.push(Finding::ok(check("profile"), "the key's settings are as recommended"));

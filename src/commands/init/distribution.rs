@@ -27,7 +27,7 @@ pub(super) enum Runs {
     Document,
 }
 
-/// What a node tells of the EncryptionConfiguration in use.
+/// What a node shows about the EncryptionConfiguration in use.
 pub(super) enum FormerHere {
     /// It is in this file.
     Is(PathBuf),

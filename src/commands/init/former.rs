@@ -1,4 +1,4 @@
-//! The EncryptionConfiguration: ours, with every provider of the former one *and its keys* kept behind the plugin's.
+//! The EncryptionConfiguration: ours, with every provider of the former one *and its keys* kept after the plugin's.
 //! RKE2 and Talos encrypt from the first day, k3s when asked: a list without their key opens nothing.
 
 use std::path::{Path, PathBuf};
@@ -96,7 +96,7 @@ impl Former {
         let Some(entries) = [before, after].into_iter().find(|entries| self.decides_alike(entries)) else {
             bail!(
                 "its entries overlap in a way that one entry for the plugin cannot keep: write the file by hand, with \
-                 the plugin's provider first and the former ones behind it in every entry that encrypts"
+                 the plugin's provider first and the former ones after it in every entry that encrypts"
             )
         };
         let entries = entries.iter().map(|entry| json!({"resources": entry.resources, "providers": entry.providers}));
@@ -166,7 +166,7 @@ impl Former {
     }
 }
 
-/// The whole file. What stands in it must be readable by an API server: checked before it is handed out.
+/// The whole file, which is checked to be readable by an API server before it is handed out.
 pub(super) fn file(comment: &str, resources: &Value) -> Result<String> {
     let body = yaml::block(resources, 2);
     let text =

@@ -207,8 +207,7 @@ fn first_encryption(steps: &mut Steps, wanted: &Wanted) {
     if wanted.is_new {
         steps.step("Prove that everything is under the plugin's key:");
     } else {
-        steps
-            .step("Rewrite everything that is stored, and prove it. Earlier snapshots still have the old data:");
+        steps.step("Rewrite everything that is stored, and prove it. Earlier snapshots still have the old data:");
     }
     if place.distribution == Distribution::Talos {
         steps.command("talosctl -n NODE etcd snapshot etcd.db        # there is no etcd client on a node");

@@ -80,7 +80,8 @@ async fn rewrap(args: &SnapshotRewrapArgs) -> Result<Report> {
     let new = folder.path().join(NEW);
     // Read again from the file, by the code that read the original: what is compared is what will be restored.
     let after = Held::read(&new).await?;
-    let common = compare(&before.snapshot, &after.snapshot).context("the new snapshot does not have the same content")?;
+    let common =
+        compare(&before.snapshot, &after.snapshot).context("the new snapshot does not have the same content")?;
     if let Some(left) = after.inventory.rows().find(|row| way.is_former(&row.shape.stored)) {
         bail!("the new snapshot has values of {} under a former key", left.shape.folder);
     }
@@ -100,7 +101,7 @@ fn beside(file: &Path) -> PathBuf {
     name.into()
 }
 
-/// For whoever finds the folder.
+/// The README of the scratch folder, for anyone who finds it.
 fn note(file: &Path, to: &Path) -> String {
     let (file, to, process) = (file.display(), to.display(), std::process::id());
     format!(

@@ -156,7 +156,7 @@ impl State {
     }
 
     fn answered(&mut self, now: Instant) {
-        // Whoever probes is still under way, and ends that itself.
+        // The call that probes is still under way, and ends the probe itself.
         *self = Self { answered_at: Some(now), probing: self.probing, ..Self::default() };
     }
 
@@ -164,7 +164,7 @@ impl State {
         // From here on one call at a time finds out whether it still answers.
         self.answered_at = None;
         self.failures = self.failures.saturating_add(1);
-        // A call that went out before it opened and fails now is no further sign.
+        // A call that was sent before the breaker opened says nothing new when it fails now.
         let is_open = self.open_until.is_some_and(|until| now < until);
         if !is_open && (probed || self.failures >= THRESHOLD) {
             let throttled = words.cause == KekCause::Throttled;

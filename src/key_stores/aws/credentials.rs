@@ -150,7 +150,7 @@ impl Aws {
         };
         let failed = |cause, why: &str| KekError::new(cause, format!("no AWS credentials {from}: {why}"));
         let found = |parts: &[&'static str]| parts.iter().copied().find(|part| chain.contains(part));
-        // Searched in the text: behind a `CredentialsError` there is no code that could be asked for.
+        // Searched for in the text: a `CredentialsError` carries no code.
         if let Some(code) = found(&STS_REFUSALS) {
             return failed(KekCause::Unauthenticated, &format!("STS refuses them: {code}"));
         }

@@ -59,7 +59,7 @@ impl KeyName {
         self.home.as_ref().map(|home| home.region.as_str())
     }
 
-    /// Whether the key may change behind the name.
+    /// Whether the name may come to mean another key, as an alias can.
     pub(super) fn is_alias(&self) -> bool {
         matches!(self.resource, Resource::Alias(_))
     }

@@ -58,6 +58,6 @@ mod tests {
         assert_eq!(profile.created, "2026-01-02T03:04:05Z".parse().ok());
         let imported = key().origin(OriginType::External).valid_to(DateTime::from_secs(1_798_859_045)).build().unwrap();
         let profile = of(&imported, None);
-        assert!(profile.advice[0].finding.contains("deleted at 2027-01-02T03:04:05Z"), "{profile:?}");
+        assert!(profile.advice[0].finding.contains("expires at 2027-01-02T03:04:05Z"), "{profile:?}");
     }
 }

@@ -111,7 +111,7 @@ impl Source for Entra {
 
     async fn load(&self, content: Option<Content>) -> std::result::Result<Loaded<AccessToken>, KekError> {
         let token =
-            // Made anew for each token: the SDK's credentials keep tokens in a cache of their own, from which one that
+            // Created for each token: the SDK's credentials keep tokens in a cache of their own, from which one that
             // was refused would come back.
             async { self.credential.make(content.as_ref(), &self.options)?.get_token(&[&self.scope], None).await };
         let token = token.await.map_err(|error| login_refusal(&error))?;

@@ -27,7 +27,7 @@ pub(super) fn least(host: &str, key: &str) -> Policy {
     };
     Policy {
         remark: "Azure RBAC, with the key as scope; where the vault has access policies: key permissions get, wrapKey, unwrapKey \
-                 for the plugin, get and rotate for whoever rotates"
+                 for the plugin, get and rotate for the user that rotates"
             .into(),
         plugin: assign("Key Vault Crypto Service Encryption User"),
         rotation: Some(

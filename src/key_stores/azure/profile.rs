@@ -9,14 +9,16 @@ pub(super) fn of(attributes: &KeyAttributes) -> Profile {
     let mut advice = Vec::new();
     let moment = |time: azure_core::time::OffsetDateTime| jiff::Timestamp::from_second(time.unix_timestamp()).ok();
     if attributes.exportable == Some(true) {
-        let finding = "the key is exportable: anyone who may release it can read every Secret without the vault, forever";
+        let finding =
+            "the key is exportable: anyone who may release it can read every Secret without the vault, forever";
         advice.push(Advice::new(finding, "create a key that is not exportable, list it beside this one, rotate to it"));
     }
     // The levels combine words, such as `CustomizedRecoverable+Purgeable`; a new combination is judged by its words, too.
     let level = attributes.recovery_level.as_ref().map(ToString::to_string).unwrap_or_default();
     if level.contains("Purgeable") && !level.contains("ProtectedSubscription") {
-        let finding =
-            format!("the vault allows a deleted key to be purged (recovery level {level}); without it no Secret can be read");
+        let finding = format!(
+            "the vault allows a deleted key to be purged (recovery level {level}); without it no Secret can be read"
+        );
         advice
             .push(Advice::new(finding, "enable purge protection (az keyvault update --enable-purge-protection true)"));
     }

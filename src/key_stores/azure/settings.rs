@@ -117,7 +117,7 @@ impl Settings {
     }
 }
 
-/// The SDK sends a token over nothing but TLS, not even within the machine.
+/// The SDK sends tokens only over TLS, even to this machine.
 fn https(text: &str, example: &str) -> Result<Url, String> {
     let url = address::parse(text, PlainHttp::Loopback, example)?;
     if url.scheme() == "https" { Ok(url) } else { Err(format!("{text:?} is not https; write for example {example}")) }

@@ -27,7 +27,7 @@ const BLOBS: [usize; 3] = [256, 384, 512];
 /// The annotations that are checked, and what they hold.
 const CHECKED: [(&str, &str); 2] = [("algorithm.azure.akv.io", "RSA-OAEP-256"), ("version.azure.akv.io", "1")];
 
-/// The annotations that tell of the request.
+/// The annotations with details of the request.
 const OTHERS: [&str; 3] = ["date.azure.akv.io", "x-ms-request-id.azure.akv.io", "x-ms-keyvault-region.azure.akv.io"];
 
 /// Settings of an entry as they are written.
@@ -125,7 +125,7 @@ impl FormerPlugin for KubernetesKms {
         }
         match BASE64_URL_SAFE_NO_PAD.decode(&stored.ciphertext) {
             Ok(blob) if BLOBS.contains(&blob.len()) => Ok(()),
-            Ok(blob) => Err(format!("{} bytes are no length that an RSA key encrypts to", blob.len())),
+            Ok(blob) => Err(format!("no RSA key encrypts to {} bytes", blob.len())),
             Err(_) => Err("it is not base64url".into()),
         }
     }

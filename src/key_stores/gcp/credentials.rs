@@ -217,7 +217,7 @@ impl Source for Google {
         match &self.from {
             CredentialSource::File { file, .. } => credential_file::read("Google credentials", file).await.map(Some),
             CredentialSource::Ambient { user_file: Some(file) }
-                // Only where there is one: its absence means the metadata server, and is no fault.
+                // Only if the file exists: without it the metadata server is used, which is not an error.
                 if tokio::fs::try_exists(file).await.unwrap_or(false) =>
             {
                 credential_file::read("Google user credentials", file).await.map(Some)

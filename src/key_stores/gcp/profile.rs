@@ -19,7 +19,8 @@ pub(super) fn of(key: &CryptoKey, name: &str) -> Profile {
         && seconds < DESTROYED_AFTER_DAYS * 86_400
     {
         let finding = format!("a destroyed version is gone for good after {} hours", seconds / 3600);
-        let fix = "create a key with a longer destroyScheduledDuration (the default is 30 days); it cannot be changed later";
+        let fix =
+            "create a key with a longer destroyScheduledDuration (the default is 30 days); it cannot be changed later";
         advice.push(Advice::new(finding, fix));
     }
     let location = name.split('/').nth(3).unwrap_or_default();

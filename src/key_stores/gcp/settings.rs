@@ -65,7 +65,7 @@ impl Settings {
     }
 }
 
-/// The parts of a name take part in an URL's path: nothing but letters, digits and what Google allows.
+/// The parts of a name become part of a URL's path: only letters, digits and the characters that Google allows.
 fn is_key_name(name: &str) -> bool {
     let parts: Vec<_> = name.split('/').collect();
     let named = |part: &&str| {

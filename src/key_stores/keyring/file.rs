@@ -315,7 +315,7 @@ fn check_private(file: &Path, metadata: &fs::Metadata) -> Result<(), KekError> {
         )));
     }
     let user = rustix::process::geteuid().as_raw();
-    // Whoever owns the file can change its mode, and read it then.
+    // The owner of a file can change its mode, and then read it.
     if metadata.uid() != user && metadata.uid() != 0 {
         return Err(KekError::misconfigured(format!(
             "keyring file {name} belongs to uid {}, and the plugin runs as uid {user}; fix with: chown {user} {name}",

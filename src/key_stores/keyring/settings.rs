@@ -88,7 +88,7 @@ impl KeyStore for KeyringFile {
     }
 }
 
-/// A word for a shell. Whoever chose the path chose no command.
+/// A path as one word of a shell command, so that nothing in it is run.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%=,".contains(c);
     if word.chars().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
@@ -125,7 +125,7 @@ mod tests {
         assert!(obey(&command), "{command}");
         assert_eq!([&file, &copy].map(|file| std::fs::read_to_string(file).unwrap()), ["", "with v1"], "{command}");
 
-        // Obeyed twice, or where there is no room for a copy.
+        // When it is run twice, or where there is no room for a copy.
         assert!(!obey(&command), "{command}");
         assert_eq!(std::fs::read_to_string(&copy).unwrap(), "with v1", "{command}");
         std::fs::remove_file(&copy).unwrap();

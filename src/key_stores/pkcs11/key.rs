@@ -14,7 +14,7 @@ use crate::kek::KekError;
 
 /// PKCS#11 fixes the length of a secret key's check value (v3.1, 4.10.2).
 const CHECK_BYTES: usize = 3;
-/// Bytes of the hash of an RSA key's modulus, which stands for the check value that pairs do not have.
+/// Bytes of the hash of an RSA key's modulus, used in place of the check value that key pairs do not have.
 const MODULUS_HASH_BYTES: usize = 8;
 /// Bytes of the hash of `CKA_UNIQUE_ID`, for a secret key that has no check value, and whose token computes none.
 const UNIQUE_ID_HASH_BYTES: usize = 16;

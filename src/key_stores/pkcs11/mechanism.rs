@@ -37,7 +37,7 @@ impl fmt::Display for Mechanism {
 
 /// Bytes of AES-GCM's nonce, before the ciphertext.
 pub(super) const IV_BYTES: usize = 12;
-/// Bytes of its tag, behind it.
+/// Bytes of its tag, after the ciphertext.
 pub(super) const TAG_BYTES: usize = 16;
 /// IV, DEK and tag of AES-GCM: the one blob that has no mark.
 const GCM_BYTES: usize = IV_BYTES + DEK_BYTES + TAG_BYTES;

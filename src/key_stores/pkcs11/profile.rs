@@ -10,6 +10,6 @@ pub(super) fn of(done: &Done, key: &str) -> Profile {
             "create a version that cannot (CKA_SENSITIVE true, CKA_EXTRACTABLE false), and rotate to it",
         )
     });
-    // CKA_START_DATE is most often empty, and is no time of day.
+    // CKA_START_DATE is usually empty, and is a date that an operator chose, not the time of creation.
     Profile { created: None, only_in: None, advice: advice.into_iter().collect() }
 }

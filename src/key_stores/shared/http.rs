@@ -90,7 +90,7 @@ pub(in crate::key_stores) async fn send(client: &Client, request: Request) -> Re
     // Never grown while it fills: growing would leave copies of a DEK behind.
     let mut body = Zeroizing::new(Vec::with_capacity(MAX_ANSWER_BYTES));
     while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(&host, error))? {
-        // Counted, not read from Content-Length: whoever answers may announce anything.
+        // Counted, not read from Content-Length: the server may announce anything.
         if body.len() + chunk.len() > MAX_ANSWER_BYTES {
             return Err(KekError::unavailable(format!("{host} answered with more than {MAX_ANSWER_BYTES} bytes")));
         }

@@ -64,7 +64,7 @@ pub struct Policy {
     pub remark: String,
     /// For the plugin.
     pub plugin: String,
-    /// What `rotate-keys --rotate-kek` needs, for whoever runs it and not for the plugin; none where it does not.
+    /// What `rotate-keys --rotate-kek` needs, for the user that runs it and not for the plugin; none where it needs nothing.
     pub rotation: Option<String>,
 }
 
@@ -88,7 +88,7 @@ pub struct Profile {
     pub advice: Vec<Advice>,
 }
 
-/// What works and could be better; `doctor` tells it.
+/// What works and could be better; `doctor` shows it as advice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advice {
     /// What was found.

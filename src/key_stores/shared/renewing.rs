@@ -149,7 +149,7 @@ impl<S: Source> Renewing<S> {
         if !refused && self.0.source.same(&other.credential, &used.credential) {
             return Err(error);
         }
-        // Once more and no further: whoever refuses two credentials in a row would refuse a third.
+        // Once more and no further: a key store that refuses two credentials in a row would refuse a third.
         let result = call(other.credential.clone()).await;
         if let Err(error) = &result
             && error.cause() == KekCause::Unauthenticated
@@ -201,12 +201,12 @@ impl<S: Source> Inner<S> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The key store itself refused these. Those that worked before a changed source gave these go on being used.
+    /// The key store itself refused these. If they came from a changed source, the former ones, which worked, stay in use.
     fn drop_refused(&self, used: &Arc<Loaded<S::Credential>>, error: &KekError) {
         let mut state = self.state();
         if state.held.as_ref().is_some_and(|held| Arc::ptr_eq(held, used)) {
             let failure = Arc::new(KekError::new(error.cause(), error.problem()));
-            // A file that was replaced by a bad one must not end what worked: those of before are taken up again.
+            // A file that was replaced by a bad one must not end what worked: the former ones are used again.
             state.held = state.former.take().filter(|former| former.lasts());
             if let (Some(_), Some(from), true) = (&state.held, state.from, self.source.remembers_refusals()) {
                 state.refused = Some((from, failure.clone()));
@@ -256,7 +256,7 @@ impl<S: Source> Inner<S> {
         // A changed source is loaded from; the same one may lengthen what is held.
         let held = state.held.clone().filter(|held| held.lasts() && state.from == fingerprint && held.is_due(true));
         let inner = self.clone();
-        // In a task of its own: a caller whose deadline ends must not end a login, which would begin anew each time.
+        // In a task of its own: a caller whose deadline ends must not end a login, which would start over each time.
         let task = tokio::spawn(async move {
             let load = async {
                 match held {

@@ -20,7 +20,7 @@ pub(in crate::key_stores) fn builder(ca_file: Option<&Path>) -> Result<ClientBui
         // than that of keys.
         ClientBuilder::new().connect_timeout(CONNECT).pool_idle_timeout(IDLE).redirect(Policy::none()).no_proxy();
     Ok(match ca_file {
-        // Only these: whoever names an authority wants no public one to speak for the key store.
+        // Only these: a caFile is set so that no public authority can vouch for the key store.
         Some(file) => builder.tls_certs_only(certificates(file)?),
         None => builder,
     })

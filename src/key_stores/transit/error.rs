@@ -138,7 +138,7 @@ fn cause(action: Action, status: u16, said: &str) -> Option<KekCause> {
         {
             KekCause::Rejected
         }
-        // 412: behind the state that the token was made in. 472, 473: a standby of a replica.
+        // 412: the replica has not yet reached the state in which the token was made. 472, 473: a standby of a replica.
         (_, 412 | 472 | 473 | 500..=599) => KekCause::Unavailable,
         _ => return None,
     })

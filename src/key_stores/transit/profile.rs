@@ -10,7 +10,9 @@ pub(super) fn of(key: &Key, place: &str) -> Profile {
     let mut advise = |finding: String, what: &str| advice.push(Advice::new(finding, what));
     if key.exportable {
         advise(
-            format!("{place} is exportable: anyone who may export it can read every Secret without the server, forever"),
+            format!(
+                "{place} is exportable: anyone who may export it can read every Secret without the server, forever"
+            ),
             "this cannot be undone: create a key with exportable=false, list it beside this one, rotate to it",
         );
     }

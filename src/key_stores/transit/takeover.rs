@@ -58,7 +58,7 @@ fn ciphertext(bytes: &[u8]) -> Result<&str, String> {
     let (version, encoded) =
         text.strip_prefix("vault:v").and_then(|rest| rest.split_once(':')).ok_or("it does not begin with vault:vN:")?;
     if !is_number(version) {
-        return Err("what follows vault:v is no version".into());
+        return Err("vault:v is not followed by a version".into());
     }
     let blob = BASE64_STANDARD.decode(encoded).map_err(|_| "what follows the version is not base64")?;
     if blob.len() < SHORTEST_BLOB {

@@ -88,7 +88,7 @@ impl Link {
 pub fn next_line(head: &Head, time: jiff::Timestamp, event: &Event) -> Result<(String, Head), serde_json::Error> {
     let seq = head.seq.checked_add(1).ok_or_else(|| serde::ser::Error::custom("no number is left"))?;
     let mut line = serde_json::to_string(&Record { seq, time, event, prev: &head.hash })?;
-    // The brace that ends the object comes again behind the hash.
+    // The brace that ends the object is written again after the hash.
     line.pop();
     let hash = hex::encode(digest(&[line.as_bytes()]));
     line.push_str(HASH_FIELD);

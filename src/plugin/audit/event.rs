@@ -57,7 +57,7 @@ pub enum Event {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Use {
-    /// The API server's name for its request; stands in its own log, too.
+    /// The API server's name for its request, as in its own audit log.
     pub uid: String,
     /// The generation's `key_id`.
     pub key_id: String,

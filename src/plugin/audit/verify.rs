@@ -43,7 +43,7 @@ impl Verifier {
     pub fn read(&mut self, name: &str, mut file: impl BufRead) -> io::Result<()> {
         for number in 1_u64.. {
             let mut bytes = Vec::new();
-            // Whoever changed the log may have left a line without an end.
+            // A line that somebody changed may have lost its end.
             if file.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut bytes)? == 0 {
                 break;
             }

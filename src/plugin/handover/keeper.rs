@@ -1,4 +1,4 @@
-//! The contract of whoever keeps the memory.
+//! The contract of a keeper of the memory.
 
 use std::fmt;
 use std::io;

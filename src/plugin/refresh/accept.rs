@@ -48,7 +48,7 @@ impl Refresh {
                 self.proofs = Proofs::default();
                 self.warm = Warm::default();
                 self.configure();
-                // A KEK that was put back stands for its DEKs from the moment in which it was tried, not from the next
+                // A KEK that was put back vouches for its DEKs from the moment in which it was tried, not from the next
                 // proof on, which may come too late for them.
                 for (version, asked) in opened {
                     self.service.cache().note(&version, Standing::Opens, asked);

@@ -81,12 +81,12 @@ fn stay(current: Option<&WrappedDekSet>, reason: String) -> Step {
     }
 }
 
-/// Why a version of the past is not taken up again.
+/// Why a former version is not used again.
 pub(super) fn went_back(back: &KekVersion, answers: &[Answer<KekVersion>], history: &History, epoch: u64) -> String {
     let name = answers.iter().find(|answer| answer.lineage == back.lineage).map_or("?", |answer| &answer.name);
     let newest = history.newest(epoch, back.lineage).map_or("?", |newest| &newest.version);
     format!(
-        "KEK {name} went back to version {}, from before {newest}, which is never taken up again; make a newer version \
+        "KEK {name} went back to version {}, older than {newest}, which is never used again; make a newer version \
          active, or raise epoch on all nodes",
         back.version
     )

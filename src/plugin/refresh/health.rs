@@ -3,7 +3,7 @@
 use crate::dek::contacts::Standing;
 use crate::kek::Lineage;
 
-/// What `/status` tells of one KEK.
+/// What `/status` shows about one KEK.
 #[derive(Clone, Debug)]
 pub struct KekHealth {
     /// Its configured name.

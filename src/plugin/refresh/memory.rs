@@ -56,7 +56,7 @@ pub(super) struct Attempt {
     pub(super) reason: String,
 }
 
-/// The moment that is so far away; one that is too far to be told has come.
+/// The moment that is this far away; one that the clock cannot express counts as reached.
 pub(super) fn after(pause: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(pause).unwrap_or(now)

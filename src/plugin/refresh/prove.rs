@@ -90,7 +90,12 @@ impl Refresh {
                 // By cause, not by words, which may change with each answer.
                 if before != Some(said.0) {
                     if standing == Standing::Lost {
-                        error!(kek = name, version = version.version, error = said.1, "KEK lost a version that it had wrapped with");
+                        error!(
+                            kek = name,
+                            version = version.version,
+                            error = said.1,
+                            "KEK disowns what it had wrapped"
+                        );
                     } else {
                         warn!(kek = name, version = version.version, error = said.1, "KEK did not unwrap");
                     }

@@ -25,7 +25,7 @@ const AGAIN: Duration = Duration::from_millis(400);
 /// One that answers, and refuses.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 
-/// The attempt to take up one generation. Dropped, it ends.
+/// The attempt to serve from one stored generation. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Recovery {
     dek_id: DekId,

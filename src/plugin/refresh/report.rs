@@ -1,4 +1,4 @@
-//! What the loop tells of itself: why a plugin that serves deserves a look, the KEKs' state, the figures.
+//! What the loop reports: why a plugin that serves needs attention, the KEKs' state, the figures.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -105,7 +105,10 @@ impl Passage {
             return Ok(());
         }
         if !may_change || metadata.uid() != rustix::process::geteuid().as_raw() {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "its mode does not let the API server through"));
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "its mode does not let the API server through",
+            ));
         }
         if let Self::Group(group) = self
             && metadata.gid() != group

@@ -1,4 +1,4 @@
-//! `ConfigMap`s that look as if they held credentials, by the names of their keys: whoever may view reads them, and they
+//! `ConfigMap`s that look as if they held credentials, by the names of their keys: anyone with the role view reads them, and they
 //! lie in clear unless the EncryptionConfiguration names them. Values are not looked at.
 
 #![allow(clippy::zero_sized_map_values, reason = "a map as it is sent, whose values are passed over")]

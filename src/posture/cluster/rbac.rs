@@ -117,7 +117,8 @@ fn judge(rbac: &Rbac) -> Vec<Finding> {
     let for_viewers: Vec<_> = rbac.cluster_roles.iter().filter(|role| role.is_for_viewers()).collect();
     let for_viewers: Vec<_> = for_viewers.into_iter().map(|role| role.metadata.name.clone()).collect();
     if !for_viewers.is_empty() {
-        let detail = format!("users who may only view can read Secrets through the cluster role {}", some_of(&for_viewers));
+        let detail =
+            format!("users who may only view can read Secrets through the cluster role {}", some_of(&for_viewers));
         let fix =
             "take secrets, and resources: [\"*\"], out of it: Kubernetes' own role view leaves them out on purpose";
         findings.push(Finding::failed(CHECK, detail, fix).of_cis("5.1.2"));

@@ -1,4 +1,4 @@
-//! Pods that run with the token of a namespace's default service account: whoever gets into one gets the token.
+//! Pods that run with the token of a namespace's default service account: anyone who breaks into one gets the token.
 
 use serde::Deserialize;
 

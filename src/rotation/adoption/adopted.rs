@@ -1,4 +1,4 @@
-//! What is to be adopted, what was, and what stands in the way.
+//! What is to be adopted, what was, and what is in the way.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -70,7 +70,7 @@ pub async fn look(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Seen>,
 pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Look, Obstacle> {
     let servers = match cluster.servers().await {
         Ok(servers) => servers,
-        // Whoever gave up the proof is content with the address of the kubeconfig.
+        // With --accept-unproven the address of the kubeconfig is enough.
         Err(_) if accept_unproven => Vec::new(),
         Err(error) => return Err(Obstacle::Failed(error)),
     };

@@ -86,7 +86,7 @@ fn stored_under(
     let by_provider = growth(&before.operations, &after.operations).into_keys().any(|(of, prefix, direction)| {
         of == resource && direction == Direction::Stored && plugin_counted_as(&prefix) == Some(provider.as_str())
     });
-    // Two keys that grew are no proof, although one is the target: the other one is written with, too.
+    // Two keys whose counters grew prove nothing, although one is the target: the other one is written with as well.
     match (of_provider.as_slice(), targets.key(provider)) {
         ([hash], Some(target)) if hash == target && by_provider => Ok(hash.clone()),
         ([], _) => Err(not_stored(&address, canary)),

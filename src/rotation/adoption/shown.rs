@@ -36,9 +36,8 @@ fn roster(adoption: &Adoption) -> Claim {
         "{} API server(s) were reached, and neither identity Leases nor endpoints nor control-plane Nodes name another one",
         adoption.servers.len()
     );
-    Claim::shown(Witness::Api, what).blind_to([
-        "an API server that no Lease, endpoint or Node names (--servers N says how many there are)".into(),
-    ])
+    Claim::shown(Witness::Api, what)
+        .blind_to(["an API server that no Lease, endpoint or Node names (--servers N says how many there are)".into()])
 }
 
 fn written(adoption: &Adoption) -> Claim {

@@ -79,7 +79,7 @@ async fn round(servers: &[Api], resource: &Resource, except: &BTreeSet<String>) 
         for server in servers.iter().skip(1).chain(servers) {
             match touch(server, &path).await? {
                 Some(after) if after.resource_version == before.resource_version => {}
-                // A new version and nothing else changed: stored again under another key, as nothing but that makes an
+                // A new version and nothing else changed: stored again under another key, as only that makes an
                 // empty update write (k8s.io/apiserver, etcd3/store.go, `origState.stale`).
                 Some(after) if is_same_but_version(&before, &after) => {
                     return Ok(Shown::Otherwise(server.address().to_owned()));

@@ -25,7 +25,7 @@ pub use crate::rotation::error::ApiError;
 /// The API server's own limit for a mutating request is 34 s; a little more than that means it is lost.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// The most that is waited because an answer wishes it: whoever sent it may be wrong, or a balancer in between.
+/// The longest wait that an answer may ask for: the server, or a balancer in between, may be wrong.
 const LONGEST_WISH: Duration = Duration::from_mins(10);
 
 /// Who we are in managedFields, where we change something: in our own objects.

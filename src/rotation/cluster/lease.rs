@@ -194,7 +194,7 @@ impl Lease {
             loop {
                 let found = self.ensured().await?;
                 let other = found.spec.holder_identity;
-                // An empty holder is no other run: somebody deleted the Lease, or emptied it by hand.
+                // An empty holder is not another run: somebody deleted the Lease, or emptied it by hand.
                 if !other.is_empty() && other != self.holder.0 {
                     return Ok(Some(other));
                 }

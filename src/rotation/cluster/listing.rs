@@ -24,7 +24,7 @@ pub(in crate::rotation) const LONGEST_WAIT: Duration = Duration::from_secs(10);
 pub struct Names {
     /// The least hash.
     pub from: u64,
-    /// The hash behind the greatest.
+    /// The hash after the greatest.
     pub to: u64,
 }
 
@@ -107,7 +107,7 @@ pub(in crate::rotation) async fn page_after(
                     return list.map(Page::Listed).map_err(RotationError::api(format!("list {resource}")));
                 }
                 404 => return Ok(Page::Absent),
-                // The list goes on behind the last name, as of now. Waiting would not help, so it is not waited.
+                // The list continues after the last name, as of now. Waiting would not help, so there is no pause.
                 410 => {
                     token = answer.refusal().metadata.next.unwrap_or_default();
                     if tries < TRIES {

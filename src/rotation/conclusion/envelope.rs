@@ -74,7 +74,7 @@ impl Envelope {
         Err(EnvelopeError::NotSigned(self.signatures.len()))
     }
 
-    /// The payload, whoever signed it.
+    /// The payload, without checking any signature.
     ///
     /// # Errors
     /// [`EnvelopeError`].

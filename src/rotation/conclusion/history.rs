@@ -1,5 +1,5 @@
 //! The history of rotations: one line for each verdict, appended and never changed. Each line has the digest of the line
-//! before it, so that a change or a gap shows to whoever knows a later line.
+//! before it, so that a change or a gap is visible to anyone who knows a later line.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

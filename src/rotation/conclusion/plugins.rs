@@ -1,5 +1,5 @@
 //! Whether a plugin that an API server asks would still store under a key that is to go. Nothing may be stored through it
-//! yet, so that no value and no counter tells of it.
+//! yet, so that no value and no counter shows it.
 
 use std::collections::BTreeSet;
 

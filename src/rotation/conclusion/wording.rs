@@ -156,7 +156,7 @@ pub(super) fn not_looked_at(journal: &Journal) -> Vec<String> {
     });
     let beside = journal.verified.iter().flat_map(|scan| scan.beside.not_looked_at(&journal.intent.etcd_prefix));
     let blind = journal.claims.values().flat_map(|claim| claim.blind_spots.iter().cloned());
-    // What no search of this cluster can tell.
+    // What no search of this cluster can find.
     let elsewhere = "whatever else uses these keys: other clusters, and backups and copies of etcd that were not named";
     skipped.chain(unchanged).chain(beside).chain(blind).chain([elsewhere.to_owned()]).collect()
 }

@@ -82,7 +82,7 @@ pub struct Intent {
     pub adoption_timeout: String,
     /// How often adoption is checked again.
     pub agreement_interval: String,
-    /// Whether etcd is compacted where old revisions stand in the way.
+    /// Whether etcd is compacted where old revisions are in the way.
     pub compact: bool,
     /// Resources that are not rewritten.
     pub skip: Vec<String>,
@@ -123,7 +123,7 @@ impl Intent {
         Ok(intent)
     }
 
-    /// The intent of a rotation that is resumed with these flags, and what changes thereby, one sentence each.
+    /// The intent of a rotation that is resumed with these flags, and what changes by them, one sentence each.
     ///
     /// # Errors
     /// [`RotationError::Unusable`], naming both values, when a flag or a file would change what the rotation does.

@@ -61,7 +61,7 @@ pub async fn ask(keks: &[KekConfig]) -> Vec<KekAnswer> {
 
 async fn ask_one(config: &KekConfig) -> KekAnswer {
     let kek = config.open();
-    // No guard is around this KEK: one question is asked, and whoever asks says how it came out.
+    // This KEK has no guard: one question is asked, and the caller reports how it went.
     let answer = tokio::time::timeout(ANSWERS_WITHIN, kek.version()).await;
     let active = answer
         .unwrap_or_else(|_| Err(KekError::unavailable(format!("no answer within {} s", ANSWERS_WITHIN.as_secs()))));

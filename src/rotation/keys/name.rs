@@ -43,7 +43,7 @@ pub enum KeyName {
         /// The generation's `key_id`.
         key_id: String,
     },
-    /// A key of a KMS v2 plugin of which an API server's metrics show nothing but the hash.
+    /// A key of a KMS v2 plugin of which an API server's metrics show only the hash.
     #[serde(rename_all = "camelCase")]
     KeyIdHash {
         /// The provider in the EncryptionConfiguration.
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(names.show_all(&ours), "KEK primary version 3");
         assert_eq!(names.lineage("primary"), Some(version("a").lineage.to_string().as_str()));
         let other = KeyName::of(&stored(vec![version("b")]));
-        assert!(names.show_all(&other).contains("in no configuration that was given"));
+        assert!(names.show_all(&other).contains("not in the given configuration"));
         assert_eq!(names.show_all(&KeyName::of(&stored(Vec::new()))), "key_id k of provider p");
     }
 }

@@ -12,7 +12,7 @@ const OPERATIONS: usize = 100;
 /// And 1.5 MiB in a request unless `--max-request-bytes` says otherwise.
 const BYTES: usize = 1 << 20;
 
-/// A transaction that fails for want of an answer is sent again this often. Done twice it does no harm: the second finds
+/// How often a transaction without an answer is sent. If it was done twice it does no harm: the second attempt finds
 /// the keys changed.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(500);

@@ -170,7 +170,7 @@ impl Pass<'_, '_> {
         let Some(Sent { swaps, result, .. }) = under_way.next(self.pace).await else { return Ok(()) };
         match result.map_err(explained)? {
             Swapped::Done => swaps.iter().for_each(|swap| self.count(swap)),
-            // Whoever wrote it did so through an API server; its key is read again in the next pass.
+            // That writer went through an API server; the value is read again in the next pass.
             Swapped::Overtaken if swaps.len() == 1 => self.tally.overtaken += 1,
             // One key that somebody wrote keeps all others of its transaction from being done.
             Swapped::Overtaken | Swapped::TooMany => halves(swaps).into_iter().for_each(|half| under_way.send(half)),
@@ -186,7 +186,7 @@ impl Pass<'_, '_> {
 }
 
 fn progress(done: u64, took: Duration, limit: usize) -> String {
-    #[allow(clippy::cast_precision_loss, reason = "it is shown with no digit behind the point")]
+    #[allow(clippy::cast_precision_loss, reason = "it is shown without decimals")]
     let rate = done as f64 / took.as_secs_f64().max(0.001);
     format!("{done} values stored again in etcd, {rate:.0}/s, {limit} transactions at once")
 }

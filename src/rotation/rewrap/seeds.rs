@@ -130,7 +130,9 @@ impl<'a> SeedWrapper<'a> {
         // Whatever was made of it is stored in place of something that opens: it must open, too, to the same.
         let again = self.keeper.open(provider, &rewrapped(object, &answer)).await?;
         if again.expose() != seed.expose() {
-            return Err(SeedRefusal::Stop(format!("the seed that provider {provider} wrapped opens to a different seed")));
+            return Err(SeedRefusal::Stop(format!(
+                "the seed that provider {provider} wrapped opens to a different seed"
+            )));
         }
         Ok(answer)
     }

@@ -16,7 +16,7 @@ pub(super) enum Fate {
     Again { overloaded: bool, tries: u32 },
     /// etcd is full: nothing can be stored until somebody makes room.
     Full,
-    /// Nothing can be sent until somebody puts it right; tried as often as the rest.
+    /// Nothing can be sent until somebody fixes it; tried as often as other errors.
     Unauthorized,
 }
 

@@ -184,7 +184,7 @@ async fn name_leftovers(api: &Api, of: &Of<'_>, counted: u64, scan: &mut Scan) -
 }
 
 /// How at least one object of a group is read, if otherwise than under the target key. Each is read as many times as
-/// it takes for its reads to be told from those of others.
+/// it takes to tell its reads from those of others.
 async fn read_again(api: &Api, of: &Of<'_>, group: &[String]) -> Result<Option<String>, RotationError> {
     let times = (READS_OF_ONE / group.len().max(1)).max(1);
     for _ in 0..RESTARTS {
@@ -193,7 +193,7 @@ async fn read_again(api: &Api, of: &Of<'_>, group: &[String]) -> Result<Option<S
         let patient = api.patient();
         let reads = stream::iter(paths).map(|path| patient.get_metadata(path)).buffer_unordered(READS_AT_ONCE);
         let done = |read: Result<Answer, ApiError>| async { read.is_ok_and(|answer| answer.status != 503) };
-        // A read that was turned away was not counted, and the number of the others would be too small to be told.
+        // A read that was refused was not counted, and too few would be left to be recognised.
         let all_done = reads.all(done).await;
         let after = metrics(api).await?;
         if all_done && ServerProcess::of(&before) == ServerProcess::of(&after) {

@@ -96,7 +96,7 @@ impl Risk {
         Ok(risk)
     }
 
-    /// Who may be at work where an object changes when it is updated.
+    /// What may change an object when it is updated.
     pub fn suspects(&self) -> String {
         if self.mutators.is_empty() { "an update".into() } else { self.mutators.join(" or ") }
     }

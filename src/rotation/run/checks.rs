@@ -1,4 +1,4 @@
-//! The preflight: what can be known to stand in the way, and a snapshot to go back to, before anything is rewritten.
+//! The preflight: obstacles that can be known before anything is rewritten, and a snapshot to go back to.
 
 use std::time::{Duration, Instant};
 
@@ -64,7 +64,7 @@ impl Run<'_> {
                 Err(error) => silent.push(error.to_string()),
             }
         }
-        // Also where no server is known by its own address: then the one behind the balancer is tried.
+        // Also where no server is known by its own address: then whichever one the balancer leads to is tried.
         if silent.len() == servers.len() {
             let found = unreadable_through(self.cluster.entry(), &samples).await;
             problems.extend(found.map_err(RotationError::api("try whether what is stored opens"))?);

@@ -1,4 +1,4 @@
-//! What passes by itself is waited out: a step that ended for want of an answer is begun again, which every state
+//! Waits for temporary problems to pass: a step that ended because nobody answered is begun again, which every state
 //! allows; and while the Lease cannot be renewed, the run stands still.
 
 use std::time::{Duration, Instant};
@@ -23,10 +23,7 @@ impl Run<'_> {
             return false;
         }
         let patience = humantime::format_duration(PATIENCE);
-        (self.report)(Event::Waiting(&format!(
-            "{}; waiting for it to pass, up to {patience}",
-            chain(error)
-        )));
+        (self.report)(Event::Waiting(&format!("{}; waiting for it to pass, up to {patience}", chain(error))));
         tokio::time::sleep(PAUSE).await;
         self.seen_adopted = false;
         if matches!(self.journal.state, State::Rewrite | State::Resweep) {

@@ -1,4 +1,4 @@
-//! What can be known to stand in the way before anything is rewritten: missing rights, objects that would be refused.
+//! Obstacles that can be known before anything is rewritten: missing rights, objects that would be refused.
 
 use serde::Deserialize;
 use serde_json::json;

@@ -16,7 +16,7 @@ use crate::rotation::rewrap::{self};
 use crate::rotation::run::plan::encrypted;
 
 /// What it cannot do, and the verdict must not hide.
-const KEPT: &str = "seeds and DEKs were kept (--method rewrap): whoever may have learnt one before still reads what it \
+const KEPT: &str = "seeds and DEKs were kept (--method rewrap): anyone who may have learnt one before can still read what it \
                     sealed; after a suspected leak rewrite with --method patch";
 
 /// What ended a pass.

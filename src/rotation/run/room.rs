@@ -89,7 +89,7 @@ pub async fn make_room(
             said = true;
         }
         tokio::time::sleep(LOOKS_EVERY).await;
-        // No answer is no reason to give up before the patience is over.
+        // A missing answer does not end the wait before its time is over.
         now = room(etcd).await.unwrap_or_else(Room::AfterCompaction);
     }
 }

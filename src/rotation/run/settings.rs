@@ -23,7 +23,7 @@ pub struct Settings {
     pub etcd: Option<EtcdAccess>,
     /// The API servers' prefix in etcd.
     pub etcd_prefix: String,
-    /// The configuration of kube-envelope, where it is the plugin and the configuration is at hand.
+    /// The configuration of kube-envelope, where it is the plugin and the configuration was given or found.
     pub plugin: Option<Config>,
     /// Whether that configuration was named, and not merely found in its usual place.
     pub plugin_named: bool,
@@ -57,7 +57,7 @@ pub struct Settings {
     pub agreement_interval: Duration,
     /// How long an API server lets a write be under way.
     pub request_timeout: Duration,
-    /// Whether etcd is compacted where old revisions stand in the way.
+    /// Whether etcd is compacted where old revisions are in the way.
     pub compact: bool,
     /// Resources that are not rewritten.
     pub skip: Vec<String>,

@@ -76,7 +76,9 @@ impl Run<'_> {
         }
         let dismissed = async { self.take_shards().await?.dismiss().await };
         if let Err(error) = dismissed.await {
-            (self.report)(Event::Note(&format!("the shards could not be told that the rotation is over; delete the Job: {error}")));
+            (self.report)(Event::Note(&format!(
+                "the shards could not be told that the rotation is over; delete the Job: {error}"
+            )));
         }
     }
 

@@ -63,7 +63,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self, RotationError> {
         let cluster = Cluster::connect(&settings.access).await?;
         let mut journal = journal;
-        // Whoever resumes wants it tried again: what was left may be gone.
+        // An operator who resumes wants it tried again: what was left may be gone.
         journal.passes = 0;
         same_cluster(&cluster, &mut journal).await?;
         let coverage = coverage(&cluster, &settings).await?;

@@ -43,7 +43,7 @@ impl Coordinator {
         let (began, mut heartbeat) = (Instant::now(), Heartbeat::default());
         loop {
             let Some(theirs) = coordinator.board.orders(Source::Etcd).await?.1 else { return Ok(coordinator) };
-            // Counted on from whoever was there: a shard that still works for them sees a greater number and starts
+            // Counted on from the former coordinator: a shard that still works for it sees a greater number and starts
             // over.
             coordinator.orders.generation = theirs.generation;
             if theirs.rotation == rotation || theirs.phase == Phase::Ended || began.elapsed() > HEARTBEAT_TIMEOUT {
@@ -92,7 +92,7 @@ impl Coordinator {
         }
     }
 
-    /// Posts the next generation. Whoever posts it first has the shards; these begin once they see its assignment.
+    /// Posts the next generation. The command that posts it first has the shards; these begin once they see its assignment.
     async fn hand_out(&mut self, assignment: &Assignment) -> Result<(), RotationError> {
         self.board.ensure_reports(assignment.shards).await?;
         let (version, posted) = self.board.orders(Source::Etcd).await?;
@@ -105,7 +105,7 @@ impl Coordinator {
             Err(RotationError::Api { source, .. }) if source.status() == Some(409) => return Err(taken()),
             ended => ended?,
         }
-        // The orders before the assignment, paused: whoever loses the race has then given out no work.
+        // The orders before the assignment, paused: a command that loses the race has then given out no work.
         self.board.assign(&self.orders, assignment).await?;
         self.orders.phase = Phase::Rewrite;
         self.beat().await

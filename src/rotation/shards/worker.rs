@@ -75,7 +75,8 @@ impl Worker<'_> {
             self.coordinator.tell(&report).await;
         }
         if report.finished || orders.phase != Phase::Rewrite || !self.coordinator.heartbeat.is_alive(Instant::now()) {
-            let why = if report.finished { "this shard is done; the others continue" } else { "the rewrite is suspended" };
+            let why =
+                if report.finished { "this shard is done; the others continue" } else { "the rewrite is suspended" };
             self.done = Some(report);
             return Ok(why.into());
         }

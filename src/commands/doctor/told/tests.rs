@@ -89,9 +89,9 @@ fn what_is_not_understood_is_said_to_be_so() {
         ("[Service]\nExecStart=/usr/bin/kubelet --x\n", "not kube-apiserver"),
         ("kubelet\0--x\0", "not kube-apiserver"),
         ("spec: {containers: [{name: etcd, command: [etcd]}]}", "none of its containers"),
-        ("write-kubeconfig-mode: '0644'\n", "no kube-apiserver"),
+        ("write-kubeconfig-mode: '0644'\n", "neither a kube-apiserver"),
         ("a: [", "not YAML"),
-        ("", "no kube-apiserver"),
+        ("", "neither a kube-apiserver"),
     ] {
         let error = Told::read(Path::new("f"), text).unwrap_err();
         assert!(error.contains(why), "{text}: {error}");

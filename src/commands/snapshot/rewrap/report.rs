@@ -174,7 +174,10 @@ impl Report {
             "compared with the original: {} current values are the same but for their seeds{expired}",
             self.compared
         );
-        println!("left out: {} superseded values, which an API server does not read when it starts", self.older_left_out);
+        println!(
+            "left out: {} superseded values, which an API server does not read when it starts",
+            self.older_left_out
+        );
         show(&rehearsed.named);
         let without = match self.no_longer_needed.as_slice() {
             [] => "rehearsed".to_owned(),

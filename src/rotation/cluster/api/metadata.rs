@@ -1,4 +1,4 @@
-//! Objects and lists as API servers answer with them when nothing but metadata is asked for.
+//! Objects and lists as API servers return them when only metadata is requested.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 

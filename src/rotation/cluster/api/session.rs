@@ -1,4 +1,4 @@
-//! A client whose credentials are read again when a server refuses them: a token expires, and whoever renews it
+//! A client whose credentials are read again when a server refuses them: a token expires, and the program that renews it
 //! writes it into the same file.
 
 use std::sync::Arc;

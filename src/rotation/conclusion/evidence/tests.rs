@@ -188,8 +188,8 @@ fn every_verdict_says_what_was_not_looked_at() {
 #[test]
 fn a_yes_names_what_may_be_disabled_and_what_must_stay() {
     let verdict = weigh(&finished(), Question::MayBeDisabled);
-    assert_eq!(verdict.may_be_disabled, ["KEK aa (in no configuration that was given) version 1"]);
-    assert_eq!(verdict.must_stay, ["KEK aa (in no configuration that was given) version 2: in use"]);
+    assert_eq!(verdict.may_be_disabled, ["KEK aa (not in the given configuration) version 1"]);
+    assert_eq!(verdict.must_stay, ["KEK aa (not in the given configuration) version 2: in use"]);
     assert_eq!(verdict.holds.len(), 1);
 }
 
@@ -206,7 +206,7 @@ fn backup(file: &str, current: &str, older: &str) -> SnapshotKeys {
 
 #[test]
 fn a_key_may_be_destroyed_only_if_backups_were_named_and_none_of_them_holds_anything_under_it() {
-    let name = "KEK aa (in no configuration that was given) version 1";
+    let name = "KEK aa (not in the given configuration) version 1";
     let weighed = |backups: Vec<SnapshotKeys>| {
         let mut journal = finished();
         journal.backups = backups;
