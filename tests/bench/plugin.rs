@@ -89,9 +89,9 @@ async fn throughput(subjects: &[Subject]) {
 }
 
 async fn memory(subjects: &[Subject], idle: &[subject::Memory]) {
-    println!("\n### Resident memory (of it anonymous), MiB\n");
+    println!("\n### Resident memory in MiB (anonymous part in parentheses)\n");
     println!(
-        "| | idle, after the start | after {MEMORY_CALLS} more calls | after {MEMORY_CALLS} more |\n|---|---|---|---|"
+        "| | idle, after the start | after {MEMORY_CALLS} calls | after another {MEMORY_CALLS} |\n|---|---|---|---|"
     );
     for (subject, idle) in subjects.iter().zip(idle) {
         let mut cells = vec![mebibytes(idle)];
@@ -121,8 +121,8 @@ async fn remote_calls(ours: &Subject) {
 }
 
 async fn stored(subjects: &[Subject]) {
-    println!("\n### Bytes stored in etcd with each object, beside the object itself\n");
-    println!("| | sealed seed | key_id | annotations | whole overhead |\n|---|---|---|---|---|");
+    println!("\n### Bytes stored in etcd with each object, in addition to the object itself\n");
+    println!("| | sealed seed | key_id | annotations | total overhead |\n|---|---|---|---|---|");
     for subject in subjects.iter().filter(|subject| subject.encrypts) {
         let stored = Load::new(subject).await.stored();
         println!(
@@ -135,11 +135,11 @@ async fn stored(subjects: &[Subject]) {
 /// From the start of the process to the first good Status on its socket.
 async fn starts(folder: &std::path::Path, shape: load::Shape) {
     let kinds: [(&str, &dyn Fn() -> Subject); 4] = [
-        ("kube-envelope, first start (new DEK, wrapped and proven)", &|| {
+        ("kube-envelope, first start (new DEK, wrapped and verified)", &|| {
             Subject::forget(folder);
             Subject::ours(folder)
         }),
-        ("kube-envelope, later start (DEK unwrapped and proven)", &|| Subject::ours(folder)),
+        ("kube-envelope, later start (DEK unwrapped and verified)", &|| Subject::ours(folder)),
         ("echo", &|| Subject::echo(folder, shape)),
         ("Go reference", &|| Subject::go(folder)),
     ];
@@ -152,7 +152,7 @@ async fn starts(folder: &std::path::Path, shape: load::Shape) {
             times[which].push(started.elapsed().as_secs_f64() * 1e3);
         }
     }
-    println!("\n### Start of the process to the first good Status, ms ({STARTS} starts each)\n");
+    println!("\n### Time from process start to the first successful Status, in ms ({STARTS} starts each)\n");
     println!("| | median | fastest | slowest |\n|---|---|---|---|");
     for ((name, _), mut times) in kinds.iter().zip(times) {
         let median = report::median(&mut times);

@@ -48,7 +48,7 @@ async fn a_pending_version_that_another_node_may_lack_is_told_of_before_it_becom
     plane.keyrings[0].command(&["add"], &[]);
     let ended = plane.run("rotate-keys", &["--rotate-kek", &config, "--adoption-timeout=10s"]).exits(5);
     let told = ended.err.find("copy the file to every node first").unwrap_or_else(|| panic!("{}", ended.err));
-    let made = ended.err.find("is active; before it was").unwrap_or_else(|| panic!("{}", ended.err));
+    let made = ended.err.find("is active; before, it was").unwrap_or_else(|| panic!("{}", ended.err));
     assert!(told < made, "{}", ended.err);
     assert!(plane.stored().await[&old] >= 30, "nothing was rewritten");
 

@@ -100,7 +100,7 @@ async fn an_edit_a_gap_and_a_cut_are_found_by_the_command_and_a_cut_by_the_plugi
     for (changed, what) in [
         (whole.replace("uid-3", "uid-4"), "was changed"),
         (without(4), "records 5 to 5 are missing"),
-        (cut.clone(), "ends at record 5, and record 8 had been written"),
+        (cut.clone(), "ends at record 5, but record 8 had been written"),
     ] {
         std::fs::write(&log, changed).unwrap();
         let ran = verify(&[&log]);

@@ -185,7 +185,7 @@ mod tests {
             (annotate("algorithm.azure.akv.io", "RSA1_5"), "not RSA-OAEP-256"),
             (annotate("version.azure.akv.io", "2"), "not 1"),
             (annotate("dek.example", "x"), "is not one of kubernetes-kms"),
-            (changed(|stored| stored.ciphertext.truncate(100)), "no length"),
+            (changed(|stored| stored.ciphertext.truncate(100)), "no RSA key encrypts to"),
             (changed(|stored| stored.ciphertext[0] = b'+'), "not base64url"),
             (changed(|stored| stored.ciphertext[0] = 0), "not base64url"),
         ] {

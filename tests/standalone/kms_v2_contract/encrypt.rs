@@ -109,7 +109,7 @@ async fn annotations_that_no_api_server_stores_keep_the_plugin_from_serving_and_
     let mut client = plugin.client().await.unwrap();
     let refused = client.status(StatusRequest {}).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
-    assert!(refused.message().contains("at most 16 can; remove some under keks"), "{}", refused.message());
+    assert!(refused.message().contains("at most 16 are possible; remove some under keks"), "{}", refused.message());
     let request = EncryptRequest { plaintext: vec![1; 32], uid: "encrypt".into() };
     assert_eq!(client.encrypt(request).await.unwrap_err().code(), Code::Unavailable);
     assert!(plugin.process.is_running(), "it says so for as long as it is so");
