@@ -58,7 +58,7 @@ async fn an_idle_plugin_asks_once_for_each_interval_and_nothing_else() {
     let before: Vec<_> = all.iter().map(Idle::count).collect();
     tokio::time::sleep(Duration::from_secs(seconds.into())).await;
     println!(
-        "| kind | versions read a day | unwraps a day | requests on the wire a day | dollars a day |\n|---|---|---|---|---|"
+        "| kind | version reads per day | unwraps per day | requests on the wire per day | US dollars per day |\n|---|---|---|---|---|"
     );
     for (idle, before) in all.iter().zip(before) {
         let after = idle.count();
