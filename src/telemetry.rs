@@ -7,5 +7,5 @@ mod metrics;
 
 pub use self::labels::{KekOperation, KekOutcome, Outcome, Rpc};
 pub use self::log_limit::LogLimit;
-pub use self::logs::{LogFormat, start_logs, subscriber};
+pub use self::logs::{LogFormat, start_log_lines, start_logs, subscriber};
 pub use self::metrics::Metrics;

@@ -11,7 +11,7 @@ use super::serve::{hardening, stop_signal};
 use crate::config::Config;
 use crate::files;
 use crate::plugin::handover::hold;
-use crate::telemetry::{LogFormat, start_logs};
+use crate::telemetry::{LogFormat, start_log_lines};
 
 /// Runs the command, until a signal ends it: what is held goes with the process.
 ///
@@ -21,8 +21,9 @@ pub fn run(config: &Path) -> Result<Exit> {
     let loaded = Config::load(config)?;
     let named = || format!("{} has no handover.socket; add it, also to the plugin's configuration", config.display());
     let socket = loaded.handover.with_context(named)?;
-    start_logs(LogFormat::default());
+    let mut logs = start_log_lines(LogFormat::default());
     hardening::apply();
+    logs.write()?;
     if let Some(folder) = socket.parent() {
         files::create_private_folder(folder).with_context(|| format!("cannot use {}", folder.display()))?;
     }

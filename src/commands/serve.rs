@@ -33,7 +33,7 @@ use crate::plugin::refresh::{Refresh, Settings};
 use crate::plugin::server;
 use crate::plugin::service::Service;
 use crate::plugin::socket::Socket;
-use crate::telemetry::{Metrics, start_logs};
+use crate::telemetry::{Metrics, start_log_lines};
 
 /// Worker threads: the API server sends little; two keep a slow request from holding up Status.
 const THREADS: usize = 2;
@@ -53,7 +53,7 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
         Some(folder) => dev::prepare(folder)?,
         None => (args.config.clone(), Config::load_with_text(&args.config)?),
     };
-    start_logs(args.log_format);
+    let mut logs = start_log_lines(args.log_format);
     // Before any key is in memory.
     hardening::apply();
     let metrics = Arc::new(Metrics::new());
@@ -61,6 +61,7 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
     // What needs rights that the sandbox takes away is opened before it.
     let opened = Opened::open(&config)?;
     let reload = Reload { path, loaded: text, sandbox: Sandbox::enter(&config), running: config };
+    logs.write()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
     let served = runtime.block_on(serve(reload, settings, metrics, opened, args.dev.is_some()));
     // A blocking task that hangs must not hold up the end.

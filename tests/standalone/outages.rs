@@ -1,6 +1,9 @@
 //! Cells of the README's outage table that need neither a key store nor an API server: a disk that stops answering, a
 //! machine that stood still, a stored DEK that is lost, a machine without room for another thread.
 
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -147,4 +150,45 @@ async fn a_background_task_that_dies_ends_the_process_with_a_message() {
     machine.clear("no-threads");
     plugin.restart().await;
     plugin.wait_healthy().await;
+}
+
+/// A full pipe as standard error: who writes a line waits. A closed one: who writes is refused.
+#[tokio::test]
+async fn logs_that_nobody_reads_hold_up_no_rpc_and_a_reader_that_is_gone_ends_nothing() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&format!("{}\nrefreshInterval: 1s", keyring.settings("kept"))).await;
+    let first = plugin.wait_healthy().await;
+    let sealed = encrypt(&plugin).await;
+    plugin.stop();
+    let log = plugin.folder().join("kube-envelope.log");
+    std::fs::remove_file(&log).unwrap();
+    assert!(Command::new("mkfifo").arg(&log).status().unwrap().success());
+    let end = |options: &mut OpenOptions| -> File { options.custom_flags(libc::O_NONBLOCK).open(&log).unwrap() };
+    let mut reader = end(OpenOptions::new().read(true));
+    let mut writer = end(OpenOptions::new().write(true));
+    while writer.write(&[b'x'; 4096]).is_ok() {}
+    drop(writer);
+    plugin.process.restart();
+    // Both ends are open. A test that fails shows the log, and would wait for more of it.
+    std::fs::remove_file(&log).unwrap();
+    assert_eq!(plugin.wait_healthy().await, first);
+    // Adopting tells of itself, on the threads that answer.
+    for _ in 0..3 {
+        let former = plugin.wait_healthy().await;
+        keyring.rotate();
+        wait_another(&plugin, &former).await;
+        assert!(opens(&plugin, &sealed).await);
+        assert_eq!(plugin.get("/livez"), "ok");
+    }
+    let mut text = Vec::new();
+    wait_until("the lines are there once somebody reads", SOON, async || {
+        let _ = reader.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).contains("listening")
+    })
+    .await;
+    drop(reader);
+    let former = plugin.wait_healthy().await;
+    keyring.rotate();
+    wait_another(&plugin, &former).await;
+    assert!(opens(&plugin, &sealed).await && plugin.stop().success());
 }
