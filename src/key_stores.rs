@@ -72,6 +72,14 @@ impl KekConfig {
         self.key_store.profile().await
     }
 
+    /// When the version that is active was made, where the key store tells. Asks it.
+    ///
+    /// # Errors
+    /// It does not answer, or does not allow the question.
+    pub async fn made(&self) -> Result<Option<jiff::Timestamp>, KekError> {
+        self.key_store.made().await
+    }
+
     /// The least policy that a KEK of this cluster needs at its vendor.
     pub fn policy(&self, cluster: &ClusterName) -> Policy {
         self.key_store.policy(cluster)

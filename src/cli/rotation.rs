@@ -66,6 +66,12 @@ fn time(text: &str) -> Result<Duration, String> {
     if time <= LONGEST_TIME { Ok(time) } else { Err("at most 365days".to_owned()) }
 }
 
+/// An age that a key may have.
+fn age(text: &str) -> Result<Duration, String> {
+    let age = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if age <= 100 * LONGEST_TIME { Ok(age) } else { Err("at most 36500days".to_owned()) }
+}
+
 /// A time between two things that are done again and again.
 fn interval(text: &str) -> Result<Duration, String> {
     let interval = time(text)?;
@@ -101,6 +107,14 @@ pub struct RotateKeysArgs {
     /// First make a new version of each KEK active. Needs the plugin's configuration.
     #[arg(long)]
     pub rotate_kek: bool,
+    /// With --rotate-kek: only if the active version of a KEK is older than this, for example 90d; else it ends with 11 and
+    /// touches nothing. A rotation in the journal that is unfinished, or has no Yes yet, goes on first.
+    #[arg(long, value_name = "AGE", value_parser = age, requires = "rotate_kek", conflicts_with = "mode")]
+    pub if_older_than: Option<Duration>,
+    /// For a scheduler, which knows no more than success and failure: end with 0 where nobody is needed, which is after 0, 7, 9
+    /// and 11. A 0 then says nothing about any key.
+    #[arg(long, requires = "if_older_than")]
+    pub unattended: bool,
     /// Another key to prove unused, besides those that are found: KEK, KEK:VERSION, or a `key_id`; may be given
     /// several times.
     #[arg(long, value_name = "KEY")]

@@ -26,6 +26,8 @@ pub enum Exit {
     NothingRotated = 9,
     /// An API server that starts now could not read something that is stored.
     WouldNotStart = 10,
+    /// No KEK is old enough to be rotated.
+    NotDue = 11,
 }
 
 /// Runs a command's future on a small runtime.

@@ -1,6 +1,7 @@
 //! `rotate-keys`: from the arguments to a rotation, and from its verdict to an exit code.
 
 pub mod intent;
+mod scheduled;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::intent::{begin, given, settings};
+use self::scheduled::{Due, due, for_a_scheduler};
 use super::closed_pipe::{eprintln, print, println};
 use super::exit::{Exit, block_on};
 use super::metrics_file::MetricsFile;
@@ -36,15 +38,17 @@ pub fn run(args: RotateKeysArgs) -> Result<Exit> {
     if std::env::var_os("RUST_LOG").is_some() {
         start_logs(LogFormat::Text);
     }
+    let unattended = args.unattended;
     let ended = block_on(async move { Box::pin(rotate(args)).await });
-    ended.or_else(|error| match error.downcast_ref::<RotationError>() {
+    let ended = ended.or_else(|error| match error.downcast_ref::<RotationError>() {
         Some(RotationError::Paused(_)) => explain(&error, "paused", Exit::Paused),
         Some(RotationError::NotConverged(_) | RotationError::Silent(_)) => {
             explain(&error, "API servers have not adopted the key", Exit::NotConverged)
         }
         Some(RotationError::Unusable(_)) => explain(&error, "error", Exit::Usage),
         _ => Err(error),
-    })
+    });
+    if unattended { ended.map(for_a_scheduler) } else { ended }
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "it stands where an error would be passed on")]
@@ -68,7 +72,7 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
     if args.abort {
         return abort(&args);
     }
-    let journal = if args.resume { resumed(&args)? } else { begun(&args)? };
+    let Some(journal) = wanted(&args).await? else { return Ok(Exit::NotDue) };
     let settings = settings(&journal.intent, &args)?;
     let output = args.cluster.output;
     let display = Display::new(output == OutputFormat::Json);
@@ -111,6 +115,20 @@ async fn rotate(args: RotateKeysArgs) -> Result<Exit> {
         OutputFormat::Table => print_rotation(journal, Some(&evidence)),
     }
     Ok(exit_of(&verdict))
+}
+
+/// The journal to work on; `None` where nothing is due.
+async fn wanted(args: &RotateKeysArgs) -> Result<Option<Journal>> {
+    let due = match args.if_older_than {
+        _ if args.resume => Due::Resume,
+        None => Due::Begin,
+        Some(age) => Box::pin(due(args, age)).await?,
+    };
+    match due {
+        Due::Begin => begun(args).map(Some),
+        Due::Resume => resumed(args).map(Some),
+        Due::Nothing => Ok(None),
+    }
 }
 
 /// Ends when the process is told to: by Ctrl-C, or by the service manager that runs it.

@@ -1,5 +1,6 @@
 //! What a rotation has done so far, in one file, replaced by rename after every step.
 
+mod activation;
 mod former;
 pub mod intent;
 pub mod verdict;
@@ -10,6 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::activation::Activations;
 use crate::encryption_config::ProviderName;
 use crate::etcd::ClusterId;
 use crate::files;
@@ -99,6 +101,9 @@ pub struct Journal {
     pub keks_before: BTreeMap<String, String>,
     /// KEKs that were rotated: name → version that is active now.
     pub keks_rotated: BTreeMap<String, String>,
+    /// The KEK versions that this and earlier rotations made active, and when.
+    #[serde(default)]
+    pub activations: Activations,
     /// What everything is to be stored under.
     pub targets: StoredUnder,
     /// How it is known that all API servers adopted it.
@@ -212,6 +217,7 @@ impl Journal {
             former: BTreeMap::new(),
             keks_before: BTreeMap::new(),
             keks_rotated: BTreeMap::new(),
+            activations: Activations::default(),
             targets: StoredUnder::default(),
             adoption: None,
             inferred: false,
@@ -248,6 +254,7 @@ impl Journal {
 
     /// Takes over what an earlier rotation left unproven: its former keys are still to be named.
     pub(crate) fn inherit(&mut self, earlier: Self) {
+        self.activations = earlier.activations;
         let concluded = earlier.verdict.map(|verdict| verdict.conclusion);
         // After a Yes its keys are dealt with. Otherwise, only that earlier run knows that they were once in use: everything
         // may be rewritten by now, and this run would find nothing under them and never name them.

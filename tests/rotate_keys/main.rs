@@ -44,6 +44,8 @@ mod rehearsals;
 mod resume;
 mod rewrap;
 mod roster;
+#[cfg(feature = "transit")]
+mod scheduled;
 mod shards;
 #[cfg(all(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
 mod takeover;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::control_plane::{BINARY, ControlPlane, ENDS_WITHIN, Shape, secret};
 use crate::objects::{post, refuse};
-use crate::support::{Process, wait_until};
+use crate::support::{ApiServer, Process, wait_until};
 
 /// Where a pod finds who it is.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -43,7 +43,7 @@ fn check_rights(plane: &ControlPlane) {
 }
 
 /// Server-side apply, in which no unknown field passes.
-async fn apply(plane: &ControlPlane, document: &Value) {
+pub async fn apply(server: &ApiServer, document: &Value) {
     let metadata = &document["metadata"];
     let kind = format!("{}s", document["kind"].as_str().unwrap().to_lowercase());
     let group = document["apiVersion"].as_str().unwrap();
@@ -53,7 +53,7 @@ async fn apply(plane: &ControlPlane, document: &Value) {
     let path = format!("{root}{namespace}/{kind}/{name}?fieldManager=test&fieldValidation=Strict");
     let request = http::Request::patch(path).header("content-type", "application/apply-patch+yaml");
     let request = request.body(document.to_string().into_bytes()).unwrap();
-    plane.servers[0].client().request_text(request).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+    server.client().request_text(request).await.unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 
 /// The pods of the Job. Only one test at a time can be inside the pod's folder: each test writes its own token there,
@@ -71,7 +71,7 @@ impl<'a> Pods<'a> {
     async fn start(plane: &'a ControlPlane) -> Self {
         let turn = TURN.lock().await;
         for document in manifest() {
-            apply(plane, &document).await;
+            apply(&plane.servers[0], &document).await;
         }
         let account = Path::new(ACCOUNT);
         std::fs::create_dir_all(account).unwrap();

@@ -1,6 +1,7 @@
 //! What `rotate-keys` answers without any server.
 
 use crate::run;
+use crate::support::KeyringFile;
 use crate::support::plugin::encryption_configuration;
 
 #[test]
@@ -88,4 +89,46 @@ fn a_time_that_nobody_can_wait_for_is_a_usage_error() {
         assert_eq!(ran.code, Some(2));
         assert!(ran.error.contains("at most 365days"), "{flag}: {}", ran.error);
     }
+}
+
+/// The documents of the shipped CronJob.
+fn cron_job() -> Vec<serde_json::Value> {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/rotate-keys-cronjob.yaml");
+    let text = std::fs::read_to_string(file).unwrap();
+    text.split("\n---\n").map(|document| serde_saphyr::from_str(document).unwrap()).collect()
+}
+
+#[test]
+fn the_cron_job_has_the_least_rights_that_the_command_prints() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/encryption-configuration.yaml");
+    let (file, etcd) = (format!("--encryption-config={file}"), "--etcd=http://127.0.0.1:1");
+    let printed = run(&["rotate-keys", "--print-rbac", &file, etcd, "--kubeconfig=/nonexistent"]);
+    assert_eq!(printed.code, Some(0), "{}", printed.error);
+    let roles = |documents: Vec<serde_json::Value>| -> Vec<_> {
+        documents.into_iter().filter(|one| one["kind"].as_str().unwrap().ends_with("Role")).collect()
+    };
+    let shipped = roles(cron_job());
+    assert_eq!(shipped.len(), 4);
+    let printed = printed.out.split("---\n").map(|document| serde_saphyr::from_str(document).unwrap()).collect();
+    assert_eq!(shipped, roles(printed));
+}
+
+#[test]
+fn a_young_version_is_not_due_and_only_an_unattended_run_calls_that_success() {
+    let (keyring, folder) = (KeyringFile::create(), tempfile::tempdir().unwrap());
+    let config = folder.path().join("config.yaml");
+    std::fs::write(&config, keyring.settings("test")).unwrap();
+    let (config, journal) =
+        (format!("--config={}", config.display()), format!("--journal={}", folder.path().join("j.json").display()));
+    let due = |more: &[&str]| run(&[&["rotate-keys", "--kubeconfig=/nonexistent", &config, &journal], more].concat());
+    let ran = due(&["--rotate-kek", "--if-older-than=90d"]);
+    assert_eq!(ran.code, Some(11), "{}", ran.error);
+    assert!(ran.out.contains("Nothing is due: no version is older than 90d."), "{}", ran.out);
+    assert_eq!(due(&["--rotate-kek", "--if-older-than=90d", "--unattended"]).code, Some(0));
+    let ran = due(&["--rotate-kek", "--if-older-than=0s", "--unattended"]);
+    assert_eq!(ran.code, Some(2), "it is due, and there is no cluster: {}", ran.error);
+    assert!(ran.error.contains("more than 0s ago") && ran.error.contains("cannot reach a cluster"), "{}", ran.error);
+    assert!(!folder.path().join("j.json").exists());
+    assert_eq!(due(&["--if-older-than=90d"]).code, Some(2), "only with --rotate-kek");
+    assert_eq!(due(&["--rotate-kek", "--unattended"]).code, Some(2), "only with --if-older-than");
 }

@@ -146,6 +146,11 @@ impl KeyStore for KmsKey {
         Ok(profile::of(&key, kek.rotates_yearly(&key).await))
     }
 
+    /// `DescribeKey` tells when the key was made, not its material, and nothing says whether that is the first one.
+    async fn made(&self) -> Result<Option<jiff::Timestamp>, KekError> {
+        Ok(None)
+    }
+
     fn policy(&self, cluster: &ClusterName) -> Policy {
         policy::least(&self.key, cluster)
     }

@@ -33,6 +33,11 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
     /// [`KeyStore::policy`] gives, unless that is said in the kind's own words.
     async fn profile(&self) -> Result<Profile, KekError>;
 
+    /// When the version that is active was made, where the key store tells exactly that. Asks it as [`KeyStore::profile`] does.
+    async fn made(&self) -> Result<Option<jiff::Timestamp>, KekError> {
+        Ok(self.profile().await?.created)
+    }
+
     /// The least policy that the KEK needs at its vendor, for a cluster of that name.
     fn policy(&self, cluster: &ClusterName) -> Policy;
 

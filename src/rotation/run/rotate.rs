@@ -44,6 +44,7 @@ impl Run<'_> {
             (self.report)(Event::Note(&work));
         }
         self.journal.keks_rotated.insert(name, version.clone());
+        self.journal.activations.add(&now, jiff::Timestamp::now());
         self.write().await?;
         Ok(now)
     }
