@@ -75,4 +75,5 @@ pub mod posture;
 pub mod rehearsal;
 #[cfg(feature = "rotate")]
 pub mod rotation;
+mod shell;
 pub mod telemetry;

@@ -28,6 +28,7 @@ use crate::rotation::rewrite::Tally;
 use crate::rotation::run::Run;
 use crate::rotation::run::rbac::rbac;
 use crate::rotation::shards::worker::work;
+use crate::shell::quoted;
 use crate::telemetry::{LogFormat, start_logs};
 
 /// Runs the command.
@@ -284,14 +285,6 @@ fn command_line(args: &RotateKeysArgs, mode: &str) -> String {
         return format!("kube-envelope rotate-keys {mode}");
     }
     format!("kube-envelope rotate-keys {mode} --journal {}", quoted(&args.journal.display().to_string()))
-}
-
-/// A word for the shell; in quotes where it holds more than the letters of a plain path.
-fn quoted(text: &str) -> String {
-    if text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:".contains(c)) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// One process at a time works on a journal.

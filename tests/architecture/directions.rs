@@ -28,6 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "posture",
             "rehearsal",
             "rotation",
+            "shell",
             "telemetry",
         ],
     ),
@@ -94,13 +95,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("envelope", &["crypto", "kek", "key_id"]),
     ("key_id", &["crypto", "kek"]),
     ("config", &["kek", "key_stores"]),
-    ("key_stores", &["crypto", "error_chain", "files", "kek", "telemetry"]),
+    ("key_stores", &["crypto", "error_chain", "files", "kek", "shell", "telemetry"]),
     ("kek", &["crypto", "error_chain", "telemetry"]),
     ("crypto", &[]),
     ("kms", &["crypto", "encryption_config"]),
     ("encryption_config", &[]),
     ("files", &[]),
     ("error_chain", &[]),
+    ("shell", &[]),
     ("telemetry", &[]),
 ];
 

@@ -16,6 +16,7 @@ use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy, Profile};
 use crate::key_stores::shared::renewing::Renewing;
 use crate::key_stores::shared::{address, path};
+use crate::shell::quoted;
 
 /// Settings as they are written. Credentials come from the SDK's usual places unless `profile` or `credentialsFile`
 /// names one.
@@ -120,9 +121,9 @@ impl KeyStore for KmsKey {
             );
         }
         let region = self.key.region().or(self.region.as_deref());
-        let region = region.map(|region| format!(" --region {region}")).unwrap_or_default();
+        let region = region.map(|region| format!(" --region {}", quoted(region))).unwrap_or_default();
         // By the key's own id: an alias leads to the active key by now.
-        Disabling::Command(format!("aws kms disable-key --key-id {key_id}{region}"))
+        Disabling::Command(format!("aws kms disable-key --key-id {}{region}", quoted(&key_id)))
     }
 
     fn advice(&self) -> Vec<Advice> {

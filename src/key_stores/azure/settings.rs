@@ -18,6 +18,7 @@ use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
 use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy, Profile};
 use crate::key_stores::shared::{http, path};
+use crate::shell::quoted;
 
 const EXAMPLE: &str = "https://NAME.vault.azure.net";
 
@@ -235,8 +236,8 @@ impl KeyStore for VaultKey {
 
     fn disabling(&self, version: &str, _: &str) -> Disabling {
         Disabling::Command(format!(
-            "az keyvault key set-attributes --id https://{}/keys/{}/{version} --enabled false",
-            self.host, self.key
+            "az keyvault key set-attributes --id {} --enabled false",
+            quoted(&format!("https://{}/keys/{}/{version}", self.host, self.key))
         ))
     }
 

@@ -15,6 +15,7 @@ use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::address::{self, PlainHttp};
 use crate::key_stores::shared::key_store::{Disabling, KeyStore, Mistake, Parsed, Policy, Profile};
 use crate::key_stores::shared::{http, path};
+use crate::shell::quoted;
 
 const DEFAULT_ENDPOINT: &str = "https://cloudkms.googleapis.com";
 
@@ -109,7 +110,7 @@ impl KeyStore for CloudKmsKey {
     fn policy(&self, _cluster: &ClusterName) -> Policy {
         // projects/P/locations/L/keyRings/R/cryptoKeys/K, as checked when the settings were parsed.
         let part = |index: usize| self.key.split('/').nth(index).unwrap_or_default();
-        let (project, location, ring, key) = (part(1), part(3), part(5), part(7));
+        let [project, location, ring, key] = [part(1), part(3), part(5), part(7)].map(quoted);
         let grant = |role: &str, permissions: &str, member: &str| {
             format!(
                 "gcloud iam roles create {role} --project {project} --permissions \\\n{permissions}\n\
@@ -138,6 +139,7 @@ impl KeyStore for CloudKmsKey {
         let [_, project, _, location, _, ring, _, key] = parts.as_slice() else {
             return Disabling::ByHand("in the console of Cloud KMS".into());
         };
+        let [number, key, ring, location, project] = [number, key, ring, location, project].map(quoted);
         Disabling::Command(format!(
             "gcloud kms keys versions disable {number} --key {key} --keyring {ring} --location {location} --project {project}"
         ))

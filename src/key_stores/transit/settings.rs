@@ -16,6 +16,7 @@ use super::session::Session;
 use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy, Profile};
 use crate::key_stores::shared::{address, path};
+use crate::shell::quoted;
 
 const EXAMPLE: &str = "https://vault.example:8200";
 
@@ -229,14 +230,13 @@ impl KeyStore for TransitKey {
         };
         let namespace = match self.servers.namespace.as_str() {
             "" => String::new(),
-            namespace => format!(" -namespace={namespace}"),
+            namespace => format!(" -namespace={}", quoted(namespace)),
         };
         // It takes all versions up to this one away, which are older still.
         Disabling::Command(format!(
-            "vault write{namespace} {}/keys/{}/config min_decryption_version={}",
-            self.mount,
-            self.key,
-            number + 1
+            "vault write{namespace} {} min_decryption_version={}",
+            quoted(&format!("{}/keys/{}/config", self.mount, self.key)),
+            number.saturating_add(1)
         ))
     }
 
