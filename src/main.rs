@@ -2,6 +2,7 @@
 
 use std::alloc::System;
 use std::any::Any;
+use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
@@ -27,28 +28,41 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> ExitCode {
     let exit = commands::run(cli).unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        say(&format!("error: {error:#}"));
         commands::exit_of(&error)
     });
     ExitCode::from(exit as u8)
 }
 
-/// Ends without a word when nobody reads what the command prints (`| head`): printing panics then.
+/// Printing panics where it fails. A reader that has gone (`| head`) is no mistake, and ends the command without a word; a full
+/// disk is said. What a command was to tell has not been told then, so that it never ends with 0.
 fn run_while_read(cli: Cli) -> ExitCode {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        if !is_closed_pipe(info.payload()) {
+        if failed_output(info.payload()).is_none() {
             report(info);
         }
     }));
     match panic::catch_unwind(AssertUnwindSafe(|| run(cli))) {
         Ok(exit) => exit,
-        Err(payload) if is_closed_pipe(&*payload) => ExitCode::from(READER_HAS_GONE),
-        Err(payload) => panic::resume_unwind(payload),
+        Err(payload) => match failed_output(&*payload) {
+            Some(text) if text.contains("Broken pipe") => ExitCode::from(READER_HAS_GONE),
+            Some(text) => {
+                say(&format!("error: {text}"));
+                ExitCode::from(commands::Exit::Error as u8)
+            }
+            None => panic::resume_unwind(payload),
+        },
     }
 }
 
-fn is_closed_pipe(payload: &(dyn Any + Send)) -> bool {
-    // Of `println!`, and of the generator of completions.
-    payload.downcast_ref::<String>().is_some_and(|text| text.contains("Broken pipe") || text.contains("BrokenPipe"))
+/// The message of a panic of `print!` and its like.
+fn failed_output(payload: &(dyn Any + Send)) -> Option<&str> {
+    let text = payload.downcast_ref::<String>()?;
+    text.starts_with("failed printing to ").then_some(text)
+}
+
+/// Where standard error cannot be written either, there is nobody to tell.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

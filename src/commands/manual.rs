@@ -11,7 +11,9 @@ use crate::cli::Cli;
 
 /// Prints the completion script for `shell`.
 pub(super) fn completions(shell: Shell) -> Exit {
-    clap_complete::generate(shell, &mut Cli::command(), "kube-envelope", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "kube-envelope", &mut script);
+    print!("{}", String::from_utf8_lossy(&script));
     Exit::Done
 }
 

@@ -65,6 +65,27 @@ fn a_reader_that_goes_away_ends_a_printing_command_without_a_panic() {
 }
 
 #[test]
+fn an_answer_that_cannot_be_written_is_an_error_and_no_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = format!("--journal={}", folder.path().join("journal.json").display());
+    for arguments in [
+        &["completions", "zsh"][..],
+        &["policy", "--config", "manifests/config.yaml"],
+        &["doctor", "--config", "manifests/config.yaml"],
+        &["evidence", "history", &journal],
+        &["snapshot", "keys", "Cargo.toml"],
+    ] {
+        let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        for error in [Stdio::piped(), full().into()] {
+            let output = Command::new(BINARY).args(arguments).stdout(full()).stderr(error).output().unwrap();
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.code().is_some_and(|code| (1..10).contains(&code)), "{arguments:?}: {output:?}");
+            assert!(!error.contains("panicked"), "{arguments:?}: {error}");
+        }
+    }
+}
+
+#[test]
 fn no_color_is_honoured_at_a_terminal() {
     let shown = |environment: &str| {
         let command = format!("{environment} {BINARY} --help");
