@@ -1,23 +1,25 @@
 //! The arguments of `evidence`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::rotation::DEFAULT_JOURNAL;
+use super::rotation::{DEFAULT_JOURNAL, time};
 
 /// The commands on the evidence of a rotation.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
   kube-envelope evidence sign evidence-20260131T120000Z.json --key signing.pem
-  kube-envelope evidence verify evidence-20260131T120000Z.intoto.json --public-key signing.pub
+  kube-envelope evidence verify evidence-20260131T120000Z.intoto.json --public-key signing.pub --former vault:3
   kube-envelope evidence report evidence-20260131T120000Z.intoto.json --public-key signing.pub
   kube-envelope evidence history")]
 pub enum EvidenceCommand {
     /// Write an in-toto Statement about a rotation in a signed DSSE envelope.
     Sign(EvidenceSignArgs),
-    /// Check the signature and the content of an envelope. Ends with the exit code of the verdict in it.
+    /// Check the signature and the content of an envelope. Ends with the exit code of the verdict in it, and with 8 for a "Yes" that is
+    /// old, or not about the keys that are named.
     Verify(EvidenceVerifyArgs),
     /// Print one page of Markdown, from an envelope or from an evidence file.
     Report(EvidenceReportArgs),
@@ -55,6 +57,13 @@ pub struct EvidenceVerifyArgs {
     /// The evidence file, whose digest must be the one in the envelope.
     #[arg(long, value_name = "FILE")]
     pub evidence: Option<PathBuf>,
+    /// A key that is to be disabled: KEK:VERSION or a `key_id`, as the verdict names it; may be given several times. Unless the
+    /// verdict allows it, the command ends with 8.
+    #[arg(long, value_name = "KEY")]
+    pub former: Vec<String>,
+    /// How long ago everything may have been searched. A "Yes" that is older ends with 8.
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = time)]
+    pub max_age: Duration,
 }
 
 /// Arguments of `evidence report`.

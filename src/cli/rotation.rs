@@ -61,7 +61,10 @@ pub struct ClusterArgs {
 }
 
 /// A time that can be waited for.
-fn time(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn time(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if time <= LONGEST_TIME { Ok(time) } else { Err("at most 365days".to_owned()) }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -19,8 +20,11 @@ use crate::files::create;
 use crate::rotation::conclusion::envelope::{Envelope, signed_bytes};
 use crate::rotation::conclusion::history::{history_file, read};
 use crate::rotation::conclusion::page::page;
-use crate::rotation::conclusion::statement::{PAYLOAD_TYPE, Statement};
+use crate::rotation::conclusion::statement::{PAYLOAD_TYPE, Predicate, Statement};
 use crate::rotation::journal::Journal;
+
+/// Clocks of two machines may differ by this much.
+const CLOCK_SKEW_SECONDS: i64 = 60;
 
 /// Runs the command that was asked for.
 ///
@@ -36,6 +40,7 @@ pub fn run(command: EvidenceCommand) -> Result<Exit> {
 }
 
 fn sign(args: &EvidenceSignArgs) -> Result<Exit> {
+    check_history(&args.file, &hex::encode(Sha256::digest(content_of(&args.file)?)))?;
     let payload = serde_json::to_vec_pretty(&stated(&args.file)?)?;
     let message = signed_bytes(PAYLOAD_TYPE, &payload);
     let (key_id, signature) = match (&args.key, &args.command) {
@@ -53,6 +58,24 @@ fn sign(args: &EvidenceSignArgs) -> Result<Exit> {
     create(&to, format!("{envelope}\n").as_bytes()).with_context(|| format!("cannot create {}", to.display()))?;
     println!("{}", to.display());
     Ok(Exit::Done)
+}
+
+/// Whether the file is what a run wrote: its digest is in the history that lies beside it.
+fn check_history(file: &Path, digest: &str) -> Result<()> {
+    let history = history_file(file);
+    let Ok(text) = fs::read_to_string(&history) else {
+        eprintln!("{} is not there, so that {} was not compared with it", history.display(), file.display());
+        return Ok(());
+    };
+    if read(&text).verdicts.iter().any(|verdict| verdict.evidence_sha256 == digest) {
+        return Ok(());
+    }
+    bail!(
+        "{} is not what a rotation wrote: no line of {} has its digest {digest}. It was changed, or belongs to another \
+         history",
+        file.display(),
+        history.display()
+    )
 }
 
 /// The Statement about the rotation of an evidence file.
@@ -94,7 +117,35 @@ fn verify(args: &EvidenceVerifyArgs) -> Result<Exit> {
     for what in &stated.verdict.not_looked_at {
         println!("not looked at: {what}");
     }
-    Ok(exit_of(&stated.verdict))
+    match exit_of(&stated.verdict) {
+        Exit::Done => still_counts(args, &stated),
+        exit => Ok(exit),
+    }
+}
+
+/// Whether a *Yes* is recent, and about the keys that are to be disabled.
+fn still_counts(args: &EvidenceVerifyArgs, stated: &Predicate) -> Result<Exit> {
+    for named in &args.former {
+        if !stated.may_be_disabled(named) {
+            println!("Not proven: {named} is not among the keys that may be disabled: {}", {
+                stated.verdict.may_be_disabled.join(", ")
+            });
+            return Ok(Exit::NotProven);
+        }
+    }
+    let (now, at) =
+        (jiff::Timestamp::now(), stated.verified_at.context("it does not say when everything was searched")?);
+    let age = Duration::try_from(now.duration_since(at));
+    // A clock that is ahead by a little is no forgery, and one that is ahead by much makes no verdict younger.
+    let recent = age.map_or_else(|_| at.duration_since(now).as_secs() <= CLOCK_SKEW_SECONDS, |age| age <= args.max_age);
+    if !recent {
+        println!(
+            "Not proven: what was shown at {at} does not show that it holds now. Run verify, or rotate-keys --resume for new \
+             evidence; --max-age says how old evidence may be"
+        );
+        return Ok(Exit::NotProven);
+    }
+    Ok(Exit::Done)
 }
 
 /// What an envelope states, and the key that signed it.

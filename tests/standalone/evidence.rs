@@ -22,6 +22,7 @@ const BINARY: &str = env!("CARGO_BIN_EXE_kube-envelope");
 fn evidence(file: &Path, conclusion: Conclusion) -> Journal {
     let mut journal = Journal::new(Intent::default());
     journal.cluster = Some("7b0c".into());
+    journal.verified_at = Some(jiff::Timestamp::now());
     let scan = json!({
         "method": "etcd", "revision": 5, "lookedAt": 3, "leftovers": 0, "expiring": 0, "named": {},
         "stored": {"secrets": {"under the target": 3}}, "under": {"secrets": {"p | key_1": 3}},
@@ -82,6 +83,59 @@ fn what_was_signed_is_checked_and_ends_with_the_code_of_its_verdict() {
     assert!(page.contains(r"| secrets | p \| key\_1 | 3 |"), "{page}");
     assert!(run(folder, &["report", "yes.intoto.json"]).1.contains("NOT checked"));
     assert!(run(folder, &["report", "yes.json"]).1.contains("| signature | none |"));
+}
+
+#[test]
+fn an_old_yes_and_one_about_another_key_do_not_let_a_pipeline_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    key(folder, "ours");
+    let verify = |name: &str, more: &[&str]| {
+        let (file, signed) = (format!("{name}.json"), format!("{name}.intoto.json"));
+        if !folder.join(&signed).exists() {
+            assert_eq!(run(folder, &["sign", &file, "--key=ours.pem"]).0, Some(0));
+        }
+        run(folder, &[&["verify", &signed, "--public-key=ours.pub"], more].concat())
+    };
+    let hours_ago = |name: &str, hours: i64| {
+        let file = folder.join(format!("{name}.json"));
+        let mut journal = evidence(&file, Conclusion::MayBeDisabled);
+        journal.verified_at = Some(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(hours));
+        journal.write(&file).unwrap();
+    };
+    hours_ago("now", 0);
+    for named in ["a:1", "KEK a version 1"] {
+        assert_eq!(verify("now", &["--former", named]).0, Some(0), "{named}");
+    }
+    for named in ["a:2", "a", "a:11", "b:1", ""] {
+        let (ended, said) = verify("now", &["--former=a:1", &format!("--former={named}")]);
+        assert!(ended == Some(8) && said.contains("is not among the keys that may be disabled"), "{named}: {said}");
+    }
+    hours_ago("old", 25);
+    hours_ago("ahead", -2);
+    for name in ["old", "ahead"] {
+        let (ended, said) = verify(name, &[]);
+        assert!(ended == Some(8) && said.contains("does not show that it holds now"), "{said}");
+    }
+    assert_eq!(verify("old", &["--max-age=26h"]).0, Some(0));
+    assert_eq!(verify("ahead", &["--max-age=26h"]).0, Some(8));
+}
+
+#[test]
+fn only_what_a_rotation_wrote_is_signed() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    key(folder, "ours");
+    let file = folder.join("e.json");
+    let journal = evidence(&file, Conclusion::MayBeDisabled);
+    append(&history_file(&file), &journal, &file, &std::fs::read(&file).unwrap()).unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("As concluded.", "As wished.")).unwrap();
+    let (ended, said) = run(folder, &["sign", "e.json", "--key=ours.pem"]);
+    assert!(ended == Some(1) && said.contains("is not what a rotation wrote"), "{said}");
+    assert!(!folder.join("e.intoto.json").exists());
+    std::fs::write(&file, text).unwrap();
+    assert_eq!(run(folder, &["sign", "e.json", "--key=ours.pem"]).0, Some(0));
 }
 
 #[test]

@@ -196,6 +196,18 @@ impl Statement {
     }
 }
 
+impl Predicate {
+    /// Whether the verdict allows to disable the key of this name: `KEK:VERSION`, a `key_id`, or the verdict's own words.
+    pub fn may_be_disabled(&self, named: &str) -> bool {
+        let allowed = |name: &str| self.verdict.may_be_disabled.iter().any(|allowed| allowed == name);
+        let of_kek = |(kek, version): (&str, &str)| allowed(&format!("KEK {kek} version {version}"));
+        let of_plugin = |stated: &StatedKey| {
+            matches!(&stated.key, KeyName::KeyId { key_id, .. } if key_id == named) && allowed(&stated.name)
+        };
+        allowed(named) || named.split_once(':').is_some_and(of_kek) || self.former_keys.iter().any(of_plugin)
+    }
+}
+
 impl StatementSubject {
     /// Bound to the cluster, its etcd and the revision by its name, to what was stored there by its digest.
     fn of(predicate: &Predicate) -> Self {
