@@ -14,7 +14,7 @@ mod yaml;
 pub use self::comparison::{Common, ComparisonError, compare};
 pub use self::inventory::{Count, DekInUse, Inventory, Row, Shape};
 pub use self::mvcc::Keyspace;
-pub use self::object::manifest;
+pub use self::object::{manifest, uid};
 pub use self::scratch::{Programs, ScratchError, ScratchEtcd, ScratchFolder};
 pub use self::snapshot::{Snapshot, SnapshotError, SnapshotFile};
 pub use self::source::{Item, Reading, Source, SourceError};

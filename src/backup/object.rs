@@ -29,6 +29,25 @@ pub fn manifest(stored: &[u8]) -> Option<Zeroizing<String>> {
     Some(Zeroizing::new(yaml(&Value::Object(object))))
 }
 
+/// The uid of any object that is not encrypted.
+pub fn uid(stored: &[u8]) -> Option<String> {
+    /// Every kind of the API has its metadata there.
+    #[derive(Clone, PartialEq, Message)]
+    struct Object {
+        #[prost(message, optional, tag = "1")]
+        metadata: Option<ObjectMeta>,
+    }
+    let uid = match stored.strip_prefix(PROTOBUF) {
+        Some(unknown) => {
+            let unknown = Unknown::decode(unknown).ok()?;
+            Object::decode(unknown.raw.as_slice()).ok()?.metadata?.uid
+        }
+        // --storage-media-type=application/json
+        None => serde_json::from_slice::<Value>(stored).ok()?["metadata"]["uid"].as_str()?.to_owned(),
+    };
+    Some(uid).filter(|uid| !uid.is_empty())
+}
+
 fn secret(secret: &Secret) -> Map<String, Value> {
     let mut fields = common(secret.metadata.as_ref(), secret.immutable);
     put(&mut fields, "data", encoded(&secret.data));

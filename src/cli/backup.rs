@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::etcd::EtcdArgs;
 use super::output::OutputFormat;
+use super::rotation::DEFAULT_JOURNAL;
 
 /// What opens values.
 #[derive(Debug, Args)]
@@ -120,6 +121,10 @@ pub struct RehearseArgs {
     /// plugin; may be given several times.
     #[arg(long, value_name = "KEY")]
     pub without: Vec<String>,
+    /// The journal of the rotations: a key of --without that no value needs is taken for misspelt unless a KEK or one of them
+    /// knows it.
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_JOURNAL)]
+    pub journal: PathBuf,
     /// The output format.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,

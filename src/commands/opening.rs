@@ -1,5 +1,6 @@
 //! What `snapshot`, `rehearse` and rewrapping have in common: where values come from, and what opens them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,8 +18,9 @@ use crate::etcd::{EtcdAccess, EtcdClusters};
 use crate::kek::set::KekSet;
 use crate::key_stores;
 use crate::rehearsal::{KekSource, Opener, PluginSource, Seeds, Sources, Without, rehearse};
-use crate::rotation::keys::active::names;
-use crate::rotation::keys::name::KeyNames;
+use crate::rotation::journal::Journal;
+use crate::rotation::keys::active::{ask, names, versions_on_file};
+use crate::rotation::keys::name::{KeyName, KeyNames};
 use crate::rotation::rewrap::Rehearsal;
 use crate::telemetry::Metrics;
 
@@ -53,6 +55,17 @@ pub(super) fn configuration(file: Option<&Path>) -> Result<(Option<Config>, KeyN
 pub(super) fn keks(config: &Config) -> Result<KekSet> {
     let opened = key_stores::open_set(&config.keks, &config.retired, &Arc::new(Metrics::new()));
     opened.map_err(|(name, error)| anyhow!("KEK {name}: {}", error.chain()))
+}
+
+/// The keys that exist, whether or not a value needs them: as far as the KEKs of a configuration and earlier rotations tell.
+pub(super) async fn keys_known(config: Option<&Path>, journal: &Path) -> Result<BTreeSet<KeyName>> {
+    let mut known = Journal::keys_seen_beside(journal);
+    if let Some(config) = plugin_config(config)? {
+        let active = ask(&config.keks).await.into_iter().filter_map(|answer| answer.active.ok());
+        known.extend(active.map(|version| KeyName::kek(&version)));
+        known.extend(versions_on_file(&config).await.iter().map(KeyName::kek));
+    }
+    Ok(known)
 }
 
 /// All that a configuration opens values with.

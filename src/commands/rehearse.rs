@@ -1,6 +1,6 @@
 //! `rehearse`: would an API server that starts now become ready? The answer is the exit code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -8,7 +8,7 @@ use comfy_table::Table;
 use serde::Serialize;
 
 use super::exit::{Exit, block_on};
-use super::opening::{Keys, prefix, source};
+use super::opening::{Keys, keys_known, prefix, source};
 use crate::cli::OutputFormat;
 use crate::cli::backup::RehearseArgs;
 use crate::rehearsal::{FolderReport, Opener, Rehearsal, Seeds, rehearse};
@@ -82,11 +82,26 @@ async fn report(args: RehearseArgs) -> Result<Report> {
     if seeds.sources().plugins.is_none() {
         not_looked_at.push("the plugins of the API servers: give --encryption-config".into());
     }
+    let known = match args.without.as_slice() {
+        [] => BTreeSet::new(),
+        _ => keys_known(args.keys.config.as_deref(), &args.journal).await?,
+    };
+    let mut misspelt = false;
     for without in seeds.sources().without.iter().filter(|without| !without.is_among(&found.keys)) {
-        let known = keys.names.show_all(&found.keys);
-        not_looked_at.push(format!("{without}: no value names it; the keys in use are: {known}"));
+        let in_use = keys.names.show_all(&found.keys);
+        let exists = without.is_among(&known) || without.is_whole_kek_of(&keys.names);
+        misspelt |= !exists;
+        let or = if exists {
+            ""
+        } else {
+            ", and neither a KEK (--config) nor an earlier rotation knows it: it may be misspelt"
+        };
+        not_looked_at.push(format!("{without}: no value needs it{or}; the keys in use are: {in_use}"));
     }
-    Ok(Report::of(&found, &seeds, plugins, not_looked_at))
+    let mut report = Report::of(&found, &seeds, plugins, not_looked_at);
+    // A *No* holds whatever the name stands for.
+    report.would_start = report.would_start.filter(|yes| !(*yes && misspelt));
+    Ok(report)
 }
 
 impl Report {
@@ -149,7 +164,9 @@ impl Report {
                 "No: an API server that starts now{without} cannot read the values named above, and does not become ready \
                  until they are deleted or their key is back."
             ),
-            None => println!("Not known{without}: some values could not be judged."),
+            None => {
+                println!("Not known{without}: some values could not be judged, or a key that was named is not known.")
+            }
         }
     }
 }

@@ -1,15 +1,16 @@
 //! `verify`: is anything left on a former key? Rewrites nothing; the answer is the exit code.
 
 mod metrics_file;
+mod snapshots;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use self::snapshots::Snapshots;
 use super::exit::{Exit, block_on};
 use super::plugin_config::plugin_config;
 use super::rotate_keys::intent::defaults;
@@ -19,8 +20,8 @@ use crate::cli::OutputFormat;
 use crate::cli::rotation::{ClusterArgs, VerifyArgs};
 use crate::config::Config;
 use crate::encryption_config::ProviderName;
-use crate::etcd::EtcdClusters;
 use crate::kek::KekVersion;
+use crate::rotation::adoption::shown::roster;
 use crate::rotation::adoption::{Obstacle, Seen, Wanted, look, look_at_all, look_fresh, reports, targets_reported};
 use crate::rotation::claim::{Claim, Question, Subject, Witness};
 use crate::rotation::cluster::Cluster;
@@ -40,10 +41,9 @@ use crate::rotation::keys::active::{
     KekAnswer, active_now, ask, hash_of, names, own_provider, resolve, versions_on_file,
 };
 use crate::rotation::keys::name::KeyName;
-use crate::rotation::keys::usage::{Held, Usage, usage};
-use crate::rotation::leftovers::history::superseded;
-use crate::rotation::leftovers::scan::{Scan, slashed};
-use crate::rotation::leftovers::snapshots::SnapshotKeys;
+use crate::rotation::keys::usage::{Usage, usage};
+use crate::rotation::leftovers::scan::Scan;
+use crate::rotation::leftovers::snapshots::need_no_former;
 use crate::rotation::rewrite::pace::Pace;
 use crate::rotation::rewrite::reads::scan_reads;
 use crate::rotation::run::plan::{Encrypted, encrypted};
@@ -134,9 +134,10 @@ impl Found {
 }
 
 async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, RotationError> {
-    let snapshots = held(&args.snapshot_file)?;
+    let files = &args.snapshot_file;
     let args = &args.cluster;
     let cluster = Cluster::connect(&access(args)).await?;
+    let snapshots = Snapshots::read(files, &prefix(args), &cluster).await?;
     let seen = match args.key_id {
         Some(_) => look(&cluster, true).await?,
         None => look(&cluster, false).await?,
@@ -149,7 +150,7 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
         Some(_) => seen,
         None => look_fresh(&cluster, &coverage.providers(), false).await?,
     };
-    let doubts = doubts(&cluster).await;
+    let roster = which_servers(&cluster).await;
     let (targets, not_converged) = targets(args, &coverage, &seen)?;
     let mut evidence = Evidence { journal: journal(args)?, not_converged };
     evidence.journal.targets.clone_from(&targets);
@@ -165,11 +166,14 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
     evidence.journal.skipped.clone_from(&encrypted.skipped);
     let mut old_revisions = None;
     if let Some(scan) = search(args, &encrypted, &targets, &seen).await? {
-        if !snapshots.is_empty() {
-            old_revisions = in_old_revisions(args, &encrypted, &targets, &scan).await?;
+        if !files.is_empty() {
+            old_revisions = snapshots::in_old_revisions(args, &encrypted, &targets, &scan).await?;
+            let claim = need_no_former(files, &prefix(args), &encrypted.expected(&targets.plugins))?;
+            evidence.journal.claims.insert(Subject::Snapshot, claim);
         }
-        evidence.searched(scan, &seen, doubts);
+        evidence.searched(scan, &seen);
     }
+    evidence.journal.claims.insert(Subject::Roster, roster);
     evidence.ask_plugins(&seen, plugin, &known, &coverage.readers());
     Ok(evidence.concluded(&known, &snapshots, old_revisions))
 }
@@ -184,36 +188,21 @@ fn journal(args: &ClusterArgs) -> Result<Journal, RotationError> {
     Intent::begin(&intent, &serde_json::Map::new()).map(Journal::new)
 }
 
-/// What speaks against these being all the API servers. It does not change what was found, and is said.
-async fn doubts(cluster: &Cluster) -> Vec<String> {
+/// Which API servers exist. One that nobody met may store under a former key, now or when it is started again.
+async fn which_servers(cluster: &Cluster) -> Claim {
+    const REMEDY: &str = "then run verify again";
     match look_at_all(cluster, false).await {
-        Ok(look) => look.doubts.iter().map(ToString::to_string).chain(look.failures).collect(),
-        Err(_) => vec!["which API servers exist: their metrics cannot be read".into()],
+        Ok(look) if look.doubts.is_empty() && !look.failures.is_empty() => {
+            Claim::not_shown(Witness::Api, look.failures.join("; "), REMEDY)
+        }
+        Ok(look) => roster(look.seen.len(), &look.doubts, REMEDY),
+        Err(obstacle) => Claim::not_shown(Witness::Api, RotationError::from(obstacle).to_string(), REMEDY),
     }
 }
 
-/// What each snapshot holds.
-fn held(files: &[PathBuf]) -> Result<BTreeMap<String, Held>, RotationError> {
-    let read = |file: &PathBuf| {
-        let SnapshotKeys { current, older, .. } = SnapshotKeys::read(file)?;
-        Ok((file.display().to_string(), Held { current, older }))
-    };
-    files.iter().map(read).collect()
-}
-
-/// How many superseded values can still be read from etcd that are under a former key; `None` without etcd.
-async fn in_old_revisions(
-    args: &ClusterArgs,
-    encrypted: &Encrypted,
-    targets: &StoredUnder,
-    scan: &Scan,
-) -> Result<Option<u64>, RotationError> {
-    let Some(access) = etcd_of(&args.etcd)? else { return Ok(None) };
-    let prefix = args.etcd_prefix.clone().unwrap_or(defaults().etcd_prefix);
-    let etcd = EtcdClusters::connect(&access, &slashed(&prefix)).await?;
-    let from = scan.clusters.iter().map(|cluster| (cluster.id, 0)).collect();
-    let found = superseded(&etcd, &prefix, &encrypted.expected(&targets.plugins), &from, scan).await?;
-    Ok(Some(found.leftovers))
+/// The API servers' prefix in etcd.
+fn prefix(args: &ClusterArgs) -> String {
+    args.etcd_prefix.clone().unwrap_or(defaults().etcd_prefix)
 }
 
 /// What is collected on the way to a verdict.
@@ -292,12 +281,12 @@ impl Evidence {
         journal.claims.insert(Subject::Plugins, claim);
     }
 
-    fn searched(&mut self, scan: Scan, seen: &[Seen], doubts: Vec<String>) {
+    fn searched(&mut self, scan: Scan, seen: &[Seen]) {
         let now = jiff::Timestamp::now();
         let account = |one: &Seen| one.scrape.as_ref().map(|scrape| Account::of(one.api.address(), scrape));
         let accounts: Vec<Account> = seen.iter().filter_map(account).collect();
         let journal = &mut self.journal;
-        journal.claims.insert(Subject::Adoption, reported(accounts.len(), doubts));
+        journal.claims.insert(Subject::Adoption, reported(accounts.len()));
         journal.claims.insert(Subject::Search, searched(&scan, now));
         journal.claims.extend(scan.whole.clone().map(|claim| (Subject::Etcd, claim)));
         (journal.verified, journal.verified_at) = (Some(scan), Some(now));
@@ -305,12 +294,7 @@ impl Evidence {
         journal.claims.insert(Subject::Configuration, configuration);
     }
 
-    fn concluded(
-        self,
-        known: &BTreeSet<KeyName>,
-        snapshots: &BTreeMap<String, Held>,
-        old_revisions: Option<u64>,
-    ) -> Found {
+    fn concluded(self, known: &BTreeSet<KeyName>, snapshots: &Snapshots, old_revisions: Option<u64>) -> Found {
         let Self { journal, not_converged } = self;
         let verdict = weigh(&journal, Question::IsAnythingLeft);
         let groups = journal.verified.as_ref().map(|scan| scan.groups.clone()).unwrap_or_default();
@@ -321,12 +305,15 @@ impl Evidence {
         if journal.inferred {
             guesses.push("which resources are encrypted was guessed from the API servers' metrics".into());
         }
-        let mut usage = usage(known, &journal.target_keys, &groups, snapshots, &journal.names);
-        if verdict.conclusion == Conclusion::NothingLeft && not_converged.is_none() && old_revisions == Some(0) {
+        let mut usage = usage(known, &journal.target_keys, &groups, &snapshots.held, &journal.names);
+        // What the snapshots need is judged for each key.
+        let nothing_left = matches!(verdict.conclusion, Conclusion::NothingLeft | Conclusion::NothingLeftWait);
+        if nothing_left && not_converged.is_none() && old_revisions == Some(0) && snapshots.is_any_of_this_cluster() {
             for usage in &mut usage {
                 usage.may_be_destroyed = usage.is_unused();
             }
         }
+        guesses.extend(snapshots.unknown.iter().map(|file| format!("{file} is taken for a snapshot of this cluster")));
         if let Some(values) = old_revisions.filter(|values| *values > 0) {
             guesses.push(format!(
                 "whether a version may be destroyed: {values} superseded value(s) in old revisions of etcd are under a \
@@ -353,8 +340,7 @@ async fn search(
 ) -> Result<Option<Scan>, RotationError> {
     let (expected, defaults) = (encrypted.expected(&targets.plugins), defaults());
     if let Some(etcd) = etcd_of(&args.etcd)? {
-        let prefix = args.etcd_prefix.clone().unwrap_or(defaults.etcd_prefix);
-        return search_etcd(&seen[0].api, &etcd, &prefix, &expected).await.map(Some);
+        return search_etcd(&seen[0].api, &etcd, &prefix(args), &expected).await.map(Some);
     }
     // Without a target every read counts as one under a former key.
     if targets.is_empty() {

@@ -217,17 +217,13 @@ impl Subject {
     // Without wildcard: a new subject must be placed here before it compiles.
     pub(in crate::rotation) fn is_required(self, asked: Asked) -> bool {
         match self {
-            Self::Adoption | Self::Search | Self::Configuration => true,
+            Self::Roster | Self::Adoption | Self::Search | Self::Configuration => true,
             Self::Keks => asked.with_keks,
             Self::Etcd => asked.by_etcd,
             Self::History => asked.by_etcd && asked.question == Question::MayBeDisabled,
-            Self::Roster
-            | Self::Readability
-            | Self::Writers
-            | Self::Ledger
-            | Self::Compaction
-            | Self::Snapshot
-            | Self::Plugins => asked.question == Question::MayBeDisabled,
+            Self::Readability | Self::Writers | Self::Ledger | Self::Compaction | Self::Snapshot | Self::Plugins => {
+                asked.question == Question::MayBeDisabled
+            }
         }
     }
 

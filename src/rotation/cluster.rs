@@ -145,7 +145,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When the namespace cannot be read.
-    pub(in crate::rotation) async fn uid(&self) -> Result<String, RotationError> {
+    pub async fn uid(&self) -> Result<String, RotationError> {
         let namespace: Value = self
             .entry
             .patient()

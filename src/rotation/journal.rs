@@ -7,7 +7,7 @@ pub mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -182,6 +182,12 @@ pub struct Journal {
     /// What the backups that were named need.
     #[serde(default)]
     pub backups: Vec<SnapshotKeys>,
+    /// Those of them that nothing shows to be of this cluster.
+    #[serde(default)]
+    pub backups_of_unknown_cluster: BTreeSet<PathBuf>,
+    /// Backups that were named earlier in this rotation, and whose files are not there any more.
+    #[serde(default)]
+    pub backups_gone: BTreeSet<PathBuf>,
     /// What is concluded.
     pub verdict: Option<Verdict>,
 }
@@ -248,6 +254,8 @@ impl Journal {
             disabling: Vec::new(),
             claims: BTreeMap::new(),
             backups: Vec::new(),
+            backups_of_unknown_cluster: BTreeSet::new(),
+            backups_gone: BTreeSet::new(),
             verdict: None,
         }
     }
@@ -263,6 +271,17 @@ impl Journal {
             self.earlier_keys.extend(earlier.earlier_keys);
             self.names = earlier.names;
         }
+    }
+
+    /// Every key that the rotations saw whose journals and evidence files lie in the folder of this file.
+    pub fn keys_seen_beside(file: &Path) -> BTreeSet<KeyName> {
+        let folder = file.parent().and_then(|folder| fs::read_dir(folder).ok());
+        let files = folder.into_iter().flatten().flatten();
+        // Whatever else lies there cannot be read as a journal, and is passed over.
+        files
+            .filter_map(|entry| Self::read(&entry.path()).ok().flatten())
+            .flat_map(|earlier| earlier.keys_seen)
+            .collect()
     }
 
     /// Reads one; `None` where there is none.

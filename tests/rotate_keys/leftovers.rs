@@ -7,6 +7,7 @@ use crate::backup_rewrap::rewrap;
 use crate::backups::alone;
 use crate::control_plane::{ControlPlane, Shape};
 use crate::objects::grant;
+use crate::support::Etcd;
 use crate::support::apiserver::ROTATOR;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,7 +44,7 @@ async fn verify_names_a_leftover_before_a_restart_would_fail_on_it() {
     plane.run("verify", &[]).exits(6).says(key);
 }
 
-/// The evidence of the rotation in the journal is signed and verified by other commands, and both verdicts are in its
+/// The evidence of the rotation in the journal is signed and verified by other commands, and every verdict is in its
 /// history.
 fn sign_and_verify(plane: &ControlPlane, former: &str) {
     let files = std::fs::read_dir(plane.folder.path()).unwrap().map(|entry| entry.unwrap().path());
@@ -68,7 +69,7 @@ fn sign_and_verify(plane: &ControlPlane, former: &str) {
         .says("API servers that stored a write");
     let journal = format!("--journal={}", plane.journal_file().display());
     let past = alone(&["evidence", "history", &journal]).exits(0);
-    assert_eq!(past.out.matches("Yes: nothing is stored under").count(), 2, "{}", past.out);
+    assert_eq!(past.out.matches("Yes: nothing is stored under").count(), 3, "{}", past.out);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -93,7 +94,8 @@ async fn verify_says_for_each_version_whether_values_or_snapshots_need_it() {
     plane.prepare_keyrings();
     let (active, pending) = (version("active"), version("pending"));
     let snapshot = format!("--snapshot-file={}", night.display());
-    let ended = plane.run("verify", &[&config, &snapshot]).exits(0);
+    // What the values in etcd no longer need, the snapshot still does.
+    let ended = plane.run("verify", &[&config, &snapshot]).exits(7).says("night.db holds ");
     let ended = ended.says(&format!("KEK primary version {former}: needed by {}", night.display()));
     let ended = ended.says(&format!("KEK primary version {active}: in use by "));
     let ended = ended.says(&format!("KEK primary version {pending}: unused"));
@@ -107,7 +109,19 @@ async fn verify_says_for_each_version_whether_values_or_snapshots_need_it() {
     let ended = plane.run("verify", &[&config, &format!("--snapshot-file={}", rewrapped.display())]).exits(0);
     let free = "unused; as far as etcd and the snapshots go that were named, it may be destroyed";
     ended.says(&format!("KEK primary version {former}: {free}"));
+    let another = Etcd::start().await;
+    another.put("/registry/namespaces/kube-system", b"{\"metadata\":{\"uid\":\"another\"}}").await;
+    let foreign = plane.folder.path().join("foreign.db");
+    another.snapshot(&foreign).await;
+    plane.run("rotate-keys", &["--resume", &backup(&foreign)]).exits(2).says("is a snapshot of another cluster");
+    let foreign = format!("--snapshot-file={}", foreign.display());
+    plane.run("verify", &[&config, &foreign]).exits(2).says("is a snapshot of another cluster");
+    // The first one was named before, and counts as long as it is there.
     let ended = plane.run("rotate-keys", &["--resume", &backup(&rewrapped)]).exits(0);
+    ended.says(&format!("keep it (not destroyed) for {}", night.display()));
+    std::fs::remove_file(&night).unwrap();
+    let ended = plane.run("rotate-keys", &["--resume"]).exits(0);
+    let ended = ended.says(&format!("backup {}, which was named before", night.display()));
     ended.says(&format!("may be destroyed: KEK primary version {former}")).says("This speaks of these files alone");
     sign_and_verify(&plane, &former);
 }

@@ -58,8 +58,12 @@ async fn a_rehearsal_foretells_what_a_start_without_a_kek_version_does() {
     let lost =
         rehearse(&plane, &[&config, &without_former]).exits(10).says("No: an API server that starts now without");
     assert!(lost.out.contains("/registry/secrets/default/s-0") && lost.out.contains(&former), "{}", lost.out);
-    rehearse(&plane, &[&config, &without_active]).exits(0).says("no value names it");
-    rehearse(&plane, &[&config, "--without=nonsense"]).exits(0).says("no value names it");
+    rehearse(&plane, &[&config, &without_active]).exits(0).says("no value needs it");
+    // A name that nothing knows, a version that no KEK has, and a KEK's name that means nothing without the configuration.
+    for misspelt in ["--without=nonsense", "--without=primary:nonsense"] {
+        rehearse(&plane, &[&config, misspelt]).exits(8).says("may be misspelt").says("Not known");
+    }
+    rehearse(&plane, &[&without_former]).exits(8).says("may be misspelt");
     assert!(starts(&mut plane).await, "the rehearsal said that it starts");
 
     // Said beforehand of the version that is then destroyed.

@@ -53,6 +53,9 @@ async fn a_control_plane_node_without_an_api_server_is_named_unless_the_number_o
     plane.run("rotate-keys", &["--abort"]).exits(0);
     plane.run("rotate-keys", &["--servers=1"]).exits(0).says("Yes");
     plane.check_all_under(&new).await;
+    plane.run("verify", &[]).exits(8).says("no API server was reached on control-plane Node down");
+    plane.run("verify", &["--servers=2"]).exits(8).says("--servers says 2 API server(s), and 1 were reached");
+    plane.run("verify", &["--servers=1"]).exits(0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

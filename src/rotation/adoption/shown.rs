@@ -3,6 +3,7 @@
 use crate::encryption_config::ProviderName;
 use crate::rotation::adoption::{Adoption, Evidence, joined};
 use crate::rotation::claim::{Claim, Subject, Until, Witness, counted};
+use crate::rotation::cluster::roster::Doubt;
 
 const READ_METRICS: &str = "let this user read /metrics of each API server, and name each with --server";
 
@@ -11,7 +12,7 @@ const READ_METRICS: &str = "let this user read /metrics of each API server, and 
 pub fn claims(adoption: &Adoption, searched: Option<jiff::Timestamp>) -> [(Subject, Claim); 4] {
     let claims = if adoption.evidence == Evidence::WriteProof {
         [
-            (Subject::Roster, roster(adoption)),
+            (Subject::Roster, roster(adoption.servers.len(), &adoption.doubts, "then rotate-keys --resume")),
             (Subject::Adoption, written(adoption)),
             (Subject::Readability, read(adoption)),
             (Subject::Ledger, ledger(adoption, searched)),
@@ -28,13 +29,14 @@ pub fn claims(adoption: &Adoption, searched: Option<jiff::Timestamp>) -> [(Subje
     claims.map(|(subject, claim)| (subject, claim.as_of(adoption.at).until(Until::ServersChange)))
 }
 
-fn roster(adoption: &Adoption) -> Claim {
-    if !adoption.doubts.is_empty() {
-        return Claim::not_shown(Witness::Api, joined(&adoption.doubts), "then rotate-keys --resume");
+/// Which API servers exist: so many were met, and these doubts speak against their being all.
+#[must_use]
+pub fn roster(met: usize, doubts: &[Doubt], remedy: &str) -> Claim {
+    if !doubts.is_empty() {
+        return Claim::not_shown(Witness::Api, joined(doubts), remedy);
     }
     let what = format!(
-        "{} API server(s) were reached, and neither identity Leases nor endpoints nor control-plane Nodes name another one",
-        adoption.servers.len()
+        "{met} API server(s) were reached, and neither identity Leases nor endpoints nor control-plane Nodes name another one"
     );
     Claim::shown(Witness::Api, what)
         .blind_to(["an API server that no Lease, endpoint or Node names (--servers N says how many there are)".into()])

@@ -1,16 +1,16 @@
 //! Claims that follow from a search and from what the API servers show of themselves.
 
-use crate::rotation::claim::{Claim, Until, Witness};
+use crate::rotation::claim::{Claim, Until, Witness, counted};
 use crate::rotation::cluster::ledger::Account;
 use crate::rotation::journal::Journal;
 use crate::rotation::leftovers::scan::{Method, Scan};
 
 /// What every API server says that its plugins report, where nothing was written to see it.
 #[must_use]
-pub fn reported(servers: usize, doubts: Vec<String>) -> Claim {
+pub fn reported(servers: usize) -> Claim {
     let what = format!("the plugins of {servers} API server(s) report the target key, by the servers' metrics");
     let nothing_written = "what each API server stores under: nothing was written to see it".to_owned();
-    Claim::shown(Witness::Metrics, what).blind_to([nothing_written]).blind_to(doubts)
+    Claim::shown(Witness::Metrics, what).blind_to([nothing_written])
 }
 
 /// That everything was looked at.
@@ -61,6 +61,17 @@ pub fn configuration(journal: &Journal, accounts: &[Account]) -> Claim {
     if others.is_empty() {
         let what = format!("every API server runs with {}, by the hash that it shows", file.display());
         return Claim::shown(Witness::Metrics, what).until(Until::ServersChange);
+    }
+    // Metrics and etcd show what a server does with objects. With another file it may write what this one only reads, for a
+    // resource that has none yet.
+    let differs = accounts.iter().any(|account| account.config_hash.is_some() && !same(&account));
+    let without_object = journal.adoption.as_ref().map(|adoption| &adoption.not_shown).filter(|_| differs);
+    let without_object =
+        without_object.and_then(|resources| counted("encrypted resource(s) have no object", resources));
+    if let Some(without_object) = without_object {
+        let what = format!("{}, and {without_object} to see by what it would store them under", others.join("; "));
+        let remedy = "give every API server the same EncryptionConfiguration, and that one to this command";
+        return Claim::not_shown(Witness::Metrics, what, remedy);
     }
     if by_etcd {
         let what = "the API servers' configurations were compared by what they store and read";

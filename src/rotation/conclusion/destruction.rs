@@ -13,7 +13,7 @@ pub(super) fn sentence(journal: &Journal, keys: &[&KeyName]) -> String {
     let needed: Vec<String> =
         journal.backups.iter().filter(needed_by).map(|one| one.file.display().to_string()).collect();
     match (journal.backups.len(), needed.len()) {
-        (0, _) => {
+        (_, 0) if !is_any_of_this_cluster(journal) => {
             " It may be disabled; keep it (not destroyed) as long as a snapshot from before must stay restorable."
                 .into()
         }
@@ -30,8 +30,29 @@ pub(super) fn sentence(journal: &Journal, keys: &[&KeyName]) -> String {
 
 /// Of these keys, those that no named backup needs.
 pub(super) fn may_be_destroyed<'a>(journal: &Journal, keys: impl Iterator<Item = &'a KeyName>) -> Vec<String> {
-    let free = |key: &&KeyName| !journal.backups.is_empty() && !journal.backups.iter().any(|one| is_needed(one, key));
+    let free =
+        |key: &&KeyName| is_any_of_this_cluster(journal) && !journal.backups.iter().any(|one| is_needed(one, key));
     keys.filter(free).map(|key| journal.names.show(key)).collect()
+}
+
+/// A file of any other cluster needs no key of this one.
+fn is_any_of_this_cluster(journal: &Journal) -> bool {
+    journal.backups.iter().any(|backup| !journal.backups_of_unknown_cluster.contains(&backup.file))
+}
+
+/// What was not looked at among the backups.
+pub(super) fn not_looked_at(journal: &Journal) -> impl Iterator<Item = String> {
+    let unknown = journal.backups_of_unknown_cluster.iter().map(|file| {
+        format!("whether {} is of this cluster: neither kube-system nor a member of etcd shows it", file.display())
+    });
+    let gone = journal.backups_gone.iter().map(|file| {
+        format!(
+            "backup {}, which was named before and is not there any more: a copy of it that must stay restorable is to be \
+             named",
+            file.display()
+        )
+    });
+    unknown.chain(gone)
 }
 
 /// What each backup needs of these keys.

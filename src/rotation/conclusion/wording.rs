@@ -158,7 +158,8 @@ pub(super) fn not_looked_at(journal: &Journal) -> Vec<String> {
     let blind = journal.claims.values().flat_map(|claim| claim.blind_spots.iter().cloned());
     // What no search of this cluster can find.
     let elsewhere = "whatever else uses these keys: other clusters, and backups and copies of etcd that were not named";
-    skipped.chain(unchanged).chain(beside).chain(blind).chain([elsewhere.to_owned()]).collect()
+    let backups = destruction::not_looked_at(journal);
+    skipped.chain(unchanged).chain(beside).chain(blind).chain(backups).chain([elsewhere.to_owned()]).collect()
 }
 
 /// Providers whose `key_id` is what it was at first, while none of their values was under another one.

@@ -2,11 +2,12 @@
 //! to be read, else by the time at which it was taken.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::backup::SnapshotFile;
+use crate::backup::{SnapshotFile, uid};
 use crate::etcd::{EtcdCluster, EtcdClusters, Stored};
 use crate::rotation::claim::{Claim, Until, Witness};
 use crate::rotation::error::RotationError;
@@ -59,20 +60,49 @@ pub struct SnapshotKeys {
     pub current: Groups,
     /// Values that were superseded, and not compacted yet, when it was taken.
     pub older: Groups,
+    /// Uid of the namespace `kube-system` in it; none where the namespace is not in it, or is encrypted.
+    #[serde(default)]
+    pub cluster: Option<String>,
+    /// The members of its etcd.
+    #[serde(default)]
+    pub members: BTreeSet<u64>,
 }
 
 impl SnapshotKeys {
-    /// Reads a snapshot to its end.
+    /// Reads a snapshot of API servers with this `--etcd-prefix` to its end.
     ///
     /// # Errors
     /// If it cannot be read, or is not an intact snapshot.
-    pub fn read(file: &Path) -> Result<Self, RotationError> {
-        let (mut current, mut older) = (Groups::default(), Groups::default());
-        let about = each_value(file, "", |_, value, is_present| {
+    pub fn read(file: &Path, prefix: &str) -> Result<Self, RotationError> {
+        let (mut current, mut older, mut cluster) = (Groups::default(), Groups::default(), None);
+        let namespace = format!("{}namespaces/kube-system", slashed(prefix));
+        let about = each_value(file, "", |key, value, is_present| {
             let groups = if is_present { &mut current } else { &mut older };
             groups.count(&Stored::of(value), false);
+            if is_present && key == namespace {
+                cluster = uid(value);
+            }
         })?;
-        Ok(Self { file: file.to_owned(), revision: about.revision, sha256: about.hash, current, older })
+        let SnapshotFile { revision, members, hash, .. } = about;
+        Ok(Self { file: file.to_owned(), revision, sha256: hash, current, older, cluster, members })
+    }
+
+    /// Whether it is shown to be of the cluster of this uid, whose etcd has these members. A snapshot that is not may be of any
+    /// cluster; that nothing in it needs a key says nothing.
+    ///
+    /// # Errors
+    /// [`RotationError::Unusable`] when it is of another cluster.
+    pub fn is_of(&self, uid: &str, members: &BTreeSet<u64>) -> Result<bool, RotationError> {
+        match &self.cluster {
+            Some(other) if other != uid => Err(RotationError::Unusable(format!(
+                "{} is a snapshot of another cluster, whose namespace kube-system has uid {other}; here it is {uid}. Leave \
+                 it out",
+                self.file.display()
+            ))),
+            Some(_) => Ok(true),
+            // An etcd of its own for Events has no namespaces; members that were replaced since leave nothing to tell by.
+            None => Ok(!self.members.is_disjoint(members)),
+        }
     }
 
     /// How many values in it are under this key: current ones, and superseded ones.
@@ -116,6 +146,28 @@ fn content(path: &Path, prefix: &str, expected: &Expected) -> Result<Content, Ro
         older = u64::saturating_add(older, u64::from(left && !is_present));
     })?;
     Ok(Content { path: path.to_owned(), about, leftovers, first, older })
+}
+
+/// Whether snapshots that must stay readable, from whatever time, need another key than the target.
+///
+/// # Errors
+/// If one cannot be read, or is not an intact snapshot.
+pub fn need_no_former(files: &[PathBuf], prefix: &str, expected: &Expected) -> Result<Claim, RotationError> {
+    let mut need = Vec::new();
+    for file in files {
+        let Content { leftovers, first, .. } = content(file, prefix, expected)?;
+        need.extend(
+            first.map(|first| format!("{} holds {leftovers} value(s) under a former key: {first}", file.display())),
+        );
+    }
+    Ok(if need.is_empty() {
+        let what = format!("{} snapshot(s) that were named hold nothing under a former key", files.len());
+        Claim::shown(Witness::SnapshotFile, what).until(Until::EtcdIsRestored)
+    } else {
+        let remedy =
+            "keep that key as long as the file must stay readable, or rewrap it (kube-envelope snapshot rewrap)";
+        Claim::not_yet(Witness::SnapshotFile, need.join("; "), remedy)
+    })
 }
 
 /// Whether the files are, for every cluster with data, of that cluster, reach at least as far as the search for leftovers

@@ -233,11 +233,37 @@ impl Run<'_> {
         self.judge_snapshot().await
     }
 
-    /// Reads what the named backups need. The snapshots that the verdict rests on are backups, too.
-    pub(super) fn read_backups(&mut self) -> Result<(), RotationError> {
+    /// Reads what the named backups need. The snapshots that the verdict rests on are backups, too, and so is what was named
+    /// before, as long as it is there.
+    pub(super) async fn read_backups(&mut self) -> Result<(), RotationError> {
+        let earlier: BTreeSet<_> = self.journal.backups.iter().map(|backup| backup.file.clone()).collect();
         let (named, snapshots) = (&self.settings.backups, &self.settings.snapshot_files);
-        let files: BTreeSet<_> = named.iter().chain(snapshots.iter().filter(|_| !named.is_empty())).collect();
-        self.journal.backups = files.into_iter().map(|file| SnapshotKeys::read(file)).collect::<Result<_, _>>()?;
+        if named.is_empty() && earlier.is_empty() {
+            return Ok(());
+        }
+        let now: BTreeSet<_> = named.iter().chain(snapshots).cloned().collect();
+        let (there, gone): (Vec<_>, Vec<_>) = earlier.into_iter().partition(|file| now.contains(file) || file.exists());
+        let members: BTreeSet<u64> = self
+            .etcd_clusters()
+            .await?
+            .iter()
+            .flat_map(|etcd| &etcd.clusters)
+            .flat_map(EtcdCluster::member_ids)
+            .collect();
+        let uid = self.journal.cluster.clone().unwrap_or_default();
+        let mut backups = Vec::new();
+        let mut unknown: BTreeSet<_> = BTreeSet::new();
+        for file in now.into_iter().chain(there).collect::<BTreeSet<_>>() {
+            let backup = SnapshotKeys::read(&file, &self.settings.etcd_prefix)?;
+            if !backup.is_of(&uid, &members)? {
+                unknown.insert(file);
+            }
+            backups.push(backup);
+        }
+        self.journal.backups = backups;
+        self.journal.backups_of_unknown_cluster = unknown;
+        self.journal.backups_gone.extend(gone);
+        self.journal.backups_gone.retain(|file| !self.journal.backups.iter().any(|backup| backup.file == *file));
         Ok(())
     }
 

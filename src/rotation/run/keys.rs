@@ -263,13 +263,7 @@ impl Run<'_> {
         if let Some(plugin) = &self.settings.plugin {
             known.extend(versions_on_file(plugin).await.iter().map(KeyName::kek));
         }
-        let folder = self.settings.journal.parent().and_then(|folder| std::fs::read_dir(folder).ok());
-        for entry in folder.into_iter().flatten().flatten() {
-            // Evidence files are journals, too; whatever else lies there cannot be read as one, and is passed over.
-            if let Ok(Some(earlier)) = Journal::read(&entry.path()) {
-                known.extend(earlier.keys_seen);
-            }
-        }
+        known.extend(Journal::keys_seen_beside(&self.settings.journal));
         known
     }
 }

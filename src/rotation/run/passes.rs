@@ -271,7 +271,7 @@ impl Run<'_> {
         }
         self.journal.disabling = self.ways_to_disable();
         self.enter_claims();
-        self.read_backups()?;
+        self.read_backups().await?;
         let mut verdict = weigh(&self.journal, Question::MayBeDisabled);
         verdict.not_looked_at.extend(self.kept_by_rewrapping());
         self.journal.verdict = Some(verdict.clone());

@@ -201,7 +201,8 @@ fn backup(file: &str, current: &str, older: &str) -> SnapshotKeys {
         groups
     };
     let (current, older) = (groups(current), groups(older));
-    SnapshotKeys { file: file.into(), revision: 7, sha256: None, current, older }
+    let (cluster, members) = (None, BTreeSet::new());
+    SnapshotKeys { file: file.into(), revision: 7, sha256: None, current, older, cluster, members }
 }
 
 #[test]
@@ -223,6 +224,16 @@ fn a_key_may_be_destroyed_only_if_backups_were_named_and_none_of_them_holds_anyt
         let needed = weighed(vec![backup("a.db", "2", "2"), backup("b.db", current, older)]);
         assert_eq!((needed.may_be_disabled, needed.may_be_destroyed), (vec![name.to_owned()], Vec::new()));
         assert!(needed.sentence.contains("keep it (not destroyed) for b.db, or rewrap"), "{}", needed.sentence);
+    }
+    let mut foreign = finished();
+    foreign.backups = vec![backup("a.db", "2", "2")];
+    foreign.backups_of_unknown_cluster = ["a.db".into()].into();
+    foreign.backups_gone = ["b.db".into()].into();
+    let foreign = weigh(&foreign, Question::MayBeDisabled);
+    assert_eq!(foreign.may_be_destroyed, [""; 0]);
+    assert!(foreign.sentence.contains("keep it (not destroyed) as long as"), "{}", foreign.sentence);
+    for said in ["whether a.db is of this cluster", "backup b.db, which was named before"] {
+        assert!(foreign.not_looked_at.iter().any(|line| line.contains(said)), "{:?}", foreign.not_looked_at);
     }
     let mut refused = finished();
     refused.backups = vec![backup("a.db", "2", "2")];
