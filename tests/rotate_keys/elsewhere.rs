@@ -55,3 +55,30 @@ async fn a_plugin_that_stored_nothing_yet_and_still_uses_the_former_key_leaves_n
     forgotten.copy_from(&plane.keyrings[0]);
     plane.run("rotate-keys", &[&config]).exits(0).says("Yes: nothing is stored under KEK primary version ");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_with_another_file_is_not_trusted_with_resources_that_have_no_object() {
+    let mut plane = ControlPlane::start(Shape::of(2)).await;
+    // What it writes podtemplates with has the keyring of today, and nobody will bring it the next one.
+    let forgotten = plane.keyrings[1].copied();
+    let other = Plugin::start(&format!("{}\nrefreshInterval: 1s", forgotten.settings("test"))).await;
+    other.wait_healthy().await;
+    let second = other.provider().replace("name: kube-envelope", "name: other");
+    for node in 0..2 {
+        let own = plane.plugins[node].provider();
+        let file = encryption_configuration(&["secrets", "configmaps"], &[&own, "{identity: {}}"]);
+        let third = own.replace("name: kube-envelope", "name: third");
+        let order = if node == 0 { [&third, &second] } else { [&second, &third] };
+        let text = format!("{file}- resources: [podtemplates]\n  providers: [{}, {}]\n", order[0], order[1]);
+        std::fs::write(plane.servers[node].encryption_file(), text).unwrap();
+        plane.servers[node].stop();
+        plane.servers[node].restart().await;
+    }
+    plane.wait_endpoints(2).await;
+    plane.create_secrets("s", 10).await;
+    let old = plane.key_id(0).await;
+    plane.rotate_keyrings(0..2);
+    plane.wait_key_id(0..2, &old).await;
+    let ended = plane.run("rotate-keys", &[]).exits(8).says("Not proven");
+    ended.says("runs with another file than").says("1 encrypted resource(s) have no object (podtemplates)");
+}
