@@ -118,7 +118,7 @@ fn verify(args: &EvidenceVerifyArgs) -> Result<Exit> {
         println!("not looked at: {what}");
     }
     match exit_of(&stated.verdict) {
-        Exit::Done => still_counts(args, &stated),
+        Exit::Done => still_counts(args, stated),
         exit => Ok(exit),
     }
 }

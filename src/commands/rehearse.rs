@@ -165,7 +165,7 @@ impl Report {
                  until they are deleted or their key is back."
             ),
             None => {
-                println!("Not known{without}: some values could not be judged, or a key that was named is not known.")
+                println!("Not known{without}: some values could not be judged, or a key that was named is not known.");
             }
         }
     }

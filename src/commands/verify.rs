@@ -167,7 +167,7 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
     let mut old_revisions = None;
     if let Some(scan) = search(args, &encrypted, &targets, &seen).await? {
         if !files.is_empty() {
-            old_revisions = snapshots::in_old_revisions(args, &encrypted, &targets, &scan).await?;
+            old_revisions = snapshots::in_old_revisions(&args.etcd, &prefix(args), &encrypted, &targets, &scan).await?;
             let claim = need_no_former(files, &prefix(args), &encrypted.expected(&targets.plugins))?;
             evidence.journal.claims.insert(Subject::Snapshot, claim);
         }

@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::prefix;
-use crate::cli::rotation::ClusterArgs;
+use crate::cli::etcd::EtcdArgs;
 use crate::commands::rotation_access::etcd_of;
 use crate::etcd::EtcdClusters;
 use crate::rotation::cluster::Cluster;
@@ -48,15 +47,15 @@ impl Snapshots {
 
 /// How many superseded values can still be read from etcd that are under a former key; `None` without etcd.
 pub(super) async fn in_old_revisions(
-    args: &ClusterArgs,
+    etcd: &EtcdArgs,
+    prefix: &str,
     encrypted: &Encrypted,
     targets: &StoredUnder,
     scan: &Scan,
 ) -> Result<Option<u64>, RotationError> {
-    let Some(access) = etcd_of(&args.etcd)? else { return Ok(None) };
-    let prefix = prefix(args);
-    let etcd = EtcdClusters::connect(&access, &slashed(&prefix)).await?;
+    let Some(access) = etcd_of(etcd)? else { return Ok(None) };
+    let etcd = EtcdClusters::connect(&access, &slashed(prefix)).await?;
     let from = scan.clusters.iter().map(|cluster| (cluster.id, 0)).collect();
-    let found = superseded(&etcd, &prefix, &encrypted.expected(&targets.plugins), &from, scan).await?;
+    let found = superseded(&etcd, prefix, &encrypted.expected(&targets.plugins), &from, scan).await?;
     Ok(Some(found.leftovers))
 }

@@ -123,7 +123,7 @@ impl KeyStore for KmsKey {
         let region = self.key.region().or(self.region.as_deref());
         let region = region.map(|region| format!(" --region {}", quoted(region))).unwrap_or_default();
         // By the key's own id: an alias leads to the active key by now.
-        Disabling::Command(format!("aws kms disable-key --key-id {}{region}", quoted(&key_id)))
+        Disabling::Command(format!("aws kms disable-key --key-id {}{region}", quoted(key_id)))
     }
 
     fn advice(&self) -> Vec<Advice> {
