@@ -144,6 +144,7 @@ fn default_refresh_interval() -> Spanned<String> {
 fn default_prove_interval() -> Spanned<String> {
     unplaced("10m".into())
 }
+// Defaults are within their bounds, so this place never reaches a message.
 fn unplaced<T>(value: T) -> Spanned<T> {
     Spanned { value, referenced: serde_saphyr::Location::UNKNOWN, defined: serde_saphyr::Location::UNKNOWN }
 }
@@ -206,6 +207,7 @@ impl Checker<'_> {
         if file.keks.value.is_empty() {
             self.add(&file.keks, "keks", "lists no KEK; add at least one");
         }
+        // One set for all three lists: metrics, logs and `--without` know a KEK or an entry by its name alone.
         let mut names = HashSet::new();
         let kek = |item: KekItem| (item.name.clone(), item.parse());
         let keks = self.items("keks", file.keks.value, &mut names, kek);

@@ -106,6 +106,7 @@ impl EncryptionConfiguration {
     /// # Errors
     /// Where an API server would refuse it.
     pub fn parse(text: &str) -> Result<Self, EncryptionConfigError> {
+        // As sigs.k8s.io/yaml reads it: an API server takes the last of two fields of one name without a word.
         let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::LastWins };
         let file: File = serde_saphyr::from_str_with_options(go::first_document(text), options)
             .map_err(|error| EncryptionConfigError::Syntax(error.without_snippet().to_string()))?;

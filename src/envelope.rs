@@ -208,6 +208,7 @@ pub fn seal(
 fn aad(header: &[u8], cluster: &ClusterName, key_id: &str) -> Vec<u8> {
     let mut aad = Vec::with_capacity(24 + header.len() + cluster.as_str().len() + key_id.len());
     for part in [header, cluster.as_str().as_bytes(), key_id.as_bytes()] {
+        // Without the lengths, bytes could move from one part to the next and give the same associated data.
         aad.extend((part.len() as u64).to_be_bytes());
         aad.extend(part);
     }

@@ -79,6 +79,7 @@ pub fn folder_of(file: &Path) -> &Path {
 }
 
 fn write_beside(file: &Path, content: &[u8]) -> io::Result<PathBuf> {
+    // In the same folder: a rename to another file system is not atomic, and fails.
     let unfinished = folder_of(file).join(format!("{UNFINISHED}{:016x}", rand::rng().random::<u64>()));
     let written =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).and_then(|mut handle| {

@@ -210,6 +210,7 @@ impl ObjectMeta {
 
 impl Time {
     fn json(time: Option<&Self>) -> Value {
+        // The API writes whole seconds, so nanoseconds, field 2 of the message, are not read.
         let time = time.and_then(|time| jiff::Timestamp::from_second(time.seconds?).ok());
         time.map_or(Value::Null, |time| time.to_string().into())
     }

@@ -69,6 +69,7 @@ async fn report(args: RehearseArgs) -> Result<Report> {
     let source = source(args.file.as_deref(), &args.etcd, &args.etcd_prefix).await?;
     let seeds = Seeds::new(keys.sources);
     let opener = Opener { configuration: keys.configuration.as_ref(), seeds: &seeds };
+    // An API server does not become ready without a Status from each plugin, even if nothing is stored through it.
     let plugins = seeds.sources().unhealthy_plugins().await;
     let found = rehearse(&source, &prefix(&args.etcd_prefix), &opener).await?;
     let mut not_looked_at = Vec::new();
@@ -86,6 +87,7 @@ async fn report(args: RehearseArgs) -> Result<Report> {
         [] => BTreeSet::new(),
         _ => keys_known(args.keys.config.as_deref(), &args.journal).await?,
     };
+    // A slip in the name of a key would otherwise read as "nothing needs it".
     let mut misspelt = false;
     for without in seeds.sources().without.iter().filter(|without| !without.is_among(&found.keys)) {
         let in_use = keys.names.show_all(&found.keys);

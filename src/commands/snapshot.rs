@@ -36,6 +36,7 @@ fn get(args: SnapshotGetArgs) -> Result<Exit> {
     let opened = block_on(async move {
         let snapshot = Snapshot::open(&args.file)?;
         let prefix = prefix(&args.etcd_prefix);
+        // A name of an object never begins with a slash, so this is a whole key.
         let key = if args.key.starts_with('/') { args.key.clone() } else { format!("{prefix}{}", args.key) };
         let record = snapshot.get(key.as_bytes())?;
         let record = record.with_context(|| format!("{} holds nothing under {key}", args.file.display()))?;

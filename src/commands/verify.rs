@@ -148,6 +148,8 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
     };
     let seen = match args.key_id {
         Some(_) => seen,
+        // The first look showed which providers there are; this one waits until each plugin has been asked again, since a report
+        // from before a rotation would turn everything into leftovers.
         None => look_fresh(&cluster, &coverage.providers(), false).await?,
     };
     let roster = which_servers(&cluster).await;
@@ -306,7 +308,8 @@ impl Evidence {
             guesses.push("which resources are encrypted was guessed from the API servers' metrics".into());
         }
         let mut usage = usage(known, &journal.target_keys, &groups, &snapshots.held, &journal.names);
-        // What the snapshots need is judged for each key.
+        // Destroying a version is for good, so everything that could be searched must have been, old revisions included. What
+        // the snapshots need is judged for each key.
         let nothing_left = matches!(verdict.conclusion, Conclusion::NothingLeft | Conclusion::NothingLeftWait);
         if nothing_left && not_converged.is_none() && old_revisions == Some(0) && snapshots.is_any_of_this_cluster() {
             for usage in &mut usage {

@@ -108,6 +108,7 @@ impl History {
         let names =
             self.names.iter().map(|(lineage, name)| KekName { lineage: lineage.0.to_vec(), name: name.clone() });
         let record = AdoptedRecord {
+            // For a release that knows one id alone, if the plugin is downgraded on this folder.
             dek_id: self.deks.last().map(|dek| dek.0.to_vec()).unwrap_or_default(),
             dek_ids: self.deks.iter().map(|dek| dek.0.to_vec()).collect(),
             versions: versions.collect(),
@@ -119,6 +120,7 @@ impl History {
     /// Reads what [`History::encode`] made; `None` for anything else.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let record = AdoptedRecord::decode(bytes).ok()?;
+        // That release wrote only `dek_id`.
         let ids = if record.dek_ids.is_empty() { vec![record.dek_id] } else { record.dek_ids };
         let deks = ids.into_iter().filter(|id| !id.is_empty()).map(|id| id.try_into().ok().map(DekId));
         let versions = record.versions.into_iter().map(|adopted| {

@@ -48,6 +48,7 @@ impl EtcdError {
         match self {
             Self::Unreachable(_) => true,
             Self::Refused(status) => {
+                // `Unknown` is what tonic makes of a connection that broke in the middle of an answer.
                 matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown)
             }
             Self::File { .. } => false,

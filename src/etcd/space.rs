@@ -79,6 +79,7 @@ impl EtcdCluster {
 impl Space {
     /// What may be done now.
     pub fn room(&self) -> Room {
+        // The fullest member decides: the alarm of one stops the writes of all.
         if let Some(member) = self.members.iter().find(|member| !member.alarms.is_empty()) {
             return Room::Alarm(format!("etcd member {} has raised {}", member.endpoint, member.alarms.join(", ")));
         }

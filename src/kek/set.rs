@@ -66,6 +66,8 @@ impl UnwrapError {
         errors
             .iter()
             .map(|refusal| refusal.error.cause())
+            // In the order of how soon it may pass by itself: as long as one KEK may answer again, the API server is told to
+            // retry.
             .min_by_key(|cause| match cause {
                 KekCause::Unavailable => 0,
                 KekCause::Throttled => 1,
@@ -118,6 +120,7 @@ impl KekSet {
     ) -> Result<Vec<WrappedDek>, (String, KekError)> {
         let wraps = self.ask_each(|kek| async move {
             let wrapped = kek.wrap(dek, context).await?;
+            // A rotation between the two requests would otherwise store a version other than the one that wrapped.
             let version = prove(kek, &wrapped, context, opened).await?;
             Ok(WrappedDek { version, ..wrapped })
         });
@@ -192,6 +195,7 @@ impl KekSet {
             let (kek, wrap) = (kek.clone(), wrap.clone());
             async move { (kek.name().to_owned(), unwrap_checked(&kek, &wrap, context).await, wrap.version) }
         };
+        // In the order in which the DEK was wrapped: one slow KEK must not cost a request to each of the others as well.
         asked.push(ask(waiting.next().ok_or(UnwrapError::NoKek)?));
         loop {
             match tokio::time::timeout(HEDGE_AFTER, asked.next()).await {

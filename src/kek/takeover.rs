@@ -67,6 +67,7 @@ impl Stored {
 /// Text that came with a request, fit for a message.
 pub fn shown(text: &str) -> String {
     const MOST: usize = 80;
+    // Control characters could break a line of the log, or a terminal.
     let cut: String = text.chars().filter(|c| !c.is_control()).take(MOST).collect();
     if text.chars().count() > MOST { format!("{cut}…") } else { cut }
 }
@@ -203,12 +204,14 @@ impl Takeovers {
     /// # Errors
     /// [`TakeoverError`]; what no entry recognizes is refused before anybody is asked.
     pub async fn open(&self, stored: &Stored) -> Result<TakenOver, TakeoverError> {
+        // First the bounds that hold for all: `recognize` may then take lengths for granted.
         stored.check().map_err(TakeoverError::NotRecognized)?;
         let mut objections = Vec::new();
         for entry in &self.entries {
             match entry.plugin.recognize(stored) {
                 // The first that recognizes it is the only one: `marks` of two entries are never the same.
                 Ok(()) => return entry.open(stored).await,
+                // All objections are shown: which entry the operator meant cannot be known.
                 Err(why) => objections.push(format!("{} ({}): {why}", entry.guard.name(), entry.plugin.plugin())),
             }
         }
@@ -229,6 +232,7 @@ impl Takeovers {
 impl Entry {
     async fn open(&self, stored: &Stored) -> Result<TakenOver, TakeoverError> {
         let opened = self.guard.call(KekOperation::TakeOver, || self.plugin.open(stored)).await;
+        // Also after a failure: the credentials may have been renewed for this very call.
         self.guard.note_credentials(self.plugin.key().credentials_expire());
         let mut used = self.used();
         match opened {

@@ -86,6 +86,7 @@ impl Plugins {
         let answer = self.client(provider).await?.status(StatusRequest {}).await;
         let status = answer.map_err(|status| failed(format!("Status was refused: {}", status.message())))?.into_inner();
         match (status.healthz.as_str(), status.version.as_str(), status.key_id.is_empty()) {
+            // API servers accept both; plugins from before Kubernetes 1.29 report v2beta1.
             ("ok", "v2" | "v2beta1", false) => Ok(status.key_id),
             ("ok", "v2" | "v2beta1", true) => Err(failed("Status has no key_id".into())),
             ("ok", version, _) => Err(failed(format!("Status reports version {version:?}, not v2"))),

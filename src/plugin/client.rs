@@ -94,6 +94,7 @@ pub async fn self_check(socket: &SocketAddress) -> Result<SelfCheck, SelfCheckEr
         annotations: encrypted.annotations,
     };
     let decrypted = client.decrypt(request).await.map_err(refused("Decrypt"))?.into_inner();
+    // Compared here, and not trusted: an API server would notice a wrong seed only when an object does not open.
     if decrypted.plaintext != plaintext {
         return Err(SelfCheckError::Mismatch);
     }

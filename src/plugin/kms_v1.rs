@@ -35,6 +35,7 @@ impl<B> Service<Request<B>> for KmsV1 {
     }
 
     fn call(&mut self, _: Request<B>) -> Self::Future {
+        // Once: an API server repeats the call for as long as it runs.
         if !self.is_told.swap(true, Ordering::Relaxed) {
             warn!("an API server asks by KMS v1: {ADVICE}");
         }

@@ -271,6 +271,7 @@ impl Metrics {
 
     /// Notes what each version of each KEK did when it was last asked to unwrap: KEK, version, word.
     pub(crate) fn kek_versions<'a>(&self, versions: impl Iterator<Item = (&'a str, &'a str, &'static str)>) {
+        // A series that is not set again would keep its last value until the process ends.
         self.kek_versions.clear();
         for (kek, version, verdict) in versions {
             let labels = KekVersionLabels { kek: kek.into(), version: version.into(), verdict };
@@ -306,6 +307,7 @@ impl Metrics {
 
     /// The metrics as `OpenMetrics` text, version 1.0.0.
     pub fn encode(&self) -> String {
+        // Computed at the scrape: a loop that hangs sets nothing.
         self.refresh_turn_age.set(self.refresh_turn_age().as_secs_f64());
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)

@@ -72,6 +72,7 @@ fn begin(steps: &mut Steps, wanted: &Wanted) {
         steps.step("Create the keyring once, on one node, and copy it to the others; keep a copy elsewhere. Never create a second one.");
         steps.command(&format!("kube-envelope keyring create {file}"));
     }
+    // The tool puts the files on the nodes, and starts the plugin with the API server.
     if place.is_given_to_a_tool() {
         return;
     }
@@ -237,6 +238,7 @@ fn way_back(steps: &mut Steps, wanted: &Wanted) {
         "identity, which does not encrypt".to_owned()
     };
     steps.step(&format!("Let {to} write, on every node; the plugin still reads:"));
+    // In the reverse order of the way there: as long as values are under the plugin's key, every API server must read by it.
     swap(steps, wanted, First::Former);
     steps.step("Rewrite everything, and prove it, while the plugin runs everywhere:");
     rotate(steps, wanted, First::Former);

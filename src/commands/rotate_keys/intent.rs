@@ -80,6 +80,7 @@ struct Given(Map<String, Value>);
 
 impl Given {
     fn flag(&mut self, name: &str, set: bool) {
+        // A flag that is not given is left out, so that resuming without it changes nothing.
         self.value(name, set.then_some(&true));
     }
 
@@ -88,6 +89,7 @@ impl Given {
     }
 
     fn file(&mut self, name: &str, file: Option<&Path>) -> Result<()> {
+        // `--resume` may be run in another folder.
         let file = file.map(std::path::absolute).transpose()?;
         self.value(name, file.as_ref());
         Ok(())
@@ -116,6 +118,8 @@ impl Given {
 /// # Errors
 /// When a file that decides what is done cannot be read.
 pub fn begin(args: &RotateKeysArgs) -> Result<Intent> {
+    // Named here, and not looked for at each start: the journal then says which file it was, and a resumed run refuses
+    // another content.
     let mut defaults = defaults();
     if args.rotate_kek || on_this_node().is_some() {
         defaults.config = Some(DEFAULT_PATH.into());
@@ -141,6 +145,7 @@ pub fn settings(intent: &Intent, args: &RotateKeysArgs) -> Result<Settings> {
         etcd: etcd(intent)?,
         etcd_prefix: intent.etcd_prefix.clone(),
         plugin: intent.config.as_deref().map(Config::load).transpose()?,
+        // A file in its usual place may belong to a plugin that these API servers do not use; one that was named may not.
         plugin_named: intent.config.as_deref().is_some_and(|file| file != Path::new(DEFAULT_PATH)) || intent.rotate_kek,
         rotate_kek: intent.rotate_kek,
         former: intent.former.clone(),

@@ -105,11 +105,13 @@ fn restrict_files(config: &Config) -> Option<Vec<PathBuf>> {
 
 fn restrict(places: &Places, health: &HealthAddress) -> Result<RulesetStatus, landlock::RulesetError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    // What the plugin, or an intruder in it, has written must not be run.
     let write = AccessFs::from_all(LANDLOCK) & !AccessFs::Execute;
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK))?
         .handle_access(AccessNet::BindTcp)?
+        // A compromised plugin must not stop other processes of its user.
         .scope(Scope::Signal)?
         .create()?
         .add_rules(path_beneath_rules(&places.read, read))?

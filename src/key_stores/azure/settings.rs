@@ -223,6 +223,7 @@ impl VaultKey {
 
     /// Tokens are for all vaults of a cloud: the SDK holds the vault's own demand to be this one.
     fn scope(&self) -> String {
+        // NAME.vault.azure.net → vault.azure.net: a token is for the service of one cloud, not for one vault.
         let cloud = self.host.split_once('.').map_or(self.host.as_str(), |(_, cloud)| cloud);
         format!("https://{cloud}/.default")
     }
@@ -231,6 +232,7 @@ impl VaultKey {
 #[async_trait]
 impl KeyStore for VaultKey {
     fn lineage(&self) -> Lineage {
+        // Key Vault does not distinguish upper and lower case in names.
         Lineage::derive("azureKeyVault", &[&self.host, &self.key.to_lowercase()])
     }
 

@@ -104,6 +104,7 @@ impl Settings {
     pub(super) fn parse_key(self) -> Result<TransitKey, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let addresses = self.parse_addresses(&mut mistakes);
+        // The servers ignore slashes at the ends; two spellings of one path must not become two lineages.
         let mount = self.mount.trim_matches('/').to_owned();
         // Both go as they are into the paths of requests, and into a command that an operator pastes.
         for (field, name) in [("key", &self.key), ("mount", &mount)] {
@@ -221,6 +222,7 @@ impl TransitKey {
 impl KeyStore for TransitKey {
     /// Without the address: the same key behind another name is the same key.
     fn lineage(&self) -> Lineage {
+        // Without the addresses: they may change, or differ between nodes, while the key stays the same.
         Lineage::derive("transit", &[&self.servers.namespace, &self.mount, &self.key])
     }
 

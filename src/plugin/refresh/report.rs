@@ -57,6 +57,7 @@ impl Refresh {
         let contacts = self.service.cache().contacts(&self.versions_in_use());
         let opens = |version| contacts.get(version).is_some_and(|contact| contact.standing == Standing::Opens);
         let reason = reasons.join("; ");
+        // With one KEK that unwraps the clock of `maxOfflineAge` starts over at each proof; without any it runs out.
         Some(if generation.wrapped().versions().any(opens) {
             Trouble::Degraded(reason)
         } else {
@@ -79,6 +80,7 @@ impl Refresh {
                 let answer = answers.iter().find(|answer| answer.lineage == lineage).map(|answer| &answer.result);
                 let version = match answer {
                     Some(Ok(version)) => Some(version.version.clone()),
+                    // A KEK that was not asked in this turn, or did not answer, keeps what it said last.
                     _ => last.and_then(|last| last.version.clone()),
                 };
                 let unnamed = answer.and_then(|answer| answer.as_ref().err()).map(KekError::chain);

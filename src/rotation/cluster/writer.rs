@@ -165,6 +165,7 @@ impl From<BTreeMap<ProviderName, KeyIdHash>> for StoredUnder {
 }
 
 /// In a journal it is one map, with an empty hash for local providers.
+// In a journal both are one map, in which a local provider has no hash: so it was before they had types.
 impl From<StoredUnder> for BTreeMap<String, String> {
     fn from(under: StoredUnder) -> Self {
         let plugins = under.plugins.into_iter().map(|(provider, hash)| (provider.to_string(), hash.to_string()));

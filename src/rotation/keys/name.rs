@@ -78,6 +78,7 @@ impl KeyName {
         let (Self::Kek { lineage, version }, Self::Kek { lineage: of, version: text }) = (self, other) else {
             return false;
         };
+        // AWS writes KEY-ID/MATERIAL, and can disable only the whole key, whichever material wrapped.
         let disabled_with = |version: &str| version.split('/').next().map(str::to_owned);
         lineage != of && disabled_with(version) == disabled_with(text)
     }

@@ -99,6 +99,7 @@ pub fn usage(
             values: groups.needing(key),
             snapshots: in_which(&|held| held.current.needing(key) > 0),
             superseded_in: in_which(&|held| held.current.needing(key) == 0 && held.older.needing(key) > 0),
+            // Only the caller knows whether old revisions were searched as well.
             may_be_destroyed: false,
         })
         .collect()

@@ -29,6 +29,7 @@ fn told(status: u16, message: &str) -> Told {
     match status {
         200 => Told::Readable,
         410 if !message.starts_with(OUT_OF_THE_CACHE) => Told::Gone,
+        // A 403 or 404 says nothing about etcd, and must not count as compacted.
         _ => Told::Unknown(format!("{status} {message}")),
     }
 }

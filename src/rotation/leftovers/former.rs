@@ -44,6 +44,7 @@ pub async fn samples_in_etcd(
             .scan(&prefix, |key, value, _| {
                 let Stored::KmsV2 { provider, key_id, .. } = Stored::of(value) else { return };
                 let paths = found.entry((provider, key_id)).or_default();
+                // Values outside of the given resources have no path in the API, so they cannot be tried.
                 if paths.len() < OF_EACH_KEY {
                     paths.extend(folders.path(key.strip_prefix(&prefix).unwrap_or(key)));
                 }

@@ -39,6 +39,7 @@ impl Run<'_> {
                 self.remember_all(&scan).await;
                 self.journal.first_survey = Some(scan);
             }
+            // The verdict is "not proven" at best then, so it may as well name fewer keys.
             Err(error) if self.settings.accept_unproven && self.settings.etcd.is_none() => {
                 let why = crate::rotation::cluster::api::chain(&error);
                 (self.report)(Event::Note(&format!("which keys are in use could not be determined: {why}")));
@@ -82,6 +83,7 @@ impl Run<'_> {
         for key in scan.groups.keys() {
             self.remember(key).await;
         }
+        // Only values of kube-envelope name KEK versions; a `key_id` of another plugin is a key itself, not a generation.
         let own = |group: &&Group| group.keys.iter().any(|key| matches!(key, KeyName::Kek { .. }));
         let key_ids = scan.groups.iter().filter(own).filter_map(|group| group.key_id.clone());
         self.journal.keys_seen.extend(key_ids.map(|(provider, key_id)| KeyName::Generation { provider, key_id }));
@@ -192,6 +194,7 @@ impl Run<'_> {
     /// How each former key is disabled, as far as the plugin's configuration tells.
     pub(super) fn ways_to_disable(&self) -> Vec<String> {
         let plugin = self.settings.plugin.iter().flat_map(|plugin| plugin.keks.iter().chain(&plugin.retired));
+        // Retired ones as well: a version that goes out of use for good is often one of theirs.
         let keks: Vec<_> = plugin.map(|kek| (kek.open().lineage().to_string(), kek)).collect();
         let active = |of: &str| {
             self.journal.target_keys.iter().find_map(|key| match key {
@@ -261,6 +264,7 @@ impl Run<'_> {
     async fn keys_known(&self) -> BTreeSet<KeyName> {
         let mut known = self.journal.keys_seen.clone();
         if let Some(plugin) = &self.settings.plugin {
+            // A keyring file has versions that nothing was ever stored under, which --former may name all the same.
             known.extend(versions_on_file(plugin).await.iter().map(KeyName::kek));
         }
         known.extend(Journal::keys_seen_beside(&self.settings.journal));

@@ -47,6 +47,7 @@ impl Run<'_> {
         self.rediscover().await?;
         let api = self.converged().await?;
         for progress in &mut self.journal.resources {
+            // A resource without a revision is rewritten whole: patching what is current already only costs time.
             (progress.adopted_at, progress.done) = (None, false);
             match revision(&api, &progress.resource).await {
                 Ok((now, objects)) => {

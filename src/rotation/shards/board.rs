@@ -222,6 +222,7 @@ impl Board {
         let metadata = json!({"name": name, "namespace": NAMESPACE, "labels": labels});
         let document = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata});
         let answer = self.api.post(&folder(), &document).await.map_err(failed("make", name))?;
+        // It exists, from an earlier rotation or made at this moment by somebody else; what is in it is patched anyway.
         if answer.status == 409 {
             return Ok(());
         }
