@@ -6,15 +6,19 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tracing::info;
 
 use super::clock::Clock;
 use super::contacts::{Contact, Contacts, Standing};
 use super::handover::HeldDek;
+use super::store::DekStore;
 use crate::crypto::secret::{Dek, DekId};
-use crate::kek::set::UnwrapError;
-use crate::kek::{KekVersion, Lineage};
+use crate::envelope::WrappedDekSet;
+use crate::kek::set::{KekSet, UnwrapError};
+use crate::kek::{KekVersion, Lineage, WrapContext};
 
 /// How long a failed unwrap answers for those that come after it: an outage costs one call at a time.
 const FAILURE_LASTS: Duration = Duration::from_millis(500);
@@ -27,6 +31,21 @@ pub(crate) type Unwrapping = Result<Arc<Dek>, Arc<UnwrapError>>;
 
 /// The wraps that an unwrap was asked with, as a digest: what a damaged copy led to says nothing about a good one.
 pub(crate) type WrapsDigest = [u8; 32];
+
+/// A DEK that is not in memory, and what it takes to get it there.
+#[derive(Debug)]
+pub(crate) struct MissingDek {
+    /// The cluster, and the id that the unwrapped DEK must have.
+    pub(crate) context: WrapContext,
+    /// The DEK, wrapped by every KEK of its generation.
+    pub(crate) wrapped: WrappedDekSet,
+    /// The digest of `wrapped` in its stored form.
+    pub(crate) wraps: WrapsDigest,
+    /// The KEKs in use. They are read when the unwrap begins: a reload may have replaced them since the request.
+    pub(crate) keks: Arc<ArcSwap<KekSet>>,
+    /// Where the wrapped DEK is kept once a KEK has unwrapped it.
+    pub(crate) store: Arc<DekStore>,
+}
 
 /// The DEKs that this process holds.
 #[derive(Debug)]
@@ -143,6 +162,37 @@ impl DekCache {
     /// Ends a row of denials of this version: see [`Contacts::interrupt`].
     pub(crate) fn interrupt(&self, version: &KekVersion) {
         self.slots().contacts.interrupt(version);
+    }
+
+    /// The DEK, unwrapped by the KEKs that wrapped it unless it is in memory; see [`DekCache::get_or_unwrap`].
+    ///
+    /// # Errors
+    /// What the KEKs said; it is shared by all that wait for the same DEK.
+    pub(crate) async fn unwrap(self: &Arc<Self>, missing: MissingDek) -> Unwrapping {
+        let MissingDek { context, wrapped, wraps, keks, store } = missing;
+        let (dek_id, versions) = (context.dek_id, wrapped.versions().cloned().collect());
+        let cache = self.clone();
+        let unwrap = async move {
+            let keks = keks.load_full();
+            let unwrapped = keks.unwrap(&wrapped.wraps, &context).await;
+            let (dek, by) = unwrapped.inspect_err(|error| cache.note_silence(error))?;
+            info!(%dek_id, key_id = %wrapped.key_id(), "unwrapped");
+            // Kept in memory at once and written behind: a Decrypt waits for no disk.
+            store.keep(dek_id, &wrapped);
+            Ok((dek, by))
+        };
+        self.get_or_unwrap(dek_id, wraps, versions, unwrap).await
+    }
+
+    /// A KEK that does not answer interrupts a row of denials. What else it said about a DEK that is not held, perhaps
+    /// one that somebody invented, counts for nothing.
+    fn note_silence(&self, error: &UnwrapError) {
+        let UnwrapError::Failed(refusals) = error else { return };
+        for refusal in refusals {
+            if Standing::from(refusal.error.cause()) == Standing::Silent {
+                self.note_known(&refusal.version, Standing::Silent, self.now());
+            }
+        }
     }
 
     /// The DEK, unwrapped by `unwrap` unless it is here, or the same `wraps` are being unwrapped or failed a moment

@@ -4,14 +4,12 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
-use tracing::info;
 
 use super::audit::{Audit, Event, Unrecorded};
 use super::state::{self, Serving};
 use crate::crypto::seal::digest;
 use crate::crypto::secret::{Dek, DekId, Seed};
-use crate::dek::cache::DekCache;
-use crate::dek::contacts::Standing;
+use crate::dek::cache::{DekCache, MissingDek};
 use crate::dek::store::DekStore;
 use crate::envelope::{Ciphertext, CiphertextError, SealError, WrappedDekSet, is_own};
 use crate::generation::Generation;
@@ -26,7 +24,7 @@ use crate::telemetry::Metrics;
 pub struct Service {
     cluster: ClusterName,
     serving: ArcSwap<Serving>,
-    keks: ArcSwap<KekSet>,
+    keks: Arc<ArcSwap<KekSet>>,
     takeovers: ArcSwap<Takeovers>,
     cache: Arc<DekCache>,
     store: Arc<DekStore>,
@@ -107,7 +105,7 @@ impl Service {
         Self {
             cluster,
             serving: ArcSwap::from_pointee(waiting),
-            keks: ArcSwap::from_pointee(keks),
+            keks: Arc::new(ArcSwap::from_pointee(keks)),
             takeovers: ArcSwap::default(),
             cache,
             store,
@@ -161,7 +159,7 @@ impl Service {
     /// # Errors
     /// What is wrong with the request, or why its DEK cannot be unwrapped.
     pub async fn decrypt(
-        self: &Arc<Self>,
+        &self,
         ciphertext: &[u8],
         key_id: &str,
         annotation: Option<&[u8]>,
@@ -217,30 +215,14 @@ impl Service {
     ///
     /// # Errors
     /// What the KEKs said.
-    pub(super) async fn unwrap(
-        self: &Arc<Self>,
-        dek_id: DekId,
-        wrapped: WrappedDekSet,
-    ) -> Result<Arc<Dek>, ServiceError> {
+    pub(super) async fn unwrap(&self, dek_id: DekId, wrapped: WrappedDekSet) -> Result<Arc<Dek>, ServiceError> {
         // Also before the cache: what no KEK can unwrap must not take a place among the running unwraps.
         if !self.keks.load().knows_any(&wrapped.wraps) {
             return Err(ServiceError::Unwrap { dek_id, source: Arc::new(UnwrapError::NoKek) });
         }
-        let versions = wrapped.versions().cloned().collect();
-        let wraps = digest(&[&wrapped.encode()?]);
-        let service = self.clone();
-        let unwrap = async move {
-            let context = WrapContext { cluster: service.cluster.clone(), dek_id };
-            // Those of now: between the request and the start of the task a reload may have replaced them.
-            let keks = service.keks.load_full();
-            let unwrapped = keks.unwrap(&wrapped.wraps, &context).await;
-            let (dek, by) = unwrapped.inspect_err(|error| service.note_silence(error))?;
-            info!(%dek_id, key_id = %wrapped.key_id(), "unwrapped");
-            // Kept in memory at once and written behind: a Decrypt waits for no disk.
-            service.store.keep(dek_id, &wrapped);
-            Ok((dek, by))
-        };
-        let unwrapped = self.cache.get_or_unwrap(dek_id, wraps, versions, unwrap).await;
+        let context = WrapContext { cluster: self.cluster.clone(), dek_id };
+        let (wraps, keks, store) = (digest(&[&wrapped.encode()?]), self.keks.clone(), self.store.clone());
+        let unwrapped = self.cache.unwrap(MissingDek { context, wrapped, wraps, keks, store }).await;
         unwrapped.map_err(|source| ServiceError::Unwrap { dek_id, source })
     }
 
@@ -259,17 +241,6 @@ impl Service {
     /// What another node calls the cluster that seals under this `key_id`, since the plugin was started.
     pub(super) fn other_cluster(&self) -> Option<Arc<ClusterName>> {
         self.other_cluster.load_full()
-    }
-
-    /// A KEK that does not answer interrupts a row of denials. What else it said about a DEK that is not held, perhaps
-    /// one that somebody invented, counts for nothing.
-    fn note_silence(&self, error: &UnwrapError) {
-        let UnwrapError::Failed(refusals) = error else { return };
-        for refusal in refusals {
-            if Standing::from(refusal.error.cause()) == Standing::Silent {
-                self.cache.note_known(&refusal.version, Standing::Silent, self.cache.now());
-            }
-        }
     }
 
     /// What is published at this moment.
