@@ -36,16 +36,21 @@ fn named(text: &str) -> BTreeSet<String> {
     words.filter(|word| word.starts_with("kube_envelope_")).map(str::to_owned).collect()
 }
 
-/// The series of a plugin, as Prometheus calls them: of each name that the plugin registers, with the endings that its
-/// kind may have. A family that has no sample yet is not in `/metrics`, so the names are read where they are registered.
-fn series() -> BTreeSet<String> {
+/// The names that the plugin registers. A family that has no sample yet is not in `/metrics`, so they are read where they
+/// are registered.
+fn registered() -> Vec<String> {
     let source = file("src/telemetry/metrics.rs");
     let quoted = |text: &str| text.split('"').nth(1).unwrap_or_default().to_owned();
     let registered: Vec<_> =
         source.match_indices(".register(").map(|(at, call)| quoted(&source[at + call.len()..])).collect();
     assert!(registered.len() > 10, "{registered:?}");
+    registered
+}
+
+/// The series of a plugin, as Prometheus calls them: of each registered name, with the endings that its kind may have.
+fn series() -> BTreeSet<String> {
     let mut names: BTreeSet<String> = OF_VERIFY.iter().map(ToString::to_string).collect();
-    for name in registered {
+    for name in registered() {
         names.extend(
             ["", "_total", "_bucket", "_sum", "_count", "_info"].map(|end| format!("kube_envelope_{name}{end}")),
         );
@@ -90,6 +95,17 @@ fn every_alert_says_what_to_do_and_has_a_unit_test_that_fires_and_one_that_does_
         assert!(fires(true) && fires(false), "{name} has no test that fires, or none that stays silent");
         assert!(document.contains(&format!("`{name}`")), "docs/monitoring.md lacks {name}");
     }
+}
+
+#[test]
+fn the_reference_names_every_metric() {
+    let document = named(&file("docs/monitoring.md"));
+    let is_named = |name: &String| {
+        let mut ends = ["", "_total", "_info"].iter();
+        ends.any(|end| document.contains(&format!("kube_envelope_{name}{end}")))
+    };
+    let missing: Vec<_> = registered().into_iter().filter(|name| !is_named(name)).collect();
+    assert!(missing.is_empty(), "docs/monitoring.md lacks {missing:?}");
 }
 
 #[test]
