@@ -3,6 +3,7 @@
 mod activation;
 mod former;
 pub mod intent;
+mod state;
 pub mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use self::activation::Activations;
+pub use self::state::State;
 use crate::encryption_config::ProviderName;
 use crate::etcd::ClusterId;
 use crate::files;
@@ -31,55 +33,6 @@ use crate::rotation::rewrite::Tally;
 // Fields that came later have `serde(default)`, so that a run begun by an older release can be resumed. A change that
 // would give an old field another meaning needs the next number.
 const FORMAT: u32 = 3;
-
-/// Where a rotation stands. Each step may be begun again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum State {
-    /// Which API servers, which resources, how many objects.
-    Plan,
-    /// May we, and would anything be refused?
-    Preflight,
-    /// Make the new KEK version active.
-    RotateKek,
-    /// Until every API server stores under the target key.
-    AwaitAdoption,
-    /// Note the revision from which on everything is stored under the target key.
-    Agree,
-    /// Make the API servers store every older object again.
-    Rewrite,
-    /// Again for what appeared meanwhile, until nothing changes.
-    Resweep,
-    /// Look for leftovers by other means.
-    Verify,
-    /// Until old revisions and continue tokens are gone.
-    Settle,
-    /// Is there a snapshot of etcd without the old key?
-    Snapshot,
-    /// The verdict is given.
-    Done,
-    /// Given up; both keys are still readable.
-    Aborted,
-}
-
-impl std::fmt::Display for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Plan => "plan",
-            Self::Preflight => "preflight",
-            Self::RotateKek => "rotate KEK",
-            Self::AwaitAdoption => "await adoption",
-            Self::Agree => "agree",
-            Self::Rewrite => "rewrite",
-            Self::Resweep => "resweep",
-            Self::Verify => "verify",
-            Self::Settle => "settle",
-            Self::Snapshot => "snapshot",
-            Self::Done => "done",
-            Self::Aborted => "aborted",
-        })
-    }
-}
 
 /// What a rotation has done so far.
 #[derive(Clone, Debug, Serialize, Deserialize)]
