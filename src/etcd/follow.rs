@@ -23,7 +23,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// One change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// The key.
+    /// The whole key, prefix included.
     pub key: String,
     /// The revision of the change.
     pub revision: i64,

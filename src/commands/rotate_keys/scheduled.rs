@@ -19,7 +19,7 @@ pub(super) enum Due {
     Begin,
     /// The one in the journal.
     Resume,
-    /// Nothing.
+    /// No rotation is under way, and every active version is young enough.
     Nothing,
 }
 
@@ -31,7 +31,7 @@ pub(super) async fn due(args: &RotateKeysArgs, older_than: Duration) -> Result<D
     let journal = Journal::read(&args.journal)?;
     // A KEK that was rotated is young, and what is stored under its former version is not rewritten by itself.
     if let Some(journal) = journal.as_ref().filter(|journal| is_under_way(journal)) {
-        eprintln!("note: goes on with the rotation that began at {} (state: {})", journal.started, journal.state);
+        eprintln!("note: continuing the rotation that began at {} (state: {})", journal.started, journal.state);
         return Ok(Due::Resume);
     }
     let file = args.cluster.config.as_deref().unwrap_or(DEFAULT_PATH.as_ref());

@@ -249,13 +249,19 @@ fn cause(call: Call<'_>, answer: &Answer) -> Option<KekCause> {
         | "UnknownOperationException"
         | "ValidationException"
         | "ValidationError" => KekCause::Misconfigured,
-        _ if answer.status == 429 => KekCause::Throttled,
-        // Without a code of KMS's own it is somebody else's answer, or one that broke.
-        "" => KekCause::Unavailable,
-        _ if answer.status >= 500 => KekCause::Unavailable,
-        _ => return None,
+        _ => return by_status(answer),
     };
     Some(cause)
+}
+
+/// The cause where the code says nothing.
+fn by_status(answer: &Answer) -> Option<KekCause> {
+    match answer.status {
+        429 => Some(KekCause::Throttled),
+        500.. => Some(KekCause::Unavailable),
+        // Without a code of KMS's own it is somebody else's answer, or one that broke.
+        _ => answer.code.is_empty().then_some(KekCause::Unavailable),
+    }
 }
 
 fn is_of_another_region(answer: &Answer) -> bool {

@@ -27,7 +27,7 @@ impl KekAge {
         jiff::SignedDuration::try_from(limit).is_ok_and(|limit| age > limit)
     }
 
-    /// One sentence.
+    /// One sentence: the KEK, its version, and since when it is active.
     pub fn describe(&self) -> String {
         format!("KEK {}: version {} is of {}", self.name, self.version, self.since.strftime("%Y-%m-%dT%H:%M:%SZ"))
     }

@@ -18,7 +18,7 @@ pub struct Counted {
     pub resource: String,
     /// How they are stored.
     pub stored: Stored,
-    /// How many.
+    /// How many values there are.
     pub values: u64,
     /// Whether they are leftovers.
     pub left: bool,

@@ -23,7 +23,7 @@ pub struct OldKeyWrite {
     pub key: String,
     /// The revision of the first one.
     pub revision: i64,
-    /// How many.
+    /// How many values were stored so since it was told last.
     pub writes: u64,
     /// Whether it is the first time since the target is what it is.
     pub first: bool,
