@@ -272,6 +272,7 @@ impl TakeoverItem {
             #[cfg(feature = "transit")]
             self.vault_kubernetes_kms.map(transit::TakeoverSettings::parse),
         ];
+        // Paired by their order. The compiler holds the two lists to the same length, whatever features are on.
         FORMER_PLUGINS.iter().copied().zip(all).filter_map(|(field, parsed)| Some((field, parsed?))).collect()
     }
 }

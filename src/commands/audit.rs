@@ -12,6 +12,9 @@ use crate::plugin::audit::chain::Head;
 use crate::plugin::audit::verify::{Findings, Verifier};
 
 /// Runs the command. A log that is not whole is [`Exit::Error`].
+///
+/// # Errors
+/// When the configuration or a log cannot be read.
 pub fn run(command: AuditCommand) -> Result<Exit> {
     let AuditCommand::Verify { mut files, config, head } = command;
     if files.is_empty() {

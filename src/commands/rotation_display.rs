@@ -162,7 +162,7 @@ fn is_eventful(tally: &Tally) -> bool {
 pub fn print_rotation(journal: &Journal, evidence: Option<&Path>) {
     println!("began {}, state: {}", journal.started, journal.state);
     if let Some(paused) = &journal.paused {
-        println!("stands still: {paused}");
+        println!("paused: {paused}");
     }
     for (provider, hash) in &journal.targets.plugins {
         println!("target: {}", journal.key_name(provider, hash));

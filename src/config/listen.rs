@@ -34,6 +34,7 @@ impl SocketSettings {
     pub(super) fn default_mode(group: Option<&str>, allowed_uids: &[u32]) -> u32 {
         match group {
             Some(_) => OWNER_AND_GROUP,
+            // A mode has room for one user and one group. The plugin asks the kernel for each peer's uid instead.
             None if allowed_uids.iter().any(|uid| *uid != 0) => EVERYBODY,
             None => OWNER,
         }

@@ -74,7 +74,9 @@ impl EtcdCluster {
             key: prefix.into(),
             range_end: end_of(prefix),
             start_revision: after.saturating_add(1),
+            // With what each key held before, so that nothing has to be remembered for each value.
             prev_kv: true,
+            // An answer that is larger than a gRPC message comes in parts.
             fragment: true,
             ..WatchCreateRequest::default()
         };
@@ -133,6 +135,7 @@ fn change(event: Event) -> Option<Change> {
     let is_removal = event.r#type() == EventType::Delete;
     let pair = event.kv?;
     let stored = |pair: &KeyValue| Stored::of(&pair.value);
+    // etcd sends no former value for a key that was just created, nor where it is compacted: only the revisions tell which.
     let is_first = !is_removal && pair.create_revision == pair.mod_revision;
     let before = match &event.prev_kv {
         _ if is_first => Before::Absent,

@@ -38,7 +38,7 @@ pub fn start_logs(format: LogFormat) {
 }
 
 /// The same for what serves others: nobody waits for a line to be written. A pipe that nobody reads would otherwise hold
-/// up every answer, and one that is closed end the process. Lines wait until [`LogLines::write`].
+/// up every answer, and one that is closed end the process. Lines wait until `LogLines::write`.
 #[must_use = "the last lines are written when it is dropped"]
 pub fn start_log_lines(format: LogFormat) -> LogLines {
     let (waiting, lines) = sync_channel(WAITING);

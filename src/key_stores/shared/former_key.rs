@@ -29,6 +29,10 @@ impl<S: OpenKek> KeyOnUse<S> {
         Self { store, kek: OnceCell::new() }
     }
 
+    /// The KEK, opened at its first use.
+    ///
+    /// # Errors
+    /// Those of [`OpenKek::open_kek`]; the next call tries again.
     pub async fn kek(&self) -> Result<&S::Kek, KekError> {
         self.kek.get_or_try_init(|| self.store.open_kek()).await
     }

@@ -120,6 +120,7 @@ impl<'a> Watch<'a> {
         loop {
             match self.session(turn).await {
                 Ok(()) => pause = PAUSE,
+                // Before anything was counted, a wrong address or a missing right is more likely than an outage.
                 Err(error) if self.censuses == 0 => return Err(error),
                 Err(error) => {
                     let why = chain(&error);
@@ -157,6 +158,7 @@ impl<'a> Watch<'a> {
         for cluster in &etcd.clusters {
             let revision = cluster.revision().await?;
             let one = self.one(cluster.id);
+            // An etcd that went back was restored from a snapshot: what was counted is not what it holds now.
             if one.census.is_none() || revision < one.seen {
                 self.count(cluster).await?;
             }
@@ -197,6 +199,7 @@ impl<'a> Watch<'a> {
     /// Forgets clusters that are gone for good. Whether one is missing that may come back.
     fn meet(&mut self, etcd: &EtcdClusters) -> bool {
         let is_here = |id: &ClusterId| etcd.clusters.iter().any(|cluster| cluster.id == *id);
+        // While an endpoint does not answer, it may be the one of the missing cluster.
         if etcd.unknown.is_empty() {
             for id in self.clusters.keys().filter(|id| !is_here(id)) {
                 (self.tell)(Told::Note(&format!(
@@ -264,6 +267,7 @@ impl<'a> Watch<'a> {
                 one.reach(before.min(revision));
                 true
             }
+            // Changes were missed, so the sums may be wrong.
             Followed::Compacted => {
                 self.one(id).census = None;
                 false
@@ -280,6 +284,7 @@ impl<'a> Watch<'a> {
             is_right &= match &change.before {
                 Before::Absent => true,
                 Before::Value(stored) => census.remove(key, stored),
+                // What the key held before cannot be taken off the sums.
                 Before::Compacted => false,
             };
             if let Some(stored) = &change.now {
