@@ -1,19 +1,23 @@
 //! The YAML file → a validated [`Config`]. Every default and every bound stands here.
 
 mod error;
+mod file;
 mod listen;
 mod paths;
 mod process;
+#[cfg(all(test, feature = "aws", feature = "gcp", feature = "azure", feature = "transit", feature = "pkcs11"))]
+mod schema;
 mod syntax;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 pub use self::error::{ConfigError, Problem};
+pub use self::file::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
+use self::file::{File, Health};
 pub use self::listen::{DEFAULT_LISTEN, HealthAddress, HealthSettings, SocketAddress, SocketSettings};
 use self::process::{Audit, HandoverItem};
 pub use self::process::{AuditSettings, SandboxSettings};
@@ -22,12 +26,6 @@ use crate::key_stores::{KekConfig, KekItem, Mistake, TakeoverConfig, TakeoverIte
 
 /// Where the configuration is looked for unless `--config` names another place.
 pub const DEFAULT_PATH: &str = "/etc/kube-envelope/config.yaml";
-
-/// Default of [`Config::socket`].
-pub const DEFAULT_SOCKET: &str = "/run/kube-envelope/kms.sock";
-
-/// Default of [`Config::state_dir`].
-pub const DEFAULT_STATE_DIR: &str = "/var/lib/kube-envelope";
 
 /// What the plugin runs by.
 #[derive(Clone, Debug)]
@@ -65,88 +63,6 @@ pub struct Config {
     pub handover: Option<PathBuf>,
     /// Every absolute path that the KEKs' settings name.
     pub files: Vec<PathBuf>,
-}
-
-/// The file as written. A field that is checked later carries its place.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct File {
-    cluster: Spanned<String>,
-    #[serde(default = "default_epoch")]
-    epoch: Spanned<u64>,
-    #[serde(default = "default_socket")]
-    socket: Spanned<String>,
-    #[serde(default)]
-    socket_mode: Option<Spanned<String>>,
-    #[serde(default)]
-    socket_group: Option<String>,
-    #[serde(default)]
-    allowed_uids: Option<Vec<u32>>,
-    #[serde(default = "default_state_dir")]
-    state_dir: Spanned<PathBuf>,
-    keks: Spanned<Vec<Spanned<KekItem>>>,
-    #[serde(default)]
-    retired: Vec<Spanned<KekItem>>,
-    #[serde(default)]
-    takeover: Vec<Spanned<TakeoverItem>>,
-    #[serde(default)]
-    forget: Vec<Spanned<String>>,
-    #[serde(default = "default_max_offline_age")]
-    max_offline_age: Spanned<String>,
-    #[serde(default = "default_refresh_interval")]
-    refresh_interval: Spanned<String>,
-    #[serde(default = "default_prove_interval")]
-    prove_interval: Spanned<String>,
-    #[serde(default)]
-    health: Health,
-    #[serde(default)]
-    audit: Option<Audit>,
-    #[serde(default)]
-    sandbox: SandboxSettings,
-    #[serde(default)]
-    handover: Option<HandoverItem>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Health {
-    #[serde(default = "default_listen")]
-    listen: Spanned<String>,
-    #[serde(default)]
-    hosts: Vec<String>,
-}
-
-impl Default for Health {
-    fn default() -> Self {
-        Self { listen: default_listen(), hosts: Vec::new() }
-    }
-}
-
-fn default_listen() -> Spanned<String> {
-    unplaced(DEFAULT_LISTEN.into())
-}
-
-fn default_epoch() -> Spanned<u64> {
-    unplaced(1)
-}
-fn default_socket() -> Spanned<String> {
-    unplaced(DEFAULT_SOCKET.into())
-}
-fn default_state_dir() -> Spanned<PathBuf> {
-    unplaced(DEFAULT_STATE_DIR.into())
-}
-fn default_max_offline_age() -> Spanned<String> {
-    unplaced("24h".into())
-}
-fn default_refresh_interval() -> Spanned<String> {
-    unplaced("60s".into())
-}
-fn default_prove_interval() -> Spanned<String> {
-    unplaced("10m".into())
-}
-// Defaults are within their bounds, so this place never reaches a message.
-fn unplaced<T>(value: T) -> Spanned<T> {
-    Spanned { value, referenced: serde_saphyr::Location::UNKNOWN, defined: serde_saphyr::Location::UNKNOWN }
 }
 
 impl Config {

@@ -117,9 +117,10 @@ impl KekConfig {
 
 /// One item of the configuration's `keks:` as it is written: a name, and settings under the name of a kind.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(extend("minProperties" = 2, "maxProperties" = 2)))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct KekItem {
-    /// The value of [`KekConfig::name`].
+    /// How logs, metrics and commands call it.
     pub name: String,
     #[serde(default)]
     keyring: Option<keyring::Settings>,
@@ -210,9 +211,10 @@ impl TakeoverConfig {
 
 /// One item of the configuration's `takeover:` as it is written: a name, and settings under the name of a plugin.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(extend("minProperties" = 2, "maxProperties" = 2)))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct TakeoverItem {
-    /// The value of [`TakeoverConfig::name`].
+    /// How logs, metrics and commands call it.
     pub name: String,
     #[cfg(feature = "aws")]
     #[serde(default)]

@@ -16,6 +16,7 @@ pub struct AuditSettings {
 
 /// What the process gives up after its start.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct SandboxSettings {
     /// Whether it gives up anything.
@@ -31,15 +32,22 @@ impl Default for SandboxSettings {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct HandoverItem {
+    /// The socket of the process that holds them.
+    #[cfg_attr(test, schemars(with = "PathBuf"))]
     pub(super) socket: Spanned<PathBuf>,
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Audit {
+    /// Where it is written; an absolute path.
+    #[cfg_attr(test, schemars(with = "PathBuf"))]
     pub(super) file: Spanned<PathBuf>,
+    /// Whether no key is used unrecorded: a full disk then stops writes.
     #[serde(default)]
     pub(super) required: bool,
 }

@@ -21,6 +21,7 @@ use crate::shell::quoted;
 /// Settings as they are written. Credentials come from the SDK's usual places unless `profile` or `credentialsFile`
 /// names one.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Settings {
     /// The key: best its ARN, which says account and Region; else a key id, an alias or an alias ARN.

@@ -28,6 +28,7 @@ pub(super) fn is_version(text: &str) -> bool {
 
 /// How the DEK is wrapped.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Algorithm {
     /// An RSA key of 2048 bits or more.
     #[default]

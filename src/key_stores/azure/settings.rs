@@ -24,6 +24,7 @@ const EXAMPLE: &str = "https://NAME.vault.azure.net";
 
 /// Settings as they are written.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Settings {
     /// The vault's URL: `https://NAME.vault.azure.net` or `https://NAME.managedhsm.azure.net`.
@@ -45,6 +46,7 @@ pub struct Settings {
 
 /// Which identity the plugin has: exactly one of these.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct CredentialSettings {
     /// The identity of the virtual machine, from its metadata service.
@@ -56,6 +58,7 @@ struct CredentialSettings {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct ManagedIdentity {
     /// Of a user-assigned identity; the system-assigned one without it.
@@ -64,6 +67,7 @@ struct ManagedIdentity {
 
 /// What is left out comes from the variables that AKS's webhook sets.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct WorkloadIdentity {
     /// The directory (`AZURE_TENANT_ID`).
@@ -75,6 +79,7 @@ struct WorkloadIdentity {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct ClientSecret {
     /// The directory (tenant) of the application.

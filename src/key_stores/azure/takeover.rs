@@ -32,6 +32,7 @@ const OTHERS: [&str; 3] = ["date.azure.akv.io", "x-ms-request-id.azure.akv.io", 
 
 /// Settings of an entry as they are written.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Settings {
     /// The key that plugin used, and the way to it.

@@ -21,6 +21,7 @@ const DEFAULT_ENDPOINT: &str = "https://cloudkms.googleapis.com";
 
 /// Settings as they are written.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Settings {
     /// `projects/…/locations/…/keyRings/…/cryptoKeys/…`, without a version.

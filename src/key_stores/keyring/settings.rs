@@ -15,6 +15,7 @@ use crate::shell::quoted;
 
 /// Settings as they are written.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Settings {
     /// The keyring file, made with `kube-envelope keyring create`; readable by its owner alone.

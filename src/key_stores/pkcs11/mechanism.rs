@@ -9,6 +9,7 @@ use crate::crypto::secret::DEK_BYTES;
 
 /// How a token wraps a DEK.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum Mechanism {
     /// `CKM_AES_GCM`, with the context as associated data.

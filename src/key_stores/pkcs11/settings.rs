@@ -17,6 +17,7 @@ use crate::key_stores::shared::path;
 
 /// Settings as they are written.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Settings {
     /// The PKCS#11 module, a shared library of the token's vendor.

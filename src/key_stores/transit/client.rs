@@ -40,6 +40,7 @@ pub(super) struct Servers {
 
 /// A client certificate and its key, PEM. Read again at each login.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct ClientCertificate {
     /// The certificate, its issuers after it.

@@ -22,6 +22,7 @@ const EXAMPLE: &str = "https://vault.example:8200";
 
 /// Settings as they are written.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Settings {
     /// The servers of one cluster, `https://HOST:PORT`; the next one is asked when one does not answer.
@@ -50,6 +51,7 @@ fn default_mount() -> String {
 
 /// How the plugin gets its token: exactly one of these. Files are read again at each login.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct AuthSettings {
     /// A file with a token in it, kept fresh by somebody else (Vault Agent) or renewed here.
@@ -65,6 +67,7 @@ struct AuthSettings {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct AppRole {
     /// The role's id.
@@ -76,6 +79,7 @@ struct AppRole {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[allow(clippy::struct_field_names, reason = "the servers call it a role, and so does the configuration")]
 struct Role {
@@ -88,6 +92,7 @@ struct Role {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct CertRole {
     /// The role's name; without it the server tries all.

@@ -24,6 +24,7 @@ const SHORTEST_BLOB: usize = 12 + 16 + 1;
 
 /// Settings of an entry as they are written.
 #[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Settings {
     /// The key that plugin used, and the way to it.
