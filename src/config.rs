@@ -5,7 +5,7 @@ mod file;
 mod listen;
 mod paths;
 mod process;
-#[cfg(all(test, feature = "aws", feature = "gcp", feature = "azure", feature = "transit", feature = "pkcs11"))]
+#[cfg(test)]
 mod schema;
 mod syntax;
 

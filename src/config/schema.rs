@@ -5,6 +5,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
 use super::file::File;
+use crate::key_stores::KINDS;
 
 const FILE: &str = "manifests/config.schema.json";
 
@@ -19,6 +20,11 @@ fn schema() -> Value {
 
 #[test]
 fn the_schema_is_that_of_the_types() {
+    // The file is that of a build with every kind.
+    if KINDS.len() < 6 {
+        println!("SKIPPED: this build knows {KINDS:?} alone");
+        return;
+    }
     let text = format!("{:#}\n", schema());
     if std::env::var_os("KUBE_ENVELOPE_UPDATE").is_some() {
         std::fs::write(FILE, &text).unwrap();
