@@ -15,6 +15,7 @@ use super::clock::Clock;
 use super::contacts::{Contact, Contacts, Standing};
 use super::handover::HeldDek;
 use super::store::DekStore;
+use crate::crypto::seal::digest;
 use crate::crypto::secret::{Dek, DekId};
 use crate::envelope::WrappedDekSet;
 use crate::kek::set::{KekSet, UnwrapError};
@@ -32,6 +33,16 @@ pub(crate) type Unwrapping = Result<Arc<Dek>, Arc<UnwrapError>>;
 /// The wraps that an unwrap was asked with, as a digest: what a damaged copy led to says nothing about a good one.
 pub(crate) type WrapsDigest = [u8; 32];
 
+/// The digest of all that `wrapped` contains: two copies of one DEK may differ in their wraps, and only one of them open.
+pub(crate) fn digest_of(wrapped: &WrappedDekSet) -> WrapsDigest {
+    let epoch = wrapped.epoch.to_be_bytes();
+    let mut parts: Vec<&[u8]> = vec![wrapped.cluster.as_str().as_bytes(), &epoch];
+    for wrap in &wrapped.wraps {
+        parts.extend([wrap.version.lineage.0.as_slice(), wrap.version.version.as_bytes(), &wrap.blob]);
+    }
+    digest(&parts)
+}
+
 /// A DEK that is not in memory, and what it takes to get it there.
 #[derive(Debug)]
 pub(crate) struct MissingDek {
@@ -39,7 +50,7 @@ pub(crate) struct MissingDek {
     pub(crate) context: WrapContext,
     /// The DEK, wrapped by every KEK of its generation.
     pub(crate) wrapped: WrappedDekSet,
-    /// The digest of `wrapped` in its stored form.
+    /// The digest of `wrapped`.
     pub(crate) wraps: WrapsDigest,
     /// The KEKs in use. They are read when the unwrap begins: a reload may have replaced them since the request.
     pub(crate) keks: Arc<ArcSwap<KekSet>>,
@@ -69,11 +80,12 @@ enum Unwrap {
     Failed { error: Arc<UnwrapError>, at: Instant },
 }
 
-/// A DEK, and the KEK versions that wrapped it.
+/// A DEK, and what it was unwrapped from.
 #[derive(Debug)]
 struct Held {
     dek: Arc<Dek>,
     versions: Vec<KekVersion>,
+    wraps: WrapsDigest,
 }
 
 impl DekCache {
@@ -98,6 +110,14 @@ impl DekCache {
         self.slots().get(id, now)
     }
 
+    /// The same of a DEK that was unwrapped from just these wraps: what else it was unwrapped from does not tell that they
+    /// open.
+    pub(crate) fn get_from(&self, id: DekId, wraps: WrapsDigest) -> Option<Arc<Dek>> {
+        let now = self.now();
+        let slots = self.slots();
+        slots.get(id, now).filter(|_| slots.held.get(&id).is_some_and(|held| held.wraps == wraps))
+    }
+
     /// How long a DEK that is here may still be used.
     pub fn remaining(&self, id: DekId) -> Option<Duration> {
         let now = self.now();
@@ -105,13 +125,14 @@ impl DekCache {
         slots.contacts.remaining(&slots.held.get(&id)?.versions, now)
     }
 
-    /// Puts in a DEK that `by` unwrapped when they were asked at `asked`, of the `versions` that wrapped it.
-    pub fn insert(&self, id: DekId, dek: Arc<Dek>, versions: Vec<KekVersion>, by: &[KekVersion], asked: Duration) {
+    /// Puts in a DEK that `by` unwrapped from `wrapped` when they were asked at `asked`.
+    pub fn insert(&self, id: DekId, dek: Arc<Dek>, wrapped: &WrappedDekSet, by: &[KekVersion], asked: Duration) {
         let mut slots = self.slots();
         for version in by {
             slots.contacts.note(version, Standing::Opens, asked);
         }
-        slots.held.insert(id, Held { dek, versions });
+        let versions = wrapped.versions().cloned().collect();
+        slots.held.insert(id, Held { dek, versions, wraps: digest_of(wrapped) });
         drop(slots);
         self.changes.send_replace(());
     }
@@ -121,7 +142,12 @@ impl DekCache {
         let now = self.now();
         let slots = self.slots();
         let usable = slots.held.iter().filter(|(_, held)| slots.contacts.remaining(&held.versions, now).is_some());
-        let deks = usable.map(|(id, held)| HeldDek { id: *id, dek: held.dek.clone(), versions: held.versions.clone() });
+        let deks = usable.map(|(id, Held { dek, versions, wraps })| HeldDek {
+            id: *id,
+            dek: dek.clone(),
+            versions: versions.clone(),
+            wraps: *wraps,
+        });
         let opened = slots.contacts.all().filter(|(_, contact)| !contact.is_denied());
         let opened = opened.filter_map(|(version, contact)| Some((version.clone(), contact.opened?)));
         (deks.collect(), opened.collect())
@@ -135,8 +161,8 @@ impl DekCache {
         for (version, opened) in opened.iter().filter(|(_, opened)| *opened <= now) {
             slots.contacts.note(version, Standing::Opens, *opened);
         }
-        for HeldDek { id, dek, versions } in deks {
-            slots.held.entry(id).or_insert(Held { dek, versions });
+        for HeldDek { id, dek, versions, wraps } in deks {
+            slots.held.entry(id).or_insert(Held { dek, versions, wraps });
         }
     }
 
@@ -186,7 +212,7 @@ impl DekCache {
 
     /// A KEK that does not answer interrupts a row of denials. What else it said about a DEK that is not held, perhaps
     /// one that somebody invented, counts for nothing.
-    fn note_silence(&self, error: &UnwrapError) {
+    pub(crate) fn note_silence(&self, error: &UnwrapError) {
         let UnwrapError::Failed(refusals) = error else { return };
         for refusal in refusals {
             if Standing::from(refusal.error.cause()) == Standing::Silent {
@@ -302,7 +328,7 @@ impl DekCache {
                 let dek = Arc::new(dek);
                 slots.unwraps.remove(&key);
                 slots.contacts.note(&by, Standing::Opens, asked);
-                slots.held.insert(key.0, Held { dek: dek.clone(), versions });
+                slots.held.insert(key.0, Held { dek: dek.clone(), versions, wraps: key.1 });
                 drop(slots);
                 self.changes.send_replace(());
                 Ok(dek)

@@ -32,7 +32,7 @@ pub struct Handover {
     pub opened: Vec<(KekVersion, Duration)>,
 }
 
-/// A DEK, and the KEK versions that wrapped it.
+/// A DEK, and what it was unwrapped from.
 #[derive(Clone, Debug)]
 pub struct HeldDek {
     /// Its id, which commits to its 32 bytes.
@@ -41,6 +41,8 @@ pub struct HeldDek {
     pub dek: Arc<Dek>,
     /// What wrapped it.
     pub versions: Vec<KekVersion>,
+    /// Digest of the wraps.
+    pub wraps: [u8; 32],
 }
 
 /// Why bytes are not a handover that can be used here.
@@ -82,6 +84,8 @@ struct DekRecord {
     dek: Vec<u8>,
     #[prost(message, repeated, tag = "2")]
     versions: Vec<VersionRecord>,
+    #[prost(bytes = "vec", tag = "3")]
+    wraps: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -118,7 +122,11 @@ impl Handover {
     /// Format 1 in protobuf, with every DEK in clear; at most [`MAX_BYTES`].
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
         let versions = |dek: &HeldDek| dek.versions.iter().map(|one| VersionRecord::of(one, Duration::ZERO)).collect();
-        let deks = self.deks.iter().map(|dek| DekRecord { dek: dek.dek.expose().to_vec(), versions: versions(dek) });
+        let deks = self.deks.iter().map(|held| DekRecord {
+            dek: held.dek.expose().to_vec(),
+            versions: versions(held),
+            wraps: held.wraps.to_vec(),
+        });
         let record = Record {
             format: FORMAT,
             cluster: self.cluster.to_string(),
@@ -157,7 +165,9 @@ impl Handover {
             let versions = std::mem::take(&mut held.versions).into_iter();
             let versions = versions.map(|one| one.read().map(|(version, _)| version)).collect::<Result<_, _>>()?;
             // The id is computed, not read: a damaged record cannot put another DEK under the id of one that is in use.
-            deks.push(HeldDek { id: dek_id(&dek), dek, versions });
+            let wraps = held.wraps.as_slice().try_into();
+            let wraps = wraps.map_err(|_| HandoverError::Unreadable("a digest is not 32 bytes"))?;
+            deks.push(HeldDek { id: dek_id(&dek), dek, versions, wraps });
         }
         let opened = std::mem::take(&mut record.opened).into_iter().map(VersionRecord::read);
         Ok(Self {
@@ -177,7 +187,7 @@ mod tests {
     fn handover() -> Handover {
         let dek = Arc::new(Dek::generate(&mut rand::rng()));
         let version = KekVersion { lineage: Lineage::derive("test", &["a"]), version: "1".into() };
-        let deks = vec![HeldDek { id: dek_id(&dek), dek, versions: vec![version.clone()] }];
+        let deks = vec![HeldDek { id: dek_id(&dek), dek, versions: vec![version.clone()], wraps: [7; 32] }];
         let cluster = "it".parse().unwrap();
         Handover {
             made: Duration::from_secs(2),
@@ -199,6 +209,7 @@ mod tests {
         assert_eq!(taken.opened, handed.opened);
         let (one, other) = (&taken.deks[0], &handed.deks[0]);
         assert_eq!((one.id, &one.versions, one.dek.expose()), (other.id, &other.versions, other.dek.expose()));
+        assert_eq!(one.wraps, other.wraps);
     }
 
     #[test]

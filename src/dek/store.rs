@@ -150,6 +150,13 @@ impl DekStore {
         state.is_written(id).then(|| state.kept.get(&id).map(|kept| kept.wrapped.clone())).flatten()
     }
 
+    /// Why a restart would not find this DEK here, where it would not, or what else is in memory alone.
+    pub(crate) fn problem_of(&self, id: DekId) -> Option<String> {
+        let is_alone = || self.find_written(id).is_none();
+        self.problem()
+            .or_else(|| is_alone().then(|| "the key in use is in memory alone until stateDir takes it".into()))
+    }
+
     /// Why something of this is in memory alone, where it is.
     pub fn problem(&self) -> Option<String> {
         let state = self.state();

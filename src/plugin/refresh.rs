@@ -26,13 +26,14 @@ use arc_swap::ArcSwap;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use self::coverage::{Choice, Kept, Uncovered, stored_generation};
 use self::decision::{Known, Step, decide};
 pub use self::health::{KekHealth, VersionHealth};
 pub use self::memory::{MakeDek, Refresh};
+use self::memory::{after, is_over};
 use self::proofs::Proofs;
 use self::recover::Recovery;
 use self::settings::SOON;
@@ -49,6 +50,10 @@ use crate::telemetry::Metrics;
 /// While nothing is served: serving resumes within a second of a KEK's first good answer.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// After this, the KEKs that disowned the stored generation are asked about it again: one that was replaced by another for
+/// a while, or that had not caught up, would otherwise keep the plugin down for good.
+const LOST_FOR: Duration = Duration::from_secs(10);
 
 impl Refresh {
     /// The loop for `service`, going on where its store says that this node was.
@@ -69,6 +74,7 @@ impl Refresh {
             warm: Warm::default(),
             recovery: None,
             lost: BTreeSet::new(),
+            lost_until: Instant::now(),
             attempt: None,
             refused: None,
             failures: BTreeMap::new(),
@@ -126,6 +132,9 @@ impl Refresh {
         // Only now is it known which keyring a file holds.
         self.configure();
         self.recover();
+        // Before anything new is made, which takes its time where a KEK or the disk is slow: an outage that begins meanwhile
+        // has to find everything in memory.
+        self.warm_up();
         let objection = self.objection();
         let history = self.service.store().history();
         let current = self.current();
@@ -152,10 +161,14 @@ impl Refresh {
         // A recovery that ends after this look is followed by another turn within a second, not by a whole interval.
         let serves = self.service.serving().generation().is_some();
         self.waits = if serves { 0 } else { self.waits.saturating_add(1) };
-        if serves {
+        self.warm_up();
+        self.report(&answers);
+    }
+
+    fn warm_up(&mut self) {
+        if self.service.serving().generation().is_some() {
             self.warm.start(&self.service);
         }
-        self.report(&answers);
     }
 
     /// The generation that is served, or that will be once a KEK unwraps it.
@@ -182,7 +195,11 @@ impl Refresh {
         if let Some(recovery) = self.recovery.as_ref().filter(|recovery| recovery.is_lost()) {
             warn!(dek_id = %recovery.dek_id(), reason = recovery.words(), "the stored key of the newest generation is lost");
             self.lost.insert(recovery.dek_id());
+            self.lost_until = after(LOST_FOR);
             self.recovery = None;
+        }
+        if is_over(self.lost_until) {
+            self.lost.clear();
         }
         self.recovery.take_if(|recovery| recovery.is_over());
         let current = self.current();

@@ -7,9 +7,8 @@ use tokio::sync::watch;
 
 use super::audit::{Audit, Event, Unrecorded};
 use super::state::{self, Serving};
-use crate::crypto::seal::digest;
 use crate::crypto::secret::{Dek, DekId, Seed};
-use crate::dek::cache::{DekCache, MissingDek};
+use crate::dek::cache::{DekCache, MissingDek, digest_of};
 use crate::dek::store::DekStore;
 use crate::envelope::{Ciphertext, CiphertextError, SealError, WrappedDekSet, is_own};
 use crate::generation::Generation;
@@ -221,7 +220,7 @@ impl Service {
             return Err(ServiceError::Unwrap { dek_id, source: Arc::new(UnwrapError::NoKek) });
         }
         let context = WrapContext { cluster: self.cluster.clone(), dek_id };
-        let (wraps, keks, store) = (digest(&[&wrapped.encode()?]), self.keks.clone(), self.store.clone());
+        let (wraps, keks, store) = (digest_of(&wrapped), self.keks.clone(), self.store.clone());
         let unwrapped = self.cache.unwrap(MissingDek { context, wrapped, wraps, keks, store }).await;
         unwrapped.map_err(|source| ServiceError::Unwrap { dek_id, source })
     }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::*;
+use crate::kek::WrappedDek;
 
 const ID: DekId = DekId([1; 16]);
 const WRAPS: WrapsDigest = [1; 32];
@@ -20,6 +21,11 @@ impl Clock for Watch {
 
 fn version() -> KekVersion {
     KekVersion { lineage: Lineage::derive("test", &[]), version: "1".into() }
+}
+
+fn wrapped(versions: &[KekVersion]) -> WrappedDekSet {
+    let wraps = versions.iter().map(|version| WrappedDek { version: version.clone(), blob: vec![1] });
+    WrappedDekSet { cluster: "it".parse().unwrap(), epoch: 1, wraps: wraps.collect() }
 }
 
 fn dek() -> Dek {
@@ -113,7 +119,7 @@ async fn a_panicking_unwrap_frees_its_slot() {
 #[test]
 fn an_aged_dek_is_given_to_nobody_even_before_it_is_swept_away() {
     let (watch, cache) = cache();
-    cache.insert(ID, Arc::new(dek()), vec![version()], &[version()], Duration::ZERO);
+    cache.insert(ID, Arc::new(dek()), &wrapped(&[version()]), &[version()], Duration::ZERO);
     watch.0.store(99, Ordering::SeqCst);
     assert_eq!((cache.get(ID).is_some(), cache.remaining(ID)), (true, Some(Duration::from_secs(1))));
     watch.0.store(100, Ordering::SeqCst);
@@ -132,8 +138,9 @@ fn a_denied_version_clears_only_what_no_other_kek_unwraps() {
     let (watch, cache) = cache();
     let other = KekVersion { lineage: Lineage::derive("test", &["other"]), version: "1".into() };
     cache.configure([version().lineage, other.lineage].into(), LIMIT);
-    cache.insert(ID, Arc::new(dek()), vec![version()], &[version()], Duration::ZERO);
-    cache.insert(DekId([2; 16]), Arc::new(dek()), vec![version(), other.clone()], &[version(), other], Duration::ZERO);
+    cache.insert(ID, Arc::new(dek()), &wrapped(&[version()]), &[version()], Duration::ZERO);
+    let both = [version(), other];
+    cache.insert(DekId([2; 16]), Arc::new(dek()), &wrapped(&both), &both, Duration::ZERO);
     for second in [0, 5, 10] {
         watch.0.store(second, Ordering::SeqCst);
         cache.note(&version(), Standing::Denies, cache.now());
@@ -141,6 +148,21 @@ fn a_denied_version_clears_only_what_no_other_kek_unwraps() {
     cache.sweep();
     assert!(cache.is_denied(&[version()]) && cache.get(ID).is_none());
     assert!(cache.get(DekId([2; 16])).is_some());
+}
+
+#[tokio::test]
+async fn a_dek_that_came_from_other_wraps_does_not_stand_for_these() {
+    let cache = cache().1;
+    let mut stored = wrapped(&[version()]);
+    let good = digest_of(&stored);
+    cache.get_or_unwrap(ID, good, vec![version()], async { Ok((dek(), version())) }).await.unwrap();
+    assert!(cache.get_from(ID, good).is_some());
+    stored.wraps[0].blob[0] ^= 1;
+    assert!(cache.get_from(ID, digest_of(&stored)).is_none() && cache.get(ID).is_some());
+    let (handed, opened) = cache.hand_over();
+    let next = self::cache().1;
+    next.take_over(handed, &opened);
+    assert!(next.get_from(ID, good).is_some() && next.get_from(ID, digest_of(&stored)).is_none());
 }
 
 #[test]

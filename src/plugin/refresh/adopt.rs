@@ -145,7 +145,7 @@ impl Refresh {
         let (id, wrapped) = (generation.dek_id(), generation.wrapped().clone());
         let versions: Vec<_> = wrapped.versions().cloned().collect();
         // Before it is published: Status answers only for a generation whose DEK is here.
-        self.service.cache().insert(id, generation.dek().clone(), versions.clone(), &versions, asked);
+        self.service.cache().insert(id, generation.dek().clone(), &wrapped, &versions, asked);
         let store = self.service.store();
         store.keep(id, &wrapped);
         store.record(|history| {

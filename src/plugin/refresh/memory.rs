@@ -31,8 +31,10 @@ pub struct Refresh {
     pub(super) proofs: Proofs,
     pub(super) warm: Warm,
     pub(super) recovery: Option<Recovery>,
-    /// Stored generations of this node that no KEK will unwrap again.
+    /// Stored generations of this node that no KEK will unwrap again, as they say.
     pub(super) lost: BTreeSet<DekId>,
+    /// Until when that is believed while nothing is served.
+    pub(super) lost_until: Instant,
     /// The last attempt at a new generation that failed.
     pub(super) attempt: Option<Attempt>,
     /// Why the configuration on disk is not the one in use.

@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use tracing::{error, info};
 
 use crate::crypto::secret::{Dek, DekId};
+use crate::dek::cache::digest_of;
 use crate::dek::contacts::Standing;
 use crate::envelope::WrappedDekSet;
 use crate::generation::Generation;
@@ -80,8 +81,9 @@ async fn unwrap_stored(
     wrapped: Arc<WrappedDekSet>,
     said: Arc<Said>,
 ) {
-    // An earlier process may have handed it over.
-    if let Some(dek) = service.cache().get(dek_id) {
+    // An earlier process may have handed it over. What a Decrypt brought is not enough: its wraps may open and the stored
+    // ones, which would stand beside everything that is sealed from here on, may not.
+    if let Some(dek) = service.cache().get_from(dek_id, digest_of(&wrapped)) {
         return go_on(&service, dek_id, dek, &wrapped);
     }
     let context = wrapped.context(dek_id);
@@ -101,8 +103,7 @@ async fn unwrap_stored(
     // later.
     let (dek, by, asked) = select_all(attempts).await.0;
     let dek = Arc::new(dek);
-    let versions = wrapped.versions().cloned().collect();
-    service.cache().insert(dek_id, dek.clone(), versions, &[by], asked);
+    service.cache().insert(dek_id, dek.clone(), &wrapped, &[by], asked);
     go_on(&service, dek_id, dek, &wrapped);
 }
 
@@ -111,7 +112,8 @@ fn go_on(service: &Service, dek_id: DekId, dek: Arc<Dek>, wrapped: &WrappedDekSe
     match Generation::new(dek, wrapped.clone()) {
         Ok(generation) => {
             info!(key_id = %generation.key_id(), %dek_id, "continues with its stored generation");
-            let trouble = service.store().problem().map(Trouble::Degraded);
+            // A Decrypt may have brought it back, and what is brought is written behind.
+            let trouble = service.store().problem_of(dek_id).map(Trouble::Degraded);
             service.publish_first(Serving::Ready { generation: Arc::new(generation), trouble });
         }
         Err(error) => error!(%dek_id, %error, "the stored generation cannot be used"),

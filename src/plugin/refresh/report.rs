@@ -50,7 +50,7 @@ impl Refresh {
                  opens what the other sealed; set the same `cluster` on all nodes"
             ));
         }
-        reasons.extend(self.service.store().problem());
+        reasons.extend(self.service.store().problem_of(generation.dek_id()));
         if reasons.is_empty() {
             return None;
         }

@@ -79,6 +79,8 @@ pub struct Node {
     pub conf: Conf,
     /// When that changed last, by the node's clock.
     pub conf_changed: Duration,
+    /// The vendors of the file before.
+    pub former: BTreeSet<usize>,
     pub process: Process,
     incarnations: u64,
     vendors: Vec<Arc<Vendor>>,
@@ -112,6 +114,7 @@ impl Node {
             disk: disk.clone(),
             conf: conf.clone(),
             conf_changed: Duration::ZERO,
+            former: BTreeSet::new(),
             process: Process::start(&Place { number, clock, disk, vendors, seed }, 0, &conf).await,
             incarnations: 0,
             vendors: vendors.to_vec(),
@@ -140,6 +143,7 @@ impl Node {
         let clock = self.clock.clone();
         let settings = settings(&conf, &self.vendors, &clock, self.number, self.process.incarnation, self.seed);
         self.process.settings.send(settings).unwrap();
+        self.former = self.conf.keks.iter().chain(&self.conf.retired).copied().collect();
         self.conf = conf;
         self.conf_changed = self.clock.now();
     }

@@ -48,6 +48,8 @@ struct Seen {
     disk: Option<Health>,
     /// Whether the history may have been lost with something that did not reach the disk.
     forgets: bool,
+    /// When its KEKs had last unwrapped what it served.
+    opened: Option<Duration>,
     /// Since when it has served.
     served_since: Option<Instant>,
     /// Since when it has had a stored generation, and a KEK that opens it.
@@ -141,6 +143,7 @@ impl Oracle {
                 seen.wrapped = wrapped;
                 seen.served_since.get_or_insert_with(Instant::now);
                 seen.could_since = None;
+                self.seen[node.number].opened = self.last_opened(node, &before, &self.seen[node.number].wrapped);
                 self.check_memory(node);
             }
             Err(_) => {
@@ -181,6 +184,11 @@ impl Oracle {
             || node.clock.awake() < settling
             || self.seen[node.number].disk.is_some_and(|health| health != Health::Good)
         {
+            return;
+        }
+        // What was decided and is not on disk is gone on with once it is.
+        if service.store().problem().is_some() {
+            self.seen[node.number].could_since = None;
             return;
         }
         let Some((id, wrapped)) = service.store().history().deks().find_map(|id| Some((id, service.store().find(id)?)))

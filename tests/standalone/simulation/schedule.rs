@@ -72,7 +72,9 @@ impl Schedule {
     }
 
     pub(super) fn tell(&self, what: &str) {
-        self.story.borrow_mut().push(format!("{:8.3} {what}", self.began.elapsed().as_secs_f64()));
+        let line = format!("{:8.3} {what}", self.began.elapsed().as_secs_f64());
+        tracing::info!("{line}");
+        self.story.borrow_mut().push(line);
     }
 
     pub(super) fn chance(&mut self, percent: u32) -> bool {

@@ -47,6 +47,8 @@ pub struct Had {
     pub opened: Option<Duration>,
     /// Denials that a process may take for a row.
     pub denials: Option<Row>,
+    /// Until when such a row was definite: what ended it may be an answer to a process that had already stopped for it.
+    pub definite_until: Option<Instant>,
     /// Denials that it has to take for one: each of the same DEK, the first when nothing older was under way.
     pub denials_of: BTreeMap<DekId, Row>,
 }
@@ -179,8 +181,20 @@ impl Client {
     fn note(&self, version: u32, dek: DekId, did: Did, asked: Duration) {
         let mut state = self.vendor.state();
         let state = &mut *state;
+        tracing::debug!(
+            node = self.node,
+            vendor = self.vendor.name,
+            version,
+            ?did,
+            ?asked,
+            dek = short(dek),
+            "asked to unwrap"
+        );
         let is_settled = state.changed.elapsed() >= CALL && state.latency <= USUAL;
         let had = state.had.entry((self.node, self.incarnation, version)).or_default();
+        if had.denials.is_some_and(|row| row.definite_for().is_some()) {
+            had.definite_until = Some(Instant::now());
+        }
         if did != Did::Denied {
             (had.denials, had.denials_of) = (None, BTreeMap::new());
         }

@@ -14,6 +14,9 @@ use crate::simulation::row::{CONFIRMATION, Row};
 /// Nodes are looked at this often at least.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1_300);
 
+/// How often is asked while a denial is in doubt.
+const SOON: Duration = Duration::from_secs(2);
+
 /// A configuration that was changed is in use, or refused, within this.
 const TAKEN_UP: Duration = Duration::from_secs(15);
 
@@ -51,14 +54,16 @@ impl Oracle {
     pub(super) fn check_stop(&self, node: &Node, before: &BTreeSet<usize>) {
         let seen = &self.seen[node.number];
         let may_stop = |in_use: &BTreeSet<usize>| {
-            let aged = self.last_opened(node, in_use, &seen.wrapped).is_none_or(|at| {
+            // Also as of the last look: once it has stopped, a Decrypt has it unwrapped again.
+            let aged = [self.last_opened(node, in_use, &seen.wrapped), seen.opened].into_iter().any(|opened| {
                 // The plugin counts from the moment in which it asked.
-                node.clock.now().saturating_sub(at) + CALL * 2 >= node.conf.limit()
+                opened.is_none_or(|at| node.clock.now().saturating_sub(at) + CALL * 2 >= node.conf.limit())
             });
             let usable: Vec<_> = seen.wrapped.iter().filter(|(vendor, _)| in_use.contains(vendor)).collect();
             let denied = usable.iter().all(|(vendor, version)| {
-                let denials = self.had(node, **vendor, **version).denials;
-                denials.is_some_and(|row| row.definite_for().is_some())
+                let had = self.had(node, **vendor, **version);
+                had.denials.is_some_and(|row| row.definite_for().is_some())
+                    || had.definite_until.is_some_and(|until| until.elapsed() <= BETWEEN_LOOKS)
             });
             aged || (denied && !usable.is_empty())
         };
@@ -66,8 +71,10 @@ impl Oracle {
             Serving::Stopped { reason } | Serving::Waiting { reason } => reason.clone(),
             Serving::Ready { .. } => "aged".into(),
         };
+        // The file before may have been in use for less than the time between two looks.
+        let is_new = node.clock.now().saturating_sub(node.conf_changed) <= TAKEN_UP;
         assert!(
-            may_stop(&node.in_use()) || may_stop(before),
+            may_stop(&node.in_use()) || may_stop(before) || (is_new && may_stop(&node.former)),
             "node {} stopped serving {:?}: {reason}",
             node.number,
             seen.wrapped
@@ -93,7 +100,9 @@ impl Oracle {
         );
         let rhythm = node.conf.refresh_interval.min(PROVE).min(node.conf.limit() / 3).mul_f64(0.8);
         for row in rows.into_iter().flatten() {
-            let asked = row.definite_for().map_or(0.0, |since| since.div_duration_f64(rhythm) + 2.0);
+            // A plugin that stops and goes on between two looks has forgotten the row, and confirms it anew.
+            let confirmed = (CONFIRMATION.as_secs_f64() / SOON.as_secs_f64()).ceil() + 1.0;
+            let asked = row.definite_for().map_or(0.0, |since| since.div_duration_f64(rhythm) + 2.0 + confirmed);
             assert!(
                 f64::from(row.more()) <= asked,
                 "node {} asks for {wrapped:?} again and again, which is denied for good",
