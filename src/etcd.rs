@@ -13,6 +13,7 @@ mod record;
 mod scan;
 mod space;
 mod stored;
+mod stride;
 mod swap;
 
 pub use self::cluster::{ClusterId, EtcdCluster, EtcdClusters};

@@ -8,11 +8,14 @@ use super::connect::EtcdError;
 use super::proto::{CompactionRequest, KeyValue, RangeRequest, RangeResponse};
 use super::record::Record;
 use super::stored::plain_length;
+use super::stride::Stride;
 
 /// About how much a page may hold, so that memory stays flat however large the values are.
 const PAGE_BYTES: usize = 4 << 20;
 const FIRST_PAGE: i64 = 100;
 const LARGEST_PAGE: i64 = 2_000;
+/// How many values are looked at before the connection gets its turn.
+const AT_ONCE: usize = 50;
 
 /// What was gone through.
 #[derive(Clone, Copy, Debug, Default)]
@@ -56,16 +59,25 @@ impl EtcdCluster {
     }
 
     /// Goes through everything under `prefix` as [`Self::pages`] does: key, value, and the revision at which the value was
-    /// stored.
+    /// stored. The next page is on its way while one is looked at.
     ///
     /// # Errors
     /// [`EtcdError::Refused`] if etcd answers with an error.
     pub async fn scan(&self, prefix: &str, mut each: impl FnMut(&str, &[u8], i64)) -> Result<Scanned, EtcdError> {
         let mut pages = self.pages(prefix);
-        while let Some(page) = pages.next().await? {
-            for record in &page {
-                each(&String::from_utf8_lossy(&record.key), &record.value, record.mod_revision);
-            }
+        let mut page = pages.next().await?;
+        while let Some(records) = page {
+            let look = async {
+                for records in records.chunks(AT_ONCE) {
+                    for record in records {
+                        each(&String::from_utf8_lossy(&record.key), &record.value, record.mod_revision);
+                    }
+                    // The connection is served by the same thread.
+                    tokio::task::yield_now().await;
+                }
+            };
+            let (next, ()) = futures::future::join(pages.next(), look).await;
+            page = next?;
         }
         Ok(pages.scanned)
     }
@@ -78,7 +90,8 @@ impl EtcdCluster {
     pub fn pages(&self, prefix: &str) -> Pages<'_> {
         let next = Some(prefix.as_bytes().to_vec());
         let scanned = Scanned::default();
-        Pages { cluster: self, next, range_end: end_of(prefix), limit: FIRST_PAGE, revision: 0, scanned }
+        let (range_end, stride) = (end_of(prefix), Stride::default());
+        Pages { cluster: self, next, range_end, stride, limit: FIRST_PAGE, revision: 0, scanned }
     }
 
     /// Goes through everything beside `prefix`. Whether all of it may be read: with etcd's authentication a user may have
@@ -193,6 +206,7 @@ pub struct Pages<'a> {
     /// Where the next page begins; `None` after the last one.
     next: Option<Vec<u8>>,
     range_end: Vec<u8>,
+    stride: Stride,
     limit: i64,
     /// As of which revision is read; 0 until the first answer, and after a compaction past it.
     revision: i64,
@@ -206,7 +220,8 @@ impl Pages<'_> {
     /// [`EtcdError::Refused`] if etcd answers with an error.
     pub async fn next(&mut self) -> Result<Option<Vec<Record>>, EtcdError> {
         let Some(key) = self.next.take() else { return Ok(None) };
-        let answer = self.range(key).await?;
+        let end = self.stride.end(&key, &self.range_end);
+        let answer = self.range(key, &end).await?;
         if self.revision == 0 {
             self.revision = answer.header.map_or(0, |header| header.revision);
         }
@@ -215,12 +230,25 @@ impl Pages<'_> {
         }
         self.scanned.revision = self.revision;
         self.scanned.keys = self.scanned.keys.saturating_add(answer.kvs.len() as u64);
-        if let Some(last) = answer.kvs.last().filter(|_| answer.more) {
-            // No key sorts between a key and the same one followed by a zero byte.
-            self.next = Some([last.key.as_slice(), &[0]].concat());
+        match (answer.kvs.first(), answer.kvs.last()) {
+            (Some(first), Some(last)) if answer.more => {
+                self.stride.full(&first.key, &last.key);
+                // No key lies between a key and the same one with a zero byte behind it.
+                self.next = Some([last.key.as_slice(), &[0]].concat());
+            }
+            _ if end != self.range_end => {
+                // Also where a page has room for one key alone: an empty range must not be followed by another as short.
+                if (answer.kvs.len() as u64).saturating_mul(2) <= self.limit.unsigned_abs() {
+                    self.stride.short();
+                }
+                self.next = Some(end);
+            }
+            _ => {}
         }
         // Values of one folder lie together and are of like size, so the last page tells about the next.
-        self.limit = next_limit(answer.kvs.len(), answer.kvs.iter().map(|pair| pair.value.len()).sum());
+        if !answer.kvs.is_empty() {
+            self.limit = next_limit(answer.kvs.len(), answer.kvs.iter().map(|pair| pair.value.len()).sum());
+        }
         Ok(Some(answer.kvs.into_iter().map(Record::from).collect()))
     }
 
@@ -229,11 +257,11 @@ impl Pages<'_> {
         self.scanned
     }
 
-    async fn range(&mut self, key: Vec<u8>) -> Result<RangeResponse, EtcdError> {
+    async fn range(&mut self, key: Vec<u8>, end: &[u8]) -> Result<RangeResponse, EtcdError> {
         loop {
             let request = RangeRequest {
                 key: key.clone(),
-                range_end: self.range_end.clone(),
+                range_end: end.to_vec(),
                 limit: self.limit,
                 revision: self.revision,
                 ..RangeRequest::default()

@@ -17,6 +17,7 @@ const RECKONS: &[&str] = &[
     "etcd/scan.rs",
     "etcd/space.rs",
     "etcd/stored.rs",
+    "etcd/stride.rs",
     "kek/clock.rs",
     "kek/guard/gate.rs",
     "key_stores/pkcs11/protocol.rs",
