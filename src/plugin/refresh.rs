@@ -210,10 +210,29 @@ impl Refresh {
         }
     }
 
-    /// Why nothing new may be made: kept DEKs would need a KEK that is not configured.
+    /// Why nothing new may be made: what this node has stored belongs to a cluster of another name, or kept DEKs would need a
+    /// KEK that is not configured.
     fn objection(&self) -> Option<String> {
+        if let Some(reason) = self.renamed_cluster() {
+            return Some(reason);
+        }
         let uncovered = Uncovered::of(&self.kept(), &self.settings.keks.lineages());
         (!uncovered.is_empty()).then(|| self.advice(&uncovered, &self.settings.keks))
+    }
+
+    /// The name of the cluster is bound into everything that is stored: under another one nothing opens, and what is written
+    /// until somebody notices opens nowhere else. The `key_id` does not show it, so no API server would.
+    fn renamed_cluster(&self) -> Option<String> {
+        let (store, now) = (self.service.store(), self.service.cluster());
+        let newest = store.history().deks().find_map(|id| store.find(id))?;
+        (newest.cluster != *now).then(|| {
+            format!(
+                "cluster is {:?}, and this node has encrypted for cluster {:?}: correct the name in the configuration, or, if \
+                 nothing that is stored was encrypted for that cluster, empty stateDir",
+                now.as_str(),
+                newest.cluster.as_str()
+            )
+        })
     }
 
     fn advice(&self, uncovered: &Uncovered, keks: &KekSet) -> String {

@@ -146,11 +146,15 @@ async fn without_the_metrics_nothing_is_called_proven() {
     let plane = ControlPlane::start(Shape::of(1)).await;
     plane.create_secrets("s", 10).await;
     let kubeconfig = format!("--kubeconfig={}", plane.servers[0].kubeconfig(ROTATOR).display());
-    let rights = plane.run("rotate-keys", &["--print-rbac"]).exits(0).out;
+    let rights = plane.run("rotate-keys", &["no-etcd", "--print-rbac"]).exits(0).out;
     grant(&plane, &rights.replace("/metrics", "/nothing")).await;
     plane.run("rotate-keys", &[&kubeconfig]).exits(5).says("cannot read the metrics").says("--accept-unproven");
     plane.run("rotate-keys", &["--abort"]).exits(0);
     let key_id = format!("--key-id={}", plane.key_id(0).await);
     let more = ["--accept-unproven", "--adoption-timeout=4s", &key_id, &kubeconfig];
+    let blind = ["no-etcd", "--accept-unproven", "--adoption-timeout=4s", &key_id, &kubeconfig];
+    plane.run("rotate-keys", &blind).exits(1).says("give --etcd, or let this user read /metrics");
+    assert_eq!(plane.journal().unwrap()["state"], "preflight", "nothing was rewritten");
+    plane.run("rotate-keys", &["--abort"]).exits(0);
     plane.run("rotate-keys", &more).exits(9).says("Nothing was rotated");
 }

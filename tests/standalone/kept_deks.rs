@@ -217,3 +217,35 @@ async fn a_dek_that_was_seen_at_the_very_end_is_remembered() {
     let id = hex::encode(&sealed.ciphertext[3..19]);
     assert!(plugin.folder().join("state").join(format!("{id}.dek")).exists(), "{id}");
 }
+
+#[tokio::test]
+async fn under_another_name_of_the_cluster_nothing_is_served_until_the_name_is_right_or_the_state_is_gone() {
+    let keyring = KeyringFile::create();
+    let mut plugin = start(&item("primary", &keyring)).await;
+    let sealed = encrypt(&plugin).await;
+    let right = std::fs::read_to_string(plugin.config_file()).unwrap();
+    let wrong = right.replace("cluster: kept", "cluster: other");
+    plugin.stop();
+    std::fs::write(plugin.config_file(), &wrong).unwrap();
+    plugin.restart().await;
+    let reason = wait_for_reason(&plugin, "this node has encrypted for cluster \"kept\"").await;
+    assert!(reason.contains("cluster is \"other\"") && reason.contains("empty stateDir"), "{reason}");
+    assert!(
+        plugin.status().await.is_none_or(|status| status.healthz != "ok"),
+        "nothing is sealed for the wrong cluster"
+    );
+
+    plugin.stop();
+    std::fs::write(plugin.config_file(), &right).unwrap();
+    plugin.restart().await;
+    plugin.wait_healthy().await;
+    assert!(opens(&plugin, &sealed).await);
+
+    // Another cluster on this machine.
+    plugin.stop();
+    std::fs::remove_dir_all(plugin.folder().join("state")).unwrap();
+    std::fs::write(plugin.config_file(), &wrong).unwrap();
+    plugin.restart().await;
+    plugin.wait_healthy().await;
+    assert!(!opens(&plugin, &sealed).await);
+}

@@ -40,9 +40,13 @@ impl Run<'_> {
                 self.journal.first_survey = Some(scan);
             }
             // The verdict is "not proven" at best then, so it may as well name fewer keys.
+            // Leftovers are looked for in the same way at the end, so that a run without this never comes to a verdict.
             Err(error) if self.settings.accept_unproven && self.settings.etcd.is_none() => {
                 let why = crate::rotation::cluster::api::chain(&error);
-                (self.report)(Event::Note(&format!("which keys are in use could not be determined: {why}")));
+                return Err(RotationError::Blocked(vec![format!(
+                    "without --etcd, leftovers are counted by the metrics of an API server: {why}; give --etcd, or let this \
+                     user read /metrics"
+                )]));
             }
             Err(error) => return Err(error),
         }
