@@ -173,7 +173,7 @@ impl DekStore {
     /// Waits until everything is written, for `patience` at most; what failed is tried again at once. Whether it is.
     pub(crate) async fn is_written(&self, patience: Duration) -> bool {
         // A caller that waits here has a reason to; the pause between attempts may be half a minute by then.
-        self.hurry.notify_waiters();
+        self.hurry.notify_one();
         let mut unwritten = self.unwritten.subscribe();
         let written = timeout(patience, unwritten.wait_for(|count| *count == 0)).await;
         written.is_ok_and(|written| written.is_ok())

@@ -56,6 +56,13 @@ impl EtcdError {
     }
 }
 
+/// Whether the revision that was asked for is gone. A revision that is not there yet has the same code, and etcd's own
+/// grpc-proxy passes both on as `Unknown`; the text is the same everywhere (etcd, api/v3rpc/rpctypes/error.go).
+pub(super) fn says_compacted(status: &Status) -> bool {
+    matches!(status.code(), Code::OutOfRange | Code::Unknown)
+        && status.message().contains("required revision has been compacted")
+}
+
 /// Longer than etcd itself lets a request take, so that its own words arrive.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Over a socket a scratch etcd is asked, which nobody else waits for: a defragmentation may take long.
@@ -97,4 +104,17 @@ fn read(file: &Path) -> Result<Vec<u8>, EtcdError> {
 /// The innermost cause: the layers above it say nothing that helps an operator.
 pub(super) fn cause(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compacted_revision_is_known_through_a_proxy_and_one_that_is_not_there_yet_is_not_taken_for_it() {
+        let gone = "etcdserver: mvcc: required revision has been compacted";
+        assert!(says_compacted(&Status::out_of_range(gone)) && says_compacted(&Status::unknown(gone)));
+        assert!(!says_compacted(&Status::out_of_range("etcdserver: mvcc: required revision is a future revision")));
+        assert!(!says_compacted(&Status::unavailable(gone)));
+    }
 }

@@ -4,11 +4,11 @@
 use std::time::{Duration, Instant};
 
 use futures::stream;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 
 use super::cluster::{EtcdCluster, end_of};
-use super::connect::EtcdError;
+use super::connect::{EtcdError, says_compacted};
 use super::proto::watch_client::WatchClient;
 use super::proto::watch_create_request::FilterType;
 use super::proto::watch_request::RequestUnion;
@@ -101,7 +101,7 @@ impl EtcdCluster {
             let answer = match self.range(&request).await {
                 Ok(answer) => answer,
                 // Compacted further meanwhile: the watch from here on says so.
-                Err(status) if status.code() == Code::OutOfRange => return Ok(values),
+                Err(status) if says_compacted(&status) => return Ok(values),
                 Err(status) => return Err(refused(status)),
             };
             for pair in answer.kvs.iter().filter(|pair| pair.mod_revision > after) {

@@ -4,7 +4,7 @@
 use tonic::Code;
 
 use super::cluster::{EtcdCluster, end_of, words};
-use super::connect::EtcdError;
+use super::connect::{EtcdError, says_compacted};
 use super::proto::{CompactionRequest, KeyValue, RangeRequest, RangeResponse};
 use super::record::Record;
 use super::stored::plain_length;
@@ -180,7 +180,7 @@ impl EtcdCluster {
         match self.range(&request).await {
             Ok(_) => Ok(false),
             // A revision that is not there yet is refused with the same code.
-            Err(status) if status.code() == Code::OutOfRange && status.message().contains("compacted") => Ok(true),
+            Err(status) if says_compacted(&status) => Ok(true),
             Err(status) => Err(refused(status)),
         }
     }
@@ -193,7 +193,7 @@ impl EtcdCluster {
     pub async fn compact(&self, revision: i64) -> Result<(), EtcdError> {
         match self.kv().compact(CompactionRequest { revision, physical: true }).await {
             Ok(_) => Ok(()),
-            Err(status) if status.code() == Code::OutOfRange && status.message().contains("compacted") => Ok(()),
+            Err(status) if says_compacted(&status) => Ok(()),
             Err(status) => Err(refused(status)),
         }
     }
@@ -267,7 +267,7 @@ impl Pages<'_> {
                 ..RangeRequest::default()
             };
             match self.cluster.range(&request).await {
-                Err(status) if status.code() == Code::OutOfRange && self.revision != 0 => self.revision = 0,
+                Err(status) if says_compacted(&status) && self.revision != 0 => self.revision = 0,
                 answer => return answer.map_err(|status| EtcdError::Refused(Box::new(status))),
             }
         }

@@ -81,12 +81,20 @@ impl Proofs {
             // Which of its wraps a KEK lost, each of them tells.
             let is_lost = occasion.contacts.get(version).is_some_and(|contact| contact.standing == Standing::Lost);
             let count = if is_lost { wraps.len().min(LOST_AT_ONCE) } else { 1 };
+            let (lost, sound): (Vec<&Due>, Vec<&Due>) =
+                wraps.iter().partition(|((id, _), _)| self.lost.contains(&(*id, version.lineage)));
             let turn = self.turns.entry(version.clone()).or_default();
             let first = turn.checked_rem(wraps.len()).unwrap_or_default();
             let in_turn = wraps.iter().cycle().skip(first).take(count);
             // The DEK that is sealed with is what must not be lost; the others take turns below.
             match active.filter(|_| !is_lost) {
                 Some(active) => due.push(active.clone()),
+                // A damaged one in its turn would let the others go without a proof for two periods.
+                None if !is_lost && !lost.is_empty() && !sound.is_empty() => {
+                    let nth =
+                        |of: &[&Due]| of.get(turn.checked_rem(of.len()).unwrap_or_default()).map(|one| (*one).clone());
+                    due.extend([nth(&sound), nth(&lost)].into_iter().flatten());
+                }
                 None => due.extend(in_turn.cloned()),
             }
             *turn = turn.wrapping_add(count);
