@@ -238,6 +238,6 @@ async fn killed_with_every_kek_down_a_plugin_under_a_service_manager_goes_on() {
     let log = folder.path().join("second.log");
     let mut second = Process::start("second", "bash".into(), vec!["-c".into(), start.into()], environment, log);
     assert_eq!(plugin.wait_healthy().await, key_id, "the same generation, with no KEK to ask");
-    assert!(second.log().contains("taken over from the process before this one"), "{}", second.log());
+    assert!(second.says("taken over from the process before this one"), "{}", second.log());
     second.stop();
 }

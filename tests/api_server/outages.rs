@@ -269,7 +269,7 @@ async fn a_full_disk_stops_neither_sealing_nor_opening() {
     plugin.wait_healthy().await;
     assert_eq!(decrypt(&plugin, &sealed).await.unwrap(), SEED);
     assert_eq!(decrypt(&plugin, &encrypt(&plugin).await).await.unwrap(), SEED);
-    assert!(plugin.process.log().contains("what it should hold is in memory alone"));
+    assert!(plugin.process.says("what it should hold is in memory alone"));
     wait_for_state(&plugin, "degraded").await;
     plugin.stop();
     assert!(Command::new("umount").arg(&state).status().unwrap().success());

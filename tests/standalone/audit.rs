@@ -108,7 +108,7 @@ async fn an_edit_a_gap_and_a_cut_are_found_by_the_command_and_a_cut_by_the_plugi
     }
     plugin.restart().await;
     wait_until("the plugin says so", SOON, async || events(&log).contains(&"truncated".into())).await;
-    assert!(plugin.process.log().contains("the audit log was truncated or changed"), "{}", plugin.process.log_tail());
+    assert!(plugin.process.says("the audit log was truncated or changed"), "{}", plugin.process.log_tail());
 }
 
 /// As logrotate does it, without a signal: the file is renamed, and the plugin makes a new one.

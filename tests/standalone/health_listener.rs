@@ -46,6 +46,7 @@ async fn a_taken_port_costs_the_health_endpoints_until_it_is_free() {
     })
     .await;
     assert_eq!(plugin.get("/livez"), "ok");
+    assert!(plugin.process.says("cannot serve health.listen"));
     assert_eq!(plugin.process.log().matches("cannot serve health.listen").count(), 1, "said once");
 }
 

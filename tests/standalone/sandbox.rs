@@ -83,7 +83,7 @@ async fn a_reload_that_needs_other_files_is_refused_and_a_restart_takes_it() {
     plugin.process.signal(rustix::process::Signal::HUP);
     let refused = async || plugin.process.log().contains("restart the plugin to use it");
     wait_until("the refusal", Duration::from_secs(15), refused).await;
-    assert!(plugin.process.log().contains(path(other.path().parent().unwrap())), "{}", plugin.process.log_tail());
+    assert!(plugin.process.says(path(other.path().parent().unwrap())), "{}", plugin.process.log_tail());
     assert_eq!(plugin.wait_healthy().await, before);
     plugin.stop();
     plugin.restart().await;
@@ -101,7 +101,7 @@ async fn a_sandbox_that_is_switched_off_is_a_warning() {
     plugin.wait_healthy().await;
     let status = std::fs::read_to_string(format!("/proc/{}/status", plugin.process.id())).unwrap();
     assert!(status.contains("Seccomp:\t0"), "{status}");
-    assert!(plugin.process.log().contains("sandbox.enabled is false"), "{}", plugin.process.log_tail());
+    assert!(plugin.process.says("sandbox.enabled is false"), "{}", plugin.process.log_tail());
 }
 
 /// What the probe tried, and whether it could.

@@ -105,6 +105,18 @@ impl Process {
         std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
+    /// Whether its log has this text, now or soon: a thread of the program's writes it.
+    pub fn says(&self, text: &str) -> bool {
+        let began = std::time::Instant::now();
+        while began.elapsed() < std::time::Duration::from_secs(10) {
+            if self.log().contains(text) {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        false
+    }
+
     /// The file that its output goes to.
     pub fn log_path(&self) -> &Path {
         &self.log

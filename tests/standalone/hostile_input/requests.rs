@@ -319,6 +319,7 @@ async fn an_api_server_that_speaks_kms_v1_is_named_once() {
         assert_eq!(refused.code(), Code::Unimplemented);
         assert!(refused.message().contains("set apiVersion: v2"), "{refused:?}");
     }
+    assert!(plugin.process.says("asks by KMS v1"));
     assert_eq!(plugin.process.log().matches("asks by KMS v1").count(), 1, "{}", plugin.process.log_tail());
     assert_unharmed(&mut plugin, &good).await;
 }

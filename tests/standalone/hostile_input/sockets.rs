@@ -46,7 +46,7 @@ fn a_symlink_in_the_sockets_place_is_refused_and_its_target_untouched() {
     std::os::unix::fs::symlink(&precious, plugin.socket()).unwrap();
     plugin.process.restart();
     assert_eq!(plugin.process.wait(Duration::from_secs(10)).code(), Some(1));
-    assert!(plugin.process.log().contains("exists and is not a socket"), "{}", plugin.process.log_tail());
+    assert!(plugin.process.says("exists and is not a socket"), "{}", plugin.process.log_tail());
     assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
     assert!(std::fs::symlink_metadata(plugin.socket()).unwrap().file_type().is_symlink());
 }
@@ -60,7 +60,7 @@ fn a_file_in_the_sockets_place_is_refused_and_untouched() {
     std::fs::write(plugin.socket(), "precious").unwrap();
     plugin.process.restart();
     assert_eq!(plugin.process.wait(Duration::from_secs(10)).code(), Some(1));
-    assert!(plugin.process.log().contains("exists and is not a socket"), "{}", plugin.process.log_tail());
+    assert!(plugin.process.says("exists and is not a socket"), "{}", plugin.process.log_tail());
     assert_eq!(std::fs::read(plugin.socket()).unwrap(), b"precious");
 }
 
@@ -73,7 +73,7 @@ fn a_folder_that_others_can_write_is_refused_with_the_fix() {
     plugin.process.restart();
     assert_eq!(plugin.process.wait(Duration::from_secs(10)).code(), Some(1));
     let fix = format!("chmod go-w {}", plugin.folder().display());
-    assert!(plugin.process.log().contains(&fix), "{}", plugin.process.log_tail());
+    assert!(plugin.process.says(&fix), "{}", plugin.process.log_tail());
 }
 
 #[tokio::test]
@@ -114,7 +114,7 @@ async fn a_peer_of_another_uid_is_refused() {
     std::fs::set_permissions(plugin.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::set_permissions(plugin.socket(), std::fs::Permissions::from_mode(0o666)).unwrap();
     status_as_nobody(SocketAddress::File(plugin.socket())).await.expect_err("refused");
-    assert!(plugin.process.log().contains("uid 65534 is not in allowedUids"), "{}", plugin.process.log_tail());
+    assert!(plugin.process.says("uid 65534 is not in allowedUids"), "{}", plugin.process.log_tail());
 }
 
 /// Field case F7: a kube-apiserver that is not root, with nothing but settings.

@@ -150,5 +150,5 @@ async fn a_refusal_names_the_uid_of_its_request_and_logs_it() {
     };
     let refused = refusal(&mut plugin.client().await.unwrap(), request).await;
     assert!(refused.message().contains("3f1c-unique"), "{}", refused.message());
-    assert!(plugin.process.log().contains("3f1c-unique"));
+    assert!(plugin.process.says("3f1c-unique"));
 }
