@@ -18,3 +18,5 @@ pub(super) mod retry_after;
 pub(super) mod secret_text;
 #[cfg(any(feature = "azure", feature = "gcp", feature = "transit"))]
 pub(super) mod tls;
+#[cfg(any(feature = "aws", feature = "azure", feature = "gcp"))]
+pub(super) mod vendor_text;

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::credential_file::{self, Content};
 use crate::key_stores::shared::renewing::{Loaded, Renewing, Source};
+use crate::key_stores::shared::vendor_text::shortened;
 
 /// Variables that lead to a token of an API server, as the webhooks of EKS set them (IRSA, Pod Identity).
 const WEB_IDENTITY_FILE: &str = "AWS_WEB_IDENTITY_TOKEN_FILE";
@@ -174,7 +175,7 @@ impl Aws {
             }
             _ => failed(KekCause::Unavailable, "the place that gives them out failed"),
         }
-        .with_source(chain.chars().filter(|c| !c.is_control()).take(300).collect::<String>())
+        .with_source(shortened(&chain, 300))
     }
 }
 

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::kek::clock::ahead_of;
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::retry_after;
+use crate::key_stores::shared::vendor_text::shortened;
 
 /// What KMS was asked, by the name that IAM policies know it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,11 +184,6 @@ impl Answer {
         }
         self
     }
-}
-
-/// What is not ours, on one line.
-fn shortened(text: &str, longest: usize) -> String {
-    text.chars().filter(|c| !c.is_control()).take(longest).collect()
 }
 
 /// `None` for what no mapping knows.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::retry_after;
+use crate::key_stores::shared::vendor_text::shortened;
 
 /// What was asked: some answers mean different things for different actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +122,7 @@ fn vault(action: Action, status: u16, response: Option<&RawResponse>) -> KekErro
     };
     let inner = detail.innererror.map(|inner| inner.code).unwrap_or_default();
     // Key Vault's text names the key and the missing permission; it never holds data. Cut, since it is not ours.
-    let text: String = detail.message.chars().filter(|c| !c.is_control()).take(400).collect();
+    let text = shortened(&detail.message, 400);
     let message = format!("Key Vault answered {status} {} {inner}: {text}", detail.code);
     let cause = match (status, detail.code.as_str()) {
         (401, _) => KekCause::Unauthenticated,

@@ -23,6 +23,7 @@ use crate::key_stores::shared::credential_file::{self, Content};
 use crate::key_stores::shared::http;
 use crate::key_stores::shared::renewing::{Loaded, Source};
 use crate::key_stores::shared::secret_text::SecretText;
+use crate::key_stores::shared::vendor_text::shortened;
 
 const SCOPE: &str = "https://www.googleapis.com/auth/cloudkms";
 const USER_TOKEN_URI: &str = "https://oauth2.googleapis.com/token";
@@ -177,7 +178,7 @@ const REFUSALS: [&str; 4] = ["invalid_grant", "invalid_client", "unauthorized_cl
 pub(super) fn refusal(what: &str, answer: &http::Answer) -> KekError {
     match serde_json::from_slice::<OauthError>(&answer.body) {
         Ok(OauthError { error, error_description }) if REFUSALS.contains(&error.as_str()) => {
-            let said: String = error_description.chars().filter(|c| !c.is_control()).take(300).collect();
+            let said = shortened(&error_description, 300);
             KekError::new(KekCause::Unauthenticated, format!("{what} refuses the credentials: {error} ({said})"))
         }
         _ if answer.status == 429 => KekError::new(KekCause::Throttled, format!("{what} was asked too often"))

@@ -10,6 +10,7 @@ use super::credentials::refusal;
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::http::Answer;
 use crate::key_stores::shared::retry_after;
+use crate::key_stores::shared::vendor_text::shortened;
 
 /// What was asked: some answers mean different things for different actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +157,7 @@ fn foreign(answer: &Answer) -> KekError {
 
 fn describe(code: u16, status: &Status) -> String {
     // Google's text names the key and the missing permission; it never holds data. Cut, since it is not ours.
-    let mut text: String = status.message.chars().filter(|c| !c.is_control()).take(400).collect();
+    let mut text = shortened(&status.message, 400);
     for reason in status.details.iter().filter_map(|detail| detail.reason.as_deref()) {
         text.extend([" [", &reason.chars().take(60).collect::<String>(), "]"]);
     }

@@ -74,7 +74,7 @@ fn oaep(by: Mechanism) -> Call<'static> {
 /// Key wrapping takes an object and not bytes: the DEK becomes one that ends with the call.
 fn wrap_object(session: &Session, by: &Call, key: ObjectHandle, plain: &[u8]) -> Result<Vec<u8>, Error> {
     let mut template = [Attribute::Value(plain.to_vec())].into_iter().chain(session_key_template()).collect::<Vec<_>>();
-    // Cleared before the answer is looked at, so that an error leaves no copy behind.
+    // Cleared before the answer is examined, so that an error leaves no copy behind.
     let made = session.create_object(&template);
     for attribute in &mut template {
         if let Attribute::Value(value) = attribute {
@@ -89,7 +89,7 @@ fn wrap_object(session: &Session, by: &Call, key: ObjectHandle, plain: &[u8]) ->
 
 fn unwrap_object(session: &Session, by: &Call, key: ObjectHandle, made: &[u8]) -> Result<Vec<u8>, Error> {
     let dek = session.unwrap_key(by, key, made, &session_key_template())?;
-    // Removed before the answer is looked at, so that an error leaves no DEK in the token.
+    // Removed before the answer is examined, so that an error leaves no DEK in the token.
     let value = session.get_attributes(dek, &[AttributeType::Value]);
     session.destroy_object(dek)?;
     let value = value?.into_iter().find_map(|attribute| match attribute {
