@@ -22,9 +22,7 @@ use crate::rotation::conclusion::history::{history_file, read};
 use crate::rotation::conclusion::page::page;
 use crate::rotation::conclusion::statement::{PAYLOAD_TYPE, Predicate, Statement};
 use crate::rotation::journal::Journal;
-
-/// Clocks of two machines may differ by this much.
-const CLOCK_SKEW_SECONDS: i64 = 60;
+use crate::rotation::leftovers::snapshots::CLOCK_SKEW_SECONDS;
 
 /// Runs the command that was asked for.
 ///
@@ -40,8 +38,9 @@ pub fn run(command: EvidenceCommand) -> Result<Exit> {
 }
 
 fn sign(args: &EvidenceSignArgs) -> Result<Exit> {
-    check_history(&args.file, &hex::encode(Sha256::digest(content_of(&args.file)?)))?;
-    let payload = serde_json::to_vec_pretty(&stated(&args.file)?)?;
+    let statement = stated(&args.file)?;
+    check_history(&args.file, &statement.predicate.evidence_sha256)?;
+    let payload = serde_json::to_vec_pretty(&statement)?;
     let message = signed_bytes(PAYLOAD_TYPE, &payload);
     let (key_id, signature) = match (&args.key, &args.command) {
         (Some(file), _) => {
@@ -133,11 +132,10 @@ fn still_counts(args: &EvidenceVerifyArgs, stated: &Predicate) -> Result<Exit> {
             return Ok(Exit::NotProven);
         }
     }
-    let (now, at) =
-        (jiff::Timestamp::now(), stated.verified_at.context("it does not say when everything was searched")?);
-    let age = Duration::try_from(now.duration_since(at));
+    let at = stated.verified_at.context("it does not say when everything was searched")?;
+    let age = jiff::Timestamp::now().duration_since(at);
     // A clock that is ahead by a little is no forgery, and one that is ahead by much makes no verdict younger.
-    let recent = age.map_or_else(|_| at.duration_since(now).as_secs() <= CLOCK_SKEW_SECONDS, |age| age <= args.max_age);
+    let recent = age.as_secs() >= -CLOCK_SKEW_SECONDS && Duration::try_from(age).unwrap_or_default() <= args.max_age;
     if !recent {
         println!(
             "Not proven: what was shown at {at} does not show that it holds now. Run verify, or rotate-keys --resume for new \

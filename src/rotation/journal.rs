@@ -135,9 +135,6 @@ pub struct Journal {
     /// What the backups that were named need.
     #[serde(default)]
     pub backups: Vec<SnapshotKeys>,
-    /// Those of them that nothing shows to be of this cluster.
-    #[serde(default)]
-    pub backups_of_unknown_cluster: BTreeSet<PathBuf>,
     /// Backups that were named earlier in this rotation, and whose files are not there any more.
     #[serde(default)]
     pub backups_gone: BTreeSet<PathBuf>,
@@ -207,7 +204,6 @@ impl Journal {
             disabling: Vec::new(),
             claims: BTreeMap::new(),
             backups: Vec::new(),
-            backups_of_unknown_cluster: BTreeSet::new(),
             backups_gone: BTreeSet::new(),
             verdict: None,
         }

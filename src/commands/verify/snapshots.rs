@@ -12,7 +12,7 @@ use crate::rotation::error::RotationError;
 use crate::rotation::keys::usage::Held;
 use crate::rotation::leftovers::history::superseded;
 use crate::rotation::leftovers::scan::{Scan, slashed};
-use crate::rotation::leftovers::snapshots::SnapshotKeys;
+use crate::rotation::leftovers::snapshots::{SnapshotKeys, ThisCluster};
 use crate::rotation::run::plan::Encrypted;
 
 /// Snapshots by the names of their files.
@@ -28,12 +28,16 @@ impl Snapshots {
     /// Reads all of them to their ends. One of another cluster is refused.
     pub(super) async fn read(files: &[PathBuf], prefix: &str, cluster: &Cluster) -> Result<Self, RotationError> {
         let mut snapshots = Self::default();
+        if files.is_empty() {
+            return Ok(snapshots);
+        }
+        let this = ThisCluster { uid: cluster.uid().await?, members: BTreeSet::new(), prefix };
         for file in files {
-            let (name, snapshot) = (file.display().to_string(), SnapshotKeys::read(file, prefix)?);
-            if !snapshot.is_of(&cluster.uid().await?, &BTreeSet::new())? {
+            let name = file.display().to_string();
+            let SnapshotKeys { current, older, is_of_this_cluster, .. } = SnapshotKeys::read(file, &this)?;
+            if !is_of_this_cluster {
                 snapshots.unknown.insert(name.clone());
             }
-            let SnapshotKeys { current, older, .. } = snapshot;
             snapshots.held.insert(name, Held { current, older });
         }
         Ok(snapshots)

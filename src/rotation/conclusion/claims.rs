@@ -31,7 +31,7 @@ pub fn searched(scan: &Scan, at: jiff::Timestamp) -> Claim {
 /// Whether the API servers run with the configuration that was given; by the hash of the file, where they show it.
 #[must_use]
 pub fn configuration(journal: &Journal, accounts: &[Account]) -> Claim {
-    const REMEDY: &str = "give --etcd, where every value is looked at, or the EncryptionConfiguration that this API server \
+    const REMEDY: &str = "give --etcd, so that every value is examined, or the EncryptionConfiguration that this API server \
                           runs with (--encryption-config)";
     let by_etcd = journal.is_by_etcd();
     let given = journal.intent.encryption_config.as_ref();

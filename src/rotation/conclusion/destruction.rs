@@ -1,4 +1,4 @@
-//! Whether a key that may be disabled may also be destroyed: only backups that were named are looked at, and nothing
+//! Whether a key that may be disabled may also be destroyed: only the backups that were named are examined, and nothing
 //! is said where none was.
 
 use std::collections::BTreeSet;
@@ -37,13 +37,16 @@ pub(super) fn may_be_destroyed<'a>(journal: &Journal, keys: impl Iterator<Item =
 
 /// A file of any other cluster needs no key of this one.
 fn is_any_of_this_cluster(journal: &Journal) -> bool {
-    journal.backups.iter().any(|backup| !journal.backups_of_unknown_cluster.contains(&backup.file))
+    journal.backups.iter().any(|backup| backup.is_of_this_cluster)
 }
 
 /// What was not looked at among the backups.
 pub(super) fn not_looked_at(journal: &Journal) -> impl Iterator<Item = String> {
-    let unknown = journal.backups_of_unknown_cluster.iter().map(|file| {
-        format!("whether {} is of this cluster: neither kube-system nor a member of etcd shows it", file.display())
+    let unknown = journal.backups.iter().filter(|backup| !backup.is_of_this_cluster).map(|backup| {
+        format!(
+            "whether {} is of this cluster: neither kube-system nor a member of etcd shows it",
+            backup.file.display()
+        )
     });
     let gone = journal.backups_gone.iter().map(|file| {
         format!(

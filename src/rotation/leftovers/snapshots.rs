@@ -16,7 +16,7 @@ use crate::rotation::keys::name::KeyName;
 use crate::rotation::leftovers::scan::{Expected, Judge, Scan, ScannedCluster, slashed};
 
 /// Clocks of an operator's machine and of this one may differ by this much.
-const CLOCK_SKEW_SECONDS: i64 = 60;
+pub const CLOCK_SKEW_SECONDS: i64 = 60;
 const REMEDY: &str = "take one and name it: rotate-keys --resume --snapshot-file FILE (or --snapshot-taken TIME)";
 
 /// Refuses a time that cannot be true.
@@ -46,6 +46,17 @@ struct Content {
     older: u64,
 }
 
+/// The cluster that a snapshot should be of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThisCluster<'a> {
+    /// Uid of its namespace `kube-system`.
+    pub uid: String,
+    /// The members of its etcd, where they are known.
+    pub members: BTreeSet<u64>,
+    /// The API servers' `--etcd-prefix`.
+    pub prefix: &'a str,
+}
+
 /// The keys that the values of a snapshot are stored under, of whatever cluster they are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -60,49 +71,42 @@ pub struct SnapshotKeys {
     pub current: Groups,
     /// Values that were superseded, and not compacted yet, when it was taken.
     pub older: Groups,
-    /// Uid of the namespace `kube-system` in it; none where the namespace is not in it, or is encrypted.
+    /// Whether it is shown to be of the cluster in question. A snapshot that is not may be of any cluster; that nothing in it
+    /// needs a key says nothing.
     #[serde(default)]
-    pub cluster: Option<String>,
-    /// The members of its etcd.
-    #[serde(default)]
-    pub members: BTreeSet<u64>,
+    pub is_of_this_cluster: bool,
 }
 
 impl SnapshotKeys {
-    /// Reads a snapshot of API servers with this `--etcd-prefix` to its end.
+    /// Reads a snapshot to its end.
     ///
     /// # Errors
-    /// If it cannot be read, or is not an intact snapshot.
-    pub fn read(file: &Path, prefix: &str) -> Result<Self, RotationError> {
-        let (mut current, mut older, mut cluster) = (Groups::default(), Groups::default(), None);
-        let namespace = format!("{}namespaces/kube-system", slashed(prefix));
+    /// If it cannot be read, is not an intact snapshot, or is of another cluster.
+    pub fn read(file: &Path, cluster: &ThisCluster<'_>) -> Result<Self, RotationError> {
+        let (mut current, mut older, mut found) = (Groups::default(), Groups::default(), None);
+        let namespace = format!("{}namespaces/kube-system", slashed(cluster.prefix));
         let about = each_value(file, "", |key, value, is_present| {
             let groups = if is_present { &mut current } else { &mut older };
             groups.count(&Stored::of(value), false);
             if is_present && key == namespace {
-                cluster = uid(value);
+                found = uid(value);
             }
         })?;
-        let SnapshotFile { revision, members, hash, .. } = about;
-        Ok(Self { file: file.to_owned(), revision, sha256: hash, current, older, cluster, members })
-    }
-
-    /// Whether it is shown to be of the cluster of this uid, whose etcd has these members. A snapshot that is not may be of any
-    /// cluster; that nothing in it needs a key says nothing.
-    ///
-    /// # Errors
-    /// [`RotationError::Unusable`] when it is of another cluster.
-    pub fn is_of(&self, uid: &str, members: &BTreeSet<u64>) -> Result<bool, RotationError> {
-        match &self.cluster {
-            Some(other) if other != uid => Err(RotationError::Unusable(format!(
-                "{} is a snapshot of another cluster, whose namespace kube-system has uid {other}; here it is {uid}. Leave \
-                 it out",
-                self.file.display()
-            ))),
-            Some(_) => Ok(true),
+        let is_of_this_cluster = match found {
+            Some(other) if other != cluster.uid => {
+                return Err(RotationError::Unusable(format!(
+                    "{} is a snapshot of another cluster, whose namespace kube-system has uid {other}; here it is {}. Leave \
+                     it out",
+                    file.display(),
+                    cluster.uid
+                )));
+            }
+            Some(_) => true,
             // An etcd of its own for Events has no namespaces; members that were replaced since leave nothing to tell by.
-            None => Ok(!self.members.is_disjoint(members)),
-        }
+            None => !about.members.is_disjoint(&cluster.members),
+        };
+        let SnapshotFile { revision, hash, .. } = about;
+        Ok(Self { file: file.to_owned(), revision, sha256: hash, current, older, is_of_this_cluster })
     }
 
     /// How many values in it are under this key: current ones, and superseded ones.

@@ -16,7 +16,7 @@ use crate::rotation::leftovers::keys_in_etcd::KeysInEtcd;
 use crate::rotation::leftovers::layout::Folders;
 use crate::rotation::leftovers::scan::{Expected, Scan, scan_clusters, slashed};
 use crate::rotation::leftovers::sizes::{Sizes, measure};
-use crate::rotation::leftovers::snapshots::{self, SnapshotKeys};
+use crate::rotation::leftovers::snapshots::{self, SnapshotKeys, ThisCluster};
 use crate::rotation::run::plan::{Encrypted, encrypted};
 use crate::rotation::run::room::{make_room, room, until_full};
 
@@ -243,25 +243,15 @@ impl Run<'_> {
         }
         let now: BTreeSet<_> = named.iter().chain(snapshots).cloned().collect();
         let (there, gone): (Vec<_>, Vec<_>) = earlier.into_iter().partition(|file| now.contains(file) || file.exists());
-        let members: BTreeSet<u64> = self
-            .etcd_clusters()
-            .await?
-            .iter()
-            .flat_map(|etcd| &etcd.clusters)
-            .flat_map(EtcdCluster::member_ids)
-            .collect();
-        let uid = self.journal.cluster.clone().unwrap_or_default();
-        let mut backups = Vec::new();
-        let mut unknown: BTreeSet<_> = BTreeSet::new();
-        for file in now.into_iter().chain(there).collect::<BTreeSet<_>>() {
-            let backup = SnapshotKeys::read(&file, &self.settings.etcd_prefix)?;
-            if !backup.is_of(&uid, &members)? {
-                unknown.insert(file);
-            }
-            backups.push(backup);
-        }
-        self.journal.backups = backups;
-        self.journal.backups_of_unknown_cluster = unknown;
+        let etcd = self.etcd_clusters().await?;
+        let cluster = ThisCluster {
+            uid: self.journal.cluster.clone().unwrap_or_default(),
+            members: etcd.iter().flat_map(|etcd| &etcd.clusters).flat_map(EtcdCluster::member_ids).collect(),
+            prefix: &self.settings.etcd_prefix,
+        };
+        let files: BTreeSet<_> = now.into_iter().chain(there).collect();
+        let read = files.iter().map(|file| SnapshotKeys::read(file, &cluster));
+        self.journal.backups = read.collect::<Result<_, _>>()?;
         self.journal.backups_gone.extend(gone);
         self.journal.backups_gone.retain(|file| !self.journal.backups.iter().any(|backup| backup.file == *file));
         Ok(())

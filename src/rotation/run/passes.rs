@@ -238,7 +238,7 @@ impl Run<'_> {
                     if etcd.is_some() { "; --compact has it at once" } else { "" }
                 )));
             }
-            // A wait may last hours. That the servers still agree is looked at meanwhile, so that a loss is found now
+            // A wait may last hours. The servers' agreement is checked meanwhile, so that a loss is found now
             // and not at the end.
             tokio::time::sleep(left.unsigned_abs().min(self.settings.agreement_interval)).await;
             // Without an adoption there is nothing that could be lost while time passes.

@@ -1,4 +1,4 @@
-//! [`Watch`]: follows every etcd cluster, and counts anew where something was missed.
+//! [`Watch`]: follows every etcd cluster, and counts everything again where something was missed.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -149,7 +149,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Follows until something must be counted anew or connected again.
+    /// Follows until something must be counted or connected again.
     async fn session(&mut self, turn: usize) -> Result<(), RotationError> {
         let etcd = EtcdClusters::connect(&self.settings.etcd, &self.settings.prefix).await?;
         let is_missing = self.meet(&etcd);

@@ -201,8 +201,7 @@ fn backup(file: &str, current: &str, older: &str) -> SnapshotKeys {
         groups
     };
     let (current, older) = (groups(current), groups(older));
-    let (cluster, members) = (None, BTreeSet::new());
-    SnapshotKeys { file: file.into(), revision: 7, sha256: None, current, older, cluster, members }
+    SnapshotKeys { file: file.into(), revision: 7, sha256: None, current, older, is_of_this_cluster: true }
 }
 
 #[test]
@@ -227,7 +226,7 @@ fn a_key_may_be_destroyed_only_if_backups_were_named_and_none_of_them_holds_anyt
     }
     let mut foreign = finished();
     foreign.backups = vec![backup("a.db", "2", "2")];
-    foreign.backups_of_unknown_cluster = ["a.db".into()].into();
+    foreign.backups[0].is_of_this_cluster = false;
     foreign.backups_gone = ["b.db".into()].into();
     let foreign = weigh(&foreign, Question::MayBeDisabled);
     assert_eq!(foreign.may_be_destroyed, [""; 0]);
