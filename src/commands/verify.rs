@@ -13,7 +13,7 @@ use serde::Serialize;
 use self::snapshots::Snapshots;
 use super::exit::{Exit, block_on};
 use super::plugin_config::plugin_config;
-use super::rotate_keys::intent::defaults;
+use super::rotate_keys::intent::{defaults, etcd_prefix};
 use super::rotation_access::{access, etcd_of, exit_of};
 use super::rotation_display::{Display, print_scan};
 use crate::cli::OutputFormat;
@@ -137,7 +137,7 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
     let files = &args.snapshot_file;
     let args = &args.cluster;
     let cluster = Cluster::connect(&access(args)).await?;
-    let snapshots = Snapshots::read(files, &prefix(args), &cluster).await?;
+    let snapshots = Snapshots::read(files, &etcd_prefix(args), &cluster).await?;
     let seen = match args.key_id {
         Some(_) => look(&cluster, true).await?,
         None => look(&cluster, false).await?,
@@ -169,8 +169,9 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
     let mut old_revisions = None;
     if let Some(scan) = search(args, &encrypted, &targets, &seen).await? {
         if !files.is_empty() {
-            old_revisions = snapshots::in_old_revisions(&args.etcd, &prefix(args), &encrypted, &targets, &scan).await?;
-            let claim = need_no_former(files, &prefix(args), &encrypted.expected(&targets.plugins))?;
+            old_revisions =
+                snapshots::in_old_revisions(&args.etcd, &etcd_prefix(args), &encrypted, &targets, &scan).await?;
+            let claim = need_no_former(files, &etcd_prefix(args), &encrypted.expected(&targets.plugins))?;
             evidence.journal.claims.insert(Subject::Snapshot, claim);
         }
         evidence.searched(scan, &seen);
@@ -184,9 +185,7 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
 fn journal(args: &ClusterArgs) -> Result<Journal, RotationError> {
     let mut intent = defaults();
     intent.encryption_config.clone_from(&args.encryption_config);
-    if let Some(prefix) = &args.etcd_prefix {
-        intent.etcd_prefix.clone_from(prefix);
-    }
+    intent.etcd_prefix = etcd_prefix(args);
     Intent::begin(&intent, &serde_json::Map::new()).map(Journal::new)
 }
 
@@ -200,11 +199,6 @@ async fn which_servers(cluster: &Cluster) -> Claim {
         Ok(look) => roster(look.seen.len(), &look.doubts, REMEDY),
         Err(obstacle) => Claim::not_shown(Witness::Api, RotationError::from(obstacle).to_string(), REMEDY),
     }
-}
-
-/// The API servers' prefix in etcd.
-fn prefix(args: &ClusterArgs) -> String {
-    args.etcd_prefix.clone().unwrap_or(defaults().etcd_prefix)
 }
 
 /// What is collected on the way to a verdict.
@@ -343,7 +337,7 @@ async fn search(
 ) -> Result<Option<Scan>, RotationError> {
     let (expected, defaults) = (encrypted.expected(&targets.plugins), defaults());
     if let Some(etcd) = etcd_of(&args.etcd)? {
-        return search_etcd(&seen[0].api, &etcd, &prefix(args), &expected).await.map(Some);
+        return search_etcd(&seen[0].api, &etcd, &etcd_prefix(args), &expected).await.map(Some);
     }
     // Without a target every read counts as one under a former key.
     if targets.is_empty() {

@@ -14,7 +14,7 @@ use super::stride::Stride;
 const PAGE_BYTES: usize = 4 << 20;
 const FIRST_PAGE: i64 = 100;
 const LARGEST_PAGE: i64 = 2_000;
-/// How many values are looked at before the connection gets its turn.
+/// How many values are processed before the connection is served again.
 const AT_ONCE: usize = 50;
 
 /// What was gone through.
@@ -59,7 +59,7 @@ impl EtcdCluster {
     }
 
     /// Goes through everything under `prefix` as [`Self::pages`] does: key, value, and the revision at which the value was
-    /// stored. The next page is on its way while one is looked at.
+    /// stored. The next page is fetched while one is processed.
     ///
     /// # Errors
     /// [`EtcdError::Refused`] if etcd answers with an error.

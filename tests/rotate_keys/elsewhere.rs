@@ -1,8 +1,8 @@
 //! Needed elsewhere: by another API server's values in the same etcd, or by a plugin through which nothing is stored yet.
 
 use crate::control_plane::{ControlPlane, Shape};
-use crate::support::Plugin;
 use crate::support::plugin::encryption_configuration;
+use crate::support::{KeyringFile, Plugin};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn values_of_another_api_server_in_the_same_etcd_keep_the_key_they_need() {
@@ -29,15 +29,21 @@ async fn values_of_another_api_server_in_the_same_etcd_keep_the_key_they_need() 
     plane.check_all_under(&new).await;
 }
 
+/// A plugin of its own with this keyring, and its provider, `other`.
+async fn other_plugin(keyring: &KeyringFile) -> (Plugin, String) {
+    let plugin = Plugin::start(&format!("{}\nrefreshInterval: 1s", keyring.settings("test"))).await;
+    plugin.wait_healthy().await;
+    let provider = plugin.provider().replace("name: kube-envelope", "name: other");
+    (plugin, provider)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plugin_that_stored_nothing_yet_and_still_uses_the_former_key_leaves_no_yes() {
     let mut plane = ControlPlane::start(Shape::of(1)).await;
     // The other node of a mind: it has the keyring of today, and nobody will bring it the next one.
     let forgotten = plane.keyrings[0].copied();
-    let other = Plugin::start(&format!("{}\nrefreshInterval: 1s", forgotten.settings("test"))).await;
-    other.wait_healthy().await;
+    let (_other, second) = other_plugin(&forgotten).await;
     let own = encryption_configuration(&["secrets", "configmaps"], &[&plane.plugins[0].provider(), "{identity: {}}"]);
-    let second = other.provider().replace("name: kube-envelope", "name: other");
     let text = format!("{own}- resources: [podtemplates]\n  providers: [{second}, {{identity: {{}}}}]\n");
     std::fs::write(plane.servers[0].encryption_file(), text).unwrap();
     plane.servers[0].stop();
@@ -61,9 +67,7 @@ async fn a_server_with_another_file_is_not_trusted_with_resources_that_have_no_o
     let mut plane = ControlPlane::start(Shape::of(2)).await;
     // What it writes podtemplates with has the keyring of today, and nobody will bring it the next one.
     let forgotten = plane.keyrings[1].copied();
-    let other = Plugin::start(&format!("{}\nrefreshInterval: 1s", forgotten.settings("test"))).await;
-    other.wait_healthy().await;
-    let second = other.provider().replace("name: kube-envelope", "name: other");
+    let (_other, second) = other_plugin(&forgotten).await;
     for node in 0..2 {
         let own = plane.plugins[node].provider();
         let file = encryption_configuration(&["secrets", "configmaps"], &[&own, "{identity: {}}"]);

@@ -8,7 +8,7 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::cli::rotation::RotateKeysArgs;
+use crate::cli::rotation::{ClusterArgs, RotateKeysArgs};
 use crate::commands::opening::{LiveRehearsal, prefix};
 use crate::commands::plugin_config::on_this_node;
 use crate::commands::rotation_access::etcd_access;
@@ -20,6 +20,11 @@ use crate::rotation::journal::intent::{Intent, Method};
 use crate::rotation::leftovers::snapshots::checked;
 use crate::rotation::rewrap::Rehearsal;
 use crate::rotation::run::Settings;
+
+/// The API servers' prefix in etcd.
+pub fn etcd_prefix(args: &ClusterArgs) -> String {
+    args.etcd_prefix.clone().unwrap_or(defaults().etcd_prefix)
+}
 
 /// What a rotation begins with where no flag says otherwise. The settle time is twice the interval at which API
 /// servers compact etcd unless told otherwise.

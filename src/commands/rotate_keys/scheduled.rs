@@ -66,7 +66,7 @@ fn in_words(age: Duration) -> String {
     }
 }
 
-/// Whether something was changed and the rotation is not at its end. What changed nothing yet is begun anew, if it is due.
+/// Whether something was changed and the rotation is not at its end. One that changed nothing yet starts over, if it is due.
 fn is_under_way(journal: &Journal) -> bool {
     !journal.is_finished() && journal.state > State::Preflight
 }

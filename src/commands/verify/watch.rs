@@ -13,7 +13,7 @@ use crate::cli::rotation::VerifyArgs;
 use crate::commands::closed_pipe::{eprintln, println};
 use crate::commands::exit::{Exit, block_on};
 use crate::commands::plugin_config::plugin_config;
-use crate::commands::rotate_keys::intent::defaults;
+use crate::commands::rotate_keys::intent::etcd_prefix;
 use crate::commands::rotate_keys::interrupted;
 use crate::commands::rotation_access::{access, etcd_of};
 use crate::etcd::Stored;
@@ -49,7 +49,7 @@ async fn follow(args: &VerifyArgs, names: KeyNames) -> Result<Exit, RotationErro
         encryption_config: cluster.encryption_config.clone(),
         key_id: cluster.key_id.clone(),
         etcd,
-        prefix: cluster.etcd_prefix.clone().unwrap_or(defaults().etcd_prefix),
+        prefix: etcd_prefix(cluster),
         interval: args.interval,
         followed: metrics.as_ref().map(Metrics::followed).unwrap_or_default(),
     };
@@ -84,7 +84,7 @@ impl Screen {
         }
     }
 
-    /// A line at the beginning, after everything was counted anew, and when leftovers come or go.
+    /// Prints a line at the beginning, after each new count, and when leftovers appear or disappear.
     fn show(&self, view: &View) {
         if let Some(metrics) = &self.metrics {
             metrics.show(view, &self.names);

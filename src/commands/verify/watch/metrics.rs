@@ -15,7 +15,7 @@ const REVISION: &str = "kube_envelope_watch_revision";
 const WRITES: &str = "kube_envelope_watch_old_key_writes_total";
 const WRITTEN: &str = "kube_envelope_watch_old_key_write_timestamp_seconds";
 
-/// The file, written anew each time.
+/// The file; it is replaced at each write.
 pub(super) struct Metrics {
     file: PathBuf,
     followed: BTreeMap<ClusterId, i64>,

@@ -11,7 +11,7 @@ use super::{CALL, Oracle};
 use crate::simulation::node::{Node, PROVE};
 use crate::simulation::row::{CONFIRMATION, Row};
 
-/// Nodes are looked at this often at least.
+/// Nodes are examined at least this often.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1_300);
 
 /// How often is asked while a denial is in doubt.
@@ -100,7 +100,7 @@ impl Oracle {
         );
         let rhythm = node.conf.refresh_interval.min(PROVE).min(node.conf.limit() / 3).mul_f64(0.8);
         for row in rows.into_iter().flatten() {
-            // A plugin that stops and goes on between two looks has forgotten the row, and confirms it anew.
+            // A plugin that stops and goes on between two looks has forgotten the row, and confirms it again.
             let confirmed = (CONFIRMATION.as_secs_f64() / SOON.as_secs_f64()).ceil() + 1.0;
             let asked = row.definite_for().map_or(0.0, |since| since.div_duration_f64(rhythm) + 2.0 + confirmed);
             assert!(
