@@ -5,4 +5,5 @@ pub mod clock;
 pub mod contacts;
 pub mod handover;
 pub mod history;
+pub mod sealed;
 pub mod store;

@@ -29,6 +29,8 @@ pub enum Purpose {
     Seed,
     /// A DEK under a key of a local keyring.
     Wrap,
+    /// The DEKs of a process, for the next one after a reboot, under a key of their own.
+    SealedState,
 }
 
 impl Purpose {
@@ -36,6 +38,7 @@ impl Purpose {
         match self {
             Self::Seed => b"kube-envelope seed\x01",
             Self::Wrap => b"kube-envelope wrap\x01",
+            Self::SealedState => b"kube-envelope sealed state\x01",
         }
     }
 }

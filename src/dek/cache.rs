@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::clock::Clock;
-use super::contacts::{Contact, Contacts, Standing};
+use super::contacts::{Contact, Contacts, Standing, Vouched};
 use super::handover::HeldDek;
 use super::store::DekStore;
 use crate::crypto::seal::digest;
@@ -138,7 +138,7 @@ impl DekCache {
     }
 
     /// What can be given out now, and when each KEK version that is not denied unwrapped last.
-    pub fn hand_over(&self) -> (Vec<HeldDek>, Vec<(KekVersion, Duration)>) {
+    pub fn hand_over(&self) -> (Vec<HeldDek>, Vec<Vouched>) {
         let now = self.now();
         let slots = self.slots();
         let usable = slots.held.iter().filter(|(_, held)| slots.contacts.remaining(&held.versions, now).is_some());
@@ -148,22 +148,32 @@ impl DekCache {
             versions: versions.clone(),
             wraps: *wraps,
         });
-        let opened = slots.contacts.all().filter(|(_, contact)| !contact.is_denied());
-        let opened = opened.filter_map(|(version, contact)| Some((version.clone(), contact.opened?)));
-        (deks.collect(), opened.collect())
+        (deks.collect(), slots.contacts.vouched().collect())
+    }
+
+    /// How long a DEK may be used after the last unwrap by a KEK that could unwrap it.
+    pub(crate) fn limit(&self) -> Duration {
+        self.slots().contacts.limit()
     }
 
     /// Takes what an earlier process handed over, with its ages. What is here already stays.
-    pub fn take_over(&self, deks: Vec<HeldDek>, opened: &[(KekVersion, Duration)]) {
+    pub fn take_over(&self, deks: Vec<HeldDek>, vouched: &[Vouched]) {
         let now = self.now();
         let mut slots = self.slots();
         // A time in the future would make a DEK live longer.
-        for (version, opened) in opened.iter().filter(|(_, opened)| *opened <= now) {
-            slots.contacts.note(version, Standing::Opens, *opened);
+        for vouched in vouched.iter().filter(|vouched| vouched.opened <= now) {
+            slots.contacts.take_over(vouched);
         }
         for HeldDek { id, dek, versions, wraps } in deks {
             slots.held.entry(id).or_insert(Held { dek, versions, wraps });
         }
+        drop(slots);
+        self.changes.send_replace(());
+    }
+
+    /// Ends what `version` vouches for at `until`, where that was taken over with an end and is not proven since.
+    pub(crate) fn shorten(&self, version: &KekVersion, until: Duration) {
+        self.slots().contacts.shorten(version, until);
     }
 
     /// Told at each change of what [`DekCache::hand_over`] gives.

@@ -9,7 +9,11 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn now(&self) -> Duration;
 }
 
-/// The time since the machine started, suspended time included (`CLOCK_BOOTTIME`).
+/// What the [`BootClock`] shows when the machine starts: what happened before a reboot has a time, too. No DEK is used for
+/// longer after its last unwrap.
+pub const AT_START: Duration = Duration::from_hours(31 * 24);
+
+/// [`AT_START`] and the time since the machine started, suspended time included (`CLOCK_BOOTTIME`).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BootClock;
 
@@ -17,7 +21,9 @@ impl Clock for BootClock {
     fn now(&self) -> Duration {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         // The kernel counts from 0 upwards.
-        Duration::new(now.tv_sec.try_into().unwrap_or_default(), now.tv_nsec.try_into().unwrap_or_default())
+        let running =
+            Duration::new(now.tv_sec.try_into().unwrap_or_default(), now.tv_nsec.try_into().unwrap_or_default());
+        AT_START.saturating_add(running)
     }
 }
 

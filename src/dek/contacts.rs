@@ -70,6 +70,8 @@ pub struct Contact {
     pub asked: Duration,
     /// When it unwrapped last.
     pub opened: Option<Duration>,
+    /// When this ends at the latest, where it comes from before a reboot.
+    until: Option<Duration>,
     denials: Option<Denials>,
 }
 
@@ -87,7 +89,24 @@ impl Denials {
     }
 }
 
+/// Until when a KEK version vouches for what it wrapped: what outlives a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vouched {
+    /// The version that unwrapped.
+    pub version: KekVersion,
+    /// When it unwrapped last.
+    pub opened: Duration,
+    /// When this ends, whatever the configuration says; none where that alone decides.
+    pub until: Option<Duration>,
+}
+
 impl Contact {
+    /// When what the version wrapped may no longer be used.
+    fn end(&self, limit: Duration) -> Option<Duration> {
+        let end = self.opened?.saturating_add(limit);
+        Some(self.until.map_or(end, |until| until.min(end)))
+    }
+
     /// Whether the denials are definite.
     pub fn is_denied(&self) -> bool {
         self.denials.is_some_and(Denials::is_definite)
@@ -120,11 +139,50 @@ impl Contacts {
             }
             _ => Denials { first: now, last: now, count: 1 },
         });
-        let opened = match standing {
-            Standing::Opens => Some(now),
-            _ => before.and_then(|contact| contact.opened),
+        let (opened, until) = match standing {
+            Standing::Opens => (Some(now), None),
+            _ => before.map_or((None, None), |contact| (contact.opened, contact.until)),
         };
-        self.versions.insert(version.clone(), Contact { standing, asked: now, opened, denials });
+        self.versions.insert(version.clone(), Contact { standing, asked: now, opened, until, denials });
+    }
+
+    /// Takes up what an earlier process knew of a version; an unwrap of this one counts for more.
+    pub(super) fn take_over(&mut self, vouched: &Vouched) {
+        let Vouched { version, opened, until } = vouched;
+        match self.versions.get_mut(version) {
+            Some(contact) if contact.opened.is_some() => {}
+            Some(contact) => (contact.opened, contact.until) = (Some(*opened), *until),
+            None => {
+                let contact = Contact {
+                    standing: Standing::Opens,
+                    asked: *opened,
+                    opened: Some(*opened),
+                    until: *until,
+                    denials: None,
+                };
+                self.versions.insert(version.clone(), contact);
+            }
+        }
+    }
+
+    /// Ends what was taken up from before a reboot at `until` or before; what was unwrapped since is not concerned.
+    pub(super) fn shorten(&mut self, version: &KekVersion, until: Duration) {
+        if let Some(end) = self.versions.get_mut(version).and_then(|contact| contact.until.as_mut()) {
+            *end = until.min(*end);
+        }
+    }
+
+    /// The versions that are not denied, and when each unwrapped last.
+    pub(super) fn vouched(&self) -> impl Iterator<Item = Vouched> {
+        let known = self.versions.iter().filter(|(_, contact)| !contact.is_denied());
+        known.filter_map(|(version, contact)| {
+            Some(Vouched { version: version.clone(), opened: contact.opened?, until: contact.until })
+        })
+    }
+
+    /// How long a DEK may be used after the last unwrap.
+    pub(super) fn limit(&self) -> Duration {
+        self.limit
     }
 
     /// Ends a row of denials: the version answered something else, which says nothing about the next DEK.
@@ -155,8 +213,8 @@ impl Contacts {
         if self.is_denied(versions) {
             return None;
         }
-        let opened = self.usable(versions).filter_map(|version| self.versions.get(version)?.opened).max()?;
-        opened.saturating_add(self.limit).checked_sub(now).filter(|left| !left.is_zero())
+        let ends = self.usable(versions).filter_map(|version| self.versions.get(version)?.end(self.limit));
+        ends.max()?.checked_sub(now).filter(|left| !left.is_zero())
     }
 
     /// Whether every configured KEK that could unwrap what `versions` wrapped definitely denies it.
@@ -203,6 +261,31 @@ mod tests {
         assert_eq!(contacts.remaining(&by, at(130)), Some(at(40)));
         assert_eq!(contacts.remaining(&by, at(170)), None);
         assert_eq!(contacts.remaining(&[version("a", "2")], at(130)), None, "another version says nothing");
+    }
+
+    #[test]
+    fn what_is_taken_up_ends_as_it_was_said_until_the_version_unwraps() {
+        let (mut contacts, by) = (contacts(), [version("a", "1")]);
+        contacts.take_over(&Vouched { version: by[0].clone(), opened: at(100), until: Some(at(120)) });
+        contacts.note(&by[0], Standing::Silent, at(101));
+        assert_eq!(contacts.remaining(&by, at(110)), Some(at(10)));
+        contacts.shorten(&by[0], at(130));
+        assert_eq!(contacts.remaining(&by, at(110)), Some(at(10)), "it is never later");
+        contacts.shorten(&by[0], at(115));
+        assert_eq!(contacts.remaining(&by, at(110)), Some(at(5)));
+        assert_eq!(contacts.remaining(&by, at(115)), None);
+        contacts.note(&by[0], Standing::Opens, at(116));
+        contacts.shorten(&by[0], at(117));
+        contacts.take_over(&Vouched { version: by[0].clone(), opened: at(100), until: Some(at(117)) });
+        assert_eq!(contacts.remaining(&by, at(116)), Some(LIMIT), "an unwrap counts for more");
+    }
+
+    #[test]
+    fn what_is_taken_up_after_a_question_is_not_as_young_as_the_question() {
+        let (mut contacts, by) = (contacts(), [version("a", "1")]);
+        contacts.note(&by[0], Standing::Silent, at(150));
+        contacts.take_over(&Vouched { version: by[0].clone(), opened: at(100), until: None });
+        assert_eq!(contacts.remaining(&by, at(150)), Some(at(10)));
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::time::Duration;
 use prost::Message;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::clock::AT_START;
+use super::contacts::Vouched;
 use crate::crypto::seal::dek_id;
 use crate::crypto::secret::{DEK_BYTES, Dek, DekId};
 use crate::kek::{ClusterName, KekVersion, Lineage};
@@ -20,7 +22,7 @@ pub const MAX_BYTES: usize = 4 << 20;
 /// What is handed over.
 #[derive(Debug)]
 pub struct Handover {
-    /// When it was made, in time since the machine's start.
+    /// When it was made, by the clock of this machine.
     pub made: Duration,
     /// The cluster whose DEKs they are.
     pub cluster: ClusterName,
@@ -28,8 +30,8 @@ pub struct Handover {
     pub epoch: u64,
     /// Every DEK that was in memory.
     pub deks: Vec<HeldDek>,
-    /// When each KEK version unwrapped last, in time since the machine's start.
-    pub opened: Vec<(KekVersion, Duration)>,
+    /// When each KEK version unwrapped last.
+    pub opened: Vec<Vouched>,
 }
 
 /// A DEK, and what it was unwrapped from.
@@ -74,8 +76,8 @@ struct Record {
     #[prost(message, repeated, tag = "5")]
     opened: Vec<VersionRecord>,
     /// Milliseconds since the machine's start.
-    #[prost(uint64, tag = "6")]
-    made: u64,
+    #[prost(int64, tag = "6")]
+    made: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -94,21 +96,49 @@ struct VersionRecord {
     lineage: Vec<u8>,
     #[prost(string, tag = "2")]
     version: String,
-    /// Milliseconds since the machine's start; 0 where that is said elsewhere.
-    #[prost(uint64, tag = "3")]
-    opened: u64,
+    /// Milliseconds since the machine's start, negative before a reboot; 0 where that is said elsewhere.
+    #[prost(int64, tag = "3")]
+    opened: i64,
+    /// The same.
+    #[prost(int64, optional, tag = "4")]
+    until: Option<i64>,
 }
 
 impl VersionRecord {
-    fn of(version: &KekVersion, opened: Duration) -> Self {
-        let opened = u64::try_from(opened.as_millis()).unwrap_or(u64::MAX);
-        Self { lineage: version.lineage.0.to_vec(), version: version.version.clone(), opened }
+    fn of(version: &KekVersion) -> Self {
+        Self { lineage: version.lineage.0.to_vec(), version: version.version.clone(), opened: 0, until: None }
     }
 
-    fn read(self) -> Result<(KekVersion, Duration), HandoverError> {
-        let lineage = self.lineage.try_into().map_err(|_| HandoverError::Unreadable("a lineage is not 16 bytes"))?;
-        Ok((KekVersion { lineage: Lineage(lineage), version: self.version }, Duration::from_millis(self.opened)))
+    fn vouched(vouched: &Vouched) -> Self {
+        let (opened, until) = (since_start(vouched.opened), vouched.until.map(since_start));
+        Self { opened, until, ..Self::of(&vouched.version) }
     }
+
+    fn read(&self) -> Result<KekVersion, HandoverError> {
+        let lineage = self.lineage.as_slice().try_into();
+        let lineage = lineage.map_err(|_| HandoverError::Unreadable("a lineage is not 16 bytes"))?;
+        Ok(KekVersion { lineage: Lineage(lineage), version: self.version.clone() })
+    }
+
+    /// None where it was over before the clock began.
+    fn read_vouched(&self) -> Result<Option<Vouched>, HandoverError> {
+        let version = self.read()?;
+        let until = self.until.map(at).map_or(Some(None), |until| until.map(Some));
+        let vouched = at(self.opened).zip(until);
+        Ok(vouched.map(|(opened, until)| Vouched { version, opened, until }))
+    }
+}
+
+/// Milliseconds from the machine's start to `time` of its clock.
+fn since_start(time: Duration) -> i64 {
+    let signed = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    signed(time).saturating_sub(signed(AT_START))
+}
+
+/// The other way; none before the clock began.
+fn at(since_start: i64) -> Option<Duration> {
+    let begin = i64::try_from(AT_START.as_millis()).unwrap_or(i64::MAX);
+    u64::try_from(since_start.saturating_add(begin)).ok().map(Duration::from_millis)
 }
 
 // The decoder puts the DEKs into vectors of its own, which are none of the types that clear themselves.
@@ -121,7 +151,7 @@ impl Drop for Record {
 impl Handover {
     /// Format 1 in protobuf, with every DEK in clear; at most [`MAX_BYTES`].
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let versions = |dek: &HeldDek| dek.versions.iter().map(|one| VersionRecord::of(one, Duration::ZERO)).collect();
+        let versions = |dek: &HeldDek| dek.versions.iter().map(VersionRecord::of).collect();
         let deks = self.deks.iter().map(|held| DekRecord {
             dek: held.dek.expose().to_vec(),
             versions: versions(held),
@@ -132,8 +162,8 @@ impl Handover {
             cluster: self.cluster.to_string(),
             epoch: self.epoch,
             deks: deks.collect(),
-            opened: self.opened.iter().map(|(version, opened)| VersionRecord::of(version, *opened)).collect(),
-            made: u64::try_from(self.made.as_millis()).unwrap_or(u64::MAX),
+            opened: self.opened.iter().map(VersionRecord::vouched).collect(),
+            made: since_start(self.made),
         };
         // With all of its room from the start: a vector that grows leaves copies behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(record.encoded_len()));
@@ -162,21 +192,18 @@ impl Handover {
             }
             let dek = Dek::from_unwrapped(&mut *bytes).filter(|_| is_whole);
             let dek = Arc::new(dek.ok_or(HandoverError::Unreadable("a DEK is not 32 bytes"))?);
-            let versions = std::mem::take(&mut held.versions).into_iter();
-            let versions = versions.map(|one| one.read().map(|(version, _)| version)).collect::<Result<_, _>>()?;
+            let versions = held.versions.iter().map(VersionRecord::read).collect::<Result<_, _>>()?;
             // The id is computed, not read: a damaged record cannot put another DEK under the id of one that is in use.
             let wraps = held.wraps.as_slice().try_into();
             let wraps = wraps.map_err(|_| HandoverError::Unreadable("a digest is not 32 bytes"))?;
             deks.push(HeldDek { id: dek_id(&dek), dek, versions, wraps });
         }
-        let opened = std::mem::take(&mut record.opened).into_iter().map(VersionRecord::read);
-        Ok(Self {
-            made: Duration::from_millis(record.made),
-            cluster: cluster.clone(),
-            epoch,
-            deks,
-            opened: opened.collect::<Result<_, _>>()?,
-        })
+        let mut opened = Vec::new();
+        for record in &record.opened {
+            opened.extend(record.read_vouched()?);
+        }
+        let made = at(record.made).ok_or(HandoverError::Unreadable("it was made before the clock began"))?;
+        Ok(Self { made, cluster: cluster.clone(), epoch, deks, opened })
     }
 }
 
@@ -194,7 +221,7 @@ mod tests {
             cluster,
             epoch: 1,
             deks,
-            opened: vec![(version, Duration::from_millis(1234))],
+            opened: vec![Vouched { version, opened: Duration::from_millis(1234), until: Some(Duration::from_secs(9)) }],
         }
     }
 

@@ -1,7 +1,8 @@
 //! Wrapped DEKs that outlive a restart: an index in memory, written to the state folder behind everybody's back.
 //!
-//! The folder is a cache, which may be lost, and holds no secret. Nobody who asks or tells the store something waits
-//! for a disk: [`DekStore::write_behind`] does, in a task of its own, and tries again for as long as it takes.
+//! The folder is a cache, which may be lost, and holds no secret; what lies in it sealed ([`super::sealed`]) is not the
+//! store's. Nobody who asks or tells the store something waits for a disk: [`DekStore::write_behind`] does, in a task of
+//! its own, and tries again for as long as it takes.
 
 mod folder;
 mod state_files;

@@ -12,6 +12,7 @@ const RECKONS: &[&str] = &[
     "backup/snapshot.rs",
     "dek/contacts.rs",
     "dek/history.rs",
+    "dek/sealed.rs",
     "etcd/encrypted_object.rs",
     "etcd/history.rs",
     "etcd/scan.rs",

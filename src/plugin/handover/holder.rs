@@ -18,7 +18,7 @@ use rustix::process::geteuid;
 use tracing::{info, warn};
 
 use super::keeper::Keeper;
-use crate::dek::clock::{BootClock, Clock};
+use crate::dek::clock::{AT_START, BootClock, Clock};
 
 /// For one question and its answer.
 const WITHIN: Duration = Duration::from_secs(1);
@@ -94,7 +94,8 @@ impl Holder {
 
 impl Keeper for Holder {
     fn keep(&self, memory: OwnedFd, until: Duration) -> io::Result<()> {
-        self.ask(Ask::Hold(until), Some(memory.as_fd())).map(|_| ())
+        // In time since the machine's start, as the kernel counts it.
+        self.ask(Ask::Hold(until.saturating_sub(AT_START)), Some(memory.as_fd())).map(|_| ())
     }
 
     fn forget(&self) -> io::Result<()> {
@@ -115,7 +116,7 @@ pub fn hold(path: &Path) -> io::Result<()> {
     info!(socket = %path.display(), "holding");
     let mut held: Option<(OwnedFd, Duration)> = None;
     loop {
-        let left = held.as_ref().map(|(_, until)| until.saturating_sub(BootClock.now()));
+        let left = held.as_ref().map(|(_, until)| until.saturating_add(AT_START).saturating_sub(BootClock.now()));
         if left.is_some_and(|left| left.is_zero()) {
             info!("closed: its time is over");
             held = None;
