@@ -19,8 +19,8 @@ pub use self::error::{ConfigError, Problem};
 pub use self::file::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
 use self::file::{File, Health};
 pub use self::listen::{DEFAULT_LISTEN, HealthAddress, HealthSettings, SocketAddress, SocketSettings};
-use self::process::{Audit, HandoverItem};
-pub use self::process::{AuditSettings, SandboxSettings};
+use self::process::{Audit, HandoverItem, SealedStateItem};
+pub use self::process::{AuditSettings, SandboxSettings, SealedStateSettings};
 use crate::kek::{ClusterName, Lineage, NotAClusterName};
 use crate::key_stores::{KekConfig, KekItem, Mistake, TakeoverConfig, TakeoverItem};
 
@@ -61,6 +61,8 @@ pub struct Config {
     pub sandbox: SandboxSettings,
     /// The socket of the process that holds the keys in memory over a restart, where there is one.
     pub handover: Option<PathBuf>,
+    /// How the keys outlive a reboot of the node, where they do.
+    pub sealed_state: Option<SealedStateSettings>,
     /// Every absolute path that the KEKs' settings name.
     pub files: Vec<PathBuf>,
 }
@@ -100,7 +102,8 @@ impl Config {
 impl Config {
     /// Whether a KEK runs a vendor's library, which opens files that nobody knows beforehand.
     pub fn hosts_a_library(&self) -> bool {
-        self.keks.iter().chain(&self.retired).any(KekConfig::hosts_a_library)
+        let sealing = self.sealed_state.iter().map(|sealed| &sealed.kek);
+        self.keks.iter().chain(&self.retired).chain(sealing).any(KekConfig::hosts_a_library)
     }
 }
 
@@ -136,6 +139,7 @@ impl Checker<'_> {
         let max_offline_age = self.duration(&file.max_offline_age, "maxOfflineAge", "0s", "30days");
         let refresh_interval = self.duration(&file.refresh_interval, "refreshInterval", "1s", "1h");
         let prove_interval = self.duration(&file.prove_interval, "proveInterval", "1s", "1day");
+        let sealed_state = file.sealed_state.and_then(|item| self.sealed_state(item, &mut names, max_offline_age));
         let health = self.health(file.health);
         let audit = file.audit.map(|Audit { file, required }| {
             if !file.value.is_absolute() {
@@ -168,6 +172,7 @@ impl Checker<'_> {
             audit,
             sandbox: file.sandbox,
             handover,
+            sealed_state,
             files: paths::of_keks(self.text),
         })
     }
@@ -226,27 +231,54 @@ impl Checker<'_> {
         names: &mut HashSet<String>,
         mut parse: impl FnMut(I) -> (String, Result<T, Vec<Mistake>>),
     ) -> Vec<T> {
-        let mut parsed = Vec::new();
-        for (index, item) in items.into_iter().enumerate() {
-            let at = Spanned { value: (), referenced: item.referenced, defined: item.defined };
-            let place = (at.referenced.line(), at.referenced.column());
-            let path = format!("{list}[{index}]");
-            let (name, result) = parse(item.value);
-            if name.is_empty() || !names.insert(name.clone()) {
-                let problem = format!("{name:?} is empty or used twice; give each KEK its own name");
-                self.add(&at, &format!("{path}.name"), &problem);
-            }
-            match result {
-                Ok(item) => parsed.push(item),
-                Err(mistakes) => self.problems.extend(mistakes.into_iter().map(|mistake| Problem {
-                    file: self.file.to_owned(),
-                    at: Some(syntax::place_of(self.text, place, &mistake.field)),
-                    field: if mistake.field.is_empty() { path.clone() } else { format!("{path}.{}", mistake.field) },
-                    problem: mistake.problem,
-                })),
-            }
+        let items = items.into_iter().enumerate();
+        items.filter_map(|(index, item)| self.item(&format!("{list}[{index}]"), item, names, &mut parse)).collect()
+    }
+
+    fn item<I, T>(
+        &mut self,
+        path: &str,
+        item: Spanned<I>,
+        names: &mut HashSet<String>,
+        parse: impl FnOnce(I) -> (String, Result<T, Vec<Mistake>>),
+    ) -> Option<T> {
+        let at = Spanned { value: (), referenced: item.referenced, defined: item.defined };
+        let place = (at.referenced.line(), at.referenced.column());
+        let (name, result) = parse(item.value);
+        if name.is_empty() || !names.insert(name.clone()) {
+            let problem = format!("{name:?} is empty or used twice; give each KEK its own name");
+            self.add(&at, &format!("{path}.name"), &problem);
         }
-        parsed
+        let mistakes = match result {
+            Ok(item) => return Some(item),
+            Err(mistakes) => mistakes,
+        };
+        self.problems.extend(mistakes.into_iter().map(|mistake| Problem {
+            file: self.file.to_owned(),
+            at: Some(syntax::place_of(self.text, place, &mistake.field)),
+            field: if mistake.field.is_empty() { path.to_owned() } else { format!("{path}.{}", mistake.field) },
+            problem: mistake.problem,
+        }));
+        None
+    }
+
+    fn sealed_state(
+        &mut self,
+        item: SealedStateItem,
+        names: &mut HashSet<String>,
+        max_offline_age: Duration,
+    ) -> Option<SealedStateSettings> {
+        let parse = |item: KekItem| (item.name.clone(), item.parse_local());
+        let kek = self.item("sealedState.kek", item.kek, names, parse);
+        let max_age = item.max_age.map_or(max_offline_age, |text| {
+            let max_age = self.duration(&text, "sealedState.maxAge", "1s", "30days");
+            if max_age > max_offline_age {
+                let problem = "is longer than maxOfflineAge, which ends the use of a DEK anyway";
+                self.add(&text, "sealedState.maxAge", problem);
+            }
+            max_age
+        });
+        Some(SealedStateSettings { kek: kek?, max_age })
     }
 
     fn lineages(&mut self, texts: &[Spanned<String>]) -> BTreeSet<Lineage> {

@@ -41,8 +41,13 @@ pub fn open_set(
     retired: &[KekConfig],
     metrics: &Arc<Metrics>,
 ) -> Result<KekSet, (String, KekError)> {
-    let open = |kek: &KekConfig| Arc::new(GuardedKek::new(kek.name.clone(), kek.open(), metrics.clone()));
+    let open = |kek: &KekConfig| Arc::new(open_one(kek, metrics));
     KekSet::new(active.iter().map(open).collect(), retired.iter().map(open).collect())
+}
+
+/// Opens one KEK alone.
+pub(crate) fn open_one(kek: &KekConfig, metrics: &Arc<Metrics>) -> GuardedKek {
+    GuardedKek::new(kek.name.clone(), kek.open(), metrics.clone())
 }
 
 /// Everything that opens what other plugins stored.
@@ -173,6 +178,20 @@ impl KekItem {
             _ => format!("KEK {name:?} has several kinds ({}); give each its own item under keks", kinds.join(", ")),
         })?;
         Ok(KekConfig { name, key_store })
+    }
+
+    /// The same for a KEK that is to be there while no network is.
+    ///
+    /// # Errors
+    /// As of [`KekItem::parse`], and for a kind that asks a server.
+    pub fn parse_local(self) -> Result<KekConfig, Vec<Mistake>> {
+        let kek = self.parse()?;
+        if kek.key_store.asks_a_server() {
+            let problem = "asks a server, which may be away when the node starts; use a kind whose key lies on this \
+                           machine: a keyring file, or pkcs11 with a token of this machine";
+            return Err(vec![Mistake::new("", problem)]);
+        }
+        Ok(kek)
     }
 
     /// The kinds that have settings here; a valid item has exactly one.

@@ -8,6 +8,7 @@ use kube_envelope::config::Config;
 use kube_envelope::crypto::seal::digest;
 use kube_envelope::crypto::secret::Dek;
 use kube_envelope::dek::history::History;
+use kube_envelope::dek::sealed::SealedState;
 use kube_envelope::dek::store::StateFolder;
 use kube_envelope::envelope::{Ciphertext, WrappedDekSet};
 use kube_envelope::etcd::Stored;
@@ -77,6 +78,14 @@ pub fn stored_dek(bytes: &[u8]) {
         if let Some(history) = History::decode(&record) {
             assert_eq!(History::decode(&history.encode()).as_ref(), Some(&history));
         }
+    }
+}
+
+/// The sealed state in the same folder, before a KEK is asked: what is read is written back as the same.
+pub fn sealed_state(bytes: &[u8]) {
+    let cluster = "cluster".parse().expect("a name");
+    if let Ok(state) = SealedState::decode(bytes, &cluster, 1) {
+        assert_eq!(SealedState::decode(&state.encode(), &cluster, 1).expect("our own encoding"), state);
     }
 }
 

@@ -69,6 +69,12 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
                 .as_ref()
                 .map_or("the service manager, if it stores".into(), |socket| socket.display().to_string()),
         ),
+        (
+            "sealedState",
+            config.sealed_state.as_ref().map_or("none".into(), |sealed| {
+                format!("by KEK {}, for {}", sealed.kek.name, duration(sealed.max_age))
+            }),
+        ),
     ]
 }
 

@@ -21,13 +21,14 @@ use self::reload::{Reload, settings};
 use self::sandbox::Sandbox;
 use super::exit::Exit;
 use crate::cli::ServeArgs;
-use crate::config::Config;
+use crate::config::{Config, SealedStateSettings};
 use crate::dek::cache::DekCache;
 use crate::dek::clock::BootClock;
 use crate::dek::store::{DekStore, StateFolder, is_private};
 use crate::files;
+use crate::key_stores;
 use crate::plugin::audit::{Audit, Event};
-use crate::plugin::handover;
+use crate::plugin::handover::{self, SealedStateFile};
 use crate::plugin::health::{Health, listener};
 use crate::plugin::refresh::{Refresh, Settings};
 use crate::plugin::server;
@@ -135,7 +136,9 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
         keks: kek_health.clone(),
         started: jiff::Timestamp::now(),
     };
-    let mut refresh = Refresh::new(service.clone(), settings.clone(), metrics.clone(), kek_health);
+    let sealed = sealed_state(&config, &metrics);
+    let refresh = Refresh::new(service.clone(), settings.clone(), metrics.clone(), kek_health);
+    let mut refresh = refresh.with_sealed_state(sealed.clone());
     let keeper = handover::keeper(config.handover.clone());
     let mut is_taken = true;
     if let Some(keeper) = &keeper {
@@ -145,6 +148,9 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
     refresh.turn().await;
     if let Some(keeper) = keeper {
         background.spawn(handover::keep_up(service.clone(), keeper, config.epoch, is_taken));
+    }
+    if let Some(sealed) = sealed {
+        background.spawn(sealed.keep_up(service.clone()));
     }
     let (new_settings, settings) = watch::channel(settings);
     background.spawn(refresh.run(settings));
@@ -171,6 +177,18 @@ async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened
     service.store().is_written(WRITTEN_WITHIN).await;
     audit.stop().await;
     ended
+}
+
+/// What outlives a reboot, where that is configured; what was sealed before goes where it is not any more.
+fn sealed_state(config: &Config, metrics: &Arc<Metrics>) -> Option<Arc<SealedStateFile>> {
+    let Some(SealedStateSettings { kek, max_age }) = &config.sealed_state else {
+        if let Err(error) = SealedStateFile::remove_from(&config.state_dir) {
+            warn!(%error, folder = %config.state_dir.display(), "what was sealed in stateDir cannot be removed");
+        }
+        return None;
+    };
+    let kek = key_stores::open_one(kek, metrics);
+    Some(Arc::new(SealedStateFile::new(&config.state_dir, kek, *max_age, metrics.clone())))
 }
 
 /// Waits until one of the tasks ends, which none does by itself: without it the plugin would go on, and follow nothing.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use super::listen::DEFAULT_LISTEN;
-use super::process::{Audit, HandoverItem, SandboxSettings};
+use super::process::{Audit, HandoverItem, SandboxSettings, SealedStateItem};
 use crate::key_stores::{KekItem, TakeoverItem};
 
 /// Default of the socket's path.
@@ -86,6 +86,9 @@ pub(super) struct File {
     /// A process that holds the DEKs in memory over a restart (`kube-envelope hold`). Default: none.
     #[serde(default)]
     pub(super) handover: Option<HandoverItem>,
+    /// Seals the DEKs in stateDir for a start after a reboot while no KEK answers. Default: none.
+    #[serde(default)]
+    pub(super) sealed_state: Option<SealedStateItem>,
 }
 
 #[derive(Deserialize)]

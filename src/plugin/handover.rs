@@ -1,12 +1,15 @@
 //! Hands the DEKs in memory to the plugin that is started after this one, so that a restart while every KEK is away goes
-//! on: through the service manager's store of file descriptors, or a small process that holds one.
+//! on: through the service manager's store of file descriptors, or a small process that holds one; and over a reboot of
+//! the node through the state folder, sealed under a KEK of this machine (`sealed_state`).
 //!
-//! What is handed over lies in sealed memory that no file system names. It is updated at each change, and taken
+//! What is handed over in memory lies where no file system names it. All of it is updated at each change, and taken
 //! back when nothing may be used any more: what was denied or became too old is not waiting for the next start.
 
+mod held;
 mod holder;
 mod keeper;
 mod memory;
+mod sealed_state;
 mod service_manager;
 
 use std::io;
@@ -17,8 +20,10 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use self::held::{blocking, held};
 pub use self::holder::{Holder, hold};
 pub use self::keeper::Keeper;
+pub use self::sealed_state::SealedStateFile;
 pub use self::service_manager::ServiceManager;
 use super::service::Service;
 use crate::dek::handover::Handover;
@@ -80,10 +85,10 @@ pub async fn keep_up(service: Arc<Service>, keeper: Arc<dyn Keeper>, epoch: u64,
         is_taken = take_over(&service, keeper.clone(), epoch).await;
     }
     let mut changes = service.cache().changes();
-    let mut said = Offer::NotYet;
+    let (mut said, mut used) = (Offer::NotYet, None);
     loop {
-        let offered =
-            offer(&service, keeper.clone(), &said).await.unwrap_or_else(|error| Offer::Refused(error.to_string()));
+        let offered = offer(&service, keeper.clone(), &said, &mut used).await;
+        let offered = offered.unwrap_or_else(|error| Offer::Refused(error.to_string()));
         if offered != said {
             match &offered {
                 Offer::Refused(error) => warn!(error, "the next start will not find the keys of this one"),
@@ -121,27 +126,21 @@ enum Offer {
     Refused(String),
 }
 
-async fn offer(service: &Service, keeper: Arc<dyn Keeper>, said: &Offer) -> io::Result<Offer> {
-    let (deks, opened) = service.cache().hand_over();
+async fn offer(service: &Service, keeper: Arc<dyn Keeper>, said: &Offer, epoch: &mut Option<u64>) -> io::Result<Offer> {
     let serving = service.serving();
-    let epoch = serving.generation().map(|generation| generation.wrapped().epoch);
-    // The longest of all is enough for the keeper: the next process judges each DEK by the KEK versions that wrapped it.
-    let until = deks.iter().filter_map(|held| service.cache().remaining(held.id)).max();
-    let Some(remaining) = until else {
+    // What is left when the active generation was stopped is of the same epoch; what was denied must not stay.
+    *epoch = serving.generation().map(|generation| generation.wrapped().epoch).or(*epoch);
+    let Some(handover) = held(service, epoch.unwrap_or_default()) else {
         if *said == Offer::Nothing {
             return Ok(Offer::Nothing);
         }
         return blocking(move || keeper.forget().map(|()| Offer::Nothing)).await;
     };
-    let Some(epoch) = epoch else { return Ok(Offer::NotYet) };
-    let (cluster, now) = (service.cluster().clone(), service.cache().now());
-    blocking(move || {
-        let handover = Handover { made: now, cluster, epoch, deks, opened };
-        keeper.keep(memory::sealed(&handover.encode())?, now.saturating_add(remaining)).map(|()| Offer::Kept)
-    })
-    .await
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    if epoch.is_none() {
+        return Ok(Offer::NotYet);
+    }
+    // The longest of all is enough for the keeper: the next process judges each DEK by the KEK versions that wrapped it.
+    let remaining = handover.deks.iter().filter_map(|held| service.cache().remaining(held.id)).max();
+    let until = handover.made.saturating_add(remaining.unwrap_or_default());
+    blocking(move || keeper.keep(memory::sealed(&handover.encode())?, until).map(|()| Offer::Kept)).await
 }

@@ -39,6 +39,7 @@ use self::recover::Recovery;
 use self::settings::SOON;
 pub use self::settings::Settings;
 use self::warm::Warm;
+use super::handover::SealedStateFile;
 use super::service::Service;
 use super::state::Serving;
 use crate::crypto::seal::os_random;
@@ -73,6 +74,7 @@ impl Refresh {
             proofs: Proofs::default(),
             warm: Warm::default(),
             recovery: None,
+            sealed: None,
             lost: BTreeSet::new(),
             lost_until: Instant::now(),
             attempt: None,
@@ -99,6 +101,13 @@ impl Refresh {
     #[must_use]
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.random = StdRng::seed_from_u64(seed);
+        self
+    }
+
+    /// Takes up what was sealed before a reboot when no KEK answers.
+    #[must_use]
+    pub fn with_sealed_state(mut self, sealed: Option<Arc<SealedStateFile>>) -> Self {
+        self.sealed = sealed;
         self
     }
 
@@ -206,7 +215,8 @@ impl Refresh {
         // A reload, or a disk that was read late, may have made another generation the newest.
         if self.recovery.as_ref().map(Recovery::dek_id) != current.as_ref().map(|(id, _)| *id) {
             let keks = self.settings.keks.clone();
-            self.recovery = current.map(|(id, wrapped)| Recovery::start(self.service.clone(), keks, id, wrapped));
+            let before = self.sealed.clone().map(|sealed| (sealed, self.settings.epoch));
+            self.recovery = current.map(|kept| Recovery::start(self.service.clone(), keks, kept, before));
         }
     }
 

@@ -81,6 +81,7 @@ pub struct Metrics {
     missing_deks: Gauge,
     memory_only_deks: Gauge,
     coasting_ends: Gauge<f64, AtomicU64>,
+    sealed_state_ends: Gauge<f64, AtomicU64>,
     kek_versions: Family<KekVersionLabels, Gauge>,
     key_id: Family<KeyIdLabels, Gauge>,
     reloads: Family<ReloadLabels, Counter>,
@@ -118,6 +119,7 @@ impl Metrics {
             missing_deks: Gauge::default(),
             memory_only_deks: Gauge::default(),
             coasting_ends: Gauge::default(),
+            sealed_state_ends: Gauge::default(),
             kek_versions: Family::default(),
             key_id: Family::default(),
             reloads: Family::default(),
@@ -192,6 +194,11 @@ impl Metrics {
             self.coasting_ends.clone(),
         );
         registry.register(
+            "sealed_state_ends_timestamp_seconds",
+            "Until when a start after a reboot finds DEKs that it may use without a KEK; 0 where it finds none",
+            self.sealed_state_ends.clone(),
+        );
+        registry.register(
             "kek_version_verdict",
             "1 for what each version of a KEK did when it was last asked to unwrap: opens, denies, lost, silent",
             self.kek_versions.clone(),
@@ -232,8 +239,7 @@ impl Metrics {
 
     /// Notes when the credentials for a KEK expire.
     pub(crate) fn credentials_expire(&self, kek: &str, at: jiff::Timestamp) {
-        #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit a double's 53 bits")]
-        self.credentials_expire.get_or_create(&KekName { kek: kek.into() }).set(at.as_second() as f64);
+        self.credentials_expire.get_or_create(&KekName { kek: kek.into() }).set(seconds(at));
     }
 
     /// Counts an adoption.
@@ -267,6 +273,11 @@ impl Metrics {
     /// Notes how long the active DEK may still be used if no KEK unwraps it again.
     pub(crate) fn coasting_ends_in(&self, left: Duration) {
         self.coasting_ends.set(left.as_secs_f64());
+    }
+
+    /// Notes until when a start after a reboot finds something.
+    pub(crate) fn sealed_state_ends(&self, end: Option<jiff::Timestamp>) {
+        self.sealed_state_ends.set(end.map_or(0.0, seconds));
     }
 
     /// Notes what each version of each KEK did when it was last asked to unwrap: KEK, version, word.
@@ -314,6 +325,11 @@ impl Metrics {
             .expect("writing to a string does not fail");
         text
     }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit a double's 53 bits")]
+fn seconds(at: jiff::Timestamp) -> f64 {
+    at.as_second() as f64
 }
 
 fn set(gauge: &Gauge, count: usize) {

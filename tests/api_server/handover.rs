@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
+use crate::sealed_state::sealed_by;
 use crate::support::fakes::faults::Fault;
-use crate::support::key_store::{ALL, KeyStore, settings};
+use crate::support::key_store::{ALL, KeyStore, reconfigure, settings};
 use crate::support::plugin::encryption_configuration;
-use crate::support::{ApiServer, ApiServerOptions, Encryption, Etcd, Plugin, Process, wait_until};
+use crate::support::{ApiServer, ApiServerOptions, Encryption, Etcd, KeyringFile, Plugin, Process, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -125,6 +126,45 @@ async fn without_the_holder_the_plugin_serves_and_gives_it_the_keys_once_it_is_t
     plugin.kill();
     plugin.restart().await;
     assert_eq!(plugin.wait_healthy().await, key_id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_answers_late_is_heard() {
+    let (store, holder) = (KeyStore::start("primary").await, Holder::start());
+    let mut plugin = Plugin::start(&settings(&[&store], &holder.setting())).await;
+    let key_id = plugin.wait_healthy().await;
+    wait_handed_over(&plugin).await;
+    store.faults.set(Fault::Refuse);
+    plugin.kill();
+    holder.process.signal(rustix::process::Signal::STOP);
+    plugin.restart().await;
+    assert!(plugin.process.says("nothing is taken over from an earlier process"));
+    assert!(plugin.status().await.is_none(), "no KEK answers, and no holder");
+    holder.process.signal(rustix::process::Signal::CONT);
+    assert_eq!(plugin.wait_healthy().await, key_id);
+}
+
+/// In memory and in the state folder.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_denied_is_not_left_for_the_next_process_beside_those_of_another_kek() {
+    let (former, now, holder) = (KeyStore::start("former").await, KeyStore::start("now").await, Holder::start());
+    let node = KeyringFile::create();
+    let more = format!("{}\n{}", holder.setting(), sealed_by(&node));
+    let mut plugin = Plugin::start(&settings(&[&former], &more)).await;
+    let first = plugin.wait_healthy().await;
+    reconfigure(&plugin, &settings(&[&now], &format!("{more}\nretired: [{}]", former.item())));
+    wait_until("the other KEK is in use", SOON, async || plugin.wait_healthy().await != first).await;
+    wait_handed_over(&plugin).await;
+    now.allow(&[]).await;
+    wait_for_state(&plugin, "stopped").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(plugin.folder().join("state/sealed").exists(), "the former key may still be used");
+    former.faults.set(Fault::Refuse);
+    now.faults.set(Fault::Refuse);
+    plugin.kill();
+    plugin.restart().await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(plugin.status().await.is_none(), "nothing was left of what was denied");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

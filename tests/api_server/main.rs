@@ -23,6 +23,10 @@ mod outages;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
 mod restarts;
+#[cfg(feature = "transit")]
+mod sealed_state;
 mod servers;
+#[cfg(all(feature = "pkcs11", feature = "transit"))]
+mod tpm;
 #[cfg(all(feature = "azure", feature = "gcp"))]
 mod two_clouds;

@@ -45,7 +45,8 @@ fn an_unknown_field_is_refused_with_the_known_ones() {
         &with("clutser: c"),
         &[
             "1:1: clutser: unknown field; expected one of cluster, epoch, socket, socketMode, socketGroup, allowedUids, stateDir, \
-           keks, retired, takeover, forget, maxOfflineAge, refreshInterval, proveInterval, health, audit, sandbox, handover",
+           keks, retired, takeover, forget, maxOfflineAge, refreshInterval, proveInterval, health, audit, sandbox, handover, \
+           sealedState",
         ],
     );
 }
@@ -90,6 +91,28 @@ fn a_relative_path_of_a_key_store_is_refused_at_its_place() {
             "4:13: keks[0].keyring.file: \"~/keyring.json\" is relative to wherever the plugin is started; \"~\" is not \
            expanded; write the whole path",
         ],
+    );
+}
+
+#[cfg(feature = "transit")]
+#[test]
+fn a_sealed_state_needs_a_kek_of_this_machine_and_ends_with_max_offline_age() {
+    let sealed = |kek: &str| {
+        with(&format!(
+            "keks:\n  - {{name: a, keyring: {{file: KEYRING}}}}\nmaxOfflineAge: 1h\nsealedState:\n  kek: {kek}"
+        ))
+    };
+    refused(
+        &sealed("{name: node, transit: {addresses: [\"https://v\"], key: k, auth: {tokenFile: /t}}}\n  maxAge: 2h"),
+        &[
+            "5:8: sealedState.kek: asks a server, which may be away when the node starts; use a kind whose key lies on this \
+             machine: a keyring file, or pkcs11 with a token of this machine",
+            "6:11: sealedState.maxAge: is longer than maxOfflineAge, which ends the use of a DEK anyway",
+        ],
+    );
+    refused(
+        &sealed("{name: a, keyring: {file: KEYRING}}"),
+        &["5:8: sealedState.kek.name: \"a\" is empty or used twice; give each KEK its own name"],
     );
 }
 

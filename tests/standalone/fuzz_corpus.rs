@@ -46,6 +46,11 @@ fn no_state_file_of_the_corpus_is_fatal() {
 }
 
 #[test]
+fn a_sealed_state_of_the_corpus_is_refused_or_written_back_as_it_was() {
+    replay("sealed_state", targets::sealed_state);
+}
+
+#[test]
 fn an_etcd_value_of_the_corpus_is_taken_for_what_its_prefix_says() {
     replay("etcd_value", targets::etcd_value);
 }

@@ -28,6 +28,7 @@ mod outages;
 mod rotation;
 mod running;
 mod sandbox;
+mod sealed_state;
 mod seam;
 mod secrets_stay_inside;
 mod simulation;

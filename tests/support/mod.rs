@@ -22,8 +22,11 @@ pub mod rival;
 pub mod rotation;
 #[cfg(feature = "pkcs11")]
 pub mod token;
+#[cfg(feature = "pkcs11")]
+pub mod tpm;
 #[cfg(feature = "transit")]
 pub mod vault;
+pub mod wall_clock;
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;

@@ -28,10 +28,13 @@ const PROFILE_WITHIN: Duration = Duration::from_secs(10);
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
     let active = config.keks.iter().map(|kek| check_one(&config.cluster, kek, true));
     let retired = config.retired.iter().map(|kek| check_one(&config.cluster, kek, false));
-    let (active, retired) = futures::future::join(join_all(active), join_all(retired)).await;
+    let sealing = config.sealed_state.iter().map(|sealed| &sealed.kek);
+    let sealed = sealing.clone().map(|kek| check_one(&config.cluster, kek, true));
+    let (active, retired, sealed) = futures::future::join3(join_all(active), join_all(retired), join_all(sealed)).await;
+    let (keks, answers) = (config.keks.iter().chain(&config.retired).chain(sealing), active.into_iter());
     let mut seen = HashMap::new();
     let mut findings = Vec::new();
-    for (kek, (lineage, found)) in config.keks.iter().chain(&config.retired).zip(active.into_iter().chain(retired)) {
+    for (kek, (lineage, found)) in keks.zip(answers.chain(retired).chain(sealed)) {
         findings.extend(found);
         // Each wrap names its KEK by lineage alone.
         let former = seen.insert(lineage, &kek.name);
@@ -169,7 +172,7 @@ async fn prove(cluster: &ClusterName, kek: &GuardedKek, check: impl Fn(&str) -> 
             return vec![failed(check("wrap"), &error).after(started.elapsed()), skipped];
         }
     };
-    let wrap = Finding::ok(check("wrap"), format!("{} bytes are stored with every object", wrapped.blob.len()));
+    let wrap = Finding::ok(check("wrap"), format!("a wrapped DEK has {} bytes", wrapped.blob.len()));
     let wrap = wrap.after(started.elapsed());
     let started = Instant::now();
     let unwrap = match kek.unwrap(&wrapped, &context).await {

@@ -90,16 +90,26 @@ fn needs_restart(running: &Config, new: &Config) -> Vec<&'static str> {
         ("audit", running.audit != new.audit),
         ("sandbox", running.sandbox != new.sandbox),
         ("handover", running.handover != new.handover),
+        // Settings of a KEK are compared as they print: no secret is among them.
+        ("sealedState", format!("{:?}", running.sealed_state) != format!("{:?}", new.sealed_state)),
     ];
     changed.into_iter().filter_map(|(field, changed)| changed.then_some(field)).collect()
 }
 
 /// Builds the KEKs and gathers what may change while the plugin runs.
 pub(super) fn settings(path: &Path, config: &Config, metrics: &Arc<Metrics>) -> Result<Settings, ConfigError> {
-    let keks = key_stores::open_set(&config.keks, &config.retired, metrics).map_err(|(name, error)| {
-        let problem = error.problem();
-        ConfigError::Invalid(vec![Problem { file: path.to_owned(), at: None, field: format!("KEK {name}"), problem }])
-    })?;
+    let invalid = |field: String, problem: String| {
+        ConfigError::Invalid(vec![Problem { file: path.to_owned(), at: None, field, problem }])
+    };
+    let keks = key_stores::open_set(&config.keks, &config.retired, metrics)
+        .map_err(|(name, error)| invalid(format!("KEK {name}"), error.problem()))?;
+    if let Some(sealed) = &config.sealed_state
+        && let Some(name) = keks.name(sealed.kek.open().lineage())
+    {
+        let problem =
+            format!("is the same key as KEK {name}, as far as the configuration tells; give it a key of its own");
+        return Err(invalid("sealedState.kek".into(), problem));
+    }
     Ok(Settings {
         keks,
         takeovers: key_stores::open_takeovers(&config.takeover, metrics),

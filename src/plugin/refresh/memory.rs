@@ -15,6 +15,7 @@ use super::settings::Settings;
 use super::warm::Warm;
 use crate::crypto::secret::{Dek, DekId};
 use crate::kek::{KekCause, KekVersion, Lineage};
+use crate::plugin::handover::SealedStateFile;
 use crate::plugin::service::Service;
 use crate::telemetry::Metrics;
 
@@ -31,6 +32,8 @@ pub struct Refresh {
     pub(super) proofs: Proofs,
     pub(super) warm: Warm,
     pub(super) recovery: Option<Recovery>,
+    /// Where something may have been sealed before a reboot.
+    pub(super) sealed: Option<Arc<SealedStateFile>>,
     /// Stored generations of this node that no KEK will unwrap again, as they say.
     pub(super) lost: BTreeSet<DekId>,
     /// Until when that is believed while nothing is served.
