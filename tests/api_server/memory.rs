@@ -10,11 +10,12 @@ use kube_envelope::crypto::secret::Dek;
 use kube_envelope::envelope::{ANNOTATION, Ciphertext, WrappedDekSet};
 use serde_json::json;
 
+use crate::sealed_state::sealed_by;
 use crate::support::fakes::faults::Fault;
 use crate::support::key_store::{KeyStore, settings};
 use crate::support::memory::copies;
 use crate::support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
-use crate::support::{Plugin, wait_until};
+use crate::support::{KeyringFile, Plugin, wait_until};
 
 const SOON: Duration = Duration::from_secs(40);
 
@@ -26,6 +27,12 @@ async fn a_confirmed_denial_leaves_no_dek_and_no_seed_in_memory() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dek_that_is_too_old_leaves_nothing_in_memory() {
     leaves_nothing("maxOfflineAge: 3s", async |store| store.faults.set(Fault::Refuse)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dek_that_was_sealed_for_a_reboot_leaves_nothing_in_memory() {
+    let node = KeyringFile::create();
+    leaves_nothing(&sealed_by(&node), async |store| store.allow(&[]).await).await;
 }
 
 /// Two nodes' DEKs and their seeds, made, unwrapped and used; then `stop` has the plugin clear them.
@@ -50,6 +57,10 @@ async fn leaves_nothing(more: &str, stop: impl AsyncFnOnce(&KeyStore)) {
         let EncryptResponse { ciphertext, key_id, annotations } = sealed;
         let request = DecryptRequest { ciphertext, uid: format!("decrypt-{number}"), key_id, annotations };
         assert_eq!(api_server.decrypt(request).await.unwrap().into_inner().plaintext, *seed);
+    }
+    if more.contains("sealedState") {
+        let sealed = plugin.folder().join("state/sealed");
+        wait_until("the DEKs are sealed", SOON, async || sealed.exists()).await;
     }
     let pid = plugin.process.id();
     for dek in &deks {
