@@ -50,6 +50,26 @@ async fn while_the_kek_of_this_machine_is_away_nothing_else_stops_and_then_it_is
 }
 
 #[test]
+fn doctor_tries_the_kek_of_this_machine_and_says_for_how_long() {
+    let (keyring, node) = (KeyringFile::create(), KeyringFile::create());
+    let folder = tempfile::tempdir().unwrap();
+    let (file, at) = (folder.path().join("config.yaml"), folder.path().display());
+    let paths = format!("socket: {at}/kms.sock\nstateDir: {at}/state\nmaxOfflineAge: 5h\n");
+    std::fs::write(&file, format!("{}\n{paths}{}\n", keyring.settings("c"), sealed_by(&node))).unwrap();
+    let checked = || run(&["doctor", "--config", path(&file), "--output", "json"]);
+    let result = |report: &serde_json::Value, check: &str| {
+        let checks = report["checks"].as_array().unwrap();
+        checks.iter().find(|one| one["check"] == check).unwrap()["result"].as_str().unwrap().to_owned()
+    };
+    let report: serde_json::Value = serde_json::from_str(&checked().out).unwrap();
+    assert_eq!(report["settings"]["sealedState"], "by KEK node, for 5h");
+    assert_eq!(result(&report, "KEK node: unwrap"), "ok");
+    std::fs::remove_file(node.path()).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&checked().out).unwrap();
+    assert_eq!(result(&report, "KEK node: version"), "failed");
+}
+
+#[test]
 fn a_kek_that_wraps_what_is_in_etcd_is_refused() {
     let keyring = KeyringFile::create();
     let folder = tempfile::tempdir().unwrap();
