@@ -8,7 +8,7 @@ use crate::support::fakes::faults::Fault;
 use crate::support::key_store::{ALL, KeyStore, settings};
 use crate::support::plugin::encryption_configuration;
 use crate::support::wall_clock::WallClock;
-use crate::support::{ApiServer, ApiServerOptions, Encryption, Etcd, KeyringFile, Plugin, wait_until};
+use crate::support::{ApiServer, ApiServerOptions, Encryption, Etcd, KeyringFile, Plugin, Process, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -88,6 +88,34 @@ async fn rebooted_with_every_kek_down_a_plugin_with_a_sealed_state_serves_an_api
     plugin.wait_healthy().await;
     assert_eq!(server.read_secret("after").await, "after");
     wait_sealed(&plugin).await;
+}
+
+/// The clock that ages are counted in begins anew with the machine, and what was unwrapped before lies before its beginning.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_machine_that_has_just_started_a_key_is_as_old_as_it_was() {
+    let (store, node) = (KeyStore::start("primary").await, KeyringFile::create());
+    let mut plugin = Plugin::start(&settings(&[&store], &format!("maxOfflineAge: 40s\n{}", sealed_by(&node)))).await;
+    let key_id = plugin.wait_healthy().await;
+    wait_sealed_again(&plugin).await;
+    store.faults.set(Fault::Refuse);
+    let away = Instant::now();
+    plugin.kill();
+
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
+    let seconds: u64 = uptime.split('.').next().unwrap().parse().unwrap();
+    // As on a machine that runs for three seconds.
+    let start = format!("exec unshare --time --boottime -{} --fork --kill-child -- \"$@\"", seconds - 3);
+    let config = plugin.config_file();
+    let plugins = [env!("CARGO_BIN_EXE_kube-envelope"), "serve", "--config", config.to_str().unwrap()];
+    let arguments = ["-c", &start, "bash"].into_iter().chain(plugins).map(Into::into).collect();
+    let log = plugin.folder().join("second.log");
+    let mut second = Process::start("second", "bash".into(), arguments, Vec::new(), log);
+    assert_eq!(plugin.wait_healthy().await, key_id);
+    assert!(second.says("taken up from before the reboot"));
+    wait_for_state(&plugin, "stopped", Duration::from_mins(1)).await;
+    assert!(away.elapsed() < Duration::from_secs(45), "{:?}", away.elapsed());
+    wait_until("nothing is sealed any more", SOON, async || !sealed(&plugin).exists()).await;
+    second.kill();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
