@@ -26,4 +26,5 @@ pub use self::record::Record;
 pub use self::scan::{Pages, Scanned, StoredValue};
 pub use self::space::{MemberSpace, Room, Space};
 pub use self::stored::{Stored, stored_length};
+pub use self::stride::Stride;
 pub use self::swap::{Swap, Swapped};

@@ -22,7 +22,9 @@ use crate::config::Config;
 use crate::encryption_config::ProviderName;
 use crate::kek::KekVersion;
 use crate::rotation::adoption::shown::roster;
-use crate::rotation::adoption::{Obstacle, Seen, Wanted, look, look_at_all, look_fresh, reports, targets_reported};
+use crate::rotation::adoption::{
+    Obstacle, Reports, Seen, Wanted, look, look_at_all, look_fresh, reports, targets_reported,
+};
 use crate::rotation::claim::{Claim, Question, Subject, Witness};
 use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::key_id_hash::KeyIdHash;
@@ -139,8 +141,8 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
     let cluster = Cluster::connect(&access(args)).await?;
     let snapshots = Snapshots::read(files, &etcd_prefix(args), &cluster).await?;
     let seen = match args.key_id {
-        Some(_) => look(&cluster, true).await?,
-        None => look(&cluster, false).await?,
+        Some(_) => look(&cluster, Reports::Asked, true).await?,
+        None => look(&cluster, Reports::Asked, false).await?,
     };
     let coverage = match &args.encryption_config {
         Some(file) => Coverage::read(file)?,
@@ -150,7 +152,7 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
         Some(_) => seen,
         // The first look showed which providers there are; this one waits until each plugin has been asked again, since a report
         // from before a rotation would turn everything into leftovers.
-        None => look_fresh(&cluster, &coverage.providers(), false).await?,
+        None => look_fresh(&cluster, &coverage.providers(), &BTreeMap::new(), false).await?,
     };
     let roster = which_servers(&cluster).await;
     let (targets, not_converged) = targets(args, &coverage, &seen)?;
@@ -192,7 +194,7 @@ fn journal(args: &ClusterArgs) -> Result<Journal, RotationError> {
 /// Which API servers exist. One that nobody met may store under a former key, now or when it is started again.
 async fn which_servers(cluster: &Cluster) -> Claim {
     const REMEDY: &str = "then run verify again";
-    match look_at_all(cluster, false).await {
+    match look_at_all(cluster, Reports::Asked, false).await {
         Ok(look) if look.doubts.is_empty() && !look.failures.is_empty() => {
             Claim::not_shown(Witness::Api, look.failures.join("; "), REMEDY)
         }
@@ -337,7 +339,7 @@ async fn search(
 ) -> Result<Option<Scan>, RotationError> {
     let (expected, defaults) = (encrypted.expected(&targets.plugins), defaults());
     if let Some(etcd) = etcd_of(&args.etcd)? {
-        return search_etcd(&seen[0].api, &etcd, &etcd_prefix(args), &expected).await.map(Some);
+        return search_etcd(&seen[0].api, &etcd, &etcd_prefix(args), &expected, None).await.map(Some);
     }
     // Without a target every read counts as one under a former key.
     if targets.is_empty() {

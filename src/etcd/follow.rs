@@ -3,16 +3,18 @@
 
 use std::time::Duration;
 
+use futures::stream;
 use tonic::codec::Streaming;
 use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use super::cluster::{EtcdCluster, end_of};
 use super::connect::EtcdError;
-use super::history::requests;
 use super::proto::event::EventType;
 use super::proto::watch_client::WatchClient;
-use super::proto::{Event, KeyValue, WatchCreateRequest, WatchResponse};
+use super::proto::watch_request::RequestUnion;
+use super::proto::{Event, KeyValue, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse};
 use super::stored::Stored;
 
 /// How often etcd is asked how far it is. One answer is some 30 bytes.
@@ -51,8 +53,8 @@ pub enum Followed {
     Changes(Vec<Change>),
     /// There is no other change up to this revision.
     UpTo(i64),
-    /// Changes were compacted before they were sent.
-    Compacted,
+    /// Changes before this revision were compacted before they were sent.
+    Compacted(i64),
 }
 
 /// A watch on one cluster.
@@ -70,29 +72,34 @@ impl EtcdCluster {
     /// # Errors
     /// [`EtcdError::Refused`] if the member answers with an error or does not answer.
     pub async fn follow(&self, prefix: &str, after: i64, turn: usize) -> Result<Follower, EtcdError> {
+        let members: Vec<_> = self.channels().collect();
+        let member = members.get(turn.checked_rem(members.len()).unwrap_or_default());
+        let member = member.ok_or_else(|| refused(Status::unavailable("the cluster has no member")))?;
+        Follower::begin(member.clone(), prefix, after.saturating_add(1), ASKS_EVERY).await
+    }
+}
+
+impl Follower {
+    /// Follows what one member tells from a revision on, and asks it at intervals how far it is.
+    pub(super) async fn begin(member: Channel, prefix: &str, from: i64, every: Duration) -> Result<Self, EtcdError> {
         let create = WatchCreateRequest {
             key: prefix.into(),
             range_end: end_of(prefix),
-            start_revision: after.saturating_add(1),
+            start_revision: from,
             // With what each key held before, so that nothing has to be remembered for each value.
             prev_kv: true,
             // An answer that is larger than a gRPC message comes in parts.
             fragment: true,
             ..WatchCreateRequest::default()
         };
-        let members: Vec<_> = self.channels().collect();
-        let member = members.get(turn.checked_rem(members.len()).unwrap_or_default());
-        let member = member.ok_or_else(|| refused(Status::unavailable("the cluster has no member")))?;
-        let mut request = Request::new(requests(create, ASKS_EVERY));
+        let mut request = Request::new(requests(create, every));
         // A member that was cut off from the others would otherwise go on saying that nothing changes.
         request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
-        let mut client = WatchClient::new(member.clone()).max_decoding_message_size(usize::MAX);
+        let mut client = WatchClient::new(member).max_decoding_message_size(usize::MAX);
         let answers = client.watch(request).await.map_err(refused)?.into_inner();
-        Ok(Follower { answers, incomplete: Vec::new() })
+        Ok(Self { answers, incomplete: Vec::new() })
     }
-}
 
-impl Follower {
     /// What comes next. A call that is dropped loses nothing.
     ///
     /// # Errors
@@ -111,7 +118,7 @@ impl Follower {
 
     fn take(&mut self, answer: WatchResponse) -> Result<Option<Followed>, EtcdError> {
         if answer.compact_revision > 0 {
-            return Ok(Some(Followed::Compacted));
+            return Ok(Some(Followed::Compacted(answer.compact_revision)));
         }
         if answer.canceled {
             return Err(refused(Status::unavailable(answer.cancel_reason)));
@@ -129,6 +136,21 @@ impl Follower {
         }
         Ok(answer.header.map(|header| Followed::UpTo(header.revision)))
     }
+}
+
+/// One watch, and then the question how far it is, again and again.
+fn requests(create: WatchCreateRequest, every: Duration) -> impl futures::Stream<Item = WatchRequest> + Send + 'static {
+    let first = RequestUnion::CreateRequest(create);
+    stream::unfold(Some(first), move |request| async move {
+        let union = match request {
+            Some(create) => create,
+            None => {
+                tokio::time::sleep(every).await;
+                RequestUnion::ProgressRequest(WatchProgressRequest {})
+            }
+        };
+        Some((WatchRequest { request_union: Some(union) }, None))
+    })
 }
 
 fn change(event: Event) -> Option<Change> {

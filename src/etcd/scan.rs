@@ -91,7 +91,12 @@ impl EtcdCluster {
         let next = Some(prefix.as_bytes().to_vec());
         let scanned = Scanned::default();
         let (range_end, stride) = (end_of(prefix), Stride::default());
-        Pages { cluster: self, next, range_end, stride, limit: FIRST_PAGE, revision: 0, scanned }
+        Pages { cluster: self, next, range_end, stride, limit: FIRST_PAGE, revision: 0, moves_on: true, scanned }
+    }
+
+    /// The same as of this revision alone: once it is compacted, etcd's refusal is the error.
+    pub(super) fn pages_at(&self, prefix: &str, revision: i64) -> Pages<'_> {
+        Pages { revision, moves_on: false, ..self.pages(prefix) }
     }
 
     /// Goes through everything beside `prefix`. Whether all of it may be read: with etcd's authentication a user may have
@@ -147,29 +152,40 @@ impl EtcdCluster {
         Ok(answer.kvs.first().map(|pair: &KeyValue| pair.mod_revision))
     }
 
-    /// The first keys under `prefix`, or those after a key, each with the revision at which it was last stored.
+    /// The first keys under `prefix`, or those after a key, each with the revision at which it was last stored: `limit` of
+    /// them, or fewer at the end. `stride` goes from one call to the next.
     ///
     /// # Errors
     /// [`EtcdError::Refused`] if etcd answers with an error.
-    pub async fn keys_after(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<(String, i64)>, EtcdError> {
-        let first = if after.is_empty() { prefix.as_bytes().to_vec() } else { [after.as_bytes(), &[0]].concat() };
-        let request = RangeRequest {
-            key: first,
-            range_end: end_of(prefix),
-            limit: i64::try_from(limit).unwrap_or(i64::MAX),
-            keys_only: true,
-            ..RangeRequest::default()
-        };
-        let answer = self.range(&request).await.map_err(refused)?;
-        let key = |pair: &KeyValue| (String::from_utf8_lossy(&pair.key).into_owned(), pair.mod_revision);
-        Ok(answer.kvs.iter().map(key).collect())
+    pub async fn keys_after(
+        &self,
+        prefix: &str,
+        after: &str,
+        limit: usize,
+        stride: &mut Stride,
+    ) -> Result<Vec<(String, i64)>, EtcdError> {
+        let first = if after.is_empty() { prefix.as_bytes().to_vec() } else { behind(after.as_bytes()) };
+        let (mut next, range_end, mut keys) = (Some(first), end_of(prefix), Vec::new());
+        // A limit of zero would be none.
+        while let Some(key) = next.take().filter(|_| keys.len() < limit) {
+            let limit = i64::try_from(limit.saturating_sub(keys.len())).unwrap_or(i64::MAX);
+            let end = stride.end(&key, &range_end);
+            let request =
+                RangeRequest { key, range_end: end.clone(), limit, keys_only: true, ..RangeRequest::default() };
+            let answer = self.range(&request).await.map_err(refused)?;
+            next = following(&answer, end, &range_end, limit, stride);
+            keys.extend(
+                answer.kvs.into_iter().map(|pair| (String::from_utf8_lossy(&pair.key).into_owned(), pair.mod_revision)),
+            );
+        }
+        Ok(keys)
     }
 
-    /// Whether nothing can be read any more as of `revision`, since etcd was compacted past it.
+    /// How many keys began with `prefix` as of `revision`; `None` where etcd was compacted past it.
     ///
     /// # Errors
     /// [`EtcdError::Refused`] if etcd answers with another error.
-    pub async fn is_compacted(&self, prefix: &str, revision: i64) -> Result<bool, EtcdError> {
+    pub async fn count_at(&self, prefix: &str, revision: i64) -> Result<Option<u64>, EtcdError> {
         let request = RangeRequest {
             key: prefix.into(),
             range_end: end_of(prefix),
@@ -178,9 +194,9 @@ impl EtcdCluster {
             ..RangeRequest::default()
         };
         match self.range(&request).await {
-            Ok(_) => Ok(false),
+            Ok(answer) => Ok(Some(answer.count.unsigned_abs())),
             // A revision that is not there yet is refused with the same code.
-            Err(status) if says_compacted(&status) => Ok(true),
+            Err(status) if says_compacted(&status) => Ok(None),
             Err(status) => Err(refused(status)),
         }
     }
@@ -210,6 +226,8 @@ pub struct Pages<'a> {
     limit: i64,
     /// As of which revision is read; 0 until the first answer, and after a compaction past it.
     revision: i64,
+    /// Whether a compaction past that revision leads to a newer one.
+    moves_on: bool,
     scanned: Scanned,
 }
 
@@ -230,21 +248,7 @@ impl Pages<'_> {
         }
         self.scanned.revision = self.revision;
         self.scanned.keys = self.scanned.keys.saturating_add(answer.kvs.len() as u64);
-        match (answer.kvs.first(), answer.kvs.last()) {
-            (Some(first), Some(last)) if answer.more => {
-                self.stride.full(&first.key, &last.key);
-                // No key lies between a key and the same one with a zero byte behind it.
-                self.next = Some([last.key.as_slice(), &[0]].concat());
-            }
-            _ if end != self.range_end => {
-                // Also where a page has room for one key alone: an empty range must not be followed by another as short.
-                if (answer.kvs.len() as u64).saturating_mul(2) <= self.limit.unsigned_abs() {
-                    self.stride.short();
-                }
-                self.next = Some(end);
-            }
-            _ => {}
-        }
+        self.next = following(&answer, end, &self.range_end, self.limit, &mut self.stride);
         // Values of one folder lie together and are of like size, so the last page tells about the next.
         if !answer.kvs.is_empty() {
             self.limit = next_limit(answer.kvs.len(), answer.kvs.iter().map(|pair| pair.value.len()).sum());
@@ -267,11 +271,40 @@ impl Pages<'_> {
                 ..RangeRequest::default()
             };
             match self.cluster.range(&request).await {
-                Err(status) if says_compacted(&status) && self.revision != 0 => self.revision = 0,
+                Err(status) if self.moves_on && says_compacted(&status) && self.revision != 0 => self.revision = 0,
                 answer => return answer.map_err(|status| EtcdError::Refused(Box::new(status))),
             }
         }
     }
+}
+
+/// Where the page after this answer begins; `None` when it reached the end of everything.
+fn following(
+    answer: &RangeResponse,
+    end: Vec<u8>,
+    range_end: &[u8],
+    limit: i64,
+    stride: &mut Stride,
+) -> Option<Vec<u8>> {
+    match (answer.kvs.first(), answer.kvs.last()) {
+        (Some(first), Some(last)) if answer.more => {
+            stride.full(&first.key, &last.key);
+            Some(behind(&last.key))
+        }
+        _ if end != range_end => {
+            // Also where a page has room for one key alone: an empty range must not be followed by another as short.
+            if (answer.kvs.len() as u64).saturating_mul(2) <= limit.unsigned_abs() {
+                stride.short();
+            }
+            Some(end)
+        }
+        _ => None,
+    }
+}
+
+/// No key lies between a key and the same one with a zero byte behind it.
+fn behind(key: &[u8]) -> Vec<u8> {
+    [key, &[0]].concat()
 }
 
 fn refused(status: tonic::Status) -> EtcdError {

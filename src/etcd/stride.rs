@@ -9,10 +9,10 @@ const FIRST_BYTE: u64 = 1 << 56;
 
 /// How far the next page may reach, by how far the last one did. A wrong guess costs time, and never a key: each range begins
 /// where the one before it ended.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Stride(Option<Step>);
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stride(Option<Step>);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Step {
     /// So many bytes at the beginning stay as they are.
     kept: usize,

@@ -23,8 +23,8 @@ pub struct Swap {
 /// What became of several swaps, which are done together or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Swapped {
-    /// All are done, each key with the lease that it had.
-    Done,
+    /// All are done, each key with the lease that it had, at this revision.
+    Done(i64),
     /// None is done: a key was written or deleted meanwhile.
     Overtaken,
     /// None is done: they are too many, or too long, for one transaction.
@@ -44,7 +44,10 @@ impl EtcdCluster {
         let mut last = Status::unavailable("the cluster has no member");
         for channel in self.channels() {
             match KvClient::new(channel).txn(request.clone()).await {
-                Ok(answer) if answer.get_ref().succeeded => return Ok(Swapped::Done),
+                Ok(answer) if answer.get_ref().succeeded => {
+                    let header = answer.into_inner().header.unwrap_or_default();
+                    return Ok(Swapped::Done(header.revision));
+                }
                 // A transaction that is repeated after its answer was lost ends here as well: the revision has changed
                 // by its own hand.
                 Ok(_) => return Ok(Swapped::Overtaken),

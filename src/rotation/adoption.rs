@@ -11,7 +11,7 @@ pub mod writers;
 use std::collections::BTreeMap;
 
 pub use self::adopted::{Adoption, Evidence, Obstacle, ServerAdoption, Wanted};
-pub use self::look::{Look, Seen, look, look_at_all, look_fresh};
+pub use self::look::{Look, Reports, Seen, look, look_at_all, look_fresh};
 use self::prove::{prove_coverage, prove_reads, prove_writes};
 pub use self::reports::{Report, reports};
 use crate::encryption_config::ProviderName;
@@ -34,7 +34,7 @@ const TOUCHES_THROUGH_BALANCER: usize = 16;
 /// # Errors
 /// What is in the way, and whether waiting may help.
 pub async fn attempt(cluster: &Cluster, wanted: &Wanted, earlier: Option<&Adoption>) -> Result<Adoption, Obstacle> {
-    let Look { seen, doubts, failures } = look_at_all(cluster, wanted.accept_unproven).await?;
+    let Look { seen, doubts, failures } = look_at_all(cluster, Reports::Asked, wanted.accept_unproven).await?;
     nobody_missing(&doubts, &failures, earlier)?;
     let targets = targets_reported(&seen, wanted)?;
     // First of all: a canary that a server cannot read would keep it from starting again.
@@ -116,7 +116,7 @@ fn permitted(wanted: &Wanted, targets: &StoredUnder) -> Permitted {
 /// # Errors
 /// What does not hold any more.
 pub async fn still_holds(cluster: &Cluster, wanted: &Wanted, adoption: &Adoption) -> Result<(), Obstacle> {
-    let Look { seen, doubts, failures } = look_at_all(cluster, wanted.accept_unproven).await?;
+    let Look { seen, doubts, failures } = look_at_all(cluster, Reports::Asked, wanted.accept_unproven).await?;
     nobody_missing(&doubts, &failures, Some(adoption))?;
     if adoption.ledger.is_open() {
         let account = |one: &Seen| one.scrape.as_ref().map(|scrape| Account::of(one.api.address(), scrape));
@@ -154,7 +154,7 @@ fn nobody_missing(doubts: &[Doubt], failures: &[String], earlier: Option<&Adopti
 /// # Errors
 /// As [`look()`].
 pub async fn reached(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Api>, RotationError> {
-    let seen = look(cluster, accept_unproven).await?;
+    let seen = look(cluster, Reports::AsTheyAre, accept_unproven).await?;
     connections(cluster, &seen)
 }
 

@@ -81,6 +81,9 @@ pub struct Journal {
     /// The revision of each etcd cluster at which the first of these searches ended.
     #[serde(default)]
     pub clean_revisions: BTreeMap<ClusterId, i64>,
+    /// The revision of each etcd cluster at which it began: from there on every change is looked through.
+    #[serde(default)]
+    pub history_from: BTreeMap<ClusterId, i64>,
     /// Resource → the list's revision when the first of these searches ended, where there is no etcd to ask.
     #[serde(default)]
     pub clean_lists: BTreeMap<String, u64>,
@@ -185,6 +188,7 @@ impl Journal {
             verified_at: None,
             clean_since: None,
             clean_revisions: BTreeMap::new(),
+            history_from: BTreeMap::new(),
             clean_lists: BTreeMap::new(),
             intent,
             cluster: None,

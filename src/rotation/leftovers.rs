@@ -6,6 +6,7 @@ pub mod compaction;
 pub mod former;
 pub mod history;
 pub mod homes;
+pub mod judge;
 pub mod keys_in_etcd;
 pub mod layout;
 pub mod scan;

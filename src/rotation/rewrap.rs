@@ -6,6 +6,7 @@
 //! an API server does.
 
 mod batch;
+pub mod behind;
 pub mod pass;
 pub mod seeds;
 

@@ -46,6 +46,7 @@ mod rewrap;
 mod roster;
 #[cfg(feature = "transit")]
 mod scheduled;
+mod second_search;
 mod shards;
 #[cfg(all(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
 mod takeover;

@@ -7,6 +7,7 @@
 mod report;
 mod way;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -23,6 +24,7 @@ use crate::commands::exit::{Exit, block_on};
 use crate::commands::opening::{Keys, prefix};
 use crate::files::{folder_of, publish};
 use crate::rehearsal::{Opener, Rehearsal, Seeds, rehearse};
+use crate::rotation::rewrap::behind::Watchers;
 use crate::rotation::rewrap::pass::{Aim, Pass, Rewrapped};
 use crate::rotation::rewrap::seeds::SeedWrapper;
 use crate::rotation::rewrite::pace::Pace;
@@ -127,7 +129,17 @@ async fn rewrapped(
     let mut seeds = SeedWrapper::new(way.keeper.as_ref(), &way.targets);
     let mut pace = Pace::new(AT_ONCE, None, Instant::now());
     let etcd = scratch.clusters();
-    let pass = Pass { etcd, prefix: &prefix, aim: &aim, seeds: &mut seeds, pace: &mut pace, tally: &mut tally };
+    // No API server reads the scratch etcd.
+    let mut watchers = Watchers::new(Vec::new(), BTreeMap::new());
+    let pass = Pass {
+        etcd,
+        prefix: &prefix,
+        aim: &aim,
+        seeds: &mut seeds,
+        pace: &mut pace,
+        watchers: &mut watchers,
+        tally: &mut tally,
+    };
     pass.run(&|text| eprintln!("{text}")).await?;
     if tally.refused.is_empty() {
         let mut new = folder.file(NEW)?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::posture::finding::Finding;
-use crate::rotation::adoption::{Obstacle, Seen, look_at_all};
+use crate::rotation::adoption::{Obstacle, Reports, Seen, look_at_all};
 use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::chain;
 use crate::rotation::cluster::key_id_hash::KeyIdHash;
@@ -11,7 +11,7 @@ use crate::rotation::cluster::key_id_hash::KeyIdHash;
 const CHECK: &str = "cluster: API servers";
 
 pub(super) async fn check(cluster: &Cluster) -> Vec<Finding> {
-    let look = match look_at_all(cluster, false).await {
+    let look = match look_at_all(cluster, Reports::Asked, false).await {
         Ok(look) => look,
         Err(Obstacle::Failed(error)) => return vec![not_compared(&chain(&error))],
         Err(

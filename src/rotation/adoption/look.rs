@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::adopted::Obstacle;
 use crate::encryption_config::ProviderName;
 use crate::rotation::cluster::api::{Api, ApiError};
+use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::cluster::ledger::ServerProcess;
 use crate::rotation::cluster::metrics::{Scrape, scrape};
 use crate::rotation::cluster::roster::{Doubt, IdentityLease, Met, Renewal, Sources, doubts};
@@ -45,6 +46,16 @@ impl Seen {
     }
 }
 
+/// How old what the servers' metrics report may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reports {
+    /// Each server is asked for its health first, which makes it ask its plugins for the `key_id`, unless it did so within the
+    /// last 20 s.
+    Asked,
+    /// Up to a minute. A server that is not asked now will ask its plugins as soon as it is.
+    AsTheyAre,
+}
+
 /// What one look showed.
 pub struct Look {
     /// Each server that was met.
@@ -55,19 +66,19 @@ pub struct Look {
     pub failures: Vec<String>,
 }
 
-/// Asks every API server once. `/readyz` comes first: it makes the server ask its plugin for the `key_id` again.
+/// Asks every API server once.
 ///
 /// # Errors
 /// [`Obstacle::Unreadable`] when a server's metrics may not be read; [`RotationError::Silent`] when no server answers.
-pub async fn look(cluster: &Cluster, accept_unproven: bool) -> Result<Vec<Seen>, Obstacle> {
-    look_at_all(cluster, accept_unproven).await.map(|look| look.seen)
+pub async fn look(cluster: &Cluster, reports: Reports, accept_unproven: bool) -> Result<Vec<Seen>, Obstacle> {
+    look_at_all(cluster, reports, accept_unproven).await.map(|look| look.seen)
 }
 
 /// The same, with what speaks against these being all the API servers.
 ///
 /// # Errors
 /// As [`look`].
-pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Look, Obstacle> {
+pub async fn look_at_all(cluster: &Cluster, reports: Reports, accept_unproven: bool) -> Result<Look, Obstacle> {
     let servers = match cluster.servers().await {
         Ok(servers) => servers,
         // With --accept-unproven the address of the kubeconfig is enough.
@@ -76,7 +87,7 @@ pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Loo
     };
     let (mut seen, mut failures) = (Vec::new(), Vec::new());
     for api in servers {
-        match meet(&api).await {
+        match meet(&api, reports).await {
             Ok(scrape) => _ = add(&mut seen, api, scrape),
             Err(_) if accept_unproven => {}
             // Rights and a proxy that serves no metrics do not come by waiting.
@@ -95,7 +106,7 @@ pub async fn look_at_all(cluster: &Cluster, accept_unproven: bool) -> Result<Loo
     // Who exists is asked after who answers: a server that joined in between is then at worst one that is waited for,
     // and not one that nobody knows of.
     let sources = cluster.sources().await.map_err(Obstacle::Failed)?;
-    meet_behind_balancer(cluster, &sources, &mut seen).await?;
+    meet_behind_balancer(cluster, &sources, reports, &mut seen).await?;
     if seen.is_empty() {
         let why = failures.pop().unwrap_or_else(|| "no API server answers".into());
         return Err(Obstacle::Failed(RotationError::Silent(why)));
@@ -118,10 +129,12 @@ fn name_hosts(sources: &Sources, seen: &mut [Seen]) {
     }
 }
 
-async fn meet(api: &Api) -> Result<Scrape, ApiError> {
-    // Healthy results are cached for 20 s (k8s.io/apiserver, encryptionconfig/config.go); the regular poll of Status is
-    // a minute apart. What /readyz answers does not matter here.
-    let _ = api.get("/readyz", "text/plain").await;
+async fn meet(api: &Api, reports: Reports) -> Result<Scrape, ApiError> {
+    if reports == Reports::Asked {
+        // Healthy results are cached for 20 s (k8s.io/apiserver, encryptionconfig/config.go); the regular poll of Status is
+        // a minute apart. What /readyz answers does not matter here.
+        let _ = api.get("/readyz", "text/plain").await;
+    }
     scrape(api).await
 }
 
@@ -145,7 +158,12 @@ fn met(seen: &[Seen]) -> Vec<Met> {
 
 /// Meets servers that have no address of their own here, by new connections through the address of the kubeconfig:
 /// each server's metrics say who answered.
-async fn meet_behind_balancer(cluster: &Cluster, sources: &Sources, seen: &mut Vec<Seen>) -> Result<(), Obstacle> {
+async fn meet_behind_balancer(
+    cluster: &Cluster,
+    sources: &Sources,
+    reports: Reports,
+    seen: &mut Vec<Seen>,
+) -> Result<(), Obstacle> {
     if sources.endpoints.contains(&host_of(cluster.entry().address())) {
         // The address is one server's own.
         return Ok(());
@@ -163,7 +181,7 @@ async fn meet_behind_balancer(cluster: &Cluster, sources: &Sources, seen: &mut V
             None => cluster.entry_anew().map_err(Obstacle::Failed)?,
         };
         in_vain += 1;
-        if let Ok(scrape) = meet(&api).await
+        if let Ok(scrape) = meet(&api, reports).await
             && add(seen, api.clone(), scrape)
         {
             used.push(api);
@@ -187,19 +205,28 @@ fn someone_is_missing(cluster: &Cluster, sources: &Sources, seen: &[Seen]) -> bo
 
 /// Asks every API server until each has asked the plugins of these providers for the `key_id` after this began. What a
 /// server's metrics report is up to a minute old, and a key that is about to be replaced must not be taken for the
-/// target. A provider that a reload took away keeps its last report for ever: it must not be waited for.
+/// target. A report of the key that is `active` by the word of the KEKs themselves is taken whatever its age. A provider that
+/// a reload took away keeps its last report for ever: it must not be waited for.
 ///
 /// # Errors
 /// As [`look`]; [`Obstacle::NotYet`] when a plugin does not answer.
 pub async fn look_fresh(
     cluster: &Cluster,
     providers: &BTreeSet<ProviderName>,
+    active: &BTreeMap<ProviderName, KeyIdHash>,
     accept_unproven: bool,
 ) -> Result<Vec<Seen>, Obstacle> {
+    let is_active = |status: &Status| active.get(&status.provider) == Some(&status.hash);
+    if providers.iter().all(|provider| active.contains_key(provider)) {
+        let seen = look(cluster, Reports::AsTheyAre, accept_unproven).await?;
+        if statuses(&seen).iter().all(|status| !providers.contains(&status.provider) || is_active(status)) {
+            return Ok(seen);
+        }
+    }
     let began = Instant::now();
     let mut first: BTreeMap<(ServerProcess, ProviderName), f64> = BTreeMap::new();
     loop {
-        let seen = match look(cluster, accept_unproven).await {
+        let seen = match look(cluster, Reports::Asked, accept_unproven).await {
             // What was seen of each server before stays true.
             Err(Obstacle::Failed(error)) if error.passes_by_itself() && began.elapsed() <= FRESH_WITHIN => {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -208,14 +235,15 @@ pub async fn look_fresh(
             seen => seen?,
         };
         let mut stale = None;
-        for (server, process, provider, at) in statuses(&seen) {
+        for status in statuses(&seen).into_iter().filter(|status| providers.contains(&status.provider)) {
             // Both times are of one server by its own clock. That the later one is greater than the first that was seen
             // is enough: it was then asked after this began.
-            if providers.contains(&provider) && *first.entry((process, provider.clone())).or_insert(at) >= at {
-                stale = Some((server, provider));
+            let first = first.entry((status.process.clone(), status.provider.clone())).or_insert(status.at);
+            if *first >= status.at && !is_active(&status) {
+                stale = Some(status);
             }
         }
-        let Some((server, provider)) = stale else { return Ok(seen) };
+        let Some(Status { server, provider, .. }) = stale else { return Ok(seen) };
         if began.elapsed() > FRESH_WITHIN {
             return Err(Obstacle::NotYet(format!(
                 "API server {server} got no Status of the plugin of provider {provider} in {} s: look at that plugin, \
@@ -227,14 +255,23 @@ pub async fn look_fresh(
     }
 }
 
-/// (server, process, provider, when its plugin last answered Status) by the servers' own clocks. Behind a balancer
-/// several processes have one address.
-fn statuses(seen: &[Seen]) -> Vec<(String, ServerProcess, ProviderName, f64)> {
+/// What the plugin of a provider answered last, by the server's own clock. Behind a balancer several processes have one
+/// address.
+struct Status {
+    server: String,
+    process: ServerProcess,
+    provider: ProviderName,
+    hash: KeyIdHash,
+    at: f64,
+}
+
+fn statuses(seen: &[Seen]) -> Vec<Status> {
     let mut statuses = Vec::new();
     for one in seen {
         if let Some(scrape) = &one.scrape {
-            for (provider, (_, at)) in &scrape.reported {
-                statuses.push((one.name(), ServerProcess::of(scrape), provider.clone(), *at));
+            for (provider, (hash, at)) in &scrape.reported {
+                let (server, process) = (one.name(), ServerProcess::of(scrape));
+                statuses.push(Status { server, process, provider: provider.clone(), hash: hash.clone(), at: *at });
             }
         }
     }

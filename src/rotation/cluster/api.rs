@@ -208,6 +208,14 @@ impl Api {
         self.get(&format!("{path}?{parameters}limit=10"), LIST_METADATA).await
     }
 
+    /// A list of one object's metadata by a path with its own parameters, any status.
+    ///
+    /// # Errors
+    /// No answer, or one that cannot be read; an error status is an answer.
+    pub(in crate::rotation) async fn list_one(&self, path: &str) -> Result<Answer, ApiError> {
+        self.get(path, LIST_METADATA).await
+    }
+
     /// Takes a body apart.
     ///
     /// # Errors

@@ -55,11 +55,20 @@ pub struct Groups(Vec<Group>);
 impl Groups {
     /// Counts one value as etcd holds it.
     pub fn count(&mut self, stored: &Stored, leftover: bool) {
-        let key_id = match stored {
-            Stored::KmsV2 { provider, key_id, .. } => Some((provider.clone(), key_id.clone())),
-            Stored::Otherwise(_) | Stored::Plain => None,
-        };
-        self.add(KeyName::of(stored), key_id, 1, u64::from(leftover));
+        self.add(KeyName::of(stored), key_id_of(stored), 1, u64::from(leftover));
+    }
+
+    /// Takes one value off that is no leftover. `false` where none was counted.
+    #[must_use]
+    pub fn take_one(&mut self, stored: &Stored) -> bool {
+        let (keys, key_id) = (KeyName::of(stored), key_id_of(stored));
+        let own = |group: &Group| group.keys == keys && group.key_id == key_id && group.values > group.leftovers;
+        let Some(at) = self.0.iter().position(own) else { return false };
+        self.0[at].values -= 1;
+        if self.0[at].values == 0 {
+            self.0.remove(at);
+        }
+        true
     }
 
     /// Counts values of which one key is known.
@@ -91,6 +100,13 @@ impl Groups {
     pub fn keys(&self) -> BTreeSet<KeyName> {
         let all: BTreeSet<_> = self.iter().flat_map(|group| group.keys.iter().cloned()).collect();
         all.into_iter().filter(|key| self.needing(key) > 0).collect()
+    }
+}
+
+fn key_id_of(stored: &Stored) -> Option<(ProviderName, String)> {
+    match stored {
+        Stored::KmsV2 { provider, key_id, .. } => Some((provider.clone(), key_id.clone())),
+        Stored::Otherwise(_) | Stored::Plain => None,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::etcd::{Stored, folder_of};
-use crate::rotation::leftovers::scan::{Expected, Judge};
+use crate::rotation::leftovers::judge::{Expected, Judge};
 
 /// How many values are stored alike, in each folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::etcd::{ClusterId, EtcdClusters, Stored};
+use crate::etcd::{ClusterId, EtcdClusters};
 use crate::rotation::claim::{Claim, Until, Witness};
 use crate::rotation::error::RotationError;
-use crate::rotation::leftovers::scan::{Expected, Judge, Scan, slashed};
+use crate::rotation::leftovers::judge::{Expected, Judge};
+use crate::rotation::leftovers::scan::{Scan, slashed};
 
 /// What was stored between two searches.
 #[derive(Clone, Debug, Default)]
@@ -46,13 +47,14 @@ pub async fn superseded(
             )));
         };
         let looked = cluster
-            .history(&prefix, *after, searched.revision, searched.newest, |key, value, _| {
-                let place = judge.place(key.strip_prefix(&prefix).unwrap_or(key));
-                let (how, left) = judge.judge(&place, &Stored::of(value));
+            .history(&prefix, *after, searched.revision, searched.newest, |change| {
+                let Some(stored) = &change.now else { return };
+                let place = judge.place(change.key.strip_prefix(&prefix).unwrap_or(&change.key));
+                let (how, left) = judge.judge(&place, stored);
                 if left {
                     found.leftovers += 1;
                     if found.named.len() < NAMED {
-                        found.named.insert(key.into(), how);
+                        found.named.insert(change.key.clone(), how);
                     }
                 }
             })

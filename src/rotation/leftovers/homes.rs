@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::etcd::{ClusterId, EtcdCluster, EtcdClusters};
+use crate::etcd::{ClusterId, EtcdCluster, EtcdClusters, Stride};
 use crate::rotation::claim::{Claim, Witness};
 use crate::rotation::cluster::api::{Api, MetadataList, Partial};
 use crate::rotation::cluster::listing::{is_undecryptable, until_it_stays};
@@ -222,7 +222,7 @@ impl Search<'_> {
     /// Looks for one object that is the same on both sides.
     async fn compare_single(&self, cluster: &EtcdCluster, why: String) -> Result<Compared, RotationError> {
         let folder = self.folder();
-        for (key, stored_at) in cluster.keys_after(&folder, "", TRIED).await? {
+        for (key, stored_at) in cluster.keys_after(&folder, "", TRIED, &mut Stride::default()).await? {
             let rest = key.strip_prefix(&folder).unwrap_or(&key);
             let (namespace, name) = match rest.split_once('/') {
                 Some((namespace, name)) if self.resource.namespaced => (Some(namespace), name),

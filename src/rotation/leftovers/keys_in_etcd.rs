@@ -1,7 +1,7 @@
 //! The objects of a resource by their keys in etcd, for a resource that the API cannot list because one of its objects
 //! cannot be read: all others are then asked for by name.
 
-use crate::etcd::{EtcdAccess, EtcdClusters, StoredValue};
+use crate::etcd::{EtcdAccess, EtcdClusters, StoredValue, Stride};
 use crate::rotation::cluster::api::{Metadata, MetadataList, Partial};
 use crate::rotation::cluster::listing::{Folder, PAGE};
 use crate::rotation::cluster::resources::Resource;
@@ -17,10 +17,11 @@ pub struct KeysInEtcd {
 }
 
 /// Where the next page begins: in which cluster, and after which key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     cluster: usize,
     after: String,
+    stride: Stride,
 }
 
 impl KeysInEtcd {
@@ -70,17 +71,17 @@ impl KeysInEtcd {
             Some(namespace) => format!("{}{}/{namespace}/", self.prefix, folder(&of.resource)),
             None => format!("{}{}/", self.prefix, folder(&of.resource)),
         };
-        let from = from.unwrap_or(Position { cluster: 0, after: String::new() });
+        let mut from = from.unwrap_or_default();
         let mut list =
             MetadataList { metadata: crate::rotation::cluster::api::ListMetadata::default(), items: Vec::new() };
         let Some(cluster) = self.etcd.clusters.get(from.cluster) else { return Ok((list, None)) };
-        let keys = cluster.keys_after(&under, &from.after, PAGE as usize).await?;
+        let keys = cluster.keys_after(&under, &from.after, PAGE as usize, &mut from.stride).await?;
         let inside = format!("{}{}/", self.prefix, folder(&of.resource));
         list.items = keys.iter().filter_map(|(key, at)| partial(key.strip_prefix(&inside)?, *at, of)).collect();
         let next = match keys.last() {
             // A full page may end at the last key, too; the next one is then empty.
             Some((key, _)) if keys.len() == PAGE as usize => Position { after: key.clone(), ..from },
-            _ => Position { cluster: from.cluster + 1, after: String::new() },
+            _ => Position { cluster: from.cluster + 1, ..Position::default() },
         };
         let ends = next.cluster >= self.etcd.clusters.len();
         Ok((list, (!ends).then_some(next)))

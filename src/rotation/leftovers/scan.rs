@@ -1,37 +1,20 @@
-//! What counts as a leftover, and looking for them in etcd, by `key_id` and without a key.
+//! Looking for leftovers in etcd, by `key_id` and without a key.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::encryption_config::{ProviderName, matches};
-use crate::etcd::{ClusterId, EtcdClusters, Stored};
+use crate::etcd::{Before, Change, ClusterId, EtcdCluster, EtcdClusters, Stored};
 use crate::rotation::claim::Claim;
-use crate::rotation::cluster::key_id_hash::KeyIdHash;
-use crate::rotation::cluster::resources::Resource;
-use crate::rotation::cluster::writer::{LocalWriter, Writer};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::group::Groups;
 use crate::rotation::leftovers::beside::{Beside, top_folder};
-use crate::rotation::leftovers::layout::{Folders, folder_of, is_internal, possible_resources};
+use crate::rotation::leftovers::judge::{Expected, Judge, Place};
 
 pub use super::scanned_cluster::ScannedCluster;
 
 /// How many leftovers are named; the rest are counted.
 const NAMED: usize = 1_000;
-
-/// What everything is to be stored under.
-#[derive(Clone, Debug, Default)]
-pub struct Expected {
-    /// Every encrypted resource, and who writes it.
-    pub resources: Vec<(Resource, Writer)>,
-    /// Provider → hash of the `key_id`.
-    pub targets: BTreeMap<ProviderName, KeyIdHash>,
-    /// Everything that the API serves and stores, encrypted or not.
-    pub served: Vec<Resource>,
-    /// The patterns of the configuration, each with whether what it names is to be encrypted.
-    pub patterns: Vec<(String, bool)>,
-}
 
 /// How leftovers were looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,6 +108,82 @@ impl Scan {
         self.orphaned(prefix).chain(self.beside.remedy()).chain(gap).collect()
     }
 
+    /// Counts one value.
+    fn count(&mut self, key: &str, place: Place, how: &Stored, words: String, left: bool) {
+        self.groups.count(how, left);
+        *self.under.entry(place.label.clone()).or_default().entry(key_of(how)).or_default() += 1;
+        if left {
+            self.leftovers += 1;
+            self.expiring += u64::from(place.expires);
+            self.name(key, &words);
+        }
+        // No API leads to it, so that no rewrite reaches it; the verdict says how it is removed.
+        if left && !place.is_served {
+            *self.orphans.entry(place.label.clone()).or_default() += 1;
+        }
+        *self.stored.entry(place.label).or_default().entry(words).or_default() += 1;
+    }
+
+    /// Takes a change of one value in one cluster into account, where neither what was stored nor what is stored now is a
+    /// leftover. `false` where it is, or where that is not known.
+    #[must_use]
+    fn apply(&mut self, cluster: usize, change: &Change, prefix: &str, judge: &mut Judge<'_>) -> bool {
+        let key = change.key.strip_prefix(prefix).unwrap_or(&change.key);
+        let mut clean = |stored: &Stored| {
+            let place = judge.place(key);
+            let (words, left) = judge.judge(&place, stored);
+            (!left).then_some((place, words))
+        };
+        let cluster = &mut self.clusters[cluster];
+        match &change.before {
+            Before::Compacted => return false,
+            Before::Absent => {}
+            Before::Value(stored) => {
+                let Some((place, words)) = clean(stored) else { return false };
+                let of_place = |counted: &mut BTreeMap<String, BTreeMap<String, u64>>, how: &str| {
+                    counted.get_mut(&place.label).is_some_and(|counted| take_one(counted, how))
+                };
+                let is_known = of_place(&mut self.under, &key_of(stored)) & of_place(&mut self.stored, &words);
+                if !is_known || !self.groups.take_one(stored) {
+                    return false;
+                }
+                cluster.keys = cluster.keys.saturating_sub(1);
+            }
+        }
+        let Some(stored) = &change.now else { return true };
+        let Some((place, words)) = clean(stored) else { return false };
+        cluster.newest = cluster.newest.max(change.revision);
+        cluster.keys += 1;
+        self.count(&change.key, place, stored, words, false);
+        true
+    }
+
+    /// Counts encrypted values of other API servers.
+    async fn look_beside(
+        &mut self,
+        cluster: &EtcdCluster,
+        prefix: &str,
+        judge: &Judge<'_>,
+    ) -> Result<(), RotationError> {
+        let is_read = cluster
+            .scan_beside(prefix, |record| {
+                let stored = Stored::of(&record.value);
+                if stored != Stored::Plain {
+                    let left = judge.is_left_beside(&stored);
+                    self.groups.count(&stored, left);
+                    if left {
+                        self.leftovers += 1;
+                        self.beside.left += 1;
+                        self.name(&String::from_utf8_lossy(&record.key), "another API server's");
+                    }
+                    *self.beside.values.entry(top_folder(&record.key)).or_default() += 1;
+                }
+            })
+            .await?;
+        self.beside.is_unread |= !is_read;
+        Ok(())
+    }
+
     /// Enters one leftover by name.
     pub fn name(&mut self, place: &str, stored: &str) {
         if self.named.len() < NAMED {
@@ -148,42 +207,17 @@ pub async fn scan_clusters(etcd: &EtcdClusters, prefix: &str, expected: &Expecte
                 newest = stored_at.max(newest);
                 let place = judge.place(key.strip_prefix(&prefix).unwrap_or(key));
                 let how = Stored::of(value);
-                let (stored, left) = judge.judge(&place, &how);
-                scan.groups.count(&how, left);
-                *scan.under.entry(place.label.clone()).or_default().entry(key_of(&how)).or_default() += 1;
-                if left {
-                    scan.leftovers += 1;
-                    scan.expiring += u64::from(place.expires);
-                    scan.name(key, &stored);
-                }
-                // No API leads to it, so that no rewrite reaches it; the verdict says how it is removed.
-                if left && !place.is_served {
-                    *scan.orphans.entry(place.label.clone()).or_default() += 1;
-                }
-                *scan.stored.entry(place.label).or_default().entry(stored).or_default() += 1;
+                let (words, left) = judge.judge(&place, &how);
+                scan.count(key, place, &how, words, left);
             })
             .await?;
-        let is_read = cluster
-            .scan_beside(&prefix, |record| {
-                let stored = Stored::of(&record.value);
-                if stored != Stored::Plain {
-                    let left = judge.is_left_beside(&stored);
-                    scan.groups.count(&stored, left);
-                    if left {
-                        scan.leftovers += 1;
-                        scan.beside.left += 1;
-                        scan.name(&String::from_utf8_lossy(&record.key), "another API server's");
-                    }
-                    *scan.beside.values.entry(top_folder(&record.key)).or_default() += 1;
-                }
-            })
-            .await?;
-        scan.beside.is_unread |= !is_read;
+        scan.look_beside(cluster, &prefix, &judge).await?;
         scan.looked_at += scanned.keys;
         scan.clusters.push(ScannedCluster {
             id: cluster.id,
             endpoints: cluster.endpoints().map(Into::into).collect(),
             revision: scanned.revision,
+            from_revision: scanned.from_revision,
             newest,
             keys: scanned.keys,
         });
@@ -199,6 +233,51 @@ pub async fn scan_clusters(etcd: &EtcdClusters, prefix: &str, expected: &Expecte
     Ok(scan)
 }
 
+/// Brings a search that found no leftover up to now, by every change since. `None` where that does not tell everything, and
+/// all must be looked at again: something was stored that is a leftover, changes are compacted, a cluster may say too early that
+/// it has sent them all, or there are values of other API servers.
+///
+/// # Errors
+/// If etcd does not answer.
+pub async fn scan_changes(
+    etcd: &EtcdClusters,
+    prefix: &str,
+    expected: &Expected,
+    earlier: &Scan,
+) -> Result<Option<Scan>, RotationError> {
+    let is_same = etcd.clusters.iter().map(|one| one.id).eq(earlier.clusters.iter().map(|one| one.id));
+    if earlier.method != Method::Etcd || earlier.leftovers > 0 || !earlier.beside.values.is_empty() || !is_same {
+        return Ok(None);
+    }
+    let (mut scan, mut judge, prefix) = (earlier.clone(), Judge::new(expected), slashed(prefix));
+    scan.beside = Beside::default();
+    for (at, cluster) in etcd.clusters.iter().enumerate() {
+        let (after, to) = (earlier.clusters[at].from_revision, cluster.revision().await?);
+        // What was read at two revisions is the state of no moment.
+        if after != earlier.clusters[at].revision || to < after || !cluster.tells_progress().await {
+            return Ok(None);
+        }
+        let mut is_told = true;
+        let each = |change: &Change| is_told &= scan.apply(at, change, &prefix, &mut judge);
+        if !cluster.changes(&prefix, after, to, each).await? || !is_told {
+            return Ok(None);
+        }
+        (scan.clusters[at].from_revision, scan.clusters[at].revision) = (to, to);
+        // The sums must be what etcd itself counts.
+        if cluster.count_at(&prefix, to).await? != Some(scan.clusters[at].keys) {
+            return Ok(None);
+        }
+        scan.look_beside(cluster, &prefix, &judge).await?;
+    }
+    for counted in [&mut scan.stored, &mut scan.under] {
+        counted.retain(|_, values| !values.is_empty());
+    }
+    scan.looked_at = scan.clusters.iter().map(|cluster| cluster.keys).sum();
+    scan.revision = scan.clusters.first().map(|cluster| cluster.revision);
+    // A leftover beside the prefix.
+    Ok(Some(scan).filter(|scan| scan.leftovers == 0))
+}
+
 /// What a value names as its key.
 fn key_of(stored: &Stored) -> String {
     match stored {
@@ -208,189 +287,17 @@ fn key_of(stored: &Stored) -> String {
     }
 }
 
+/// Takes one off a sum; `false` where there is none.
+fn take_one(counted: &mut BTreeMap<String, u64>, how: &str) -> bool {
+    let Some(values) = counted.get_mut(how).filter(|values| **values > 0) else { return false };
+    *values -= 1;
+    if *values == 0 {
+        counted.remove(how);
+    }
+    true
+}
+
 /// The API servers' prefix with one slash at its end.
 pub fn slashed(prefix: &str) -> String {
     format!("{}/", prefix.trim_end_matches('/'))
-}
-
-/// Whether a folder that the API does not serve holds what the configuration wants encrypted.
-fn expected_in(patterns: &[(String, bool)], folder: &str) -> bool {
-    let first = |plural: &str, group: &str| patterns.iter().find(|(pattern, _)| matches(pattern, plural, group));
-    possible_resources(folder).iter().any(|(plural, group)| first(plural, group).is_some_and(|(_, writes)| *writes))
-}
-
-/// Tells for each value whether it is a leftover.
-pub(super) struct Judge<'a> {
-    expected: &'a Expected,
-    folders: Folders<'a>,
-    /// Name of a resource → who writes it.
-    writers: HashMap<String, Writer>,
-    hashes: HashMap<String, KeyIdHash>,
-}
-
-/// What a key belongs to.
-#[derive(Debug)]
-pub(super) struct Place {
-    /// The resource's name, or the folder if the API serves no such resource.
-    pub(super) label: String,
-    is_served: bool,
-    /// Whether the object expires by itself.
-    expires: bool,
-    /// Whether it is to be encrypted.
-    is_covered: bool,
-}
-
-impl<'a> Judge<'a> {
-    pub(super) fn new(expected: &'a Expected) -> Self {
-        let all = || expected.resources.iter();
-        Self {
-            expected,
-            folders: Folders::of(expected.served.iter().chain(all().map(|(resource, _)| resource))),
-            writers: all().map(|(resource, writer)| (resource.to_string(), writer.clone())).collect(),
-            hashes: HashMap::new(),
-        }
-    }
-
-    pub(super) fn place(&self, key: &str) -> Place {
-        if let Some(resource) = self.folders.resource(key) {
-            let label = resource.to_string();
-            let is_covered = self.writers.contains_key(&label);
-            return Place { label, is_served: true, expires: resource.is_event(), is_covered };
-        }
-        let folder = folder_of(key);
-        let is_covered = expected_in(&self.expected.patterns, folder);
-        Place { label: folder.into(), is_served: is_internal(folder), expires: false, is_covered }
-    }
-
-    /// Whether another API server's value is under another key than its provider's target. Those of local providers are
-    /// none of our business.
-    pub(super) fn is_left_beside(&self, stored: &Stored) -> bool {
-        let Stored::KmsV2 { provider, key_id, .. } = stored else { return false };
-        self.expected.targets.get(provider) != Some(&KeyIdHash::of(key_id))
-    }
-
-    pub(super) fn judge(&mut self, place: &Place, stored: &Stored) -> (String, bool) {
-        let writer = self.writers.get(&place.label);
-        let local = writer.and_then(Writer::local);
-        match stored {
-            Stored::Plain => {
-                let is_wanted = local == Some(&LocalWriter::Clear);
-                let left = place.is_covered && !is_wanted;
-                (if left { "in clear" } else { "in clear, as configured" }.into(), left)
-            }
-            // Whatever key it is, it must stay readable as long as this value exists.
-            Stored::Otherwise(words) => (words.clone(), local.and_then(LocalWriter::words).as_ref() != Some(words)),
-            Stored::KmsV2 { provider: by, key_id, .. } => {
-                let hash = self.hashes.entry(key_id.clone()).or_insert_with(|| KeyIdHash::of(key_id));
-                // A resource that nobody encrypts any more still needs the key that it was stored under.
-                let is_of_writer = writer.is_none_or(|writer| writer.plugin() == Some(by));
-                let is_current = is_of_writer && self.expected.targets.get(by) == Some(hash);
-                (format!("{by} {key_id}"), !is_current)
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn resource(plural: &str, group: &str) -> Resource {
-        Resource { group: group.into(), version: "v1".into(), plural: plural.into(), namespaced: true }
-    }
-
-    fn kms(provider: &str, key_id: &str) -> Stored {
-        Stored::KmsV2 { provider: provider.into(), key_id: key_id.into(), keks: Vec::new() }
-    }
-
-    fn expected() -> Expected {
-        Expected {
-            resources: [resource("secrets", ""), resource("widgets", "example.com")]
-                .map(|resource| (resource, Writer::Plugin("p".into())))
-                .into(),
-            targets: [("p".into(), KeyIdHash::of("new"))].into(),
-            served: vec![resource("configmaps", "")],
-            patterns: vec![("*.gone.example.com".into(), true), ("*.clear.example.com".into(), false)],
-        }
-    }
-
-    #[test]
-    fn everything_but_the_target_key_is_a_leftover() {
-        let expected = expected();
-        let mut judge = Judge::new(&expected);
-        let mut left = |key: &str, stored: Stored| {
-            let place = judge.place(key);
-            judge.judge(&place, &stored).1
-        };
-        assert!(!left("secrets/default/a", kms("p", "new")));
-        assert!(left("secrets/default/a", kms("p", "old")));
-        assert!(left("secrets/default/a", kms("q", "new")));
-        assert!(left("secrets/default/a", Stored::Plain));
-        assert!(left("secrets/default/a", Stored::Otherwise("aescbc v1 k".into())));
-        assert!(left("example.com/widgets/default/a", kms("p", "old")));
-        assert!(!left("configmaps/default/a", Stored::Plain), "not encrypted, by configuration");
-        assert!(left("configmaps/default/a", kms("p", "old")), "no longer encrypted, and needs the old key");
-        assert!(left("configmaps/default/a", Stored::Otherwise("aescbc v1 k".into())), "needs the key of aescbc");
-    }
-
-    #[test]
-    fn a_value_in_clear_that_is_not_to_be_encrypted_says_so() {
-        let expected = expected();
-        let mut judge = Judge::new(&expected);
-        let mut words = |key: &str| {
-            let place = judge.place(key);
-            judge.judge(&place, &Stored::Plain).0
-        };
-        assert_eq!(words("secrets/default/a"), "in clear");
-        assert_eq!(words("configmaps/default/a"), "in clear, as configured");
-    }
-
-    #[test]
-    fn where_a_plugin_is_left_what_it_stored_is_the_leftover() {
-        let left = |writer: &str, stored: Stored| {
-            let expected = Expected {
-                resources: vec![(resource("secrets", ""), writer.to_owned().into())],
-                ..Expected::default()
-            };
-            let mut judge = Judge::new(&expected);
-            let place = judge.place("secrets/default/a");
-            judge.judge(&place, &stored).1
-        };
-        assert!(!left("identity:", Stored::Plain));
-        assert!(left("identity:", kms("p", "new")));
-        assert!(left("identity:", Stored::Otherwise("aescbc v1 key1".into())));
-        assert!(!left("aescbc:key2", Stored::Otherwise("aescbc v1 key2".into())));
-        assert!(left("aescbc:key2", Stored::Otherwise("aescbc v1 key1".into())));
-        assert!(left("aescbc:key2", Stored::Plain));
-        assert!(left("aescbc:key2", kms("p", "new")));
-    }
-
-    #[test]
-    fn what_api_servers_keep_for_themselves_in_clear_is_not_a_leftover() {
-        let expected = Expected { patterns: vec![("*.*".into(), true)], ..expected() };
-        let mut judge = Judge::new(&expected);
-        for key in ["masterleases/10.0.0.1", "peerserverleases/apiserver-a", "ranges/servicenodeports"] {
-            let place = judge.place(key);
-            assert!(!judge.judge(&place, &Stored::Plain).1, "{key}");
-            assert!(judge.judge(&place, &kms("p", "old")).1, "{key}");
-        }
-        let place = judge.place("podsecuritypolicy/a");
-        assert!(judge.judge(&place, &Stored::Plain).1);
-    }
-
-    #[test]
-    fn what_no_api_serves_is_judged_by_the_patterns_of_the_configuration() {
-        let expected = expected();
-        let mut judge = Judge::new(&expected);
-        let mut left = |key: &str, stored: Stored| {
-            let place = judge.place(key);
-            assert!(!place.is_served);
-            judge.judge(&place, &stored).1
-        };
-        assert!(left("gone.example.com/widgets/default/a", Stored::Plain));
-        assert!(!left("clear.example.com/widgets/default/a", Stored::Plain));
-        assert!(!left("other.example.com/widgets/default/a", Stored::Plain));
-        assert!(left("other.example.com/widgets/default/a", kms("p", "old")));
-        assert!(!left("other.example.com/widgets/default/a", kms("p", "new")));
-    }
 }

@@ -14,6 +14,9 @@ pub struct ScannedCluster {
     pub endpoints: Vec<String>,
     /// The revision up to which it was read.
     pub revision: i64,
+    /// The oldest revision at which one of its keys was read: another one only where etcd was compacted meanwhile.
+    #[serde(default)]
+    pub from_revision: i64,
     /// The newest revision at which one of the values was stored.
     #[serde(default)]
     pub newest: i64,

@@ -13,7 +13,8 @@ use crate::rotation::claim::{Claim, Until, Witness};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::group::Groups;
 use crate::rotation::keys::name::KeyName;
-use crate::rotation::leftovers::scan::{Expected, Judge, Scan, ScannedCluster, slashed};
+use crate::rotation::leftovers::judge::{Expected, Judge};
+use crate::rotation::leftovers::scan::{Scan, ScannedCluster, slashed};
 
 /// Clocks of an operator's machine and of this one may differ by this much.
 pub const CLOCK_SKEW_SECONDS: i64 = 60;

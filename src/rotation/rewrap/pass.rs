@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tonic::Code;
 
 use super::batch::{Batches, Sent, batches, halves};
+use super::behind::Watchers;
 use super::seeds::{SeedRefusal, SeedWrapper};
 use crate::etcd::{EncryptedObject, EtcdClusters, EtcdError, Record, Swap, Swapped, folder_of};
 use crate::rotation::cluster::writer::Writer;
@@ -65,6 +66,8 @@ pub struct Pass<'a, 'b> {
     pub seeds: &'a mut SeedWrapper<'b>,
     /// How many transactions at once, and how many values a second.
     pub pace: &'a mut Pace,
+    /// Who must see what is stored.
+    pub watchers: &'a mut Watchers,
     /// What was done so far; kept when the pass is dropped half way.
     pub tally: &'a mut Rewrapped,
 }
@@ -91,6 +94,7 @@ impl Pass<'_, '_> {
                 for batch in batches(swaps) {
                     self.wait_for_a_place(&mut under_way, batch.len()).await?;
                     under_way.send(batch);
+                    self.watchers.keep_up(self.pace).await;
                 }
                 if told.elapsed() >= TOLD_EVERY {
                     told = Instant::now();
@@ -169,7 +173,15 @@ impl Pass<'_, '_> {
     async fn next(&mut self, under_way: &mut Batches<'_>) -> Result<(), RotationError> {
         let Some(Sent { swaps, result, .. }) = under_way.next(self.pace).await else { return Ok(()) };
         match result.map_err(explained)? {
-            Swapped::Done => swaps.iter().for_each(|swap| self.count(swap)),
+            Swapped::Done(revision) => {
+                for swap in &swaps {
+                    self.count(swap);
+                }
+                if let Some(last) = swaps.last() {
+                    let key = String::from_utf8_lossy(&last.key);
+                    self.watchers.stored(key.strip_prefix(self.prefix).unwrap_or(&key), revision);
+                }
+            }
             // That writer went through an API server; the value is read again in the next pass.
             Swapped::Overtaken if swaps.len() == 1 => self.tally.overtaken += 1,
             // One key that somebody wrote keeps all others of its transaction from being done.

@@ -16,7 +16,8 @@ use crate::rotation::cluster::resources::Resource;
 use crate::rotation::cluster::writer::{KMS_V2_PREFIX, Writer, is_inner_prefix};
 use crate::rotation::error::RotationError;
 use crate::rotation::keys::name::KeyName;
-use crate::rotation::leftovers::scan::{Expected, Method, Scan};
+use crate::rotation::leftovers::judge::Expected;
+use crate::rotation::leftovers::scan::{Method, Scan};
 use crate::rotation::rewrite::pace::Pace;
 use crate::rotation::rewrite::{Ask, Sweep, Tally};
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::states::Run;
 use crate::key_stores::KekConfig;
-use crate::rotation::adoption::{Look, look_at_all};
+use crate::rotation::adoption::{Look, Reports, look_at_all};
 use crate::rotation::cluster::roster::{Doubt, LEASE_WATCHED};
 use crate::rotation::cluster::webhooks::mutating_webhooks;
 use crate::rotation::error::RotationError;
@@ -113,7 +113,7 @@ impl Run<'_> {
         }
         let until = Instant::now() + 2 * LEASE_WATCHED;
         loop {
-            let look = look_at_all(&self.cluster, self.settings.accept_unproven).await?;
+            let look = look_at_all(&self.cluster, Reports::AsTheyAre, self.settings.accept_unproven).await?;
             let Some(why) = unknown(&config.name, &look) else { return Ok(()) };
             // A Lease that was only just seen may be of a server that is gone, or of one that is there.
             let is_watched = look.doubts.iter().all(|doubt| matches!(doubt, Doubt::Watching { .. }));

@@ -66,9 +66,13 @@ impl Run<'_> {
     /// target key.
     pub(super) async fn history_is_clean(&mut self, scan: &Scan) -> Result<bool, RotationError> {
         let Some(etcd) = self.etcd_clusters().await? else { return Ok(true) };
+        // A journal of an earlier version of this program does not tell where it would begin.
+        if self.journal.history_from.is_empty() {
+            return Ok(false);
+        }
         let found = encrypted(self.cluster.entry(), &self.coverage).await?.expected(&self.journal.targets.plugins);
         let prefix = &self.settings.etcd_prefix;
-        let looked = superseded(&etcd, prefix, &found, &self.journal.clean_revisions, scan).await?;
+        let looked = superseded(&etcd, prefix, &found, &self.journal.history_from, scan).await?;
         if looked.leftovers == 0 {
             self.journal.claims.insert(Subject::History, looked.claim());
             return Ok(true);

@@ -12,9 +12,10 @@ use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
 use crate::rotation::leftovers::compaction::by_lists;
 use crate::rotation::leftovers::homes::{self, Homes};
+use crate::rotation::leftovers::judge::Expected;
 use crate::rotation::leftovers::keys_in_etcd::KeysInEtcd;
 use crate::rotation::leftovers::layout::Folders;
-use crate::rotation::leftovers::scan::{Expected, Scan, scan_clusters, slashed};
+use crate::rotation::leftovers::scan::{Scan, scan_changes, scan_clusters, slashed};
 use crate::rotation::leftovers::sizes::{Sizes, measure};
 use crate::rotation::leftovers::snapshots::{self, SnapshotKeys, ThisCluster};
 use crate::rotation::run::plan::{Encrypted, encrypted};
@@ -37,10 +38,16 @@ impl Run<'_> {
         Ok(Some(etcd))
     }
 
-    /// Looks at every value, and at whether the etcd that was given is this cluster's and all of it.
-    pub(super) async fn search_etcd(&self, access: &EtcdAccess, found: &Encrypted) -> Result<Scan, RotationError> {
+    /// Looks at every value, or at every change since this process did and found no leftover; and at whether the etcd that
+    /// was given is this cluster's and all of it.
+    pub(super) async fn search_etcd(&mut self, access: &EtcdAccess, found: &Encrypted) -> Result<Scan, RotationError> {
         let expected = found.expected(&self.journal.targets.plugins);
-        search_etcd(self.cluster.entry(), access, &self.settings.etcd_prefix, &expected).await
+        // What was looked for must be the same.
+        let earlier = self.searched.take().filter(|(held_against, _)| *held_against == expected).map(|(_, scan)| scan);
+        let (api, prefix) = (self.cluster.entry(), &self.settings.etcd_prefix);
+        let scan = search_etcd(api, access, prefix, &expected, earlier.as_ref()).await?;
+        self.searched = Some((expected, scan.clone()));
+        Ok(scan)
     }
 
     /// Before anything is rewritten: is this etcd the cluster's, and is there room?
@@ -179,7 +186,7 @@ impl Run<'_> {
         let (mut gone, mut left) = (Vec::new(), Vec::new());
         for (cluster, revision) in self.searched(etcd) {
             // At the revision of the search itself everything was clean, so it may stay.
-            let is_gone = cluster.is_compacted(&prefix, revision.saturating_sub(1)).await?;
+            let is_gone = cluster.count_at(&prefix, revision.saturating_sub(1)).await?.is_none();
             (if is_gone { &mut gone } else { &mut left }).push(format!("{} before revision {revision}", cluster.id));
         }
         if left.is_empty() {
@@ -286,7 +293,8 @@ impl Run<'_> {
     }
 }
 
-/// Looks at every value in etcd, and at whether the etcd that was given is this cluster's and all of it.
+/// Looks at every value in etcd, and at whether the etcd that was given is this cluster's and all of it. After a search of this
+/// process that found no leftover, only at what has changed since, where that tells everything.
 ///
 /// # Errors
 /// If etcd or the API server does not answer, or etcd holds nothing under the prefix.
@@ -295,9 +303,18 @@ pub async fn search_etcd(
     access: &EtcdAccess,
     prefix: &str,
     expected: &Expected,
+    earlier: Option<&Scan>,
 ) -> Result<Scan, RotationError> {
     let etcd = EtcdClusters::connect(access, &slashed(prefix)).await?;
-    let mut scan = scan_clusters(&etcd, prefix, expected).await?;
+    let changed = match earlier {
+        // A watch that fails says nothing against etcd itself.
+        Some(earlier) => scan_changes(&etcd, prefix, expected, earlier).await.unwrap_or_default(),
+        None => None,
+    };
+    let mut scan = match changed {
+        Some(scan) => scan,
+        None => scan_clusters(&etcd, prefix, expected).await?,
+    };
     let resources = expected.resources.iter().map(|(resource, _)| resource);
     let homes = Homes::find(api, &etcd, &slashed(prefix), resources).await?;
     scan.whole = Some(homes::claim(&homes, &etcd, &scan));

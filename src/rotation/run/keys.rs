@@ -1,6 +1,6 @@
 //! Which keys a rotation is about: those in use before, those that must be in use after, and which of them are former.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::states::Run;
 use crate::config::Config;
@@ -16,7 +16,7 @@ use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
 use crate::rotation::journal::Journal;
 use crate::rotation::keys::active::{
-    KekAnswer, OnFile, active_now, ask, expected, names, own_provider, resolve, versions_on_file,
+    KekAnswer, OnFile, active_now, ask, expected, hash_of, names, own_provider, resolve, versions_on_file,
 };
 use crate::rotation::keys::group::Group;
 use crate::rotation::keys::name::KeyName;
@@ -62,10 +62,10 @@ impl Run<'_> {
     }
 
     /// Counts all values, or all objects, by the keys that they are stored under.
-    pub(super) async fn survey(&self) -> Result<Scan, RotationError> {
+    pub(super) async fn survey(&mut self) -> Result<Scan, RotationError> {
         let found = encrypted(self.cluster.entry(), &self.coverage).await?;
-        if let Some(etcd) = &self.settings.etcd {
-            return self.search_etcd(etcd, &found).await;
+        if let Some(etcd) = self.settings.etcd.clone() {
+            return self.search_etcd(&etcd, &found).await;
         }
         // Before the target is known, what the plugins report keeps the search from naming every object.
         let Journal { targets, former, .. } = &self.journal;
@@ -137,6 +137,16 @@ impl Run<'_> {
         }
         (self.report)(Event::Note(&format!("{why}; it is not looked at")));
         Ok(())
+    }
+
+    /// What the plugin whose configuration was given must report now, where every one of its KEKs tells.
+    pub(super) async fn active_by_keks(&self) -> BTreeMap<ProviderName, KeyIdHash> {
+        let Some(plugin) = &self.settings.plugin else { return BTreeMap::new() };
+        let Some(own) = own_provider(&self.coverage, plugin, self.settings.plugin_named) else {
+            return BTreeMap::new();
+        };
+        let versions = expected(&ask(&plugin.keks).await, &BTreeSet::new());
+        versions.map(|versions| (own, hash_of(plugin.epoch, &versions))).into_iter().collect()
     }
 
     /// Asks the KEKs what is active: that is what every plugin must use, whatever it reports at this moment.

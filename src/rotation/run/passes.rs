@@ -125,6 +125,7 @@ impl Run<'_> {
         let now = jiff::Timestamp::now();
         if scan.leftovers > 0 {
             self.journal.clean_revisions.clear();
+            self.journal.history_from.clear();
             self.journal.clean_lists.clear();
             let what = "something is still stored under a former key, so its old revisions are not all old yet";
             let claim = Claim::not_yet(Witness::Etcd, what, "run again once it is gone");
@@ -133,6 +134,8 @@ impl Run<'_> {
             // What was said while something was left: the history to be looked at begins here.
             self.journal.claims.remove(&Subject::History);
             self.journal.clean_revisions = scan.revisions().collect();
+            self.journal.history_from =
+                scan.clusters.iter().map(|cluster| (cluster.id, cluster.from_revision)).collect();
             self.journal.clean_lists = self.lists_now().await?;
         }
         // A search is of one moment. From the first clean one on, history and counters have to show that nothing came

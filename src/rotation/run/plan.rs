@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::encryption_config::ProviderName;
-use crate::rotation::adoption::Seen;
+use crate::rotation::adoption::{Reports, Seen, look};
+use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::Api;
 use crate::rotation::cluster::discovery::discover;
 use crate::rotation::cluster::key_id_hash::KeyIdHash;
@@ -12,8 +13,9 @@ use crate::rotation::cluster::resources::{Coverage, Resource};
 use crate::rotation::cluster::writer::Writer;
 use crate::rotation::error::RotationError;
 use crate::rotation::journal::{Journal, Progress};
-use crate::rotation::leftovers::scan::Expected;
+use crate::rotation::leftovers::judge::Expected;
 use crate::rotation::rewrite::Tally;
+use crate::rotation::run::settings::Settings;
 
 /// Every resource that is to be encrypted, with its provider, and what is not looked at, with the reason.
 #[derive(Debug, Default)]
@@ -153,4 +155,17 @@ pub fn reported_now(seen: &[Seen], coverage: &Coverage) -> Result<BTreeMap<Provi
         }
     }
     Ok(reported)
+}
+
+/// What is encrypted: as configured, or as the metrics let one guess.
+///
+/// # Errors
+/// The file cannot be read, or the metrics do not tell.
+pub async fn coverage(cluster: &Cluster, settings: &Settings) -> Result<Coverage, RotationError> {
+    if let Some(file) = &settings.encryption_config {
+        return Coverage::read(file);
+    }
+    let seen = look(cluster, Reports::AsTheyAre, true).await.unwrap_or_default();
+    let scrapes: Vec<_> = seen.into_iter().filter_map(|one| one.scrape).collect();
+    Coverage::infer(&scrapes)
 }

@@ -1,7 +1,7 @@
 //! At the end, what every plugin reports that some API server asks.
 
 use super::states::Run;
-use crate::rotation::adoption::{look, reports};
+use crate::rotation::adoption::{Reports, look, reports};
 use crate::rotation::claim::Subject;
 use crate::rotation::conclusion::plugins::plugins;
 use crate::rotation::error::RotationError;
@@ -13,7 +13,7 @@ impl Run<'_> {
         if self.settings.accept_unproven {
             return Ok(());
         }
-        let seen = look(&self.cluster, false).await.map_err(RotationError::from)?;
+        let seen = look(&self.cluster, Reports::Asked, false).await.map_err(RotationError::from)?;
         let known = match &self.settings.plugin {
             Some(plugin) => Some((plugin.epoch, self.known_versions(plugin).await)),
             None => None,

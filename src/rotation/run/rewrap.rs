@@ -5,14 +5,17 @@ use super::passes::Pass;
 use super::states::Run;
 use crate::etcd::{EtcdClusters, Room, Swap};
 use crate::kms::plugins::Plugins;
+use crate::rotation::adoption::reached;
 use crate::rotation::error::RotationError;
 use crate::rotation::event::Event;
 use crate::rotation::journal::intent::Method;
 use crate::rotation::leftovers::layout::{folder, folder_of};
 use crate::rotation::leftovers::scan::slashed;
+use crate::rotation::rewrap::behind::Watchers;
 use crate::rotation::rewrap::pass::{Aim, Rewrapped, explained};
 use crate::rotation::rewrap::seeds::SeedWrapper;
 use crate::rotation::rewrap::{self};
+use crate::rotation::rewrite::pace::Pace;
 use crate::rotation::run::plan::encrypted;
 
 /// What it cannot do, and the verdict must not hide.
@@ -70,10 +73,13 @@ impl Run<'_> {
         let etcd = etcd.ok_or_else(|| missing("give --etcd"))?;
         let targets = self.journal.targets.plugins.clone();
         let (mut seeds, mut pace) = (SeedWrapper::new(&plugins, &targets), self.pace());
+        let mut watchers = self.watchers().await?;
         let mut stored = 0;
         loop {
             let mut tally = Rewrapped::default();
-            let ended = self.rewrap_once(&etcd, &aim, &mut seeds, &mut pace, &mut tally, &wanted, &adoption).await;
+            let ended = self
+                .rewrap_once(&etcd, &aim, (&mut seeds, &mut pace, &mut watchers), &mut tally, &wanted, &adoption)
+                .await;
             // What somebody else wrote meanwhile may be under the former key, so a further pass has to look.
             stored += tally.total() + tally.overtaken;
             self.enter(&tally);
@@ -89,13 +95,11 @@ impl Run<'_> {
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "each is of one pass")]
     async fn rewrap_once(
         &self,
         etcd: &EtcdClusters,
         aim: &Aim,
-        seeds: &mut SeedWrapper<'_>,
-        pace: &mut crate::rotation::rewrite::pace::Pace,
+        (seeds, pace, watchers): (&mut SeedWrapper<'_>, &mut Pace, &mut Watchers),
         tally: &mut Rewrapped,
         wanted: &crate::rotation::adoption::Wanted,
         adoption: &crate::rotation::adoption::Adoption,
@@ -103,12 +107,20 @@ impl Run<'_> {
         let prefix = slashed(&self.settings.etcd_prefix);
         let report = self.report;
         let say = |text: &str| report(Event::Note(text));
-        let pass = rewrap::pass::Pass { etcd, prefix: &prefix, aim, seeds, pace, tally };
+        let pass = rewrap::pass::Pass { etcd, prefix: &prefix, aim, seeds, pace, watchers, tally };
         tokio::select! {
             passed = pass.run(&say) => Ended::Passed(passed),
             lost = watch(&self.cluster, wanted, adoption, self.settings.agreement_interval) => Ended::Lost(lost),
             full = self.until_full(Some(etcd)) => Ended::Full(full),
         }
+    }
+
+    /// The API servers, each of which must see what is stored past it.
+    async fn watchers(&self) -> Result<Watchers, RotationError> {
+        let resources =
+            self.journal.resources.iter().map(|progress| (folder(&progress.resource), progress.resource.clone()));
+        let servers = reached(&self.cluster, self.settings.accept_unproven).await?;
+        Ok(Watchers::new(servers, resources.collect()))
     }
 
     /// What is written to whom, and what is left alone.

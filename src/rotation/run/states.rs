@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::outage::Outage;
 use super::settings::Settings;
 use super::turns::TurnsBack;
-use crate::rotation::adoption::{Adoption, Obstacle, Wanted, attempt, joined, look, look_fresh};
+use crate::rotation::adoption::{Adoption, Obstacle, Reports, Wanted, attempt, joined, look, look_fresh};
 use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::api::{Api, chain};
 use crate::rotation::cluster::canary::{NAMESPACE, canaries};
@@ -19,8 +19,10 @@ use crate::rotation::error::RotationError;
 use crate::rotation::event::{Event, Reporter};
 use crate::rotation::journal::verdict::Verdict;
 use crate::rotation::journal::{Journal, State};
+use crate::rotation::leftovers::judge::Expected;
+use crate::rotation::leftovers::scan::Scan;
 use crate::rotation::rewrite::pace::Pace;
-use crate::rotation::run::plan::{encrypted, fill, reported_now};
+use crate::rotation::run::plan::{coverage, encrypted, fill, reported_now};
 use crate::rotation::run::preflight::dry_run;
 
 /// How often a server is asked whether it has adopted the target key.
@@ -49,6 +51,8 @@ pub struct Run<'a> {
     /// Whether the adoption in the journal was seen by this process.
     pub(super) seen_adopted: bool,
     pub(super) turns_back: TurnsBack,
+    /// What this process found when it last looked at every value in etcd, and what each was held against.
+    pub(super) searched: Option<(Expected, Scan)>,
 }
 
 impl<'a> Run<'a> {
@@ -68,7 +72,7 @@ impl<'a> Run<'a> {
         same_cluster(&cluster, &mut journal).await?;
         let coverage = coverage(&cluster, &settings).await?;
         let turns_back = TurnsBack::default();
-        Ok(Self { settings, cluster, coverage, journal, report, seen_adopted: false, turns_back })
+        Ok(Self { settings, cluster, coverage, journal, report, seen_adopted: false, turns_back, searched: None })
     }
 
     /// What was done so far.
@@ -95,9 +99,10 @@ impl<'a> Run<'a> {
         let found = found.for_rewriting(self.settings.include_events, &self.settings.skip);
         let seen = if fresh && self.settings.key_id.is_none() {
             (self.report)(Event::Waiting("every API server must ask its plugin for the key again, within 90 s"));
-            look_fresh(&self.cluster, &self.coverage.providers(), self.settings.accept_unproven).await
+            let active = self.active_by_keks().await;
+            look_fresh(&self.cluster, &self.coverage.providers(), &active, self.settings.accept_unproven).await
         } else {
-            look(&self.cluster, true).await
+            look(&self.cluster, Reports::AsTheyAre, true).await
         };
         let seen = seen.map_err(RotationError::from)?;
         self.journal.former = reported_now(&seen, &self.coverage)
@@ -384,17 +389,4 @@ async fn same_cluster(cluster: &Cluster, journal: &mut Journal) -> Result<(), Ro
          {begun} when the rotation began",
         cluster.entry().address()
     )))
-}
-
-/// What is encrypted: as configured, or as the metrics let one guess.
-///
-/// # Errors
-/// The file cannot be read, or the metrics do not tell.
-pub async fn coverage(cluster: &Cluster, settings: &Settings) -> Result<Coverage, RotationError> {
-    if let Some(file) = &settings.encryption_config {
-        return Coverage::read(file);
-    }
-    let seen = look(cluster, true).await.unwrap_or_default();
-    let scrapes: Vec<_> = seen.into_iter().filter_map(|one| one.scrape).collect();
-    Coverage::infer(&scrapes)
 }

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::encryption_config::ProviderName;
-use crate::rotation::adoption::{Seen, look_at_all};
+use crate::rotation::adoption::{Reports, Seen, look_at_all};
 use crate::rotation::cluster::Cluster;
 use crate::rotation::cluster::key_id_hash::KeyIdHash;
 use crate::rotation::cluster::resources::Coverage;
 use crate::rotation::error::RotationError;
-use crate::rotation::leftovers::scan::Expected;
+use crate::rotation::leftovers::judge::Expected;
 use crate::rotation::run::plan::encrypted;
 
 /// What everything is to be stored under.
@@ -34,7 +34,7 @@ impl Aims {
         key_id: Option<&str>,
     ) -> Result<Self, RotationError> {
         let at = jiff::Timestamp::now();
-        let look = look_at_all(cluster, false).await?;
+        let look = look_at_all(cluster, Reports::Asked, false).await?;
         let coverage = match encryption_config {
             Some(file) => Coverage::read(file)?,
             None => Coverage::infer(&look.seen.iter().filter_map(|one| one.scrape.clone()).collect::<Vec<_>>())?,

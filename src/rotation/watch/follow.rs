@@ -239,8 +239,10 @@ impl<'a> Watch<'a> {
             )));
         } else if since > 0 && since < revision {
             let (wanted, suspects) = (&self.aims.wanted, &mut self.suspects);
-            let each = |key: &str, value: &[u8], at: i64| {
-                suspects.note(wanted, &short(key), &Stored::of(value), at);
+            let each = |change: &Change| {
+                if let Some(stored) = &change.now {
+                    suspects.note(wanted, &short(&change.key), stored, change.revision);
+                }
             };
             let seen = cluster.history(&prefix, since, revision, newest, each).await?;
             if seen.from > since.saturating_add(1) {
@@ -268,7 +270,7 @@ impl<'a> Watch<'a> {
                 true
             }
             // Changes were missed, so the sums may be wrong.
-            Followed::Compacted => {
+            Followed::Compacted(_) => {
                 self.one(id).census = None;
                 false
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::aims::Aims;
 use crate::etcd::{Stored, folder_of};
 use crate::rotation::leftovers::census::is_left;
-use crate::rotation::leftovers::scan::Expected;
+use crate::rotation::leftovers::judge::Expected;
 
 /// How long an API server that does not answer is waited for, which may know another target.
 const PATIENCE: Duration = Duration::from_mins(2);

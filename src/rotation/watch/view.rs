@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::suspects::OldKeyWrite;
 use crate::etcd::{ClusterId, Stored};
 use crate::rotation::leftovers::census::{Census, Counted};
-use crate::rotation::leftovers::scan::Expected;
+use crate::rotation::leftovers::judge::Expected;
 
 /// Something that a watch tells.
 #[derive(Debug)]
