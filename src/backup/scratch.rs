@@ -18,6 +18,8 @@ use rand::RngExt;
 
 use crate::etcd::{EtcdAccess, EtcdCluster, EtcdClusters, EtcdError};
 
+/// How long a request to the scratch etcd may take: nobody else waits for it, and a defragmentation may take long.
+const PATIENCE: Duration = Duration::from_hours(6);
 /// Begins the name of the folder.
 const FOLDER: &str = "kube-envelope-scratch-";
 /// Both sockets, relative to the folder; etcd wants something like a port.
@@ -249,7 +251,7 @@ impl ScratchEtcd {
         );
         let mut process = folder.start("etcd", &programs.etcd, &serve)?;
         let socket = format!("unix:/proc/self/fd/{}/{CLIENT}", folder.handle.as_raw_fd());
-        let access = EtcdAccess { endpoints: vec![socket], ..EtcdAccess::default() };
+        let access = EtcdAccess { endpoints: vec![socket], timeout: Some(PATIENCE), ..EtcdAccess::default() };
         let etcd = answering(&mut process, &access, prefix).await?;
         Ok(Self { etcd, process })
     }

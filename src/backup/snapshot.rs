@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -14,6 +15,8 @@ use super::page::{Fault, damaged};
 use crate::etcd::Record;
 
 const HASH: u64 = 32;
+/// An SQLite database begins with this.
+const SQLITE: [u8; 16] = *b"SQLite format 3\0";
 /// Pages are multiples of this, so a file with a hash at its end shows by its length.
 const SECTOR: u64 = 512;
 
@@ -160,6 +163,13 @@ fn named(path: &Path, fault: Fault) -> SnapshotError {
 fn open(path: &Path) -> Result<Snapshot, Fault> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
+    let mut magic = [0; SQLITE.len()];
+    if length >= magic.len() as u64 && file.read_exact_at(&mut magic, 0).is_ok() && magic == SQLITE {
+        return Err(damaged(
+            "it is an SQLite database, such as kine's of k3s, whose content cannot be read here. rotate-keys takes the time of \
+             the copy in its place: --snapshot-taken TIME",
+        ));
+    }
     // `etcdctl snapshot save` appends a SHA-256 to the file; a copy of etcd's own database has none, and whole pages.
     let hash = if length % SECTOR == HASH { Some(verified_hash(&file, length)?) } else { None };
     let database = match hash {
@@ -270,6 +280,12 @@ mod tests {
             let error = refused(&content);
             assert!(error.contains("snapshot.db is not an intact snapshot of etcd"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_database_of_a_kine_is_named_as_such() {
+        let error = refused(&[SQLITE.as_slice(), &[0; 4080]].concat());
+        assert!(error.contains("--snapshot-taken TIME"), "{error}");
     }
 
     #[test]

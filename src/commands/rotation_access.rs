@@ -62,7 +62,13 @@ pub fn etcd_access(
         )));
     }
     let path = |path: Option<&Path>| path.map(Path::to_owned);
-    Ok(Some(EtcdAccess { endpoints: endpoints.to_vec(), ca: path(ca), certificate: path(certificate), key: path(key) }))
+    Ok(Some(EtcdAccess {
+        endpoints: endpoints.to_vec(),
+        ca: path(ca),
+        certificate: path(certificate),
+        key: path(key),
+        timeout: None,
+    }))
 }
 
 /// The same from the command line.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -32,8 +33,10 @@ pub struct EtcdClusters {
 /// One etcd cluster.
 #[derive(Clone, Debug)]
 pub struct EtcdCluster {
-    /// The id that its members report in every answer's header.
+    /// The id that its members report in every answer's header; of a kine, one made from its endpoint.
     pub id: ClusterId,
+    /// Whether it is kine, the datastore of k3s: the API of etcd over an SQL database.
+    pub is_kine: bool,
     /// What this client may read.
     prefix: String,
     members: Vec<Member>,
@@ -45,6 +48,7 @@ pub struct EtcdCluster {
 struct Member {
     endpoint: String,
     id: u64,
+    is_kine: bool,
     channel: Channel,
 }
 
@@ -112,7 +116,8 @@ fn add(clusters: &mut Vec<EtcdCluster>, prefix: &str, id: ClusterId, member: Mem
             cluster.members.push(member);
         }
     } else {
-        clusters.push(EtcdCluster { id, prefix: prefix.into(), members: vec![member], unreached: Vec::new() });
+        let is_kine = member.is_kine;
+        clusters.push(EtcdCluster { id, is_kine, prefix: prefix.into(), members: vec![member], unreached: Vec::new() });
     }
 }
 
@@ -122,6 +127,16 @@ fn with_likely_fixes(access: &EtcdAccess, silent: &[(String, String)]) -> String
     let over_tls = access.endpoints.iter().any(|endpoint| endpoint.starts_with("https:"));
     if over_tls && access.certificate.is_none() {
         problems.push("etcd may require a client certificate: give --etcd-cert and --etcd-key".into());
+    }
+    // A server that speaks TLS hangs up on one that does not, without a word.
+    let hung_up = |(endpoint, why): &(String, String)| {
+        endpoint.starts_with("http:")
+            && !why.contains("refused")
+            && !why.contains("timed out")
+            && !why.contains("lookup")
+    };
+    if silent.iter().any(hung_up) {
+        problems.push("if this etcd speaks TLS, write https:// and give --etcd-ca, --etcd-cert and --etcd-key".into());
     }
     // Another authority of the same name shows as a bad signature.
     if ["UnknownIssuer", "BadSignature"].iter().any(|why| problems.iter().any(|problem| problem.contains(why))) {
@@ -144,7 +159,10 @@ impl Member {
         let answer = KvClient::new(channel.clone()).range(small).await;
         let header = answer.map_err(|status| EtcdError::Unreachable(words(&status)))?.into_inner().header;
         let header = header.unwrap_or_default();
-        Ok((ClusterId(header.cluster_id), Self { endpoint: endpoint.into(), id: header.member_id, channel }))
+        // No etcd has the id 0, and every kine (k3s-io/kine, pkg/server/list.go).
+        let is_kine = header.cluster_id == 0;
+        let id = if is_kine { id_of(endpoint) } else { header.cluster_id };
+        Ok((ClusterId(id), Self { endpoint: endpoint.into(), id: header.member_id, is_kine, channel }))
     }
 }
 
@@ -162,6 +180,10 @@ impl EtcdCluster {
     /// Looks for the members that were not named, by the URLs that they advertise. An endpoint that did not answer and
     /// that is advertised here is a member that is down, and leads to no other cluster.
     async fn find_other_members(&mut self, access: &EtcdAccess, silent: &mut Vec<(String, String)>) {
+        if self.is_kine {
+            // It is its own only member, under an address that is made up.
+            return;
+        }
         let listed = ClusterClient::new(self.members[0].channel.clone()).member_list(MemberListRequest {}).await;
         let Ok(listed) = listed else { return };
         let known: BTreeSet<u64> = self.members.iter().map(|member| member.id).collect();
@@ -237,6 +259,12 @@ impl EtcdCluster {
     }
 }
 
+/// Two kines say nothing that tells one from the other, and each may have a database of its own.
+fn id_of(endpoint: &str) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(Sha256::digest(endpoint));
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
 /// What etcd itself says, or the innermost cause where the request did not get there.
 pub(super) fn words(status: &Status) -> String {
     let inner = cause(status);
@@ -262,6 +290,12 @@ mod tests {
         let id = ClusterId(0xcdf8_181e_3c5e_33f1);
         assert_eq!(serde_json::to_string(&id).unwrap(), "\"cdf8181e3c5e33f1\"");
         assert_eq!(serde_json::from_str::<ClusterId>("\"cdf8181e3c5e33f1\"").unwrap(), id);
+    }
+
+    #[test]
+    fn two_endpoints_of_kine_are_two_clusters() {
+        assert_eq!(id_of("unix:///run/k3s/kine.sock"), id_of("unix:///run/k3s/kine.sock"));
+        assert_ne!(id_of("unix:///run/k3s/kine.sock"), id_of("http://10.0.0.2:2379"));
     }
 
     #[test]

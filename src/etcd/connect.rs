@@ -21,6 +21,8 @@ pub struct EtcdAccess {
     pub certificate: Option<PathBuf>,
     /// The certificate's private key in PEM.
     pub key: Option<PathBuf>,
+    /// How long a request may take; some seconds longer than etcd itself lets it, where this is `None`.
+    pub timeout: Option<Duration>,
 }
 
 /// Why etcd could not be read.
@@ -65,12 +67,11 @@ pub(super) fn says_compacted(status: &Status) -> bool {
 
 /// Longer than etcd itself lets a request take, so that its own words arrive.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Over a socket a scratch etcd is asked, which nobody else waits for: a defragmentation may take long.
-const SOCKET_TIMEOUT: Duration = Duration::from_hours(6);
 /// A member that is down must not delay the others for long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn connect(url: &str, access: &EtcdAccess) -> Result<Channel, EtcdError> {
+    let timeout = access.timeout.unwrap_or(TIMEOUT);
     let unreachable = |error: tonic::transport::Error| EtcdError::Unreachable(with_known_cause(cause(&error)));
     if let Some(path) = url.strip_prefix("unix:") {
         let path = PathBuf::from(path);
@@ -79,11 +80,11 @@ pub(super) async fn connect(url: &str, access: &EtcdAccess) -> Result<Channel, E
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         };
         // A URL for the form alone: the connector knows where to go.
-        let endpoint = Endpoint::from_static("http://localhost").timeout(SOCKET_TIMEOUT);
+        let endpoint = Endpoint::from_static("http://localhost").timeout(timeout);
         return endpoint.connect_with_connector(tower::service_fn(dial)).await.map_err(unreachable);
     }
     let mut endpoint =
-        Endpoint::from_shared(url.to_owned()).map_err(unreachable)?.connect_timeout(CONNECT_TIMEOUT).timeout(TIMEOUT);
+        Endpoint::from_shared(url.to_owned()).map_err(unreachable)?.connect_timeout(CONNECT_TIMEOUT).timeout(timeout);
     if url.starts_with("https:") {
         let mut tls = ClientTlsConfig::new();
         if let Some(ca) = &access.ca {

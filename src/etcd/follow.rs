@@ -90,6 +90,7 @@ impl Follower {
             prev_kv: true,
             // An answer that is larger than a gRPC message comes in parts.
             fragment: true,
+            progress_notify: true,
             ..WatchCreateRequest::default()
         };
         let mut request = Request::new(requests(create, every));

@@ -107,9 +107,14 @@ impl EtcdCluster {
     /// Whether every member is known to say rightly how far a watch has sent everything: etcd before 3.5.8 may say so too
     /// early.
     pub async fn tells_progress(&self) -> bool {
-        self.statuses().await.iter().all(|member| {
-            member.answer.as_ref().is_ok_and(|status| number(&status.version).is_some_and(|version| version >= EXACT))
-        })
+        // The version that kine gives is another program's.
+        !self.is_kine
+            && self.statuses().await.iter().all(|member| {
+                member
+                    .answer
+                    .as_ref()
+                    .is_ok_and(|status| number(&status.version).is_some_and(|version| version >= EXACT))
+            })
     }
 
     /// The values as of one revision that were stored after another one.

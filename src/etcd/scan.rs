@@ -14,6 +14,7 @@ use super::stride::Stride;
 const PAGE_BYTES: usize = 4 << 20;
 const FIRST_PAGE: i64 = 100;
 const LARGEST_PAGE: i64 = 2_000;
+const LAST_CHARACTER: &str = "\u{10ffff}";
 /// How many values are processed before the connection is served again.
 const AT_ONCE: usize = 50;
 
@@ -105,8 +106,10 @@ impl EtcdCluster {
     /// # Errors
     /// [`EtcdError::Refused`] if etcd answers with another error.
     pub async fn scan_beside(&self, prefix: &str, mut each: impl FnMut(&Record)) -> Result<bool, EtcdError> {
-        // A single zero byte is the first key there can be, and as the end of a range the end of all keys.
-        for (first, end) in [(vec![0], prefix.as_bytes().to_vec()), (end_of(prefix), vec![0])] {
+        // A single zero byte is the first key there can be, and as the end of a range the end of all keys. kine would find
+        // nothing before it; its keys are text, and the last character there is comes after all of them.
+        let last = if self.is_kine { LAST_CHARACTER.into() } else { vec![0] };
+        for (first, end) in [(vec![0], prefix.as_bytes().to_vec()), (end_of(prefix), last)] {
             let mut pages = Pages { next: Some(first), range_end: end, ..self.pages(prefix) };
             loop {
                 match pages.next().await {
@@ -288,7 +291,10 @@ fn following(
 ) -> Option<Vec<u8>> {
     match (answer.kvs.first(), answer.kvs.last()) {
         (Some(first), Some(last)) if answer.more => {
-            stride.full(&first.key, &last.key);
+            // The SQL database behind kine may take only text, which the end of a stride is not; kine's cluster id is 0.
+            if answer.header.as_ref().is_some_and(|header| header.cluster_id != 0) {
+                stride.full(&first.key, &last.key);
+            }
             Some(behind(&last.key))
         }
         _ if end != range_end => {

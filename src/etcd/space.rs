@@ -64,7 +64,12 @@ impl EtcdCluster {
                     endpoint,
                     size: status.db_size.unsigned_abs(),
                     in_use: status.db_size_in_use.unsigned_abs(),
-                    quota: if status.db_size_quota > 0 { status.db_size_quota.unsigned_abs() } else { DEFAULT_QUOTA },
+                    quota: match status.db_size_quota {
+                        // An SQL database has none.
+                        _ if self.is_kine => u64::MAX,
+                        told if told > 0 => told.unsigned_abs(),
+                        _ => DEFAULT_QUOTA,
+                    },
                     quota_is_assumed: status.db_size_quota <= 0,
                     // Other complaints are among these words, too, such as that there is no leader.
                     alarms: status.errors.into_iter().filter(|error| error.contains("alarm")).collect(),

@@ -66,6 +66,11 @@ async fn an_etcd_that_cannot_be_verified_is_not_asked_and_the_flag_that_is_missi
     let (certificate, key) = (at("--etcd-cert", "etcd.crt"), at("--etcd-key", "etcd.key"));
     plane.run("verify", &["no-etcd", &url, &certificate, &key]).exits(2).says("--etcd-ca");
     plane.run("rotate-keys", &["no-etcd", &url, &certificate, &key]).exits(2).says("--etcd-ca");
+    let plain = url.replace("https:", "http:");
+    plane
+        .run("verify", &["no-etcd", &plain, &certificate, &key])
+        .exits(1)
+        .says("if this etcd speaks TLS, write https://");
     assert_eq!(plane.journal(), None, "nothing has begun");
 
     let other = plane.etcd.folder().join("authority.crt");

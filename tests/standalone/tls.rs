@@ -90,6 +90,7 @@ async fn a_client_certificate_of_version_1_is_named_in_plain_words() {
         ca: Some(ca),
         certificate: Some(vectors.join("client.crt")),
         key: Some(vectors.join("client.key")),
+        timeout: None,
     };
     let error = EtcdClusters::connect(&access, "/registry/").await.unwrap_err().to_string();
     assert!(error.contains("the client certificate is of X.509 version 1"), "{error}");

@@ -139,13 +139,14 @@ impl Place {
         }
     }
 
-    /// How rotate-keys and verify reach etcd.
-    pub(super) fn etcd_flags(&self) -> &'static str {
+    /// How rotate-keys and verify reach etcd; a single node of k3s has kine unless it has an etcd.
+    pub(super) fn etcd_flags(&self, has_etcd: bool) -> &'static str {
         match self.distribution {
             Distribution::Kubeadm | Distribution::Kind => {
                 "--etcd https://127.0.0.1:2379 --etcd-ca /etc/kubernetes/pki/etcd/ca.crt \\\n     \
                  --etcd-cert /etc/kubernetes/pki/apiserver-etcd-client.crt --etcd-key /etc/kubernetes/pki/apiserver-etcd-client.key"
             }
+            Distribution::K3s if !has_etcd => "--etcd unix:///var/lib/rancher/k3s/server/kine.sock",
             Distribution::K3s => {
                 "--etcd https://127.0.0.1:2379 --etcd-ca /var/lib/rancher/k3s/server/tls/etcd/server-ca.crt \\\n     \
                  --etcd-cert /var/lib/rancher/k3s/server/tls/etcd/server-client.crt --etcd-key /var/lib/rancher/k3s/server/tls/etcd/server-client.key"

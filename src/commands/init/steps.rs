@@ -228,7 +228,8 @@ fn rotate(steps: &mut Steps, wanted: &Wanted, first: First) {
     };
     let encryption = file.map(|file| format!(" --encryption-config {file}")).unwrap_or_default();
     steps.command(&format!("kube-envelope rotate-keys --kubeconfig {}{encryption} \\", place.kubeconfig()));
-    steps.command(place.etcd_flags());
+    let has_etcd = wanted.control_planes > 1 || wanted.root.join("var/lib/rancher/k3s/server/db/etcd").exists();
+    steps.command(place.etcd_flags(has_etcd));
 }
 
 fn way_back(steps: &mut Steps, wanted: &Wanted) {

@@ -21,6 +21,9 @@ use crate::rotation::leftovers::snapshots::{self, SnapshotKeys, ThisCluster};
 use crate::rotation::run::plan::{Encrypted, encrypted};
 use crate::rotation::run::room::{make_room, room, until_full};
 
+/// kine answers no request with it but a watch (k3s-io/kine, pkg/drivers/generic/generic.go).
+const KEPT_BY_KINE: &str = "kine's column old_value: with each object its database keeps the value before, under a former key or in \
+                            clear, until the object is stored once more (docs/install/k3s.md)";
 /// The longest to wait for room after a compaction of our own.
 const AFTER_COMPACTION: Duration = Duration::from_mins(2);
 
@@ -191,15 +194,22 @@ impl Run<'_> {
         }
         if left.is_empty() {
             let what = format!("no old revision can be read any more: etcd cluster {}", gone.join(", "));
-            let claim = Claim::shown(Witness::Etcd, what).until(Until::EtcdIsRestored);
+            let kine = etcd.clusters.iter().any(|cluster| cluster.is_kine).then(|| KEPT_BY_KINE.to_owned());
+            let claim = Claim::shown(Witness::Etcd, what).until(Until::EtcdIsRestored).blind_to(kine);
             self.journal.claims.insert(Subject::Compaction, claim);
             self.journal.settled = Some(jiff::Timestamp::now());
             return Ok(true);
         }
         if time_is_over {
             let what = format!("old revisions can still be read: etcd cluster {}", left.join(", "));
-            let remedy = "they need the former key until the API servers have compacted etcd (every 5 minutes unless \
-                          told otherwise); rotate-keys --resume --compact does it now";
+            let remedy = if etcd.clusters.iter().any(|cluster| cluster.is_kine) {
+                "they need the former key, and kine keeps the newest 1000 revisions whoever compacts it \
+                 (--compact-min-retain): rotate-keys --resume once so many changes were stored, and the API servers have \
+                 compacted (every 5 minutes unless told otherwise)"
+            } else {
+                "they need the former key until the API servers have compacted etcd (every 5 minutes unless told \
+                 otherwise); rotate-keys --resume --compact does it now"
+            };
             self.journal.claims.insert(Subject::Compaction, Claim::not_yet(Witness::Etcd, what, remedy));
         }
         Ok(time_is_over)

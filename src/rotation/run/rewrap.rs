@@ -40,6 +40,13 @@ impl Run<'_> {
         }
         let (plugins, etcd) = (self.plugins()?, self.etcd_clusters().await?);
         let etcd = etcd.ok_or_else(|| missing("give --etcd"))?;
+        if let Some(kine) = etcd.clusters.iter().find(|cluster| cluster.is_kine) {
+            let endpoint = kine.endpoints().next().unwrap_or_default();
+            return Err(missing(&format!(
+                "{endpoint} is kine, which stores neither several keys at once nor the lease of one: leave \
+                                         out --method rewrap"
+            )));
+        }
         let snapshot = self.journal.snapshot_before.is_some() || self.settings.snapshot_taken.is_some();
         if !snapshot && self.settings.snapshot_files.is_empty() {
             return Err(missing(
