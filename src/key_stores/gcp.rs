@@ -6,6 +6,7 @@
 mod client;
 mod credentials;
 mod error;
+mod federation;
 mod kek;
 mod profile;
 mod settings;

@@ -266,6 +266,32 @@ fn tokens_come_from_the_metadata_server_where_no_file_is_named() {
     });
 }
 
+/// Off Google Cloud: the token of another issuer, which something else keeps fresh.
+#[tokio::test]
+async fn the_token_of_another_issuer_is_exchanged_with_and_without_a_service_account() {
+    let bench = GcpBench::start().await;
+    let subject = bench.folder.path().join("token.json");
+    let write = |token: &str| std::fs::write(&subject, json!({"jwt": token}).to_string()).expect("written");
+    for impersonates in [false, true] {
+        write("expired");
+        let file = bench.fake.federated_credentials(&subject.display().to_string(), impersonates);
+        std::fs::write(bench.credentials_file(), file).expect("written");
+        let kek = config(&bench.item()).open();
+        let error = kek.version().await.expect_err("the issuer's token is not accepted");
+        assert_eq!(error.cause(), KekCause::Unauthenticated, "{}", error.chain());
+        // Another token in the file is shown at once, though the credentials file itself is the same.
+        write(&bench.fake.service().subject_token.clone());
+        let (dek, context) = dek();
+        let wrapped = kek.wrap(&dek, &context).await.unwrap_or_else(|error| panic!("{}", error.chain()));
+        kek.unwrap(&wrapped, &context).await.unwrap_or_else(|error| panic!("{}", error.chain()));
+    }
+    bench.expire_credentials().await;
+    bench.fake.service().permissions.remove("getAccessToken");
+    let error = config(&bench.item()).open().version().await.expect_err("may not lend");
+    assert_eq!(error.cause(), KekCause::Unauthenticated);
+    assert!(error.chain().contains("roles/iam.workloadIdentityUser"), "{}", error.chain());
+}
+
 #[tokio::test]
 async fn an_idle_plugin_asks_one_request_to_see_the_version_and_one_to_prove_it() {
     let bench = GcpBench::start().await;

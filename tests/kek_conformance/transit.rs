@@ -1,6 +1,7 @@
 //! `transit`: a real server in memory behind a proxy with TLS, under the policy of `docs/keks/transit.md`.
 
 mod beyond;
+mod logins;
 mod openbao;
 
 use std::marker::PhantomData;

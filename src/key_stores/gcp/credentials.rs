@@ -1,4 +1,5 @@
-//! Access tokens for Cloud KMS: by a service account's key, a user's own credentials, or the metadata server.
+//! Access tokens for Cloud KMS: by a service account's key, a user's own credentials, the token of another issuer, or the
+//! metadata server.
 //!
 //! `gcp_auth` signs; the requests are made here, since its own keep the status of a refusal to themselves, retry, and
 //! log answers.
@@ -17,6 +18,7 @@ use serde_json::json;
 use url::Url;
 use zeroize::Zeroizing;
 
+use super::federation::{ExternalAccount, impersonated};
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::address::{PlainHttp, is_loopback};
 use crate::key_stores::shared::credential_file::{self, Content};
@@ -73,8 +75,19 @@ enum CredentialsFile {
         client_secret: SecretText,
         refresh_token: SecretText,
     },
+    ExternalAccount(ExternalAccount),
     #[serde(other)]
     Other,
+}
+
+impl CredentialsFile {
+    fn parse(content: &Content) -> Result<Self, KekError> {
+        serde_json::from_str(&content.text).map_err(|error| {
+            // Only the place: the library's own text may quote the content.
+            let (name, line, column) = (content.file().display(), error.line(), error.column());
+            KekError::misconfigured(format!("{name} is not a Google credentials file, at {line}:{column}"))
+        })
+    }
 }
 
 /// Gets tokens from Google.
@@ -91,12 +104,7 @@ impl Google {
 
     async fn by_file(&self, content: &Content) -> Result<Loaded<SecretText>, KekError> {
         let name = content.file().display();
-        let parsed: CredentialsFile = serde_json::from_str(&content.text).map_err(|error| {
-            // Only the place: the library's own text may quote the content.
-            let (line, column) = (error.line(), error.column());
-            KekError::misconfigured(format!("{name} is not a Google credentials file, at {line}:{column}"))
-        })?;
-        match parsed {
+        match CredentialsFile::parse(content)? {
             CredentialsFile::ServiceAccount { client_email, private_key_id, token_uri } => {
                 let token_uri = self.token_uri(&token_uri, content)?;
                 let assertion = assertion(content, &client_email, private_key_id.as_deref(), token_uri.as_str())?;
@@ -112,11 +120,29 @@ impl Google {
                 ];
                 self.exchange(Url::parse(USER_TOKEN_URI).expect("a URL of this file"), &form).await
             }
+            CredentialsFile::ExternalAccount(account) => self.by_another_issuer(&account, content).await,
             CredentialsFile::Other => Err(KekError::misconfigured(format!(
-                "{name} is neither of type service_account nor authorized_user; no other type is supported (inside Google \
-                 Cloud leave credentialsFile out and let the metadata server give tokens)"
+                "{name} is none of service_account, authorized_user and external_account; no other type is supported (inside \
+                 Google Cloud leave credentialsFile out and let the metadata server give tokens)"
             ))),
         }
+    }
+
+    async fn by_another_issuer(
+        &self,
+        account: &ExternalAccount,
+        content: &Content,
+    ) -> Result<Loaded<SecretText>, KekError> {
+        let subject = content.named.as_ref().ok_or_else(|| KekError::unavailable("the issuer's token was not read"))?;
+        let form = account.exchange(subject, SCOPE)?;
+        let form: Vec<_> = form.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let federated = self.exchange(self.token_uri(&account.token_url, content)?, &form).await?;
+        let Some(url) = &account.service_account_impersonation_url else { return Ok(federated) };
+        let request = self.client.request(Method::POST, self.token_uri(url, content)?);
+        let request = request.bearer_auth(federated.credential.expose()).header("content-type", "application/json");
+        let answer = self.ask(request.body(json!({"scope": [SCOPE]}).to_string()).build()).await?;
+        let (token, ends) = impersonated(&answer)?;
+        Ok(Loaded::until(Arc::new(token), ends))
     }
 
     fn token_uri(&self, text: &str, content: &Content) -> Result<Url, KekError> {
@@ -126,7 +152,7 @@ impl Google {
                 Ok(url)
             }
             _ => Err(KekError::misconfigured(format!(
-                "token_uri of {} is not https: anyone who listens could use the credentials",
+                "{text:?} in {} is not https: anyone who listens could use the credentials",
                 content.file().display()
             ))),
         }
@@ -150,11 +176,15 @@ impl Google {
         })
     }
 
-    async fn issue(&self, request: reqwest::Result<Request>, what: &str) -> Result<Loaded<SecretText>, KekError> {
+    async fn ask(&self, request: reqwest::Result<Request>) -> Result<http::Answer, KekError> {
         let request = request.map_err(|error| {
             KekError::misconfigured("the request for a token cannot be made").with_source(error.without_url())
         })?;
-        let answer = http::send(&self.client, request).await?;
+        http::send(&self.client, request).await
+    }
+
+    async fn issue(&self, request: reqwest::Result<Request>, what: &str) -> Result<Loaded<SecretText>, KekError> {
+        let answer = self.ask(request).await?;
         if answer.status != 200 {
             return Err(refusal(what, &answer));
         }
@@ -216,7 +246,15 @@ impl Source for Google {
 
     async fn content(&self) -> Result<Option<Content>, KekError> {
         match &self.from {
-            CredentialSource::File { file, .. } => credential_file::read("Google credentials", file).await.map(Some),
+            CredentialSource::File { file, .. } => {
+                let mut content = credential_file::read("Google credentials", file).await?;
+                if let Ok(CredentialsFile::ExternalAccount(account)) = CredentialsFile::parse(&content) {
+                    // Another token of the issuer's is another content: a refused one is not shown again.
+                    let subject = credential_file::read("token of another issuer", account.subject_file()?).await?;
+                    content.named = Some(Box::new(subject));
+                }
+                Ok(Some(content))
+            }
             CredentialSource::Ambient { user_file: Some(file) }
                 // Only if the file exists: without it the metadata server is used, which is not an error.
                 if tokio::fs::try_exists(file).await.unwrap_or(false) =>

@@ -16,13 +16,29 @@ pub(in crate::key_stores) struct Content {
     /// The text without the white space around it.
     pub text: Zeroizing<String>,
     file: PathBuf,
+    /// What a file held that this one names.
+    #[cfg(feature = "gcp")]
+    pub named: Option<Box<Self>>,
 }
 
 /// Tells one content of a file from another; tells nothing about it.
 pub(in crate::key_stores) type Fingerprint = [u8; 32];
 
 impl Content {
+    fn new(text: &str, file: &Path) -> Self {
+        Self {
+            text: Zeroizing::new(text.to_owned()),
+            file: file.to_owned(),
+            #[cfg(feature = "gcp")]
+            named: None,
+        }
+    }
+
     pub fn fingerprint(&self) -> Fingerprint {
+        #[cfg(feature = "gcp")]
+        if let Some(named) = &self.named {
+            return digest(&[b"credential files", self.text.as_bytes(), named.text.as_bytes()]);
+        }
         digest(&[b"credential file", self.text.as_bytes()])
     }
 
@@ -33,7 +49,7 @@ impl Content {
 
     #[cfg(test)]
     pub fn for_tests(text: &str) -> Self {
-        Self { text: Zeroizing::new(text.to_owned()), file: PathBuf::from("/file") }
+        Self::new(text, Path::new("/file"))
     }
 }
 
@@ -63,7 +79,7 @@ pub(in crate::key_stores) async fn read(what: &str, file: &Path) -> Result<Conte
     if text.is_empty() {
         return Err(KekError::unavailable(format!("the {what} is missing: {name} is empty")));
     }
-    Ok(Content { text: Zeroizing::new(text.to_owned()), file: file.to_owned() })
+    Ok(Content::new(text, file))
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use crate::key_stores::shared::secret_text::SecretText;
 pub(super) enum Login {
     TokenFile { file: PathBuf },
     AppRole { path: String, role_id: String, secret_id_file: PathBuf },
+    UserPass { path: String, password_file: PathBuf },
     Jwt { path: String, role: String, jwt_file: PathBuf },
     Kubernetes { path: String, role: String, jwt_file: PathBuf },
     Cert { path: String, role: Option<String> },
@@ -33,6 +34,7 @@ impl Login {
         match self {
             Self::TokenFile { file } => Some(file),
             Self::AppRole { secret_id_file, .. } => Some(secret_id_file),
+            Self::UserPass { password_file, .. } => Some(password_file),
             Self::Jwt { jwt_file, .. } | Self::Kubernetes { jwt_file, .. } => Some(jwt_file),
             Self::Cert { .. } => None,
         }
@@ -42,6 +44,7 @@ impl Login {
         match self {
             Self::TokenFile { .. } => "token",
             Self::AppRole { .. } => "AppRole secret id",
+            Self::UserPass { .. } => "password",
             Self::Jwt { .. } | Self::Kubernetes { .. } => "JWT",
             Self::Cert { .. } => "client certificate",
         }
@@ -53,6 +56,7 @@ impl Login {
         let (path, body) = match self {
             Self::TokenFile { .. } => return None,
             Self::AppRole { path, role_id, .. } => (path, Body::AppRole { role_id, secret_id: secret() }),
+            Self::UserPass { path, .. } => (path, Body::UserPass { password: secret() }),
             Self::Jwt { path, role, .. } | Self::Kubernetes { path, role, .. } => {
                 (path, Body::Jwt { role, jwt: secret() })
             }
@@ -68,6 +72,7 @@ impl Login {
 #[serde(untagged)]
 enum Body<'a> {
     AppRole { role_id: &'a str, secret_id: SecretText },
+    UserPass { password: SecretText },
     Jwt { role: &'a str, jwt: SecretText },
     Cert { name: Option<&'a str> },
 }

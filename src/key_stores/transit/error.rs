@@ -82,13 +82,14 @@ pub(super) fn is_about_the_token(said: &str) -> bool {
     ["invalid token", "bad token"].iter().any(|words| said.contains(words))
 }
 
-/// Words with which a login refuses who asks, by method: AppRole, JWT, Kubernetes, certificate, and any of them.
-const REFUSALS: [&str; 17] = [
+/// Words with which a login refuses who asks, by method: AppRole, name and password, JWT, Kubernetes, certificate, and any of them.
+const REFUSALS: [&str; 18] = [
     "invalid role or secret ID",
     "invalid secret id",
     "invalid secret_id",
     "invalid role id",
     "invalid role_id",
+    "invalid username or password",
     "error validating token",
     "error validating claims",
     "error verifying token signature",

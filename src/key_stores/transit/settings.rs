@@ -58,6 +58,8 @@ struct AuthSettings {
     token_file: Option<PathBuf>,
     /// `AppRole`: a role id, and a secret id in a file.
     approle: Option<AppRole>,
+    /// A name, and a password in a file: the logins `userpass`, and `ldap` where it is mounted.
+    userpass: Option<UserPass>,
     /// JWT, with keys that the server knows by itself: works before the API server is up.
     jwt: Option<Role>,
     /// Kubernetes: the server asks the very API server that waits for the plugin; for use after boot only.
@@ -75,6 +77,18 @@ struct AppRole {
     /// A file with the secret id.
     secret_id_file: PathBuf,
     /// Where the login is mounted; `approle` by default.
+    mount: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct UserPass {
+    /// The user's name.
+    username: String,
+    /// A file with the password.
+    password_file: PathBuf,
+    /// Where the login is mounted; `userpass` by default.
     mount: Option<String>,
 }
 
@@ -174,6 +188,15 @@ impl AuthSettings {
             self.approle.map(|AppRole { role_id, secret_id_file, mount }| {
                 ("approle.secretIdFile", Login::AppRole { path: path_of(mount, "approle"), role_id, secret_id_file })
             }),
+            self.userpass.map(|UserPass { username, password_file, mount }| {
+                let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
+                if username.is_empty() || !username.chars().all(is_plain) {
+                    let problem = format!("{username:?} is not a name of letters, digits, '-', '_', '.' and '@'");
+                    mistakes.push(Mistake::new("auth.userpass.username", problem));
+                }
+                let path = format!("{}/{username}", path_of(mount, "userpass"));
+                ("userpass.passwordFile", Login::UserPass { path, password_file })
+            }),
             self.jwt.map(|Role { role, jwt_file, mount }| {
                 ("jwt.jwtFile", Login::Jwt { path: path_of(mount, "jwt"), role, jwt_file })
             }),
@@ -191,7 +214,7 @@ impl AuthSettings {
                 Some(login)
             }
             (None, _) => {
-                let problem = "names no login; write one of tokenFile, approle, jwt, kubernetes, or cert: {}";
+                let problem = "names no login; write one of tokenFile, approle, userpass, jwt, kubernetes, or cert: {}";
                 mistakes.push(Mistake::new("auth", problem));
                 None
             }
@@ -326,6 +349,7 @@ mod tests {
         assert!(auth("{}")[0].contains("names no login"));
         assert!(auth("{cert: }")[0].contains("cert: {}"));
         assert!(auth("{tokenFile: /t, approle: {roleId: r, secretIdFile: /s}}")[0].contains("several"));
+        assert!(auth("{userpass: {username: 'a/b', passwordFile: /p}}")[0].starts_with("auth.userpass.username"));
         assert!(auth("{tokenFile: '~/t'}")[0].starts_with("auth.tokenFile"));
     }
 

@@ -28,6 +28,7 @@ import (
 	"github.com/openbao/openbao/builtin/credential/cert"
 	jwt "github.com/openbao/openbao/builtin/credential/jwt"
 	kubernetes "github.com/openbao/openbao/builtin/credential/kubernetes"
+	"github.com/openbao/openbao/builtin/credential/userpass"
 	"github.com/openbao/openbao/builtin/logical/transit"
 	"github.com/openbao/openbao/helper/namespace"
 	vaulthttp "github.com/openbao/openbao/http"
@@ -88,6 +89,7 @@ func start(token string) (*vault.Core, []byte, error) {
 			"cert":       cert.Factory,
 			"jwt":        jwt.Factory,
 			"kubernetes": kubernetes.Factory,
+			"userpass":   userpass.Factory,
 		},
 		BuiltinRegistry: registry{},
 		DefaultLeaseTTL: time.Hour,

@@ -30,6 +30,7 @@ import (
 	kubernetes "github.com/hashicorp/vault-plugin-auth-kubernetes"
 	"github.com/hashicorp/vault/builtin/credential/approle"
 	"github.com/hashicorp/vault/builtin/credential/cert"
+	"github.com/hashicorp/vault/builtin/credential/userpass"
 	"github.com/hashicorp/vault/builtin/logical/transit"
 	"github.com/hashicorp/vault/helper/namespace"
 	vaulthttp "github.com/hashicorp/vault/http"
@@ -91,6 +92,7 @@ func start(token string) (*vault.Core, []byte, error) {
 			"cert":       cert.Factory,
 			"jwt":        jwt.Factory,
 			"kubernetes": kubernetes.Factory,
+			"userpass":   userpass.Factory,
 		},
 		BuiltinRegistry: registry{},
 		DisableMlock:    true,

@@ -1,5 +1,6 @@
 //! A stand-in for Google Cloud KMS and its token endpoint, over plain HTTP: checks what the real ones check.
 
+mod federation;
 mod key;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -45,6 +46,9 @@ pub struct Service {
     pub tokens: HashMap<String, Instant>,
     pub tokens_given: usize,
     pub token_life: Duration,
+    /// The other issuer's token that the pool accepts.
+    pub subject_token: String,
+    federated: HashSet<String>,
     token_uri: String,
     public_key: Vec<u8>,
 }
@@ -76,13 +80,23 @@ impl GcpFake {
         let address = listener.local_addr().expect("an address");
         let service = Arc::new(Mutex::new(Service {
             keys: BTreeMap::new(),
-            permissions: HashSet::from(["get", "getVersion", "useToEncrypt", "useToDecrypt", "create", "update"]),
+            permissions: HashSet::from([
+                "get",
+                "getVersion",
+                "useToEncrypt",
+                "useToDecrypt",
+                "create",
+                "update",
+                "getAccessToken",
+            ]),
             damage: Damage::None,
             rotate_before_next_encrypt: false,
             refuses_tokens: false,
             tokens: HashMap::new(),
             tokens_given: 0,
             token_life: Duration::from_hours(1),
+            subject_token: "header.claims.signature".into(),
+            federated: HashSet::new(),
             token_uri: format!("http://{address}/token"),
             public_key: pair.public_key().as_ref().to_vec(),
         }));
@@ -155,6 +169,8 @@ async fn answer(
     let mut service = service.lock().expect("not poisoned");
     let outcome = match uri.path() {
         "/token" => service.give_token(&body),
+        "/v1/token" => service.exchange_token(&body),
+        path if path.ends_with(":generateAccessToken") => service.lend_token(&headers, &body),
         path if path.starts_with("/computeMetadata/v1/") => return service.metadata(path, &headers),
         _ => service.kms(&method, &uri, &headers, &body),
     };

@@ -33,7 +33,7 @@ impl<C> Loaded<C> {
     }
 
     /// Credentials that live until then.
-    #[cfg(any(feature = "aws", feature = "azure"))]
+    #[cfg(any(feature = "aws", feature = "azure", feature = "gcp"))]
     pub fn until(credential: Arc<C>, ends: Option<SystemTime>) -> Self {
         let life = ends.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
         Self::for_time(credential, life)
