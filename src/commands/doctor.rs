@@ -14,8 +14,10 @@ use anyhow::Result;
 use comfy_table::Table;
 
 use super::exit::{Exit, block_on};
+use super::status;
 use crate::cli::{DoctorArgs, OutputFormat};
 use crate::config::Config;
+use crate::plugin::health::Activity;
 use crate::posture::finding::{Finding, Outcome};
 
 /// Runs the command. A check that failed is [`Exit::Error`]; a configuration that cannot be read is an error of
@@ -27,6 +29,7 @@ pub fn run(args: &DoctorArgs) -> Result<Exit> {
     let config = Config::load(&args.config)?;
     let mut findings = vec![Finding::ok("configuration", format!("{} is well-formed", args.config.display()))];
     findings.extend(host::check(&config));
+    findings.extend(block_on(async { Ok(running(&config).await) })?);
     findings.extend(apiserver::check(&config, args.encryption_config.as_deref(), args.apiserver_manifest.as_deref()));
     findings.extend(block_on(async { Ok(keks::check(&config).await) })?);
     findings.extend(block_on(async { Ok(keks::check_takeovers(&config).await) })?);
@@ -38,6 +41,24 @@ pub fn run(args: &DoctorArgs) -> Result<Exit> {
     }
     let failed = findings.iter().any(|finding| finding.result == Outcome::Failed);
     Ok(if failed { Exit::Error } else { Exit::Done })
+}
+
+/// What the running plugin says of itself: under a keyring that was made anew everything else looks well.
+async fn running(config: &Config) -> Option<Finding> {
+    const CHECK: &str = "running plugin";
+    let report = status::of_the_running(&config.health.listen).await?;
+    let reason = report.reason.unwrap_or_else(|| "it gives no reason".into());
+    Some(match report.state {
+        Activity::Ready => Finding::ok(CHECK, "it serves"),
+        Activity::Degraded | Activity::Coasting => {
+            Finding::advice(CHECK, format!("it serves, and not as it should: {reason}"), "see the reason")
+        }
+        Activity::Waiting | Activity::Stopped => Finding::failed(
+            CHECK,
+            format!("it does not serve: {reason}"),
+            "the reason says what to do; no API server starts before",
+        ),
+    })
 }
 
 fn report(config: &Config, findings: &[Finding]) -> serde_json::Value {

@@ -9,7 +9,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::exit::{Exit, block_on};
 use crate::cli::{OutputFormat, StatusArgs};
-use crate::config::{Config, HealthAddress};
+use crate::config::{Config, DEFAULT_LISTEN, HealthAddress};
 use crate::plugin::health::{Activity, StatusReport};
 
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -19,8 +19,11 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// # Errors
 /// Any failure; [`exit_of`](super::exit_of) maps it to an exit code.
 pub fn run(args: &StatusArgs) -> Result<Exit> {
-    let config = Config::load(&args.config)?;
-    let listen = config.health.listen;
+    // The plugin still runs under the configuration from before somebody broke it.
+    let (listen, mistake) = match Config::load(&args.config) {
+        Ok(config) => (config.health.listen, None),
+        Err(mistake) => (HealthAddress::default(), Some(mistake)),
+    };
     let body = block_on(async move {
         tokio::time::timeout(PATIENCE, ask(&listen, "/status"))
             .await
@@ -31,15 +34,32 @@ pub fn run(args: &StatusArgs) -> Result<Exit> {
                 HealthAddress::Tcp(address) => format!("no plugin answers at http://{address}/status; is it running?"),
                 HealthAddress::Unix(_) => format!("no plugin answers at {listen}; is it running?"),
             })
-    })?;
-    let report: StatusReport =
-        serde_json::from_str(&body).context("the program that answers there is not kube-envelope")?;
+    });
+    let body = match (body, mistake) {
+        (Ok(body), Some(mistake)) => {
+            eprintln!("note: {mistake}\nnote: asked at the default address, {DEFAULT_LISTEN}");
+            body
+        }
+        (Err(_), Some(mistake)) => return Err(mistake.into()),
+        (body, None) => body?,
+    };
+    let report = parse(&body)?;
     match args.output {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         OutputFormat::Table => print(&report),
     }
     let serves = !matches!(report.state, Activity::Waiting | Activity::Stopped);
     Ok(if serves { Exit::Done } else { Exit::Error })
+}
+
+fn parse(body: &str) -> Result<StatusReport> {
+    serde_json::from_str(body).context("the program that answers there is not kube-envelope")
+}
+
+/// What the running plugin says; `None` where none answers.
+pub(super) async fn of_the_running(listen: &HealthAddress) -> Option<StatusReport> {
+    let body = tokio::time::timeout(PATIENCE, ask(listen, "/status")).await.ok()?.ok()?;
+    parse(&body).ok()
 }
 
 async fn ask(listen: &HealthAddress, path: &str) -> Result<String> {

@@ -114,6 +114,12 @@ pub enum HealthAddress {
     Unix(PathBuf),
 }
 
+impl Default for HealthAddress {
+    fn default() -> Self {
+        Self::parse(DEFAULT_LISTEN).unwrap_or(Self::Off)
+    }
+}
+
 impl HealthAddress {
     /// Reads `127.0.0.1:8380`, `unix:///path` or `off`.
     ///

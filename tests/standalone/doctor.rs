@@ -179,7 +179,11 @@ fn what_is_wrong_with_an_encryption_configuration_is_said_with_the_fix() {
             "kms.cachesize: the API server refuses it for KMS v2; remove it",
         ),
         (ours(", apiVersion: v2, timeout: 1s"), 0, "set timeout: 3s"),
-        (String::from("{ identity: {} }, ") + &ours(", apiVersion: v2"), 0, "put the plugin's provider first"),
+        (
+            String::from("{ identity: {} }, ") + &ours(", apiVersion: v2"),
+            0,
+            "once every API server reads by the plugin, put its provider first",
+        ),
         (
             "{ kms: { name: it, apiVersion: v2, endpoint: 'unix:///elsewhere.sock' } }".into(),
             1,

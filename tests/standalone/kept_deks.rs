@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::run;
 use crate::support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
 use crate::support::{KeyringFile, Plugin, wait_until};
 
@@ -138,7 +139,10 @@ async fn a_keyring_that_was_made_anew_is_not_taken_for_the_former_one() {
     plugin.restart().await;
     let replaced = wait_for_reason(&plugin, "KEK primary is a different key than before").await;
     assert!(plugin.status().await.is_none(), "not ready");
-    assert!(replaced.contains("from another node or from its backup"), "{replaced}");
+    assert!(replaced.contains("from another node or from its backup) and restart the plugin"), "{replaced}");
+    let doctor = run(&["doctor", "--config", plugin.config_file().to_str().unwrap()]);
+    assert_eq!(doctor.code, Some(1), "doctor finds nothing: {}", doctor.out);
+    assert!(doctor.out.contains("it does not serve"), "{}", doctor.out);
     for text in [lost, replaced, plugin.process.log()] {
         assert!(!text.contains("create"), "{text}");
     }

@@ -22,6 +22,12 @@ async fn serve_dev_makes_all_it_needs_checks_itself_and_reuses_it() {
     let self_checks = |log: &str| log.lines().filter(|line| line.starts_with("self-check through")).count();
     wait_until("the self-check", FOLLOWED_WITHIN, async || self_checks(&process.log()) == 1).await;
     let keyring = std::fs::read(dev.join("keyring.json")).unwrap();
+    // Somebody breaks the configuration while the plugin runs.
+    let broken = folder.path().join("broken.yaml");
+    std::fs::write(&broken, "cluster: [\n").unwrap();
+    let ran = run(&["status", "--config", path(&broken)]);
+    assert_eq!(ran.code, Some(0), "{}", ran.error);
+    assert!(ran.error.contains("broken.yaml:1") && ran.error.contains("default address"), "{}", ran.error);
     assert_eq!(std::fs::metadata(dev.join("keyring.json")).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(std::fs::metadata(&dev).unwrap().permissions().mode() & 0o777, 0o700);
     assert!(process.stop().success());
@@ -29,6 +35,13 @@ async fn serve_dev_makes_all_it_needs_checks_itself_and_reuses_it() {
     wait_until("the second self-check", FOLLOWED_WITHIN, async || self_checks(&process.log()) == 2).await;
     assert!(process.stop().success());
     assert_eq!(std::fs::read(dev.join("keyring.json")).unwrap(), keyring, "reused");
+
+    let for_api_server = std::fs::read_to_string(dev.join("encryption-configuration.yaml")).unwrap();
+    assert!(process.log().contains(&for_api_server), "the file that is shown is written");
+    for unusable in ["/proc/nope", path(&dev.join("keyring.json"))] {
+        let ran = run(&["serve", "--dev", unusable]);
+        assert!(ran.error.contains(unusable) && ran.error.contains("name one that is yours"), "{}", ran.error);
+    }
 
     let log = process.log();
     let socket = dev.canonicalize().unwrap().join("kms.sock");

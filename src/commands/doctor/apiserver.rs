@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use super::told::Told;
 use crate::config::Config;
-use crate::encryption_config::{
-    EncryptionConfigError, EncryptionConfiguration, Endpoint, Entry, Kms, KmsVersion, Provider,
-};
+use crate::encryption_config::{EncryptionConfigError, EncryptionConfiguration, Endpoint, Kms, KmsVersion};
 use crate::kek::guard::DEADLINE;
 use crate::posture::audit_policy;
 use crate::posture::finding::Finding;
@@ -147,11 +145,14 @@ fn check_encryption(config: &Config, encryption: &EncryptionConfiguration, told:
                     "another provider is listed before the plugin's for {}: it writes, and the plugin only reads",
                     entry.resources.join(", ")
                 ),
-                "put the plugin's provider first, then run rotate-keys",
+                "once every API server reads by the plugin, put its provider first in the file of each; then run rotate-keys",
             ));
         }
     }
-    let secrets = encryption.entry("secrets", "").and_then(Entry::writer).and_then(Provider::kms);
+    let secrets = encryption.entry("secrets", "");
+    let reads_secrets = secrets.is_some_and(|entry| {
+        entry.providers.iter().any(|provider| provider.kms().is_some_and(|kms| is_ours(&kms.endpoint, config, told)))
+    });
     findings.extend(encryption.kms().filter_map(|kms| mount_problem(kms, config, told?)));
     if !is_listed && findings.is_empty() {
         let detail = format!("no KMS provider has the endpoint {}", config.socket.address.endpoint());
@@ -160,7 +161,8 @@ fn check_encryption(config: &Config, encryption: &EncryptionConfiguration, told:
             detail,
             "see manifests/encryption-configuration.yaml; give both the same path",
         ));
-    } else if !secrets.is_some_and(|kms| is_ours(&kms.endpoint, config, told)) {
+    } else if !reads_secrets {
+        // Where another provider writes, that was said above.
         let detail = "Secrets are not written through the plugin";
         let fix = "list secrets under resources, with the plugin's provider first";
         findings.push(Finding::advice(ENCRYPTION, detail, fix));

@@ -2,13 +2,13 @@
 //! nothing.
 
 use std::fs;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::fs::{Access, access};
 
-use crate::config::{Config, HealthAddress, SocketAddress, SocketSettings};
+use crate::config::{Config, DEFAULT_LISTEN, HealthAddress, SocketAddress, SocketSettings};
 use crate::dek::store::is_private;
 use crate::plugin::socket::{FolderProblem, group_id, problem_of_folder};
 use crate::posture::finding::Finding;
@@ -28,6 +28,7 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
     let mut findings = vec![socket];
     findings.extend(group(&config.socket));
     findings.extend([state_dir(&config.state_dir), health(&config.health.listen, served)]);
+    findings.extend(open_to_all(&config.health.listen));
     findings
 }
 
@@ -88,8 +89,25 @@ fn health(listen: &HealthAddress, served: bool) -> Finding {
     }
 }
 
+/// Names of KEKs and versions are no secrets, but nobody else's business either.
+fn open_to_all(listen: &HealthAddress) -> Option<Finding> {
+    let HealthAddress::Tcp(address) = listen else { return None };
+    address.ip().is_unspecified().then(|| {
+        let detail = format!("{address} is every address of this machine: whoever reaches it reads status and metrics");
+        Finding::advice("health.listen", detail, format!("set {DEFAULT_LISTEN}, or the address at which you monitor"))
+    })
+}
+
 fn will_be_made(check: &str, folder: &Path) -> Finding {
     let ancestor = folder.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("/"));
+    if makes_no_folders(ancestor) {
+        let detail = format!("{} cannot be created: {} is the kernel's", folder.display(), ancestor.display());
+        return Finding::failed(check, detail, "configure another path");
+    }
+    if fs::metadata(ancestor).is_ok_and(|metadata| metadata.permissions().mode() & 0o002 != 0) {
+        let detail = format!("everybody may create {}, which lies in {}", folder.display(), ancestor.display());
+        return Finding::advice(check, detail, "configure a path below /run or /var/lib, where only root may");
+    }
     // `access` asks for the real user, and the permissions alone would not tell of a read-only file system or of an
     // ACL.
     match access(ancestor, Access::WRITE_OK | Access::EXEC_OK) {
@@ -100,6 +118,13 @@ fn will_be_made(check: &str, folder: &Path) -> Finding {
             format!("install -d -m 0700 -o {} {}", rustix::process::geteuid().as_raw(), folder.display()),
         ),
     }
+}
+
+/// Whether it is of a file system without folders of anybody's own, where permissions say nothing.
+fn makes_no_folders(folder: &Path) -> bool {
+    const KERNELS: [u32; 2] = [0x9fa0 /* proc */, 0x6265_6572 /* sysfs */];
+    rustix::fs::statfs(folder)
+        .is_ok_and(|system| u32::try_from(system.f_type).is_ok_and(|kind| KERNELS.contains(&kind)))
 }
 
 fn writable(check: &str, folder: &Path) -> Finding {

@@ -19,8 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// A folder that cannot be used, or a keyring that cannot be read.
 pub fn prepare(folder: &Path) -> Result<(PathBuf, (Config, String))> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let folder = folder.canonicalize().with_context(|| format!("cannot use folder {}", folder.display()))?;
+    let unusable =
+        || format!("cannot use {} as a folder; name one that is yours, or that can be made", folder.display());
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(unusable)?;
+    let folder = folder.canonicalize().with_context(unusable)?;
     let (keyring, file) = (folder.join("keyring.json"), folder.join("config.yaml"));
     // A second keyring would leave what the first one encrypted unreadable.
     if !keyring.exists() {
@@ -35,7 +37,15 @@ pub fn prepare(folder: &Path) -> Result<(PathBuf, (Config, String))> {
          anyone who can read this disk can read every Secret.",
         keyring.display()
     );
-    println!("{}", next_step(&config.socket.address));
+    let encryption = encryption_configuration(&config.socket.address);
+    let for_api_server = folder.join("encryption-configuration.yaml");
+    if !for_api_server.exists() {
+        std::fs::write(&for_api_server, &encryption)?;
+    }
+    println!(
+        "Give this file to the API server: --encryption-provider-config={}\n\n{encryption}",
+        for_api_server.display()
+    );
     Ok((file, (config, text)))
 }
 
@@ -72,11 +82,10 @@ fn configuration(folder: &Path) -> String {
     )
 }
 
-fn next_step(socket: &SocketAddress) -> String {
+fn encryption_configuration(socket: &SocketAddress) -> String {
     let endpoint = socket.endpoint();
     format!(
-        "Give this file to the API server with --encryption-provider-config:\n\n\
-         apiVersion: apiserver.config.k8s.io/v1\n\
+        "apiVersion: apiserver.config.k8s.io/v1\n\
          kind: EncryptionConfiguration\n\
          resources:\n\
          \x20 - resources: [secrets, configmaps]\n\

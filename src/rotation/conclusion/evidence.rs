@@ -63,7 +63,9 @@ impl Scales {
         // What expires by itself is worth waiting for, and is stored under a former key all the same.
         let passes = |scan: &Scan| if question == Question::MayBeDisabled { scan.expiring } else { 0 };
         let left = journal.verified.as_ref().map_or(0, |scan| scan.leftovers.saturating_sub(passes(scan)));
-        let names = journal.names.show_all(former);
+        // What was in clear has no key to keep.
+        let keys: Vec<_> = former.iter().filter(|key| **key != KeyName::Clear).collect();
+        let (names, was_clear) = (journal.names.show_all(keys), former.contains(&KeyName::Clear));
         // The order is that of how bad it is: what is known to be under a former key outweighs what could not be shown,
         // and a *Yes* is what is left when everything else was ruled out.
         if refused > 0 {
@@ -95,10 +97,12 @@ impl Scales {
             );
             (Conclusion::Unproven, text)
         } else if !self.waits.is_empty() {
-            let text = format!(
-                "Not yet: nothing else in live data is stored under {}. Keep it for what is listed.",
-                or(&names, "a former key")
-            );
+            let text = if names.is_empty() && was_clear {
+                "Not yet: in live data nothing that should be encrypted is stored in clear any more. What is listed is missing.".into()
+            } else {
+                let key = or(&names, "a former key");
+                format!("Not yet: nothing else in live data is stored under {key}. Keep it for what is listed.")
+            };
             (Conclusion::NothingLeftWait, text)
         } else if question == Question::IsAnythingLeft {
             (Conclusion::NothingLeft, nothing_left(journal))
