@@ -15,7 +15,7 @@ use super::page::{Fault, damaged};
 use crate::etcd::Record;
 
 const HASH: u64 = 32;
-/// An SQLite database begins with this.
+/// An `SQLite` database begins with this.
 const SQLITE: [u8; 16] = *b"SQLite format 3\0";
 /// Pages are multiples of this, so a file with a hash at its end shows by its length.
 const SECTOR: u64 = 512;

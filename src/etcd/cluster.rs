@@ -261,8 +261,7 @@ impl EtcdCluster {
 
 /// Two kines say nothing that tells one from the other, and each may have a database of its own.
 fn id_of(endpoint: &str) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(Sha256::digest(endpoint));
-    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    Sha256::digest(endpoint).iter().take(size_of::<u64>()).fold(0, |id, byte| (id << 8) | u64::from(*byte))
 }
 
 /// What etcd itself says, or the innermost cause where the request did not get there.
