@@ -292,7 +292,7 @@ fn following(
     match (answer.kvs.first(), answer.kvs.last()) {
         (Some(first), Some(last)) if answer.more => {
             // The SQL database behind kine may take only text, which the end of a stride is not; kine's cluster id is 0.
-            if answer.header.as_ref().is_some_and(|header| header.cluster_id != 0) {
+            if answer.header.as_ref().is_none_or(|header| header.cluster_id != 0) {
                 stride.full(&first.key, &last.key);
             }
             Some(behind(&last.key))
