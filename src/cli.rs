@@ -2,6 +2,7 @@
 
 #[cfg(feature = "rotate")]
 pub mod backup;
+pub(crate) mod break_glass;
 #[cfg(feature = "rotate")]
 pub mod etcd;
 #[cfg(feature = "rotate")]
@@ -49,6 +50,7 @@ impl Command {
     pub fn only_prints(&self) -> bool {
         match self {
             Self::Serve(_) | Self::Hold { .. } | Self::KeyStoreHost { .. } | Self::Keyring(_) | Self::Init(_) => false,
+            Self::BreakGlass(_) => false,
             #[cfg(feature = "rotate")]
             Self::RotateKeys(_)
             | Self::Snapshot(backup::SnapshotCommand::Rewrap(_))
@@ -92,6 +94,9 @@ pub enum Command {
     /// Create and change a local keyring file.
     #[command(subcommand)]
     Keyring(KeyringCommand),
+    /// Make and try the private half of a break-glass KEK, which is kept offline.
+    #[command(subcommand)]
+    BreakGlass(break_glass::BreakGlassCommand),
     /// Work with audit logs.
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -148,6 +153,10 @@ pub struct ServeArgs {
     /// for production.
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     pub dev: Option<PathBuf>,
+    /// For the day on which no other KEK is left: the private half of the configuration's breakGlass KEK, a file as age-keygen
+    /// writes it, which only its owner can read. It is then in this process's memory.
+    #[arg(long, value_name = "FILE", conflicts_with = "dev")]
+    pub break_glass: Option<PathBuf>,
     /// The log format.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,

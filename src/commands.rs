@@ -1,6 +1,7 @@
 //! One file for each command: composes what the modules offer, and prints.
 
 mod audit;
+mod break_glass;
 mod closed_pipe;
 pub mod doctor;
 #[cfg(feature = "rotate")]
@@ -63,6 +64,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Keyring(command) => keyring::run(command),
         Command::Init(args) => init::run(&args),
         Command::Policy(args) => policy::run(&args),
+        Command::BreakGlass(command) => break_glass::run(command),
         Command::Audit(command) => audit::run(command),
         Command::Completions { shell } => Ok(manual::completions(shell)),
         Command::Man { folder } => manual::pages(&folder),

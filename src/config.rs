@@ -21,8 +21,8 @@ use self::file::{File, Health};
 pub use self::listen::{DEFAULT_LISTEN, HealthAddress, HealthSettings, SocketAddress, SocketSettings};
 use self::process::{Audit, HandoverItem, SealedStateItem};
 pub use self::process::{AuditSettings, SandboxSettings, SealedStateSettings};
-use crate::kek::{ClusterName, Lineage, NotAClusterName};
-use crate::key_stores::{KekConfig, KekItem, Mistake, TakeoverConfig, TakeoverItem};
+use crate::kek::{ClusterName, KekError, Lineage, NotAClusterName};
+use crate::key_stores::{Identities, KekConfig, KekItem, Mistake, TakeoverConfig, TakeoverItem};
 
 /// Where the configuration is looked for unless `--config` names another place.
 pub const DEFAULT_PATH: &str = "/etc/kube-envelope/config.yaml";
@@ -104,6 +104,33 @@ impl Config {
     pub fn hosts_a_library(&self) -> bool {
         let sealing = self.sealed_state.iter().map(|sealed| &sealed.kek);
         self.keks.iter().chain(&self.retired).chain(sealing).any(KekConfig::hosts_a_library)
+    }
+
+    /// Gives its break-glass KEKs their private halves: for the day on which no other KEK is left.
+    ///
+    /// # Errors
+    /// When it has none, or another recipient than those in `identities`.
+    pub fn unlock(&mut self, identities: &Identities) -> Result<(), KekError> {
+        let mut recipients = Vec::new();
+        let mut unlocked = false;
+        for kek in self.keks.iter_mut().chain(&mut self.retired) {
+            let Some(key) = kek.offline() else { continue };
+            recipients.push(format!("KEK {} has the recipient {}", kek.name, key.recipient));
+            if let Some(own) = kek.unlocked(identities) {
+                (*kek, unlocked) = (own, true);
+            }
+        }
+        let problem = match (unlocked, recipients.as_slice()) {
+            (true, _) => return Ok(()),
+            (false, []) => "the configuration lists no breakGlass KEK: put it under keks or retired".into(),
+            (false, recipients) => format!(
+                "the wrong private half: {}, and {}; bring that one, or, for data from before it was changed, write the \
+                 former recipient into the configuration",
+                identities.describe(),
+                recipients.join(", ")
+            ),
+        };
+        Err(KekError::misconfigured(problem))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Secret bytes and what is done with them. Nothing outside this module names a cipher.
 
+pub mod recipient;
 pub mod seal;
 pub mod secret;
 #[cfg(feature = "rotate")]

@@ -7,6 +7,7 @@ pub mod clock;
 mod cluster_name;
 mod error;
 pub mod guard;
+pub mod offline;
 pub mod set;
 pub mod takeover;
 

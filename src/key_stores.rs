@@ -8,6 +8,7 @@
 pub mod aws;
 #[cfg(feature = "azure")]
 pub mod azure;
+mod break_glass;
 #[cfg(feature = "gcp")]
 pub mod gcp;
 pub mod keyring;
@@ -23,10 +24,12 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+pub use self::break_glass::{Identities, proof_of};
 use self::opening::OpenedOnUse;
 pub use self::shared::key_store::{Advice, Disabling, Mistake, Policy, Profile};
 use self::shared::key_store::{KeyStore, Parsed, ParsedTakeover};
 use crate::kek::guard::GuardedKek;
+use crate::kek::offline::OfflineKey;
 use crate::kek::set::KekSet;
 use crate::kek::takeover::{FormerPlugin, Takeovers};
 use crate::kek::{ClusterName, Kek, KekError, KekVersion, RotateKek};
@@ -47,7 +50,7 @@ pub fn open_set(
 
 /// Opens one KEK alone.
 pub(crate) fn open_one(kek: &KekConfig, metrics: &Arc<Metrics>) -> GuardedKek {
-    GuardedKek::new(kek.name.clone(), kek.open(), metrics.clone())
+    GuardedKek::new(kek.name.clone(), kek.open(), metrics.clone()).with_offline(kek.offline())
 }
 
 /// Everything that opens what other plugins stored.
@@ -101,6 +104,16 @@ impl KekConfig {
         Box::new(OpenedOnUse::new(self.key_store.clone()))
     }
 
+    /// Its public half, where the private half is not here: then it wraps, and never unwraps.
+    pub fn offline(&self) -> Option<OfflineKey> {
+        self.key_store.offline()
+    }
+
+    /// The same with its private half, where `identities` has that of the recipient in use.
+    pub fn unlocked(&self, identities: &Identities) -> Option<Self> {
+        Some(Self { name: self.name.clone(), key_store: self.key_store.unlocked(identities.all())? })
+    }
+
     /// The versions that can be listed without asking a server.
     pub async fn versions_on_file(&self) -> Vec<KekVersion> {
         self.key_store.versions_on_file().await
@@ -129,6 +142,8 @@ pub struct KekItem {
     pub name: String,
     #[serde(default)]
     keyring: Option<keyring::Settings>,
+    #[serde(default)]
+    break_glass: Option<break_glass::Settings>,
     #[cfg(feature = "aws")]
     #[serde(default)]
     aws_kms: Option<aws::Settings>,
@@ -149,6 +164,7 @@ pub struct KekItem {
 /// The kinds that this build knows, as the configuration names them.
 pub const KINDS: &[&str] = &[
     "keyring",
+    "breakGlass",
     #[cfg(feature = "aws")]
     "awsKms",
     #[cfg(feature = "gcp")]
@@ -198,6 +214,7 @@ impl KekItem {
     fn kinds(self) -> Vec<(&'static str, Parsed)> {
         let all: [Option<Parsed>; KINDS.len()] = [
             self.keyring.map(keyring::Settings::parse),
+            self.break_glass.map(break_glass::Settings::parse),
             #[cfg(feature = "aws")]
             self.aws_kms.map(aws::Settings::parse),
             #[cfg(feature = "gcp")]

@@ -18,7 +18,8 @@
 //! * [`generation`], [`dek`]: what the plugin serves from; DEKs in memory and on disk.
 //! * [`envelope`], [`key_id`]: the stored format.
 //! * [`config`]: the YAML file; every default and bound.
-//! * [`key_stores`]: the registry of kinds, and one folder for each: AWS, Azure, Google, PKCS#11, transit, keyring.
+//! * [`key_stores`]: the registry of kinds, and one folder for each: AWS, Azure, Google, PKCS#11, transit, keyring, and a
+//!   public key whose private half is offline (break-glass).
 //! * [`kek`]: the contract of a KEK, and deadline, retries and breaker around all of them.
 //! * [`crypto`]: secret types, and the only files that name a cipher.
 //! * [`kms`]: the KMS v2 API on the wire, and a client of a plugin's socket.
@@ -30,7 +31,8 @@
 //!
 //! 1. `key_id` is a function of the KEKs' lineages and versions and of `epoch`: equal on all nodes, stable over
 //!    restarts, never reused for another key. The version it names is the one that really wrapped.
-//! 2. A generation is adopted only after every KEK has wrapped a DEK and unwrapped it again, by one atomic publish.
+//! 2. A generation is adopted only after every KEK has wrapped a DEK and unwrapped it again, by one atomic publish. A
+//!    break-glass KEK only wraps, counts nowhere as one that unwraps, and is reported until a person has tried its key.
 //! 3. Status and Encrypt do no I/O. Decrypt asks a KEK only for a DEK that is not in memory; concurrent misses of one
 //!    DEK are one call, and a cancelled caller does not cancel it.
 //! 4. A cold API server costs remote calls by the number of DEKs (nodes × generations), never of objects or seeds.

@@ -19,6 +19,9 @@ pub struct KeyArgs {
     /// not open, and its keys are used.
     #[arg(long, value_name = "FILE")]
     pub encryption_config: Option<PathBuf>,
+    /// The private half of the configuration's breakGlass KEK, a file as age-keygen writes it: opens what no other KEK does.
+    #[arg(long, value_name = "FILE")]
+    pub break_glass: Option<PathBuf>,
 }
 
 /// The commands on a snapshot of etcd.

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use async_trait::async_trait;
 
+use super::break_glass::{identities, unlock};
 use super::plugin_config::plugin_config;
 use super::rotation_access::etcd_of;
 use crate::backup::{Snapshot, Source};
@@ -44,9 +45,16 @@ pub(super) async fn source(file: Option<&Path>, args: &EtcdArgs, under: &str) ->
     Ok(Source::Etcd(etcd))
 }
 
-/// A configuration of kube-envelope and what its KEKs are called.
-pub(super) fn configuration(file: Option<&Path>) -> Result<(Option<Config>, KeyNames)> {
-    let config = plugin_config(file)?;
+/// A configuration of kube-envelope, with the private half of its break-glass KEK where one is given, and what its KEKs are
+/// called.
+pub(super) fn configuration(file: Option<&Path>, break_glass: Option<&Path>) -> Result<(Option<Config>, KeyNames)> {
+    let mut config = plugin_config(file)?;
+    let identities = identities(break_glass)?;
+    match &mut config {
+        Some(config) => unlock(config, identities.as_ref())?,
+        None if identities.is_some() => bail!("--break-glass needs the plugin's configuration: give --config FILE"),
+        None => {}
+    }
     let names = config.as_ref().map(names).unwrap_or_default();
     Ok((config, names))
 }
@@ -84,7 +92,7 @@ pub(super) struct Keys {
 impl Keys {
     /// Reads both configurations.
     pub(super) fn of(args: &KeyArgs, without: &[String]) -> Result<Self> {
-        let (config, names) = configuration(args.config.as_deref())?;
+        let (config, names) = configuration(args.config.as_deref(), args.break_glass.as_deref())?;
         let keks = config.as_ref().map(kek_source).transpose()?;
         let file = args.encryption_config.as_deref();
         let read = |file: &Path| {

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use self::hardening::Descriptors;
 use self::reload::{Reload, settings};
 use self::sandbox::Sandbox;
+use super::break_glass::{identities, unlock};
 use super::exit::Exit;
 use crate::cli::ServeArgs;
 use crate::config::{Config, SealedStateSettings};
@@ -50,18 +51,26 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
     // First of all: a signal that nobody handles ends the process, SIGHUP too. The handlers stay when this runtime ends,
     // and what is changed meanwhile is seen by the comparison with what was loaded.
     super::exit::block_on(async { Ok(Signals::handle()?) })?;
-    let (path, (config, text)) = match &args.dev {
+    let (path, (mut config, text)) = match &args.dev {
         Some(folder) => dev::prepare(folder)?,
         None => (args.config.clone(), Config::load_with_text(&args.config)?),
     };
     let mut logs = start_log_lines(args.log_format);
     // Before any key is in memory.
     hardening::apply();
+    // After that, and before the sandbox, which hides the file.
+    let identities = identities(args.break_glass.as_deref())?;
+    unlock(&mut config, identities.as_ref())?;
+    if identities.is_some() {
+        warn!(
+            "the private half of the break-glass KEK is in memory; restart without --break-glass once another KEK unwraps"
+        );
+    }
     let metrics = Arc::new(Metrics::new());
     let settings = settings(&path, &config, &metrics)?;
     // What needs rights that the sandbox takes away is opened before it.
     let opened = Opened::open(&config)?;
-    let reload = Reload { path, loaded: text, sandbox: Sandbox::enter(&config), running: config };
+    let reload = Reload { path, loaded: text, sandbox: Sandbox::enter(&config), running: config, identities };
     logs.write()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
     let served = runtime.block_on(serve(reload, settings, metrics, opened, args.dev.is_some()));

@@ -127,7 +127,7 @@ fn keys(args: SnapshotKeysArgs) -> Result<Exit> {
         if inventory.is_partial {
             eprintln!("not looked at: what lies in etcd beside the prefix, since this etcd user may not read it");
         }
-        let (config, names) = configuration(args.config.as_deref())?;
+        let (config, names) = configuration(args.config.as_deref(), None)?;
         let opens = match &config {
             Some(config) => Some(opens(&keks(config)?, inventory.deks()).await),
             None => None,

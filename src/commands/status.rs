@@ -99,7 +99,10 @@ fn print(report: &StatusReport) {
     let mut keks = Table::new();
     keks.load_style(comfy_table::presets::NOTHING).set_header(["KEK", "VERSION", "LAST CONTACT", "ERROR"]);
     for kek in &report.keks {
-        let contact = kek.last_contact.map_or("-".into(), |contact| contact.to_string());
+        let contact = match &kek.offline {
+            Some(key) => key.proven.map_or("offline, not proven".into(), |at| format!("offline, proven {at:.0}")),
+            None => kek.last_contact.map_or("-".into(), |contact| contact.to_string()),
+        };
         let version = kek.version.clone().unwrap_or("-".into());
         let name = if kek.retired { format!("{} (retired)", kek.name) } else { kek.name.clone() };
         keks.add_row([name, version, contact, kek.error.clone().unwrap_or("-".into())]);

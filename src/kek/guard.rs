@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use self::gate::{Gate, Outcome};
 use super::clock::ServerClock;
+use super::offline::OfflineKey;
 use super::{Kek, KekError, KekVersion, Lineage, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::secret::Dek;
 use crate::telemetry::{KekOperation, KekOutcome, Metrics};
@@ -31,17 +32,29 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 pub struct GuardedKek {
     guard: Guard,
     kek: Box<dyn Kek>,
+    offline: Option<OfflineKey>,
 }
 
 impl GuardedKek {
     /// Guards `kek`, called `name` in logs and metrics.
     pub fn new(name: String, kek: Box<dyn Kek>, metrics: Arc<Metrics>) -> Self {
-        Self { guard: Guard::new(name, metrics), kek }
+        Self { guard: Guard::new(name, metrics), kek, offline: None }
     }
 
     /// The same with pauses that follow from `seed`, so that a simulation can be repeated.
     pub fn with_seed(name: String, kek: Box<dyn Kek>, metrics: Arc<Metrics>, seed: u64) -> Self {
-        Self { guard: Guard::with_seed(name, metrics, seed), kek }
+        Self { guard: Guard::with_seed(name, metrics, seed), kek, offline: None }
+    }
+
+    /// The same, where its private half is elsewhere: then it is never asked to unwrap.
+    #[must_use]
+    pub fn with_offline(self, offline: Option<OfflineKey>) -> Self {
+        Self { offline, ..self }
+    }
+
+    /// What is known of it where its private half is elsewhere.
+    pub fn offline(&self) -> Option<&OfflineKey> {
+        self.offline.as_ref()
     }
 
     /// How the configuration calls it.

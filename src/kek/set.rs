@@ -8,6 +8,7 @@ use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::guard::GuardedKek;
+use super::offline::OfflineKey;
 use super::{KekCause, KekError, KekVersion, Lineage, Unwrapped, WrapContext, WrappedDek};
 use crate::crypto::seal::dek_id;
 use crate::crypto::secret::Dek;
@@ -42,6 +43,11 @@ pub enum UnwrapError {
     /// None of the wraps belongs to a configured KEK; nobody was asked.
     #[error("wrapped by none of the configured KEKs; add the KEK that wrapped it under keks or retired")]
     NoKek,
+    /// The private half of the one KEK that could unwrap it is not here; nobody was asked.
+    #[error(
+        "only break-glass KEK {0} could unwrap it, and its private half is not here: give it with --break-glass FILE"
+    )]
+    OnlyBreakGlass(String),
     /// Every KEK that could unwrap it failed.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Failed(Vec<Refusal>),
@@ -62,7 +68,12 @@ pub struct Refusal {
 impl UnwrapError {
     /// The one cause to act upon: as long as one KEK may still answer, that it does not just now.
     pub fn cause(&self) -> KekCause {
-        let Self::Failed(errors) = self else { return KekCause::UnknownVersion };
+        let errors = match self {
+            Self::NoKek => return KekCause::UnknownVersion,
+            // Not lost: a person can bring the key.
+            Self::OnlyBreakGlass(_) => return KekCause::Misconfigured,
+            Self::Failed(errors) => errors,
+        };
         errors
             .iter()
             .map(|refusal| refusal.error.cause())
@@ -85,11 +96,21 @@ impl KekSet {
     /// The set of these KEKs.
     ///
     /// # Errors
-    /// The name of a KEK that has the lineage of an earlier one: their wraps could not be told apart.
+    /// The name of a KEK that has the lineage of an earlier one: their wraps could not be told apart. That of a break-glass
+    /// KEK beside which no other one wraps.
     pub fn new(active: Vec<Arc<GuardedKek>>, retired: Vec<Arc<GuardedKek>>) -> Result<Self, (String, KekError)> {
         let set = Self { active, retired };
         set.check_distinct()?;
-        Ok(set)
+        match set.active.first() {
+            Some(alone) if set.active.iter().all(|kek| kek.offline().is_some()) => Err((
+                alone.name().to_owned(),
+                KekError::misconfigured(
+                    "is a break-glass KEK, which nothing here can unwrap with, and no other KEK is listed under keks: add \
+                     one beside it, or give its private half with --break-glass FILE",
+                ),
+            )),
+            _ => Ok(set),
+        }
     }
 
     /// The KEKs that wrap, in their configured order.
@@ -97,9 +118,17 @@ impl KekSet {
         &self.active
     }
 
-    /// Whether any KEK here, retired ones included, could unwrap one of `wraps`.
-    pub(crate) fn knows_any(&self, wraps: &[WrappedDek]) -> bool {
-        wraps.iter().any(|wrap| self.find(wrap.version.lineage).is_some())
+    /// Why no KEK here, retired ones included, could unwrap one of `wraps`, where none could.
+    pub(crate) fn hopeless(&self, wraps: &[WrappedDek]) -> Option<UnwrapError> {
+        if wraps.iter().any(|wrap| self.find(wrap.version.lineage).is_some()) {
+            return None;
+        }
+        let mut offline =
+            self.offline().filter(|(_, lineage, _)| wraps.iter().any(|wrap| wrap.version.lineage == *lineage));
+        Some(match offline.next() {
+            Some((name, _, _)) => UnwrapError::OnlyBreakGlass(name.to_owned()),
+            None => UnwrapError::NoKek,
+        })
     }
 
     /// Asks every KEK that wraps for its active version, all at once.
@@ -108,7 +137,8 @@ impl KekSet {
     }
 
     /// Wraps `dek` under every KEK and proves that each unwraps it again, all at once. The version of each wrap
-    /// is the one its proving unwrap reported.
+    /// is the one its proving unwrap reported. A KEK whose private half is elsewhere only wraps: what it makes was shown to
+    /// open when its private half was last tried.
     ///
     /// # Errors
     /// Of the first KEK that did not.
@@ -120,6 +150,9 @@ impl KekSet {
     ) -> Result<Vec<WrappedDek>, (String, KekError)> {
         let wraps = self.ask_each(|kek| async move {
             let wrapped = kek.wrap(dek, context).await?;
+            if kek.offline().is_some() {
+                return Ok(wrapped);
+            }
             // A rotation between the two requests would otherwise store a version other than the one that wrapped.
             let version = prove(kek, &wrapped, context, opened).await?;
             Ok(WrappedDek { version, ..wrapped })
@@ -128,7 +161,7 @@ impl KekSet {
     }
 
     /// Asks each KEK that wraps to unwrap its part of `wraps` again, all at once; one that none of `wraps` belongs to
-    /// knows no such version.
+    /// knows no such version. One whose private half is elsewhere is not asked.
     ///
     /// # Errors
     /// Of the first KEK that did not.
@@ -140,6 +173,7 @@ impl KekSet {
     ) -> Result<(), (String, KekError)> {
         let proven = self.ask_each(|kek| async move {
             match wraps.iter().find(|wrap| wrap.version.lineage == kek.lineage()) {
+                Some(wrap) if kek.offline().is_some() => Ok(wrap.version.clone()),
                 Some(wrap) => prove(kek, wrap, context, opened).await,
                 None => Err(KekError::new(KekCause::UnknownVersion, "it has not wrapped this DEK")),
             }
@@ -166,14 +200,20 @@ impl KekSet {
         Some(unwrap_checked(kek, wrap, context).await.map(|unwrapped| unwrapped.dek))
     }
 
-    /// The KEKs that unwrap: all of them.
+    /// The KEKs that unwrap: all but those whose private half is elsewhere.
     pub fn lineages(&self) -> BTreeSet<Lineage> {
-        self.active.iter().chain(&self.retired).map(|kek| kek.lineage()).collect()
+        self.unwrapping().map(|kek| kek.lineage()).collect()
+    }
+
+    /// The KEKs whose private half is elsewhere.
+    pub(crate) fn offline(&self) -> impl Iterator<Item = (&str, Lineage, &OfflineKey)> {
+        let all = self.active.iter().chain(&self.retired);
+        all.filter_map(|kek| Some((kek.name(), kek.lineage(), kek.offline()?)))
     }
 
     /// How the configuration calls a KEK.
     pub(crate) fn name(&self, lineage: Lineage) -> Option<&str> {
-        self.find(lineage).map(|kek| kek.name())
+        self.all().find(|(_, of, _)| *of == lineage).map(|(name, _, _)| name)
     }
 
     /// Every KEK: its name, which one it is, and whether it wraps.
@@ -196,7 +236,7 @@ impl KekSet {
             async move { (kek.name().to_owned(), unwrap_checked(&kek, &wrap, context).await, wrap.version) }
         };
         // In the order in which the DEK was wrapped: one slow KEK must not cost a request to each of the others as well.
-        asked.push(ask(waiting.next().ok_or(UnwrapError::NoKek)?));
+        asked.push(ask(waiting.next().ok_or_else(|| self.hopeless(wraps).unwrap_or(UnwrapError::NoKek))?));
         loop {
             match tokio::time::timeout(HEDGE_AFTER, asked.next()).await {
                 Ok(Some((_, Ok(unwrapped), version))) => return Ok((unwrapped.dek, version)),
@@ -223,8 +263,13 @@ impl KekSet {
         Ok(())
     }
 
+    /// The KEK that unwraps what has this lineage.
     fn find(&self, lineage: Lineage) -> Option<&Arc<GuardedKek>> {
-        self.active.iter().chain(&self.retired).find(|kek| kek.lineage() == lineage)
+        self.unwrapping().find(|kek| kek.lineage() == lineage)
+    }
+
+    fn unwrapping(&self) -> impl Iterator<Item = &Arc<GuardedKek>> {
+        self.active.iter().chain(&self.retired).filter(|kek| kek.offline().is_none())
     }
 }
 
@@ -250,5 +295,94 @@ async fn unwrap_checked(kek: &GuardedKek, wrapped: &WrappedDek, context: &WrapCo
         Ok(unwrapped)
     } else {
         Err(KekError::new(KekCause::Rejected, format!("{} unwrapped another DEK than {}", kek.name(), context.dek_id)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::crypto::secret::DEK_BYTES;
+    use crate::kek::Kek;
+    use crate::kek::clock::ServerClock;
+    use crate::telemetry::Metrics;
+
+    /// Wraps by writing the DEK down, and counts how often it is asked to unwrap.
+    #[derive(Debug)]
+    struct Fake(Lineage, Arc<AtomicUsize>);
+
+    #[async_trait]
+    impl Kek for Fake {
+        fn lineage(&self) -> Lineage {
+            self.0
+        }
+
+        fn credentials_expire(&self) -> Option<jiff::Timestamp> {
+            None
+        }
+
+        fn server_clock(&self) -> Option<&ServerClock> {
+            None
+        }
+
+        async fn version(&self) -> Result<KekVersion, KekError> {
+            Ok(KekVersion { lineage: self.0, version: "1".into() })
+        }
+
+        async fn wrap(&self, dek: &Dek, _: &WrapContext) -> Result<WrappedDek, KekError> {
+            Ok(WrappedDek { version: self.version().await?, blob: dek.expose().to_vec() })
+        }
+
+        async fn unwrap(&self, wrapped: &WrappedDek, _: &WrapContext) -> Result<Unwrapped, KekError> {
+            self.1.fetch_add(1, SeqCst);
+            Ok(Unwrapped { dek: crate::kek::unwrapped_dek(wrapped.blob.clone())?, version: wrapped.version.clone() })
+        }
+    }
+
+    fn kek(name: &str, is_offline: bool) -> (Arc<GuardedKek>, Arc<AtomicUsize>) {
+        let asked = Arc::<AtomicUsize>::default();
+        let fake = Fake(Lineage::derive("t", &[name]), asked.clone());
+        let offline = is_offline.then(|| OfflineKey { recipient: "age1".into(), proven: None });
+        let guarded = GuardedKek::new(name.into(), Box::new(fake), Arc::new(Metrics::new())).with_offline(offline);
+        (Arc::new(guarded), asked)
+    }
+
+    #[tokio::test]
+    async fn a_kek_whose_private_half_is_elsewhere_wraps_and_is_never_asked_to_unwrap() {
+        let ((online, asked), (escrow, never)) = (kek("online", false), kek("escrow", true));
+        let set = KekSet::new(vec![escrow.clone(), online.clone()], Vec::new()).expect("distinct");
+        let dek = Dek::from_unwrapped([7; DEK_BYTES]).expect("32 bytes");
+        let context = WrapContext { cluster: "c".parse().expect("a name"), dek_id: dek_id(&dek) };
+        let wraps = set.wrap_and_prove(&dek, &context, &|_| {}).await.expect("wrapped");
+        assert_eq!(wraps.len(), 2);
+        set.prove(&wraps, &context, &|_| {}).await.expect("proven");
+        let without = set.prove(&wraps[1..], &context, &|_| {}).await.expect_err("it has not wrapped this");
+        assert_eq!(without.0, "escrow");
+        let (_, by) = set.unwrap(&wraps, &context).await.expect("unwrapped");
+        assert_eq!((by.lineage, set.lineages()), (online.lineage(), [online.lineage()].into()));
+
+        // Where it alone could: told as such, and not as lost, which would have the DEK forgotten.
+        for error in [set.hopeless(&wraps[..1]), set.unwrap(&wraps[..1], &context).await.err()] {
+            let error = error.expect("nobody can");
+            assert!(
+                error.to_string().contains("only break-glass KEK escrow")
+                    && error.to_string().contains("--break-glass")
+            );
+            assert_eq!(error.cause(), KekCause::Misconfigured);
+        }
+        assert!(set.unwrap_one(&wraps[0], &context).await.is_none() && set.hopeless(&wraps).is_none());
+        assert_eq!(set.name(escrow.lineage()), Some("escrow"));
+        assert!(asked.load(SeqCst) >= 3);
+        assert_eq!(never.load(SeqCst), 0);
+    }
+
+    #[test]
+    fn it_cannot_be_the_only_one_that_wraps() {
+        let error = KekSet::new(vec![kek("escrow", true).0], vec![kek("old", false).0]).expect_err("refused");
+        assert!(error.0 == "escrow" && error.1.problem().contains("add one beside it"), "{error:?}");
+        KekSet::new(Vec::new(), vec![kek("escrow", true).0]).expect("retired ones need not unwrap");
     }
 }

@@ -10,6 +10,7 @@ pub(super) mod former_key;
 pub(super) mod http;
 pub(super) mod key_store;
 pub(super) mod path;
+pub(super) mod private_file;
 #[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
 pub(super) mod renewing;
 #[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]

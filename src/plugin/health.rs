@@ -126,6 +126,19 @@ pub struct KekReport {
     /// Its versions that kept DEKs need, and what each did when it was last asked to unwrap: `opens`, `denies`,
     /// `lost`, `silent`.
     pub versions: BTreeMap<String, String>,
+    /// A break-glass KEK whose private half is not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offline: Option<OfflineReport>,
+}
+
+/// A break-glass KEK in the answer of `/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OfflineReport {
+    /// The public half.
+    pub recipient: String,
+    /// When its private half was last tried, where that was shown.
+    pub proven: Option<jiff::Timestamp>,
 }
 
 /// The endpoints, asked by an address, as `localhost`, or by one of `hosts`.
@@ -208,6 +221,7 @@ impl Health {
             error: kek.error.clone(),
             retired: kek.is_retired,
             versions: kek.versions.iter().map(|of| (of.version.clone(), of.standing.as_str().into())).collect(),
+            offline: kek.offline.clone().map(|key| OfflineReport { recipient: key.recipient, proven: key.proven }),
         });
         let takeovers = self.service.takeovers().health();
         StatusReport {

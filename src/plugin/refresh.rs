@@ -265,8 +265,7 @@ impl Refresh {
     fn configure(&self) {
         let keks = self.settings.keks.lineages();
         for (id, wrapped) in self.kept() {
-            let mut lineages = wrapped.lineages();
-            if lineages.all(|lineage| self.settings.forget.contains(&lineage) && !keks.contains(&lineage)) {
+            if self.settings.forgets(&wrapped) && wrapped.lineages().all(|lineage| !keks.contains(&lineage)) {
                 info!(dek_id = %id, "no longer kept: the KEK that wrapped it is listed under forget");
                 self.service.store().forget(id);
             }

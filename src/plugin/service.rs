@@ -216,8 +216,8 @@ impl Service {
     /// What the KEKs said.
     pub(super) async fn unwrap(&self, dek_id: DekId, wrapped: WrappedDekSet) -> Result<Arc<Dek>, ServiceError> {
         // Also before the cache: what no KEK can unwrap must not take a place among the running unwraps.
-        if !self.keks.load().knows_any(&wrapped.wraps) {
-            return Err(ServiceError::Unwrap { dek_id, source: Arc::new(UnwrapError::NoKek) });
+        if let Some(error) = self.keks.load().hopeless(&wrapped.wraps) {
+            return Err(ServiceError::Unwrap { dek_id, source: Arc::new(error) });
         }
         let context = WrapContext { cluster: self.cluster.clone(), dek_id };
         let (wraps, keks, store) = (digest_of(&wrapped), self.keks.clone(), self.store.clone());

@@ -68,6 +68,7 @@ pub struct Metrics {
     kek_seconds: Family<KekMethod, Histogram, fn() -> Histogram>,
     kek_last_contact: Family<KekName, Gauge<f64, AtomicU64>>,
     credentials_expire: Family<KekName, Gauge<f64, AtomicU64>>,
+    break_glass_proven: Family<KekName, Gauge<f64, AtomicU64>>,
     adoptions: Counter,
     serving: Gauge,
     coasting: Gauge,
@@ -106,6 +107,7 @@ impl Metrics {
             kek_seconds: Family::new_with_constructor(remote_histogram),
             kek_last_contact: Family::default(),
             credentials_expire: Family::default(),
+            break_glass_proven: Family::default(),
             adoptions: Counter::default(),
             serving: Gauge::default(),
             coasting: Gauge::default(),
@@ -155,6 +157,11 @@ impl Metrics {
             "kek_credentials_expire_timestamp_seconds",
             "When the credentials for a KEK expire, where they do",
             self.credentials_expire.clone(),
+        );
+        registry.register(
+            "break_glass_proven_timestamp_seconds",
+            "When the private half of a break-glass KEK was last tried; 0 where that was never shown",
+            self.break_glass_proven.clone(),
         );
         registry.register("adoptions", "Generations adopted since the start", self.adoptions.clone());
         registry.register("serving", "1 while Status answers ok", self.serving.clone());
@@ -240,6 +247,12 @@ impl Metrics {
     /// Notes when the credentials for a KEK expire.
     pub(crate) fn credentials_expire(&self, kek: &str, at: jiff::Timestamp) {
         self.credentials_expire.get_or_create(&KekName { kek: kek.into() }).set(seconds(at));
+    }
+
+    /// Notes when the private half of a break-glass KEK was last tried.
+    pub(crate) fn break_glass_proven(&self, kek: &str, at: jiff::Timestamp) {
+        #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit a double's 53 bits")]
+        self.break_glass_proven.get_or_create(&KekName { kek: kek.into() }).set(at.as_second() as f64);
     }
 
     /// Counts an adoption.

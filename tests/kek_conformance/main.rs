@@ -10,6 +10,7 @@ mod aws;
 mod azure;
 mod behaviours;
 mod bench;
+mod break_glass;
 #[cfg(feature = "gcp")]
 mod gcp;
 mod keyring;

@@ -11,6 +11,7 @@ mod backup_rewrap;
 mod backups;
 mod balancer;
 mod board;
+mod break_glass;
 mod changes;
 mod control_plane;
 mod crashes;

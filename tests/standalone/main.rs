@@ -6,6 +6,7 @@
 mod support;
 
 mod audit;
+mod break_glass;
 mod configuration;
 mod doctor;
 #[cfg(feature = "rotate")]

@@ -6,6 +6,7 @@
 
 #[cfg(feature = "rotate")]
 pub mod apiserver;
+pub mod break_glass;
 pub mod etcd;
 pub mod fakes;
 #[cfg(feature = "transit")]
@@ -37,6 +38,7 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "rotate")]
 pub use apiserver::{ADMIN, ApiServer, ApiServerOptions, Encryption};
+pub use break_glass::BreakGlass;
 pub use etcd::Etcd;
 pub use keyring::KeyringFile;
 pub use plugin::Plugin;

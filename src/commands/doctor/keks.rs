@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::crypto::seal::{dek_id, os_random};
 use crate::crypto::secret::Dek;
 use crate::kek::guard::{DEADLINE, GuardedKek};
+use crate::kek::offline::{OfflineKey, PROOF_LASTS};
 use crate::kek::{ClusterName, KekCause, KekError, Lineage, WrapContext};
 use crate::key_stores::{Advice, KekConfig, TakeoverConfig};
 use crate::posture::finding::Finding;
@@ -45,6 +46,13 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
                 "list each KEK once; for failover name another key",
             ));
         }
+    }
+    if config.keks.iter().all(|kek| kek.offline().is_some()) {
+        findings.push(Finding::failed(
+            "keks",
+            "lists break-glass KEKs alone, with which nothing here can unwrap",
+            "add another KEK beside them",
+        ));
     }
     findings
 }
@@ -101,7 +109,9 @@ async fn check_one(cluster: &ClusterName, config: &KekConfig, wraps: bool) -> (L
     if goes_on {
         findings.extend(profile(config, check).await);
     }
-    if wraps && goes_on {
+    if let Some(key) = config.offline() {
+        findings.push(private_half(&key, check("private half")));
+    } else if wraps && goes_on {
         findings.extend(prove(cluster, &kek, check).await);
     } else if wraps {
         findings.push(Finding::skipped(check("wrap, unwrap"), "not tried, since the version cannot be read"));
@@ -157,6 +167,19 @@ async fn profile(config: &KekConfig, check: impl Fn(&str) -> String) -> Vec<Find
         findings.push(Finding::ok(check("profile"), "the key's settings are as recommended"));
     }
     findings
+}
+
+/// What was shown of a key that is not here.
+fn private_half(key: &OfflineKey, check: String) -> Finding {
+    let fix = "run `kube-envelope break-glass prove` where it is kept, and put the line that it prints under `proven`, on \
+               every node";
+    let Some(proven) = key.proven else {
+        let detail = format!("nobody has shown that there is one for {}", key.recipient);
+        return Finding::failed(check, detail, fix);
+    };
+    let age = jiff::Timestamp::now().duration_since(proven);
+    let detail = format!("was last tried {} days ago", age.as_hours() / 24);
+    if age > PROOF_LASTS { Finding::advice(check, detail, fix) } else { Finding::ok(check, detail) }
 }
 
 /// Wraps a throw-away DEK and unwraps it again.

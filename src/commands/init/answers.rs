@@ -184,8 +184,17 @@ impl Asked {
         loop {
             // What `serve` would refuse is refused here, by the same code; the name of the file is only for the
             // message.
-            let Err(error) = Config::parse(Path::new("config.yaml"), &super::files::config(wanted)) else {
-                return Ok(());
+            let error = match Config::parse(Path::new("config.yaml"), &super::files::config(wanted)) {
+                Ok(config) if config.keks.iter().all(|kek| kek.offline().is_some()) => {
+                    let kind = &wanted.kind;
+                    return Err(Refused(format!(
+                        "{kind} unwraps nothing without its private half, so it cannot be the only KEK: name another kind, \
+                         and add {kind} to the configuration that is written"
+                    ))
+                    .into());
+                }
+                Ok(_) => return Ok(()),
+                Err(error) => error,
             };
             if !self.is_terminal || !KINDS.contains(&wanted.kind.as_str()) {
                 return Err(refused_settings(wanted, &error));

@@ -10,8 +10,9 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::sandbox::Sandbox;
+use crate::commands::break_glass::unlock;
 use crate::config::{Config, ConfigError, Problem};
-use crate::key_stores;
+use crate::key_stores::{self, Identities};
 use crate::plugin::refresh::Settings;
 use crate::telemetry::Metrics;
 
@@ -28,6 +29,8 @@ pub struct Reload {
     pub running: Config,
     /// What the process may still do.
     pub sandbox: Sandbox,
+    /// The private halves that it was started with, for a new configuration as well.
+    pub identities: Option<Identities>,
 }
 
 impl Reload {
@@ -70,7 +73,8 @@ impl Reload {
     }
 
     fn load(&self, metrics: &Arc<Metrics>) -> anyhow::Result<(Config, Settings)> {
-        let config = Config::load(&self.path)?;
+        let mut config = Config::load(&self.path)?;
+        unlock(&mut config, self.identities.as_ref())?;
         // A path outside of what the sandbox lets the process read would look like a file that is missing.
         self.sandbox.covers(&config)?;
         let settings = settings(&self.path, &config, metrics)?;
@@ -109,6 +113,10 @@ pub(super) fn settings(path: &Path, config: &Config, metrics: &Arc<Metrics>) -> 
         let problem =
             format!("is the same key as KEK {name}, as far as the configuration tells; give it a key of its own");
         return Err(invalid("sealedState.kek".into(), problem));
+    }
+    if config.sealed_state.as_ref().is_some_and(|sealed| sealed.kek.offline().is_some()) {
+        let problem = "is a break-glass KEK, with which this machine could unwrap nothing; give it another kind";
+        return Err(invalid("sealedState.kek".into(), problem.into()));
     }
     Ok(Settings {
         keks,

@@ -81,6 +81,18 @@ impl StateFolder {
     /// See [`StateFiles::load`].
     pub fn read_all(&self) -> io::Result<Vec<(Name, Vec<u8>)>> {
         self.take()?;
+        self.records(read)
+    }
+
+    /// Reads every record, also while a plugin has the folder, and changes nothing. Blocks.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn look(&self) -> io::Result<Vec<(Name, Vec<u8>)>> {
+        self.records(|file| record(&fs::read(file).ok()?))
+    }
+
+    fn records(&self, read: impl Fn(&Path) -> Option<Vec<u8>>) -> io::Result<Vec<(Name, Vec<u8>)>> {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let file = entry?.path();
@@ -136,18 +148,21 @@ fn read(file: &Path) -> Option<Vec<u8>> {
             return None;
         }
     };
+    let record = record(&bytes);
+    if record.is_none() {
+        // Set aside and not removed, so that somebody can see what happened to the disk.
+        let moved = fs::rename(file, file.with_added_extension("damaged")).is_ok();
+        warn!(file = %file.display(), moved, "damaged state file set aside; its content will be rebuilt");
+    }
+    record
+}
+
+/// What a file holds, if it is whole.
+fn record(bytes: &[u8]) -> Option<Vec<u8>> {
     // A checksum, since the envelope's own format would accept some flipped bits, and a DEK that its KEKs reject looks
     // like one that they lost.
-    let record = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(32));
-    match record {
-        Some((sum, record)) if sum == digest(&[record]) => Some(record.to_vec()),
-        _ => {
-            // Set aside and not removed, so that somebody can see what happened to the disk.
-            let moved = fs::rename(file, file.with_added_extension("damaged")).is_ok();
-            warn!(file = %file.display(), moved, "damaged state file set aside; its content will be rebuilt");
-            None
-        }
-    }
+    let (sum, record) = bytes.strip_prefix(MAGIC)?.split_at_checked(32)?;
+    (sum == digest(&[record])).then(|| record.to_vec())
 }
 
 /// Whether others may read or change the folder: reported, not fatal, as nothing in it is secret.

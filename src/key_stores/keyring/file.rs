@@ -4,7 +4,6 @@
 //! It is replaced by rename, never overwritten in place.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -15,6 +14,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::crypto::seal::key_fingerprint;
 use crate::files;
 use crate::kek::{KekCause, KekError, KekVersion, Lineage};
+use crate::key_stores::shared::private_file;
 
 /// The content of a keyring file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -61,7 +61,6 @@ impl std::fmt::Display for VersionState {
 }
 
 const FORMAT: u32 = 1;
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 impl Keyring {
     /// A new keyring with one active version.
@@ -81,21 +80,13 @@ impl Keyring {
     /// [`KekCause::Unavailable`] when it is absent or cannot be read now.
     pub fn read(file: &Path) -> Result<Self, KekError> {
         let name = file.display();
-        let mut handle = fs::File::open(file).map_err(|error| match error.kind() {
+        let text = private_file::read("keyring file", file).map_err(|problem| match problem {
             // Never the advice to create one: another keyring opens nothing that this one has wrapped.
-            std::io::ErrorKind::NotFound => KekError::unavailable(format!(
+            private_file::Problem::Missing => KekError::unavailable(format!(
                 "keyring file {name} does not exist; copy it here from another node or from its backup"
             )),
-            _ => KekError::unavailable(format!("cannot open keyring file {name}")).with_source(error),
+            private_file::Problem::Other(error) => error,
         })?;
-        // Of the open file: what is examined is then what is read, whatever the path leads to a moment later.
-        let metadata = handle
-            .metadata()
-            .map_err(|error| KekError::unavailable(format!("cannot examine keyring file {name}")).with_source(error))?;
-        check_private(file, &metadata)?;
-        let mut text = Zeroizing::new(String::new());
-        std::io::Read::read_to_string(&mut handle, &mut text)
-            .map_err(|error| KekError::unavailable(format!("cannot read keyring file {name}")).with_source(error))?;
         let keyring: Self = serde_json::from_str(&text).map_err(|error| {
             // serde_json's text can quote the value it stumbled over: give the place alone.
             KekError::misconfigured(format!(
@@ -298,29 +289,4 @@ impl<'de> Deserialize<'de> for KeyBytes {
 
 fn wrong_key<E: serde::de::Error>() -> E {
     E::custom("a key is 32 bytes in base64")
-}
-
-fn check_private(file: &Path, metadata: &fs::Metadata) -> Result<(), KekError> {
-    let name = file.display();
-    if !metadata.is_file() {
-        return Err(KekError::misconfigured(format!("keyring file {name} is not a regular file")));
-    }
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(KekError::misconfigured(format!("keyring file {name} is larger than {MAX_FILE_BYTES} bytes")));
-    }
-    if metadata.mode() & 0o077 != 0 {
-        return Err(KekError::misconfigured(format!(
-            "keyring file {name} has mode {:04o}: others can read it; fix with: chmod 0600 {name}",
-            metadata.mode() & 0o7777
-        )));
-    }
-    let user = rustix::process::geteuid().as_raw();
-    // The owner of a file can change its mode, and then read it.
-    if metadata.uid() != user && metadata.uid() != 0 {
-        return Err(KekError::misconfigured(format!(
-            "keyring file {name} belongs to uid {}, and the plugin runs as uid {user}; fix with: chown {user} {name}",
-            metadata.uid()
-        )));
-    }
-    Ok(())
 }

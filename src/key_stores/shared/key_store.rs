@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::crypto::recipient::Identity;
+use crate::kek::offline::OfflineKey;
 use crate::kek::takeover::FormerPlugin;
 use crate::kek::{ClusterName, Kek, KekError, KekVersion, Lineage, RotateKek};
 
@@ -22,6 +24,16 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
     /// Whether it runs a vendor's library, in a process of its own.
     fn hosts_a_library(&self) -> bool {
         false
+    }
+
+    /// Its public half, where the private half is not here: then it wraps, and never unwraps.
+    fn offline(&self) -> Option<OfflineKey> {
+        None
+    }
+
+    /// The same with its private half, where `identities` has that of the recipient in use.
+    fn unlocked(&self, _identities: &[Arc<Identity>]) -> Option<Arc<dyn KeyStore>> {
+        None
     }
 
     /// What works and could be better.

@@ -66,7 +66,7 @@ impl Refresh {
         let _ = new.keks.versions().await;
         let mut kept = self.kept();
         // Listed under `forget`: somebody has said that nothing needs them any more.
-        kept.retain(|(_, wrapped)| !wrapped.lineages().all(|lineage| new.forget.contains(&lineage)));
+        kept.retain(|(_, wrapped)| !new.forgets(wrapped));
         let uncovered = Uncovered::of(&kept, &new.keks.lineages());
         if !uncovered.is_empty() {
             return Err(self.advice(&uncovered, &new.keks));

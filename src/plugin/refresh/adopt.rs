@@ -144,8 +144,10 @@ impl Refresh {
     async fn publish(&mut self, generation: Generation, asked: Duration, patience: Duration) -> Result<(), String> {
         let (id, wrapped) = (generation.dek_id(), generation.wrapped().clone());
         let versions: Vec<_> = wrapped.versions().cloned().collect();
+        let keks = self.settings.keks.lineages();
+        let opened: Vec<_> = versions.iter().filter(|version| keks.contains(&version.lineage)).cloned().collect();
         // Before it is published: Status answers only for a generation whose DEK is here.
-        self.service.cache().insert(id, generation.dek().clone(), &wrapped, &versions, asked);
+        self.service.cache().insert(id, generation.dek().clone(), &wrapped, &opened, asked);
         let store = self.service.store();
         store.keep(id, &wrapped);
         store.record(|history| {

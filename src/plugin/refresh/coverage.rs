@@ -40,11 +40,31 @@ impl Uncovered {
     pub fn advice(&self, former: &dyn Fn(Lineage) -> Option<String>, keks: &KekSet) -> String {
         let mut advice = String::new();
         for (lineages, count) in &self.0 {
-            let names = lineages.iter().map(|lineage| match former(*lineage) {
+            let offline = keks.offline().find(|(_, lineage, _)| lineages.contains(lineage));
+            let others = lineages.iter().filter(|lineage| offline.is_none_or(|(_, of, _)| of != **lineage));
+            let names = others.map(|lineage| match former(*lineage) {
                 Some(name) => format!("KEK {name} (lineage {lineage})"),
                 None => format!("the KEK of lineage {lineage}"),
             });
             let names = names.collect::<Vec<_>>().join(" or ");
+            if let Some((break_glass, lineage, _)) = offline {
+                // What else has wrapped it is not configured, and perhaps gone for good.
+                let _ = if names.is_empty() {
+                    write!(advice, "{count} kept DEKs need the private half of KEK {break_glass}: ")
+                } else {
+                    write!(
+                        advice,
+                        "{count} kept DEKs need {names}, which is not configured, or the private half of KEK \
+                         {break_glass}: put the former under `retired`, or "
+                    )
+                };
+                let _ = write!(
+                    advice,
+                    "start with `serve --break-glass FILE` and run rotate-keys; once it has said Yes, list the lineages \
+                     under `forget` ({lineage} if no other one is left). "
+                );
+                continue;
+            }
             let replaced = lineages.iter().find_map(|lineage| {
                 let name = former(*lineage)?;
                 keks.all().any(|(now, _, _)| now == name).then_some(name)
@@ -83,6 +103,7 @@ pub(super) fn stored_generation(
 ) -> Option<Kept> {
     let configured = choice.keks.lineages();
     let active: BTreeSet<_> = choice.keks.active().iter().map(|kek| kek.lineage()).collect();
+    let active = &active & &configured;
     let mut own = choice.history.deks().filter_map(|id| Some((id, find(id)?))).filter(|(_, wrapped)| {
         // What was made for another name of the cluster would be refused by every other node.
         wrapped.cluster == *choice.cluster
@@ -192,6 +213,34 @@ mod tests {
         let made_anew = [(1, 1, "1"), (2, 1, "1")];
         assert_eq!(chosen(&made_anew, &[1], &[]), Some(1), "of the same versions");
         assert_eq!(chosen(&made_anew, &[1, 2], &[2]), Some(1));
+    }
+
+    #[test]
+    fn a_kek_whose_private_half_is_elsewhere_covers_nothing_and_the_advice_says_how_it_would() {
+        let kek = |home: &str, offline| {
+            let never = Box::new(Never(lineage(home)));
+            let metrics = Arc::new(crate::telemetry::Metrics::new());
+            Arc::new(crate::kek::guard::GuardedKek::new(home.into(), never, metrics).with_offline(offline))
+        };
+        let key = crate::kek::offline::OfflineKey { recipient: "age1".into(), proven: None };
+        let keks = KekSet::new(vec![kek("a", None), kek("escrow", Some(key))], Vec::new()).expect("none is twice");
+        let all = [kept(1, &["a", "escrow"]), kept(2, &["b", "escrow"]), kept(3, &["escrow"])];
+        let uncovered = Uncovered::of(&all, &keks.lineages());
+        let advice = uncovered.advice(&|_| None, &keks);
+        assert_eq!(uncovered.0.len(), 2, "{advice}");
+        assert!(advice.contains("1 kept DEKs need the private half of KEK escrow: start with"), "{advice}");
+        assert!(
+            advice.contains(&format!("need the KEK of lineage {}, which is not configured, or", lineage("b"))),
+            "{advice}"
+        );
+
+        let (cluster, history) = ("c".parse().unwrap(), {
+            let mut history = History::default();
+            history.adopted(DekId([3; 16]), 1, all[2].1.versions());
+            history
+        });
+        let choice = Choice { history: &history, keks: &keks, cluster: &cluster, lost: &BTreeSet::new() };
+        assert!(stored_generation(&choice, |_| Some(all[2].1.clone())).is_none(), "nobody here could unwrap it");
     }
 
     #[test]

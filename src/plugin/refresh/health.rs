@@ -2,6 +2,7 @@
 
 use crate::dek::contacts::Standing;
 use crate::kek::Lineage;
+use crate::kek::offline::OfflineKey;
 
 /// What `/status` shows about one KEK.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub struct KekHealth {
     pub error: Option<String>,
     /// Its versions that kept DEKs need, and what each did with the last one.
     pub versions: Vec<VersionHealth>,
+    /// What is known of it where its private half is elsewhere.
+    pub offline: Option<OfflineKey>,
 }
 
 /// One version of a KEK.

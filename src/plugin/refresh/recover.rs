@@ -100,7 +100,8 @@ impl Recovery {
 
 async fn unwrap_stored(service: &Service, keks: KekSet, dek_id: DekId, wrapped: &WrappedDekSet, said: &Said) {
     let context = wrapped.context(dek_id);
-    let usable = wrapped.wraps.iter().filter(|wrap| keks.name(wrap.version.lineage).is_some());
+    let configured = keks.lineages();
+    let usable = wrapped.wraps.iter().filter(|wrap| configured.contains(&wrap.version.lineage));
     let attempts: Vec<_> = usable
         .map(|wrap| {
             // Until it was asked, it may still unwrap.

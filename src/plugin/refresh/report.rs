@@ -27,6 +27,13 @@ impl Refresh {
                 reasons.push(format!("KEK {name} did not unwrap: {refusal}"));
             }
         }
+        for (name, _, key) in self.settings.keks.offline().filter(|(_, _, key)| key.proven.is_none()) {
+            let recipient = &key.recipient;
+            reasons.push(format!(
+                "nobody has shown that the private half of break-glass KEK {name} exists ({recipient}): run `kube-envelope \
+                 break-glass prove`, and put the line that it prints under `proven`"
+            ));
+        }
         let alone = self.in_memory_only();
         if let Some(first) = alone.first() {
             let count = alone.len();
@@ -55,7 +62,11 @@ impl Refresh {
             return None;
         }
         let contacts = self.service.cache().contacts(&self.versions_in_use());
-        let opens = |version| contacts.get(version).is_some_and(|contact| contact.standing == Standing::Opens);
+        let keks = self.settings.keks.lineages();
+        let opens = |version: &KekVersion| {
+            keks.contains(&version.lineage)
+                && contacts.get(version).is_some_and(|contact| contact.standing == Standing::Opens)
+        };
         let reason = reasons.join("; ");
         // With one KEK that unwraps the clock of `maxOfflineAge` starts over at each proof; without any it runs out.
         Some(if generation.wrapped().versions().any(opens) {
@@ -71,6 +82,7 @@ impl Refresh {
         let contacts = cache.contacts(&self.versions_in_use());
         let now = cache.now();
         let before = self.health.load_full();
+        let offline = |lineage| self.settings.keks.offline().find(|(_, of, _)| *of == lineage).map(|(_, _, key)| key);
         let health: Vec<KekHealth> = self
             .settings
             .keks
@@ -83,15 +95,19 @@ impl Refresh {
                     // A KEK that was not asked in this turn, or did not answer, keeps what it said last.
                     _ => last.and_then(|last| last.version.clone()),
                 };
+                let offline = offline(lineage).cloned();
+                // A process before this one may have had its private half, and handed over what it found.
+                let versions = if offline.is_some() { Vec::new() } else { versions(&contacts, lineage) };
                 let unnamed = answer.and_then(|answer| answer.as_ref().err()).map(KekError::chain);
                 KekHealth {
                     name: name.to_owned(),
                     lineage,
                     is_retired: !wraps,
                     version,
-                    last_contact: last_contact(&contacts, lineage, now),
+                    last_contact: offline.is_none().then(|| last_contact(&contacts, lineage, now)).flatten(),
                     error: self.refusal(lineage).map(str::to_owned).or(unnamed),
-                    versions: versions(&contacts, lineage),
+                    versions,
+                    offline,
                 }
             })
             .collect();
@@ -110,6 +126,11 @@ impl Refresh {
             kek.versions.iter().map(|of| (kek.name.as_str(), of.version.as_str(), of.standing.as_str()))
         });
         self.metrics.kek_versions(standings);
+        for kek in health {
+            if let Some(key) = &kek.offline {
+                self.metrics.break_glass_proven(&kek.name, key.proven.unwrap_or(jiff::Timestamp::UNIX_EPOCH));
+            }
+        }
         self.service.measure(&self.metrics);
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::envelope::WrappedDekSet;
 use crate::kek::Lineage;
 use crate::kek::set::KekSet;
 use crate::kek::takeover::Takeovers;
@@ -30,6 +31,15 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether somebody has said that nothing needs this DEK any more. Of a KEK whose private half is elsewhere nobody has to:
+    /// nothing here could unwrap with it.
+    pub(super) fn forgets(&self, wrapped: &WrappedDekSet) -> bool {
+        let offline: BTreeSet<_> = self.keks.offline().map(|(_, lineage, _)| lineage).collect();
+        let mut lineages = wrapped.lineages();
+        wrapped.lineages().any(|lineage| self.forget.contains(&lineage))
+            && lineages.all(|lineage| self.forget.contains(&lineage) || offline.contains(&lineage))
+    }
+
     /// How long a DEK may be used after its last unwrap: with `maxOfflineAge: 0s`, two refreshes may be missed.
     pub fn limit(&self) -> Duration {
         self.max_offline_age.max(self.refresh_interval.saturating_mul(2))

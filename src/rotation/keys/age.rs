@@ -43,7 +43,8 @@ pub async fn ages(
     activated_at: impl Fn(&KekVersion) -> Option<jiff::Timestamp>,
 ) -> Result<Vec<KekAge>, RotationError> {
     let mut ages = Vec::new();
-    for config in keks {
+    // A recipient is changed by a person, in the configuration.
+    for config in keks.iter().filter(|kek| kek.offline().is_none()) {
         let failed = |source| RotationError::Kek { name: config.name.clone(), source };
         let active = config.open().version().await.map_err(failed)?;
         let since = match activated_at(&active) {

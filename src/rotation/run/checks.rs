@@ -129,7 +129,7 @@ impl Run<'_> {
     /// what that one stores.
     async fn keks_are_prepared(&self) -> Result<(), RotationError> {
         let plugin = self.settings.plugin.as_ref().filter(|_| self.settings.rotate_kek);
-        for config in plugin.iter().flat_map(|plugin| &plugin.keks) {
+        for config in plugin.iter().flat_map(|plugin| &plugin.keks).filter(|kek| kek.offline().is_none()) {
             self.everybody_answers(config).await?;
             if self.cluster.servers().await?.len() < 2 {
                 continue;

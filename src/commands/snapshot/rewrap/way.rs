@@ -8,8 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::backup::Inventory;
 use crate::cli::backup::KeyArgs;
-use crate::commands::opening::{Keys, keks};
-use crate::commands::plugin_config::plugin_config;
+use crate::commands::opening::{Keys, configuration, keks};
 use crate::encryption_config::{EncryptionConfiguration, ProviderName};
 use crate::etcd::Stored;
 use crate::kms::plugins::Plugins;
@@ -31,7 +30,8 @@ pub(super) struct Way {
 impl Way {
     /// The way that the arguments lead.
     pub(super) async fn of(args: &KeyArgs, held: &Inventory, file: &Path) -> Result<Self> {
-        let way = match (plugin_config(args.config.as_deref())?, &args.encryption_config) {
+        let way = match (configuration(args.config.as_deref(), args.break_glass.as_deref())?.0, &args.encryption_config)
+        {
             // The KEKs where both are given: no plugin need run on this machine.
             (Some(config), _) => {
                 let keys = Keys::of(args, &[])?;
