@@ -78,6 +78,13 @@ async fn a_snapshot_tells_which_kek_versions_it_needs_and_holds_what_etcd_held()
     assert_eq!(records.len(), held.len());
     assert!(records == held, "the values differ");
 
+    // So does a snapshot of it, although its revisions were raised.
+    let again = plane.folder.path().join("again.db");
+    restored.snapshot(&again).await;
+    let again = Snapshot::open(&again).unwrap();
+    assert!(again.about().revision > snapshot.about().revision + 1_000_000);
+    assert!(current(&again).0 == records, "the values differ");
+
     let config = format!("--config={}", plane.plugins[0].config_file().display());
     let path = file.display().to_string();
     let ended = alone(&["snapshot", "keys", &path, &config, "-o", "json"]).exits(0);

@@ -304,6 +304,8 @@ fn restore(snapshot: &Path, data: &Path, peer: &str) {
         .arg(format!("--data-dir={}", data.display()))
         .arg(format!("--initial-cluster=default={peer}"))
         .arg(format!("--initial-advertise-peer-urls={peer}"))
+        // As the documentation of Kubernetes has it, so that no watch goes back in time.
+        .args(["--bump-revision=1000000000", "--mark-compacted"])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
