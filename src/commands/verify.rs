@@ -152,7 +152,7 @@ async fn verify(args: &VerifyArgs, plugin: Option<&Config>) -> Result<Found, Rot
         Some(_) => seen,
         // The first look showed which providers there are; this one waits until each plugin has been asked again, since a report
         // from before a rotation would turn everything into leftovers.
-        None => look_fresh(&cluster, &coverage.providers(), &BTreeMap::new(), false).await?,
+        None => look_fresh(&cluster, &coverage.providers(), &BTreeMap::new(), false, &|| {}).await?,
     };
     let roster = which_servers(&cluster).await;
     let (targets, not_converged) = targets(args, &coverage, &seen)?;

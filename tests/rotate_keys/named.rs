@@ -6,6 +6,8 @@ use crate::control_plane::{ControlPlane, Shape};
 use crate::support::plugin::encryption_configuration;
 use crate::support::{ApiServer, ApiServerOptions, Encryption, Etcd, KeyringFile, Plugin};
 
+const REPORTS_ARE_OLD: &str = "every API server must ask its plugin for the key again";
+
 /// The id of the version in this state.
 fn version(keyring: &KeyringFile, state: &str) -> String {
     let versions = keyring.versions();
@@ -29,7 +31,7 @@ async fn run_at_once_after_activating_a_version_the_rotation_waits_for_the_plugi
     rotate_as_the_readme_says(&plane);
 
     let config = format!("--config={}", plane.plugins[0].config_file().display());
-    let ended = plane.run("rotate-keys", &[&config]).exits(0);
+    let ended = plane.run("rotate-keys", &[&config]).exits(0).says(REPORTS_ARE_OLD);
     let ended = ended.says(&format!("Yes: nothing is stored under KEK primary version {former}."));
     ended.says(&format!("may be disabled: KEK primary version {former}"));
     assert!(!plane.stored().await.contains_key(&old));
@@ -72,7 +74,9 @@ async fn a_second_run_after_a_rotation_finds_no_key_to_disable_unless_it_is_name
     let events = "/api/v1/namespaces/kube-envelope-canary/events";
     let (_, posted) = plane.servers[0].get(events).await.unwrap();
     assert!(posted.contains("FormerKeysUnused") && posted.contains(&former), "{posted}");
-    plane.run("rotate-keys", &[&config]).exits(9).says("--former");
+    // Every server reports what the keyring says is active.
+    let again = plane.run("rotate-keys", &[&config]).exits(9).says("--former");
+    assert!(!again.out.contains(REPORTS_ARE_OLD), "{}", again.out);
     let named = format!("--former=primary:{former}");
     plane.run("rotate-keys", &[&config, &named]).exits(0).says(&format!("KEK primary version {former}."));
     let active = format!("--former=primary:{}", version(&plane.keyrings[0], "active"));

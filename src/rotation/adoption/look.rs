@@ -206,7 +206,7 @@ fn someone_is_missing(cluster: &Cluster, sources: &Sources, seen: &[Seen]) -> bo
 /// Asks every API server until each has asked the plugins of these providers for the `key_id` after this began. What a
 /// server's metrics report is up to a minute old, and a key that is about to be replaced must not be taken for the
 /// target. A report of the key that is `active` by the word of the KEKs themselves is taken whatever its age. A provider that
-/// a reload took away keeps its last report for ever: it must not be waited for.
+/// a reload took away keeps its last report for ever: it must not be waited for. `waits` is called before anything is waited for.
 ///
 /// # Errors
 /// As [`look`]; [`Obstacle::NotYet`] when a plugin does not answer.
@@ -215,6 +215,7 @@ pub async fn look_fresh(
     providers: &BTreeSet<ProviderName>,
     active: &BTreeMap<ProviderName, KeyIdHash>,
     accept_unproven: bool,
+    waits: &(dyn Fn() + Send + Sync),
 ) -> Result<Vec<Seen>, Obstacle> {
     let is_active = |status: &Status| active.get(&status.provider) == Some(&status.hash);
     if providers.iter().all(|provider| active.contains_key(provider)) {
@@ -223,6 +224,7 @@ pub async fn look_fresh(
             return Ok(seen);
         }
     }
+    waits();
     let began = Instant::now();
     let mut first: BTreeMap<(ServerProcess, ProviderName), f64> = BTreeMap::new();
     loop {

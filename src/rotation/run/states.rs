@@ -98,9 +98,11 @@ impl<'a> Run<'a> {
         found.check_names("--allow-changes", &self.settings.allow_changes)?;
         let found = found.for_rewriting(self.settings.include_events, &self.settings.skip);
         let seen = if fresh && self.settings.key_id.is_none() {
-            (self.report)(Event::Waiting("every API server must ask its plugin for the key again, within 90 s"));
-            let active = self.active_by_keks().await;
-            look_fresh(&self.cluster, &self.coverage.providers(), &active, self.settings.accept_unproven).await
+            let (active, report) = (self.active_by_keks().await, self.report);
+            let waits =
+                || report(Event::Waiting("every API server must ask its plugin for the key again, within 90 s"));
+            let (providers, accept_unproven) = (self.coverage.providers(), self.settings.accept_unproven);
+            look_fresh(&self.cluster, &providers, &active, accept_unproven, &waits).await
         } else {
             look(&self.cluster, Reports::AsTheyAre, true).await
         };
