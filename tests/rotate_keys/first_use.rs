@@ -54,7 +54,7 @@ async fn a_pending_version_that_another_node_may_lack_is_told_of_before_it_becom
 
     plane.keyrings[1].copy_from(&plane.keyrings[0]);
     let new = plane.wait_key_id(0..2, &old).await;
-    plane.run("rotate-keys", &["--resume"]).exits(0).says("Yes: ");
+    plane.run("rotate-keys", &["--resume", "--adoption-timeout=2m"]).exits(0).says("Yes: ");
     plane.check_all_under(&new).await;
 }
 
