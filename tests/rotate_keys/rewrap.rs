@@ -6,6 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::control_plane::{ControlPlane, Shape, Writers, secret, value};
@@ -139,6 +140,30 @@ async fn killed_at_any_moment_it_goes_on_where_it_was() {
     ended.says(&format!("Yes: nothing is stored under KEK primary version {former}."));
     plane.check_all_under(&new).await;
     plane.check_secrets(0, "s", 400).await;
+}
+
+/// An API server that sees nothing of what is stored past it, as one does that has more to open than it can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_more_is_stored_while_an_api_server_has_not_seen_what_was() {
+    let plane = ControlPlane::start(Shape::of(1)).await;
+    plane.create_secrets("s", 1_500).await;
+    let (former, _, new) = rotate(&plane).await;
+    let config = format!("--config={}", plane.plugins[0].config_file().display());
+    let mut run = plane.spawn("rotate-keys", &[REWRAP, &config, "--qps=100", "--agreement-interval=1h"]);
+    let stored = async || plane.stored().await.get(&new).copied().unwrap_or(0);
+    wait_until("some values are stored again", Duration::from_secs(90), async || stored().await >= 100).await;
+
+    plane.servers[0].process.signal(Signal::STOP);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let before = stored().await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let after = stored().await;
+    plane.servers[0].process.signal(Signal::CONT);
+    assert!(before < 1_500 && after == before, "{before} and then {after} values were stored again");
+
+    assert_eq!(run.wait(Duration::from_mins(3)).code(), Some(0), "{}", run.log());
+    plane.run("rotate-keys", &["--status"]).says(&format!("KEK primary version {former}"));
+    plane.check_all_under(&new).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

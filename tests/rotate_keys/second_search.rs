@@ -107,6 +107,10 @@ async fn it_says_so_where_changes_do_not_tell_everything() {
     searched.clusters.clusters[0].compact(now + 1).await.unwrap();
     assert!(searched.changes(&clean).await.is_none(), "the change itself is compacted");
 
+    let mut mixed = searched.everything().await;
+    mixed.clusters[0].from_revision -= 1;
+    assert!(searched.changes(&mixed).await.is_none(), "it was read as of two revisions");
+
     let clean = searched.everything().await;
     etcd.put("/other/secrets/default/a", &under("old")).await;
     assert!(searched.changes(&clean).await.is_none(), "another API server's value is under a former key");

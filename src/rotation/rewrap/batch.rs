@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::etcd::{EtcdCluster, EtcdError, Swap, Swapped};
 use crate::rotation::rewrite::pace::Pace;
@@ -22,6 +22,7 @@ pub(super) struct Sent {
     pub(super) swaps: Vec<Swap>,
     pub(super) result: Result<Swapped, EtcdError>,
     began: Instant,
+    answered: Instant,
 }
 
 /// Transactions under way, to one cluster. Those that are dropped may be done all the same: each is whole.
@@ -49,7 +50,7 @@ impl<'a> Batches<'a> {
                 let began = Instant::now();
                 let result = cluster.swap(&swaps).await;
                 if tries == TRIES || !result.as_ref().is_err_and(EtcdError::is_transient) {
-                    return Sent { swaps, result, began };
+                    return Sent { swaps, result, began, answered: Instant::now() };
                 }
                 tries += 1;
                 tokio::time::sleep(PAUSE).await;
@@ -60,18 +61,37 @@ impl<'a> Batches<'a> {
     /// The next one that is answered; `None` when none is under way.
     pub(super) async fn next(&mut self, pace: &mut Pace) -> Option<Sent> {
         loop {
-            match self.under_way.join_next().await? {
-                Ok(sent) => {
-                    let now = Instant::now();
-                    match &sent.result {
-                        Ok(_) => pace.answered(now.duration_since(sent.began), now),
-                        Err(_) => pace.throttled(None, now),
-                    }
-                    return Some(sent);
-                }
-                // It panicked: what it held is found again by the next pass.
-                Err(error) => tracing::error!(%error, "a transaction was lost"),
+            if let Some(sent) = answered(self.under_way.join_next().await?, pace) {
+                return Some(sent);
             }
+        }
+    }
+
+    /// One that is answered already.
+    pub(super) fn answered(&mut self, pace: &mut Pace) -> Option<Sent> {
+        loop {
+            if let Some(sent) = answered(self.under_way.try_join_next()?, pace) {
+                return Some(sent);
+            }
+        }
+    }
+}
+
+fn answered(joined: Result<Sent, JoinError>, pace: &mut Pace) -> Option<Sent> {
+    match joined {
+        Ok(sent) => {
+            // When it was answered, and not when somebody asks.
+            let took = sent.answered.duration_since(sent.began);
+            match &sent.result {
+                Ok(_) => pace.answered(took, Instant::now()),
+                Err(_) => pace.throttled(None, Instant::now()),
+            }
+            Some(sent)
+        }
+        // It panicked: what it held is found again by the next pass.
+        Err(error) => {
+            tracing::error!(%error, "a transaction was lost");
+            None
         }
     }
 }

@@ -94,6 +94,9 @@ impl Pass<'_, '_> {
                 for batch in batches(swaps) {
                     self.wait_for_a_place(&mut under_way, batch.len()).await?;
                     under_way.send(batch);
+                    while let Some(sent) = under_way.answered(self.pace) {
+                        self.take(sent, &mut under_way)?;
+                    }
                     self.watchers.keep_up(self.pace).await;
                 }
                 if told.elapsed() >= TOLD_EVERY {
@@ -171,7 +174,13 @@ impl Pass<'_, '_> {
 
     /// Takes one answer, and sends again what was not done because of others.
     async fn next(&mut self, under_way: &mut Batches<'_>) -> Result<(), RotationError> {
-        let Some(Sent { swaps, result, .. }) = under_way.next(self.pace).await else { return Ok(()) };
+        match under_way.next(self.pace).await {
+            Some(sent) => self.take(sent, under_way),
+            None => Ok(()),
+        }
+    }
+
+    fn take(&mut self, Sent { swaps, result, .. }: Sent, under_way: &mut Batches<'_>) -> Result<(), RotationError> {
         match result.map_err(explained)? {
             Swapped::Done(revision) => {
                 for swap in &swaps {
