@@ -176,7 +176,7 @@ impl EtcdCluster {
             let request =
                 RangeRequest { key, range_end: end.clone(), limit, keys_only: true, ..RangeRequest::default() };
             let answer = self.range(&request).await.map_err(refused)?;
-            next = following(&answer, end, &range_end, limit, stride);
+            next = following(self.is_kine, &answer, end, &range_end, limit, stride);
             keys.extend(
                 answer.kvs.into_iter().map(|pair| (String::from_utf8_lossy(&pair.key).into_owned(), pair.mod_revision)),
             );
@@ -251,7 +251,7 @@ impl Pages<'_> {
         }
         self.scanned.revision = self.revision;
         self.scanned.keys = self.scanned.keys.saturating_add(answer.kvs.len() as u64);
-        self.next = following(&answer, end, &self.range_end, self.limit, &mut self.stride);
+        self.next = following(self.cluster.is_kine, &answer, end, &self.range_end, self.limit, &mut self.stride);
         // Values of one folder lie together and are of like size, so the last page tells about the next.
         if !answer.kvs.is_empty() {
             self.limit = next_limit(answer.kvs.len(), answer.kvs.iter().map(|pair| pair.value.len()).sum());
@@ -283,6 +283,7 @@ impl Pages<'_> {
 
 /// Where the page after this answer begins; `None` when it reached the end of everything.
 fn following(
+    is_kine: bool,
     answer: &RangeResponse,
     end: Vec<u8>,
     range_end: &[u8],
@@ -291,8 +292,8 @@ fn following(
 ) -> Option<Vec<u8>> {
     match (answer.kvs.first(), answer.kvs.last()) {
         (Some(first), Some(last)) if answer.more => {
-            // The SQL database behind kine may take only text, which the end of a stride is not; kine's cluster id is 0.
-            if answer.header.as_ref().is_none_or(|header| header.cluster_id != 0) {
+            // The SQL database behind kine may take only text, which the end of a stride is not.
+            if !is_kine {
                 stride.full(&first.key, &last.key);
             }
             Some(behind(&last.key))
