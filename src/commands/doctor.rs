@@ -43,7 +43,7 @@ pub fn run(args: &DoctorArgs) -> Result<Exit> {
     Ok(if failed { Exit::Error } else { Exit::Done })
 }
 
-/// What the running plugin says of itself: under a keyring that was made anew everything else looks well.
+/// What the running plugin says of itself: under a keyring that was replaced by a new one everything else looks well.
 async fn running(config: &Config) -> Option<Finding> {
     const CHECK: &str = "running plugin";
     let report = status::of_the_running(&config.health.listen).await?;

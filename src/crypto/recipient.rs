@@ -35,7 +35,7 @@ impl Recipient {
         recipient.seal(&[], &[]).ok().map(|_| recipient)
     }
 
-    /// The key itself, which is no secret.
+    /// The key itself, which is not secret.
     pub fn bytes(&self) -> &[u8; KEY_BYTES] {
         &self.0
     }

@@ -89,7 +89,7 @@ fn health(listen: &HealthAddress, served: bool) -> Finding {
     }
 }
 
-/// Names of KEKs and versions are no secrets, but nobody else's business either.
+/// Names of KEKs and versions are not secret, but concern nobody else.
 fn open_to_all(listen: &HealthAddress) -> Option<Finding> {
     let HealthAddress::Tcp(address) = listen else { return None };
     address.ip().is_unspecified().then(|| {

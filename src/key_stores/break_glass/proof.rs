@@ -1,7 +1,7 @@
 //! The line by which a configuration tells that the private half was tried: `2026-11-28 0123456789abcdef`, a date and a check
 //! sum over it and the public half.
 //!
-//! It is no signature: it keeps the proof of one recipient from standing beside another, and a slip from passing.
+//! It is not a signature: it keeps the proof of one recipient from standing beside another, and a slip from passing.
 
 use jiff::civil::Date;
 use jiff::tz::Offset;

@@ -33,7 +33,7 @@ const GATHERED_FOR: Duration = Duration::from_millis(200);
 const LOOKS_EVERY: Duration = Duration::from_secs(30);
 /// Unwraps that make nothing but the ends later are written this often.
 const LATER_EVERY: Duration = Duration::from_mins(1);
-/// Written anew also while nothing changes, so that a clock that is behind is told by a moment that is not long ago; and
+/// Also rewritten while nothing changes, so that a clock that is behind is told by a moment that is not long ago; and
 /// so that a KEK of this machine that went away is noticed.
 const ANEW_EVERY: Duration = Duration::from_mins(10);
 /// After it could not be written.

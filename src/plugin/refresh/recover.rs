@@ -1,6 +1,6 @@
 //! Takes a stored generation up while nothing is served: every KEK that wrapped it is asked again and again, each by
 //! itself, and the first one that unwraps it makes the plugin serve. It waits for no turn of the loop. What was sealed
-//! before a reboot is taken up when all of them were asked in vain.
+//! before a reboot is taken up when all of them were asked and none unwrapped it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -58,7 +58,7 @@ impl Groups {
         self.add(KeyName::of(stored), key_id_of(stored), 1, u64::from(leftover));
     }
 
-    /// Takes one value off that is no leftover. `false` where none was counted.
+    /// Takes off one value that is not a leftover. `false` where none was counted.
     #[must_use]
     pub fn take_one(&mut self, stored: &Stored) -> bool {
         let (keys, key_id) = (KeyName::of(stored), key_id_of(stored));

@@ -43,7 +43,7 @@ impl Watchers {
     }
 
     /// Now and then waits until every API server has seen what was stored last. One that is behind slows the pace down; one
-    /// that does not answer is not waited for: whether it is there is looked at elsewhere.
+    /// that does not answer is not waited for: whether it is there is checked elsewhere.
     pub async fn keep_up(&mut self, pace: &mut Pace) {
         if self.asked.elapsed() < ASKS_EVERY {
             return;
