@@ -48,9 +48,9 @@ const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
 /// # Errors
 /// Any failure; [`exit_of`](super::exit_of) maps it to an exit code.
 pub fn run(args: &ServeArgs) -> Result<Exit> {
-    // First of all: a signal that nobody handles ends the process, SIGHUP too. The handlers stay when this runtime ends,
-    // and what is changed meanwhile is seen by the comparison with what was loaded.
-    super::exit::block_on(async { Ok(Signals::handle()?) })?;
+    // First of all: a signal that nobody handles ends the process, SIGHUP too. What receives them outlives this runtime
+    // and is handed on: a SIGTERM between two runtimes is seen by the second.
+    let signals = super::exit::block_on(async { Ok(Signals::handle()?) })?;
     let (path, (mut config, text)) = match &args.dev {
         Some(folder) => dev::prepare(folder)?,
         None => (args.config.clone(), Config::load_with_text(&args.config)?),
@@ -73,7 +73,7 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
     let reload = Reload { path, loaded: text, sandbox: Sandbox::enter(&config), running: config, identities };
     logs.write()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
-    let served = runtime.block_on(serve(reload, settings, metrics, opened, args.dev.is_some()));
+    let served = runtime.block_on(serve(reload, settings, metrics, opened, signals, args.dev.is_some()));
     // A blocking task that hangs must not hold up the end.
     runtime.shutdown_timeout(Duration::from_millis(100));
     served.map(|()| Exit::Done)
@@ -123,8 +123,15 @@ impl Signals {
     }
 }
 
-async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened: Opened, dev: bool) -> Result<()> {
-    let Signals { hangup, terminate, interrupt } = Signals::handle()?;
+async fn serve(
+    reload: Reload,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    opened: Opened,
+    signals: Signals,
+    dev: bool,
+) -> Result<()> {
+    let Signals { hangup, terminate, interrupt } = signals;
     let config = reload.running.clone();
     let Opened { state, socket, health: health_listener, descriptors } = opened;
     let audit = Arc::new(Audit::start(config.audit.as_ref())?);

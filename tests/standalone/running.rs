@@ -2,8 +2,9 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
@@ -80,21 +81,38 @@ async fn sighup_at_any_moment_of_the_start_reloads() {
     for round in 0..6_u64 {
         plugin.stop();
         plugin.process.restart();
-        let status = format!("/proc/{}/status", plugin.process.id());
-        let handles = || {
-            let status = std::fs::read_to_string(&status).unwrap();
-            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
-            u64::from_str_radix(&caught, 16).unwrap() & 1 == 1
-        };
-        wait_until("the signal is handled", FOLLOWED_WITHIN, async || handles()).await;
+        wait_until("the signal is handled", FOLLOWED_WITHIN, async || handles(&plugin, Signal::HUP)).await;
         tokio::time::sleep(Duration::from_millis(round * round * 10)).await;
         std::fs::write(plugin.config_file(), format!("{text}epoch: {}\n", round + 2)).unwrap();
-        plugin.process.signal(rustix::process::Signal::HUP);
+        plugin.process.signal(Signal::HUP);
         let followed = async || plugin.status().await.is_some_and(|status| status.key_id != key_id);
         // Less than the time after which the file would be read without a signal.
         wait_until("the new epoch is followed", Duration::from_secs(8), followed).await;
         key_id = plugin.wait_healthy().await;
     }
+}
+
+/// A stop that comes while the plugin starts is not forgotten.
+#[tokio::test]
+async fn sigterm_at_any_moment_of_the_start_ends_it() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&keyring.settings("early")).await;
+    for round in 0..100 {
+        plugin.stop();
+        plugin.process.restart();
+        let began = Instant::now();
+        while !handles(&plugin, Signal::TERM) {
+            assert!(began.elapsed() < FOLLOWED_WITHIN, "SIGTERM is not handled");
+        }
+        std::thread::sleep(Duration::from_micros(round * 500));
+    }
+}
+
+/// Whether the plugin's process has a handler of this signal.
+fn handles(plugin: &Plugin, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", plugin.process.id())).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+    u64::from_str_radix(caught, 16).unwrap() >> (signal.as_raw() - 1) & 1 == 1
 }
 
 #[tokio::test]
