@@ -42,7 +42,7 @@ impl ControlPlane {
         let plugin = Plugin::start(&settings).await;
         plugin.wait_healthy().await;
         // Each way of rewriting leaves every object's former version behind until etcd is compacted.
-        let etcd = Etcd::start_with(&["--quota-backend-bytes=8589934592"]).await;
+        let etcd = Etcd::start_with(&["--quota-backend-bytes=17179869184"]).await;
         let encryption = encryption_configuration(&["secrets"], &[&plugin.provider(), "{identity: {}}"]);
         let mut options = ApiServerOptions::encrypted(&encryption);
         // The client alone shall be what limits it.

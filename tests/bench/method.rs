@@ -32,15 +32,18 @@ pub enum Told {
     Nothing,
     Target,
     TargetAndConcurrency(usize),
+    /// To rewrap in etcd, and the plugin's configuration.
+    Rewrap,
 }
 
 /// The first one is the limit that others are compared with.
-pub const METHODS: [Method; 7] = [
+pub const METHODS: [Method; 8] = [
     Method::Bare(32),
     Method::Bare(64),
     Method::RotateKeys(Told::TargetAndConcurrency(32)),
     Method::RotateKeys(Told::Target),
     Method::RotateKeys(Told::Nothing),
+    Method::RotateKeys(Told::Rewrap),
     Method::Replace,
     Method::Migration,
 ];
@@ -63,6 +66,7 @@ impl Method {
             Self::Bare(in_flight) => format!("bare loop of PATCH, {in_flight} in flight"),
             Self::RotateKeys(Told::Nothing) => "rotate-keys".into(),
             Self::RotateKeys(Told::Target) => "rotate-keys --key-id".into(),
+            Self::RotateKeys(Told::Rewrap) => "rotate-keys --method rewrap --config".into(),
             Self::RotateKeys(Told::TargetAndConcurrency(most)) => {
                 format!("rotate-keys --key-id --max-concurrency {most}")
             }
@@ -108,8 +112,15 @@ fn rotate_keys(control_plane: &ControlPlane, told: Told, target: &str) -> Comman
     command.arg("--etcd").arg(control_plane.etcd.url()).arg("--journal").arg(journal);
     // Waiting is not what is measured.
     command.arg("--settle=0s");
-    if told != Told::Nothing {
-        command.arg(format!("--key-id={target}"));
+    match told {
+        Told::Nothing => {}
+        Told::Target | Told::TargetAndConcurrency(_) => {
+            command.arg(format!("--key-id={target}"));
+        }
+        Told::Rewrap => {
+            command.args(["--method=rewrap", "--snapshot-command=true"]);
+            command.arg("--config").arg(control_plane.plugin.config_file());
+        }
     }
     if let Told::TargetAndConcurrency(most) = told {
         command.arg(format!("--max-concurrency={most}"));

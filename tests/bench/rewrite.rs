@@ -10,7 +10,7 @@ mod control_plane;
 mod method;
 
 use control_plane::ControlPlane;
-use method::{Figures, METHODS};
+use method::{Figures, METHODS, Method};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -24,23 +24,31 @@ fn main() {
 
 async fn bench(objects: usize, rounds: usize) {
     let mut control_plane = ControlPlane::start(objects).await;
-    let mut figures: Vec<Vec<Figures>> = vec![Vec::new(); METHODS.len()];
+    let methods = chosen();
+    let mut figures: Vec<Vec<Figures>> = vec![Vec::new(); methods.len()];
     for round in 0..rounds {
         // Nobody is always first, and each round is complete.
-        for turn in 0..METHODS.len() {
-            let which = (round + turn) % METHODS.len();
+        for turn in 0..methods.len() {
+            let which = (round + turn) % methods.len();
             let target = control_plane.rotate().await;
-            let measured = METHODS[which].run(&control_plane, &target).await;
+            let measured = methods[which].run(&control_plane, &target).await;
             let left = control_plane.leftovers(&target).await;
-            assert_eq!(left, 0, "{} left objects under an older key", METHODS[which].name());
-            eprintln!("round {}: {}: {:.1} s", round + 1, METHODS[which].name(), measured.seconds);
+            assert_eq!(left, 0, "{} left objects under an older key", methods[which].name());
+            eprintln!("round {}: {}: {:.1} s", round + 1, methods[which].name(), measured.seconds);
             figures[which].push(measured);
         }
     }
-    print(objects, rounds, &figures);
+    print(objects, rounds, &methods, &figures);
 }
 
-fn print(objects: usize, rounds: usize, figures: &[Vec<Figures>]) {
+/// The limit, and the others whose name has the word of `BENCH_METHOD`.
+fn chosen() -> Vec<Method> {
+    let word = std::env::var("BENCH_METHOD").unwrap_or_default();
+    let (limit, others) = METHODS.split_first().unwrap();
+    std::iter::once(*limit).chain(others.iter().copied().filter(|method| method.name().contains(&word))).collect()
+}
+
+fn print(objects: usize, rounds: usize, methods: &[Method], figures: &[Vec<Figures>]) {
     println!("\n### {objects} Secrets, {rounds} rounds: medians\n");
     println!(
         "| | objects/s | ratio to the bare loop | API server CPU, ms/object | etcd CPU, ms/object | own CPU, ms/object | own memory, MiB |"
@@ -50,7 +58,7 @@ fn print(objects: usize, rounds: usize, figures: &[Vec<Figures>]) {
     let count = objects as f64;
     // The first method is the limit. Ratios are taken round by round.
     let limit: Vec<f64> = figures[0].iter().map(|figures| figures.seconds).collect();
-    for (method, figures) in METHODS.iter().zip(figures) {
+    for (method, figures) in methods.iter().zip(figures) {
         let of = |value: &dyn Fn(&Figures) -> f64| median(figures.iter().map(value).collect());
         let ratio = median(figures.iter().zip(&limit).map(|(figures, limit)| limit / figures.seconds).collect());
         println!(
