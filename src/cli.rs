@@ -268,6 +268,16 @@ pub enum KeyringCommand {
         file: PathBuf,
         /// The version's id.
         version: String,
+        /// Do not ask. Without it, a terminal is needed.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Add the versions that another file of the same keyring has and this one lacks: of a backup, or of another node.
+    Merge {
+        /// The keyring file.
+        file: PathBuf,
+        /// The other file; it stays as it is.
+        other: PathBuf,
     },
     /// List the versions; no key is shown.
     List {

@@ -1,5 +1,6 @@
 //! `keyring`: creates and changes a local keyring file.
 
+use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -7,10 +8,12 @@ use comfy_table::Table;
 
 use super::closed_pipe::println;
 use super::exit::Exit;
+use super::init::Refused;
 use crate::cli::{KeyringCommand, OutputFormat};
 use crate::crypto::seal::os_random;
 use crate::kek::KekError;
 use crate::key_stores::keyring::{Keyring, VersionState};
+use crate::shell::quoted;
 
 /// Runs the command.
 ///
@@ -44,9 +47,23 @@ pub fn run(command: KeyringCommand) -> Result<Exit> {
             change(&file, |keyring| keyring.retire(&version).map_err(told))?;
             println!("version {version} is retired");
         }
-        KeyringCommand::Destroy { file, version } => {
-            change(&file, |keyring| keyring.destroy(&version).map_err(told))?;
+        KeyringCommand::Destroy { file, version, yes } => {
+            change(&file, |keyring| {
+                keyring.destroy(&version).map_err(told)?;
+                if yes { Ok(()) } else { confirm(&file, &version) }
+            })?;
             println!("version {version} is destroyed");
+        }
+        KeyringCommand::Merge { file, other } => {
+            let other = Keyring::read(&other).map_err(told)?;
+            let added = change(&file, |keyring| keyring.merge(other).map_err(told))?;
+            for (id, state) in &added {
+                println!("added {state} version {id}");
+            }
+            println!(
+                "next: {}",
+                if added.is_empty() { "nothing: no version was missing" } else { "copy the file to every node" }
+            );
         }
         KeyringCommand::List { file, output } => list(&Keyring::read(&file).map_err(told)?, output)?,
     }
@@ -65,6 +82,24 @@ fn change<T>(file: &Path, change: impl FnOnce(&mut Keyring) -> Result<T>) -> Res
     let changed = change(&mut keyring)?;
     keyring.replace(file).map_err(told)?;
     Ok(changed)
+}
+
+/// What needs a version is not in its file: it lies in etcd, and in every snapshot of it.
+fn confirm(file: &Path, version: &str) -> Result<()> {
+    let price = format!(
+        "what only version {version} has wrapped can never be opened again: whatever `kube-envelope verify` still finds \
+         under it, and every snapshot of etcd from the time of its use (`kube-envelope snapshot keys FILE`)"
+    );
+    if !std::io::stdin().is_terminal() {
+        let file = file.display().to_string();
+        let command = format!("kube-envelope keyring destroy {} {version} --yes", quoted(&file));
+        return Err(Refused(format!("{price}; nobody can be asked here: {command}")).into());
+    }
+    eprint!("{price}\nDestroy it in {}? Type yes: ", file.display());
+    std::io::stderr().flush()?;
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    if line.trim() == "yes" { Ok(()) } else { bail!("nothing was destroyed") }
 }
 
 fn only_pending(keyring: &Keyring) -> Result<String> {

@@ -98,10 +98,55 @@ fn keyring_versions_go_from_pending_to_active_to_retired_to_gone() {
     );
     assert_eq!(states(&keyring), ["retired", "active"]);
     let first = id(&keyring, 0);
-    let destroyed = run(&["keyring", "destroy", path(&file), &first]);
+    let destroyed = run(&["keyring", "destroy", path(&file), &first, "--yes"]);
     assert_eq!(destroyed.out, format!("version {first} is destroyed\n"));
     assert_eq!(states(&keyring), ["active"]);
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+/// Field case N18.
+#[test]
+fn a_version_is_destroyed_only_by_a_yes_and_a_backup_brings_it_back() {
+    let keyring = KeyringFile::create();
+    let (file, first) = (keyring.path(), id(&keyring, 0));
+    keyring.rotate();
+    let backup = keyring.copied();
+    let refused = run(&["keyring", "destroy", path(&file), &first]);
+    assert_eq!(refused.code, Some(2), "{}", refused.error);
+    for words in ["can never be opened again", "kube-envelope verify", "snapshot keys", "--yes"] {
+        assert!(refused.error.contains(words), "{words}: {}", refused.error);
+    }
+    for (answer, left) in [("no", 2), ("yes", 1)] {
+        let command = format!("{} keyring destroy {} {first}", env!("CARGO_BIN_EXE_kube-envelope"), file.display());
+        let mut terminal = std::process::Command::new("script");
+        terminal.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
+        let terminal = terminal.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn();
+        let mut terminal = terminal.expect("script, of util-linux");
+        std::io::Write::write_all(&mut terminal.stdin.take().unwrap(), format!("{answer}\n").as_bytes()).unwrap();
+        let output = terminal.wait_with_output().unwrap();
+        let shown = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() == (left == 1) && shown.contains("Type yes"), "{shown}");
+        assert_eq!(keyring.versions().len(), left, "{shown}");
+    }
+
+    let merged = run(&["keyring", "merge", path(&file), path(&backup.path())]);
+    assert_eq!(
+        (merged.code, merged.out),
+        (Some(0), format!("added retired version {first}\nnext: copy the file to every node\n"))
+    );
+    assert_eq!(keyring.json(), backup.json());
+    backup.command(&["add"], &[]);
+    backup.command(&["activate"], &[]);
+    backup.command(&["add"], &[]);
+    run(&["keyring", "merge", path(&file), path(&backup.path())]);
+    assert_eq!(
+        states(&keyring),
+        ["retired", "active", "retired", "pending"],
+        "which one is active is this file's affair"
+    );
+    let other = KeyringFile::create();
+    let refused = run(&["keyring", "merge", path(&file), path(&other.path())]);
+    assert!(refused.code == Some(1) && refused.error.contains("two keyrings"), "{}", refused.error);
 }
 
 #[test]

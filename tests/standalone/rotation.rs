@@ -43,7 +43,7 @@ fn a_verdict_names_the_vendors_own_command_for_each_kind_of_kek() {
             "v1",
             "v2",
             "cp -p /etc/kube-envelope/keyring.json /etc/kube-envelope/keyring.json.before-v1 && kube-envelope keyring destroy \
-             /etc/kube-envelope/keyring.json v1",
+             /etc/kube-envelope/keyring.json v1 --yes",
         ),
         #[cfg(feature = "aws")]
         (

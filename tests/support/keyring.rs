@@ -100,6 +100,7 @@ fn run(name: &[&str], file: &Path, arguments: &[&str]) {
         .args(name)
         .arg(file)
         .args(arguments)
+        .args((name == ["destroy"]).then_some("--yes"))
         .output()
         .unwrap();
     assert!(output.status.success(), "{name:?}: {}", String::from_utf8_lossy(&output.stderr));

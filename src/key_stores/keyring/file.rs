@@ -192,6 +192,32 @@ impl Keyring {
         Ok(())
     }
 
+    /// Takes over the versions of another file of this keyring that are missing here, and says which: those that were not
+    /// pending there become retired.
+    ///
+    /// # Errors
+    /// A file of another keyring.
+    pub fn merge(&mut self, other: Self) -> Result<Vec<(String, VersionState)>, KekError> {
+        if other.id != self.id {
+            return Err(KekError::misconfigured(
+                "they are files of two keyrings, whose versions do not mix; to open what the other one wrapped, list it \
+                 under `retired` in the configuration",
+            ));
+        }
+        let mut added = Vec::new();
+        for mut version in other.versions {
+            if self.find(&version.id).is_err() {
+                if version.state == VersionState::Active {
+                    version.state = VersionState::Retired;
+                }
+                added.push((version.id.clone(), version.state));
+                self.versions.push(version);
+            }
+        }
+        self.versions.sort_by_key(|version| version.created);
+        Ok(added)
+    }
+
     /// The versions, oldest first.
     pub fn versions(&self) -> &[Version] {
         &self.versions

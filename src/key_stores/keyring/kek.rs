@@ -1,6 +1,7 @@
 //! The KEK made of a keyring file.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
@@ -16,13 +17,34 @@ use crate::kek::{
 /// and a destroyed version is gone at once.
 #[derive(Debug)]
 pub(super) struct KeyringKek {
-    pub(super) file: PathBuf,
-    pub(super) lineage: Lineage,
+    file: PathBuf,
+    identity: Mutex<Identity>,
+}
+
+/// Which keyring it is.
+#[derive(Clone, Copy, Debug)]
+struct Identity {
+    lineage: Lineage,
+    /// Before anything was wrapped or unwrapped with it, it is whatever keyring the file holds: a wrong file is put right
+    /// without a restart. Afterwards another one in its place is a mistake.
+    is_settled: bool,
 }
 
 impl KeyringKek {
+    /// The keyring that the file holds now, or another one that it holds when it is first used.
     pub(super) fn open(file: &Path) -> Result<Self, KekError> {
-        Ok(Self { lineage: Keyring::read(file)?.lineage(), file: file.to_owned() })
+        let identity = Identity { lineage: Keyring::read(file)?.lineage(), is_settled: false };
+        Ok(Self { file: file.to_owned(), identity: Mutex::new(identity) })
+    }
+
+    /// The keyring that the file holds now, and no other.
+    pub(super) fn settled(self) -> Self {
+        self.identity().is_settled = true;
+        self
+    }
+
+    fn identity(&self) -> MutexGuard<'_, Identity> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// On a thread that may block: the file may lie on a disk that hangs.
@@ -30,21 +52,31 @@ impl KeyringKek {
         let file = self.file.clone();
         let read = tokio::task::spawn_blocking(move || Keyring::read(&file)).await;
         let keyring = read.unwrap_or_else(|_| Err(KekError::unavailable("reading the keyring file was cancelled")))?;
-        if keyring.lineage() != self.lineage {
+        let mut identity = self.identity();
+        if identity.lineage != keyring.lineage() && identity.is_settled {
             return Err(KekError::misconfigured(format!(
                 "{} is a different keyring now (its id changed), which opens nothing of the former one; restore the \
                  former file from another node or from its backup",
                 self.file.display()
             )));
         }
+        identity.lineage = keyring.lineage();
         Ok(keyring)
+    }
+
+    /// This keyring has wrapped or unwrapped something.
+    fn settle(&self, keyring: &Keyring) {
+        let mut identity = self.identity();
+        if !identity.is_settled {
+            *identity = Identity { lineage: keyring.lineage(), is_settled: true };
+        }
     }
 }
 
 #[async_trait]
 impl Kek for KeyringKek {
     fn lineage(&self) -> Lineage {
-        self.lineage
+        self.identity().lineage
     }
 
     /// The only credential is the file's mode.
@@ -65,6 +97,7 @@ impl Kek for KeyringKek {
         let keyring = self.keyring().await?;
         let active = keyring.active()?;
         let blob = seal(&active.key.0, Purpose::Wrap, &context.to_bytes(), dek.expose(), &mut os_random());
+        self.settle(&keyring);
         Ok(WrappedDek { version: keyring.kek_version(active), blob })
     }
 
@@ -73,6 +106,7 @@ impl Kek for KeyringKek {
         let version = keyring.find(&wrapped.version.version)?;
         let plain = open(&version.key.0, Purpose::Wrap, &context.to_bytes(), &wrapped.blob)
             .map_err(|error| KekError::new(KekCause::Rejected, "wrapped DEK does not open").with_source(error))?;
+        self.settle(&keyring);
         Ok(Unwrapped { dek: unwrapped_dek(plain)?, version: keyring.kek_version(version) })
     }
 }

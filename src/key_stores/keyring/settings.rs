@@ -54,7 +54,7 @@ impl KeyStore for KeyringFile {
         let copy = format!("{file}.before-{version}");
         let (copy, file) = (quoted(&copy), quoted(&file));
         Disabling::Command(format!(
-            "test ! -e {copy} && cp -p {file} {copy} && kube-envelope keyring destroy {file} {version}   # move {copy} off \
+            "test ! -e {copy} && cp -p {file} {copy} && kube-envelope keyring destroy {file} {version} --yes   # move {copy} off \
              this node and keep it as long as a snapshot from before must stay restorable; then {file} to every node"
         ))
     }
@@ -86,7 +86,7 @@ impl KeyStore for KeyringFile {
     }
 
     async fn open_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
-        Ok(Box::new(KeyringKek::open(&self.file)?))
+        Ok(Box::new(KeyringKek::open(&self.file)?.settled()))
     }
 }
 

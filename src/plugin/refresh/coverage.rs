@@ -74,7 +74,7 @@ impl Uncovered {
                 Some(name) => write!(
                     advice,
                     "KEK {name} is a different key than before; restore the former one (a keyring file: from another \
-                     node or from its backup) and restart the plugin, or list it under `retired` with another name"
+                     node or from its backup), or list it under `retired` with another name"
                 ),
                 None => write!(advice, "put it under `retired`"),
             };
