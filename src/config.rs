@@ -106,6 +106,12 @@ impl Config {
         self.keks.iter().chain(&self.retired).chain(sealing).any(KekConfig::hosts_a_library)
     }
 
+    /// The programs that are started for credentials.
+    pub fn programs(&self) -> BTreeSet<&Path> {
+        let of_keks = self.keks.iter().chain(&self.retired).filter_map(KekConfig::program);
+        of_keks.chain(self.takeover.iter().filter_map(|entry| entry.plugin().program())).collect()
+    }
+
     /// Gives its break-glass KEKs their private halves: for the day on which no other KEK is left.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -16,14 +17,11 @@ use crate::telemetry::{KekOperation, Metrics};
 
 /// The longest ciphertext that an API server stores (k8s.io/apiserver, kmsv2/envelope.go).
 const MAX_CIPHERTEXT_BYTES: usize = 1024;
-
 /// The longest `key_id` that it stores.
 const MAX_KEY_ID_BYTES: usize = 1024;
-
 /// The longest annotation that any of these plugins writes is a time stamp or a request's id.
 const MAX_ANNOTATION_BYTES: usize = 256;
 const MAX_ANNOTATIONS: usize = 8;
-
 /// The longest seed that is handed on; those of API servers have 32 bytes.
 const MAX_SEED_BYTES: usize = 512;
 
@@ -80,6 +78,11 @@ pub trait FormerPlugin: Send + Sync + fmt::Debug {
 
     /// The key that it used.
     fn key(&self) -> &dyn FormerKey;
+
+    /// The program that is started for credentials, where the settings name one.
+    fn program(&self) -> Option<&Path> {
+        None
+    }
 
     /// What every ciphertext that this entry takes has in common, as far as a request shows it: two entries that share
     /// one of these could not be told apart.

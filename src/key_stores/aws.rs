@@ -4,9 +4,11 @@
 mod client;
 mod credentials;
 mod error;
+mod http;
 mod kek;
 mod key;
 mod policy;
+mod process;
 mod profile;
 mod rotate;
 mod settings;

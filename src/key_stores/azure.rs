@@ -3,6 +3,7 @@
 //! Each wrap is made under a version pinned in the request. RSA takes no associated data: that a DEK is the right
 //! one is told by its id, which commits to it and is checked after every unwrap (`set.rs`).
 
+mod certificate;
 mod client;
 mod credentials;
 mod error;

@@ -15,7 +15,7 @@ pub(super) mod private_file;
 pub(super) mod renewing;
 #[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
 pub(super) mod retry_after;
-#[cfg(any(feature = "gcp", feature = "transit"))]
+#[cfg(any(feature = "aws", feature = "gcp", feature = "transit"))]
 pub(super) mod secret_text;
 #[cfg(any(feature = "azure", feature = "gcp", feature = "transit"))]
 pub(super) mod tls;

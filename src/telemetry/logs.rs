@@ -23,8 +23,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// What is logged unless `RUST_LOG` says otherwise. The SDK of AWS tells of credentials at each renewal.
-const DEFAULT_FILTER: &str = "info,aws_config=warn";
+/// What is logged unless `RUST_LOG` says otherwise. The SDK of AWS tells of credentials at each renewal, and dumps its errors
+/// at each attempt; they are told in this program's words.
+const DEFAULT_FILTER: &str = "info,aws_config=error";
 
 /// Lines that wait for whoever reads standard error; beyond these they are counted as lost.
 const WAITING: usize = 1024;

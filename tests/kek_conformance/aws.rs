@@ -5,6 +5,7 @@ mod answers;
 mod doctor;
 mod fake;
 mod localstack;
+mod process;
 mod replicas;
 
 use std::path::Path;

@@ -44,6 +44,7 @@ pub struct All {
     pub a_wrong_certificate_is_refused: (),
     pub the_key_exchange_offered_first_is_post_quantum: (),
     pub a_redirect_is_not_followed: (),
+    pub a_proxy_is_used_where_it_is_named: (),
     pub an_oversized_answer_is_not_read: (),
     pub garbage_in_an_answer_is_unavailable: (),
     pub the_kek_works_again_after_faults: (),

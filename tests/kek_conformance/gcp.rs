@@ -158,6 +158,7 @@ crate::conformance! {
     a_wrong_certificate_is_refused,
     the_key_exchange_offered_first_is_post_quantum,
     a_redirect_is_not_followed,
+    a_proxy_is_used_where_it_is_named,
     an_oversized_answer_is_not_read,
     garbage_in_an_answer_is_unavailable,
     the_kek_works_again_after_faults,
@@ -248,6 +249,11 @@ fn tokens_come_from_the_metadata_server_where_no_file_is_named() {
         let kek = config(&bench.item_with("it", &GcpBench::key(), "")).open();
         let error = kek.version().await.expect_err("no metadata server yet");
         assert_eq!(error.cause(), KekCause::Unavailable, "{}", error.chain());
+        // Field case N16: where was looked, and not a guess about the network.
+        for words in ["no Google credentials found", "GOOGLE_APPLICATION_CREDENTIALS", "the metadata server gave none"]
+        {
+            assert!(error.chain().contains(words), "{words}: {}", error.chain());
+        }
         let metadata = bench.fake.serve_metadata(namespace::METADATA).await;
         let (dek, context) = dek();
         // After a load that failed there is a pause, in which its error is told again.

@@ -97,6 +97,7 @@ crate::conformance! {
     a_wrong_certificate_is_refused: "a file is not asked over a network",
     the_key_exchange_offered_first_is_post_quantum: "a file is not asked over a network",
     a_redirect_is_not_followed: "a file is not asked over a network",
+    a_proxy_is_used_where_it_is_named: "a file is not asked over a network",
     an_oversized_answer_is_not_read: "a file is not asked over a network",
     garbage_in_an_answer_is_unavailable: "a file is not asked over a network",
     the_kek_works_again_after_faults: "a file is not asked over a network",

@@ -90,6 +90,20 @@ async fn a_reload_that_needs_other_files_is_refused_and_a_restart_takes_it() {
     assert_ne!(plugin.wait_healthy().await, before);
 }
 
+#[cfg(feature = "aws")]
+#[tokio::test]
+async fn a_reload_that_starts_another_program_is_refused() {
+    let keyring = KeyringFile::create();
+    let plugin = plugin(&keyring).await;
+    let text = std::fs::read_to_string(plugin.config_file()).unwrap();
+    let added =
+        "retired: [{name: aws, awsKms: {key: alias/x, region: eu-central-1, credentialProcess: [/usr/bin/env]}}]";
+    std::fs::write(plugin.config_file(), format!("{text}\n{added}\n")).unwrap();
+    plugin.process.signal(rustix::process::Signal::HUP);
+    let refused = async || plugin.process.log().contains("the program /usr/bin/env, which the running plugin may not");
+    wait_until("the refusal", Duration::from_secs(15), refused).await;
+}
+
 #[tokio::test]
 async fn a_sandbox_that_is_switched_off_is_a_warning() {
     let keyring = KeyringFile::create();
@@ -139,6 +153,17 @@ fn an_intruder_can_neither_read_nor_write_nor_start_nor_listen_elsewhere() {
     let boxed = config(&format!("keyring: {{file: {}}}", keyring.path().display()), "boxed.yaml");
     for (act, could) in probe(Some(&boxed), outside.path()) {
         assert_eq!(could, act.starts_with("own: "), "{act}");
+    }
+    // For a program that prints credentials the system's programs can be run, and all else is as before: in them, too.
+    #[cfg(feature = "aws")]
+    {
+        let key = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+        let kek = format!("awsKms: {{key: '{key}', credentialProcess: [/usr/bin/env, helper]}}");
+        let tried = probe(Some(&config(&kek, "program.yaml")), outside.path());
+        assert!(tried.len() > may.len() - 1, "{tried:?}");
+        for (act, could) in tried {
+            assert_eq!(could, act.starts_with("own: ") || act == "start a program", "{act}");
+        }
     }
     // With a vendor's library the files are free, and the system calls are not.
     #[cfg(feature = "pkcs11")]

@@ -1,5 +1,5 @@
 //! Fakes, each of which checks what the real service checks: the cloud key stores that nothing installable serves, and
-//! the proxy that brings faults between a client and a real server.
+//! the proxies between a client and a real server, one of which brings faults.
 
 #[cfg(feature = "aws")]
 pub mod aws;
@@ -12,5 +12,6 @@ mod form;
 pub mod gcp;
 #[cfg(feature = "azure")]
 mod jwt;
+pub mod tunnels;
 #[cfg(all(feature = "azure", feature = "gcp"))]
 pub mod two_clouds;

@@ -6,7 +6,8 @@
 mod places;
 mod syscalls;
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use landlock::{
@@ -28,6 +29,8 @@ const LANDLOCK: ABI = ABI::V7;
 pub struct Sandbox {
     /// What it may read; `None` where it may read everything.
     readable: Option<Vec<PathBuf>>,
+    /// What it may start.
+    programs: BTreeSet<PathBuf>,
 }
 
 impl Sandbox {
@@ -35,14 +38,14 @@ impl Sandbox {
     pub fn enter(config: &Config) -> Self {
         if !config.sandbox.enabled {
             warn!("sandbox.enabled is false: a compromised plugin can do whatever its user can");
-            return Self { readable: None };
+            return Self { readable: None, programs: BTreeSet::new() };
         }
         drop_capabilities();
         let readable = restrict_files(config);
         if let Err(error) = syscalls::forbid() {
             warn!(%error, "system calls are not restricted; the kernel needs CONFIG_SECCOMP_FILTER");
         }
-        Self { readable }
+        Self { readable, programs: config.programs().into_iter().map(Path::to_owned).collect() }
     }
 
     /// Looks whether a new configuration stays inside.
@@ -53,6 +56,12 @@ impl Sandbox {
         let Some(readable) = &self.readable else { return Ok(()) };
         if !config.sandbox.enabled || config.hosts_a_library() {
             bail!("it needs permissions that the running plugin gave up; restart the plugin to use it");
+        }
+        if let Some(program) = config.programs().into_iter().find(|program| !self.programs.contains(*program)) {
+            let program = program.display();
+            bail!(
+                "it names the program {program}, which the running plugin may not start; restart the plugin to use it"
+            );
         }
         for place in Places::of(config).read {
             if !readable.iter().any(|root| place.starts_with(root)) {
@@ -115,7 +124,8 @@ fn restrict(places: &Places, health: &HealthAddress) -> Result<RulesetStatus, la
         .scope(Scope::Signal)?
         .create()?
         .add_rules(path_beneath_rules(&places.read, read))?
-        .add_rules(path_beneath_rules(&places.write, write))?;
+        .add_rules(path_beneath_rules(&places.write, write))?
+        .add_rules(path_beneath_rules(&places.run, read | AccessFs::Execute))?;
     if let HealthAddress::Tcp(address) = health {
         rules = rules.add_rule(NetPort::new(address.port(), AccessNet::BindTcp))?;
     }

@@ -1,6 +1,6 @@
-//! The KMS client: Region, endpoint, time limits. Retries are `guard`'s, credentials have their own file.
+//! The KMS client: Region, endpoint, time limits. Its HTTP client is in `http`; retries are `guard`'s, credentials have their own file.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,15 +15,12 @@ use aws_sdk_kms::Client;
 use aws_sdk_kms::config::interceptors::BeforeDeserializationInterceptorContextMut;
 use aws_sdk_kms::config::{ConfigBag, Intercept, RuntimeComponents, StalledStreamProtectionConfig};
 use aws_sdk_kms::error::BoxError;
-use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
 use aws_smithy_types::body::SdkBody;
 use http_body_util::Limited;
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use url::Url;
 
 use super::credentials::{self, Aws, InUse};
+use super::http;
 use super::key::KeyName;
 use crate::kek::KekError;
 use crate::kek::clock::ServerClock;
@@ -61,6 +58,7 @@ pub(super) struct KmsKey {
     pub(super) region: Option<String>,
     pub(super) endpoint: Option<Url>,
     pub(super) ca_file: Option<PathBuf>,
+    pub(super) proxy: Option<Url>,
     pub(super) credentials: credentials::Origin,
 }
 
@@ -92,34 +90,10 @@ pub(super) async fn kms(
     if let Some(endpoint) = &key.endpoint {
         builder = builder.endpoint_url(endpoint.as_str());
     }
-    if let Some(file) = &key.ca_file {
-        let context = TlsContext::builder().with_trust_store(trust_store(file)?).build();
-        let context = context.map_err(|error| KekError::misconfigured("TLS cannot be set up").with_source(error))?;
-        let http = aws_smithy_http_client::Builder::new()
-            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
-            .tls_context(context);
-        builder = builder.http_client(http.build_https());
+    if let Some(http) = http::client(key.ca_file.as_deref(), key.proxy.as_ref())? {
+        builder = builder.http_client(http);
     }
     Ok(Client::from_conf(builder.build()))
-}
-
-/// The certificates of `file`, checked here: the SDK would panic over a bad one.
-fn trust_store(file: &Path) -> Result<TrustStore, KekError> {
-    let name = file.display();
-    let pem = std::fs::read(file)
-        .map_err(|error| KekError::unavailable(format!("cannot read caFile {name}")).with_source(error))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate =
-            certificate.map_err(|error| KekError::misconfigured(format!("{name} is not PEM")).with_source(error))?;
-        roots.add(certificate).map_err(|error| {
-            KekError::misconfigured(format!("{name} contains a certificate that is not a CA's")).with_source(error)
-        })?;
-    }
-    if roots.is_empty() {
-        return Err(KekError::misconfigured(format!("{name} contains no certificate in PEM form")));
-    }
-    Ok(TrustStore::empty().with_pem_certificate(pem))
 }
 
 /// Stops reading an answer that is longer than any of KMS's, whatever length it announces; and notes its time.

@@ -13,10 +13,11 @@ use aws_config::{BehaviorVersion, Region};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
-use aws_sdk_kms::config::Credentials as Keys;
+use aws_sdk_kms::config::{Credentials as Keys, SharedHttpClient};
 use aws_sdk_kms::error::ConnectorError;
 use serde::Deserialize;
 
+use super::process::Program;
 use crate::kek::{KekCause, KekError};
 use crate::key_stores::shared::credential_file::{self, Content};
 use crate::key_stores::shared::renewing::{Loaded, Renewing, Source};
@@ -44,12 +45,13 @@ pub(super) struct AssumeRole {
 pub(super) struct Origin {
     pub(super) profile: Option<String>,
     pub(super) file: Option<PathBuf>,
+    pub(super) program: Option<Program>,
     pub(super) role: Option<AssumeRole>,
 }
 
 impl Origin {
     fn is_default(&self) -> bool {
-        self.profile.is_none() && self.file.is_none()
+        self.profile.is_none() && self.file.is_none() && self.program.is_none()
     }
 
     /// Whether the environment says so.
@@ -64,6 +66,8 @@ impl Origin {
 pub(super) struct Aws {
     pub(super) origin: Origin,
     pub(super) region: Region,
+    /// To STS and whoever else gives them out, where it is not the SDK's own.
+    pub(super) http: Option<SharedHttpClient>,
 }
 
 #[async_trait]
@@ -87,7 +91,7 @@ impl Source for Aws {
             token_file_exists(WEB_IDENTITY_FILE, "web identity token").await?;
             token_file_exists(CONTAINER_TOKEN_FILE, "container's authorization token").await?;
         }
-        let keys = self.chain().await.provide_credentials().await.map_err(|error| self.refusal(&error))?;
+        let keys = self.chain().await?.provide_credentials().await.map_err(|error| self.refusal(&error))?;
         let ends = keys.expiry();
         Ok(Loaded::until(Arc::new(keys), ends))
     }
@@ -105,14 +109,19 @@ async fn token_file_exists(variable: &str, what: &str) -> Result<(), KekError> {
 }
 
 impl Aws {
-    async fn chain(&self) -> SharedCredentialsProvider {
-        let base = self.base().await;
-        let Some(AssumeRole { role_arn, external_id, session_name }) = &self.origin.role else { return base };
-        let shared = aws_config::defaults(BehaviorVersion::latest())
+    async fn chain(&self) -> Result<SharedCredentialsProvider, KekError> {
+        let base = match &self.origin.program {
+            Some(program) => SharedCredentialsProvider::new(program.run().await?),
+            None => self.base().await,
+        };
+        let Some(AssumeRole { role_arn, external_id, session_name }) = &self.origin.role else { return Ok(base) };
+        let mut shared = aws_config::defaults(BehaviorVersion::latest())
             .region(self.region.clone())
-            .credentials_provider(base.clone())
-            .load()
-            .await;
+            .credentials_provider(base.clone());
+        if let Some(http) = &self.http {
+            shared = shared.http_client(http.clone());
+        }
+        let shared = shared.load().await;
         let mut role = AssumeRoleProvider::builder(role_arn)
             .session_name(session_name.as_deref().unwrap_or("kube-envelope"))
             .region(self.region.clone())
@@ -120,13 +129,16 @@ impl Aws {
         if let Some(id) = external_id {
             role = role.external_id(id);
         }
-        SharedCredentialsProvider::new(role.build_from_provider(base).await)
+        Ok(SharedCredentialsProvider::new(role.build_from_provider(base).await))
     }
 
     async fn base(&self) -> SharedCredentialsProvider {
-        let surroundings = ProviderConfig::default()
+        let mut surroundings = ProviderConfig::default()
             .with_behavior_version(Some(BehaviorVersion::latest()))
             .with_region(Some(self.region.clone()));
+        if let Some(http) = &self.http {
+            surroundings = surroundings.with_http_client(http.clone());
+        }
         if self.origin.is_default() {
             let chain = DefaultCredentialsChain::builder().region(self.region.clone()).configure(surroundings);
             return SharedCredentialsProvider::new(chain.build().await);
@@ -145,10 +157,11 @@ impl Aws {
     /// Why there are none, in one line: the SDK's own chain of errors is printed nowhere.
     fn refusal(&self, error: &CredentialsError) -> KekError {
         let chain = chain_of(error);
-        let from = match (&self.origin.profile, &self.origin.file) {
-            (_, Some(file)) => format!("from {}", file.display()),
-            (Some(profile), None) => format!("of profile {profile}"),
-            (None, None) => "from environment, profile, web identity, container and instance metadata".into(),
+        let from = match &self.origin {
+            Origin { file: Some(file), .. } => format!("from {}", file.display()),
+            Origin { profile: Some(profile), .. } => format!("of profile {profile}"),
+            Origin { program: Some(program), .. } => format!("by {}", program.file().display()),
+            _ => "from environment, profile, web identity, container and instance metadata".into(),
         };
         let failed = |cause, why: &str| KekError::new(cause, format!("no AWS credentials {from}: {why}"));
         let found = |parts: &[&'static str]| parts.iter().copied().find(|part| chain.contains(part));
@@ -197,9 +210,14 @@ const UNSUPPORTED: [(&str, &str); 3] = [
     // As the SDK calls the feature that it was built without.
     (
         "credentials-process",
-        "the profile has a credential_process, and the plugin starts no programs; have it write a credentialsFile",
+        "the profile has a credential_process, and only a program that this configuration names is started: write its \
+         words as the list credentialProcess",
     ),
-    ("sso", "the profile signs in by IAM Identity Center, which needs a browser; use a role or a credentialsFile"),
+    (
+        "sso",
+        "the profile signs in by IAM Identity Center; for the plugin use a role, and for a person's commands \
+         credentialProcess: [/usr/bin/aws, configure, export-credentials, --format, process, --profile, NAME]",
+    ),
     ("login_session", "the profile is for a person; use a role or a credentialsFile"),
 ];
 

@@ -1,6 +1,7 @@
 //! The settings of an `awsKms` KEK.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,7 +11,8 @@ use super::client::{self, KmsKey};
 use super::credentials::{self, AssumeRole, Aws};
 use super::kek::AwsKek;
 use super::key::{KeyName, key_id_of};
-use super::{policy, profile};
+use super::process::Program;
+use super::{http, policy, profile};
 use crate::kek::clock::ServerClock;
 use crate::kek::{ClusterName, Kek, KekError, Lineage, RotateKek};
 use crate::key_stores::shared::key_store::{Advice, Disabling, KeyStore, Mistake, Parsed, Policy, Profile};
@@ -35,10 +37,14 @@ pub struct Settings {
     insecure_http: bool,
     /// Certificates (PEM) that the endpoint's own must come from, in place of the system's.
     ca_file: Option<PathBuf>,
+    /// An HTTP proxy to KMS and STS, `http://HOST:PORT`; none by default.
+    proxy: Option<String>,
     /// The profile to take credentials from.
     profile: Option<String>,
     /// A file in the format of `~/.aws/credentials` to take credentials from; read again when it changes.
     credentials_file: Option<PathBuf>,
+    /// A program that prints credentials as a profile's `credential_process` does: its absolute path and its arguments.
+    credential_process: Option<Vec<String>>,
     /// A role to assume with those credentials.
     assume_role: Option<AssumeRole>,
 }
@@ -70,19 +76,28 @@ impl Settings {
             .map_err(|problem| mistakes.push(Mistake::new("endpoint", problem)));
         path::check_optional(&mut mistakes, "caFile", self.ca_file.as_deref());
         path::check_optional(&mut mistakes, "credentialsFile", self.credentials_file.as_deref());
+        let proxy = address::proxy(&mut mistakes, self.proxy.as_deref());
+        let program = self.credential_process.map(Program::parse).transpose();
+        let program = program.map_err(|problem| mistakes.push(Mistake::new("credentialProcess", problem)));
+        if matches!(program, Ok(Some(_))) && (self.profile.is_some() || self.credentials_file.is_some()) {
+            let problem = "is one of several origins of credentials; keep it, profile or credentialsFile";
+            mistakes.push(Mistake::new("credentialProcess", problem));
+        }
         if let Some(role) = self.assume_role.as_ref().filter(|role| !is_role_arn(&role.role_arn)) {
             let problem = format!("{:?} is not the ARN of a role (arn:aws:iam::111122223333:role/NAME)", role.role_arn);
             mistakes.push(Mistake::new("assumeRole.roleArn", problem));
         }
-        match (key, endpoint) {
-            (Ok(key), Ok(endpoint)) if mistakes.is_empty() => Ok(KmsKey {
+        match (key, endpoint, program) {
+            (Ok(key), Ok(endpoint), Ok(program)) if mistakes.is_empty() => Ok(KmsKey {
                 key,
                 region: self.region,
                 endpoint,
                 ca_file: self.ca_file,
+                proxy,
                 credentials: credentials::Origin {
                     profile: self.profile,
                     file: self.credentials_file,
+                    program,
                     role: self.assume_role,
                 },
             }),
@@ -96,11 +111,18 @@ fn is_role_arn(text: &str) -> bool {
     matches!(parts[..], ["arn", _, "iam", "", _, role] if role.starts_with("role/"))
 }
 
+fn others_may_write(file: &Path) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o022 != 0)
+}
+
 impl KmsKey {
     pub(super) async fn kek(&self) -> Result<AwsKek, KekError> {
         let region = client::region(self).await?;
         let clock = Arc::<ServerClock>::default();
-        let credentials = Renewing::new(Aws { origin: self.credentials.clone(), region: region.clone() });
+        // The authorities of `caFile` are those of the endpoint, and not of STS.
+        let to_sts = http::client(None, self.proxy.as_ref())?;
+        let aws = Aws { origin: self.credentials.clone(), region: region.clone(), http: to_sts };
+        let credentials = Renewing::new(aws);
         let client = client::kms(self, region, &credentials, clock.clone()).await?;
         Ok(AwsKek { lineage: self.lineage(), key: self.key.clone(), client, credentials, clock })
     }
@@ -127,8 +149,16 @@ impl KeyStore for KmsKey {
         Disabling::Command(format!("aws kms disable-key --key-id {}{region}", quoted(key_id)))
     }
 
+    fn program(&self) -> Option<&Path> {
+        Some(self.credentials.program.as_ref()?.file())
+    }
+
     fn advice(&self) -> Vec<Advice> {
         let mut advice = Vec::new();
+        if let Some(program) = self.program().filter(|program| others_may_write(program)) {
+            let finding = format!("others than its owner may write to {}, which the plugin starts", program.display());
+            advice.push(Advice::new(finding, format!("chmod go-w {}", quoted(&program.display().to_string()))));
+        }
         if self.key.region().is_none() {
             let finding = format!("{} tells no account: credentials and Region decide which key it is", self.key);
             advice.push(Advice::new(finding, "write the key's ARN, before anything is stored under this name"));
@@ -202,8 +232,12 @@ mod tests {
             (", endpoint: 'http://127.0.0.1.example:80'", "endpoint", "write https"),
             (", endpoint: 'http://localhost:80@evil.example'", "endpoint", "write for example"),
             (", endpoint: kms.example", "endpoint", "lacks its scheme"),
+            (", proxy: 'proxy.example:3128'", "proxy", "lacks its scheme"),
+            (", proxy: 'http://me:secret@proxy.example:3128'", "proxy", "more than scheme, host and port"),
             (", caFile: '~/ca.pem'", "caFile", "is not expanded"),
             (", assumeRole: {roleArn: name}", "assumeRole.roleArn", "not the ARN of a role"),
+            (", credentialProcess: [helper]", "credentialProcess", "not an absolute path"),
+            (", credentialProcess: [/h], profile: p", "credentialProcess", "keep it, profile or credentialsFile"),
         ] {
             let found = mistakes(&format!("{{key: '{KEY}'{more}}}"));
             assert!(matches!(&found[..], [(name, text)] if name == field && text.contains(fix)), "{more}: {found:?}");

@@ -5,6 +5,7 @@
 //! decrypt without naming a key; here the key of the configuration is named.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -19,7 +20,7 @@ use crate::crypto::secret::Seed;
 use crate::kek::KekError;
 use crate::kek::takeover::{FormerKey, FormerPlugin, Stored, opened_seed, shown};
 use crate::key_stores::shared::former_key::{KeyOnUse, OpenKek};
-use crate::key_stores::shared::key_store::{Mistake, ParsedTakeover};
+use crate::key_stores::shared::key_store::{KeyStore, Mistake, ParsedTakeover};
 
 const STORAGE_VERSION: u8 = b'1';
 
@@ -91,6 +92,10 @@ impl FormerPlugin for AwsEncryptionProvider {
 
     fn key(&self) -> &dyn FormerKey {
         &self.key
+    }
+
+    fn program(&self) -> Option<&Path> {
+        self.key.store.program()
     }
 
     fn marks(&self) -> Vec<String> {

@@ -12,11 +12,13 @@ use azure_core::http::ClientOptions;
 use azure_core::time::OffsetDateTime;
 use azure_core::{Error, Result};
 use azure_identity::{
-    ClientAssertionCredentialOptions, ClientSecretCredential, ClientSecretCredentialOptions, ManagedIdentityCredential,
-    ManagedIdentityCredentialOptions, UserAssignedId, WorkloadIdentityCredential, WorkloadIdentityCredentialOptions,
+    ClientAssertionCredential, ClientAssertionCredentialOptions, ClientSecretCredential, ClientSecretCredentialOptions,
+    ManagedIdentityCredential, ManagedIdentityCredentialOptions, UserAssignedId, WorkloadIdentityCredential,
+    WorkloadIdentityCredentialOptions,
 };
 use url::Url;
 
+use super::certificate::Assertion;
 use super::client;
 use super::error::login_refusal;
 use crate::kek::KekError;
@@ -33,18 +35,27 @@ pub(super) enum Credential {
     WorkloadIdentity { tenant_id: String, client_id: String, token_file: PathBuf },
     /// An application with a secret in a file.
     ClientSecret { tenant_id: String, client_id: String, secret_file: PathBuf },
+    /// An application with a certificate, which lies in a file with its key.
+    ClientCertificate { tenant_id: String, client_id: String, certificate_file: PathBuf },
 }
 
 impl Credential {
     pub(super) fn tenant(&self) -> Option<&str> {
         match self {
             Self::ManagedIdentity { .. } => None,
-            Self::WorkloadIdentity { tenant_id, .. } | Self::ClientSecret { tenant_id, .. } => Some(tenant_id),
+            Self::WorkloadIdentity { tenant_id, .. }
+            | Self::ClientSecret { tenant_id, .. }
+            | Self::ClientCertificate { tenant_id, .. } => Some(tenant_id),
         }
     }
 
     /// The SDK's own, which reads a token file once in ten minutes and a secret never again: made for one token.
-    fn make(&self, content: Option<&Content>, options: &ClientOptions) -> Result<Arc<dyn TokenCredential>> {
+    fn make(
+        &self,
+        content: Option<&Content>,
+        options: &ClientOptions,
+        authority: Option<&Url>,
+    ) -> Result<Arc<dyn TokenCredential>> {
         let client_options = options.clone();
         Ok(match self {
             Self::ManagedIdentity { client_id } => {
@@ -66,6 +77,14 @@ impl Credential {
                 Secret::new(content.map(|content| content.text.to_string()).unwrap_or_default()),
                 Some(ClientSecretCredentialOptions { client_options }),
             )?,
+            Self::ClientCertificate { tenant_id, client_id, .. } => {
+                let unread = || KekError::unavailable("the client certificate was not read");
+                let content = content.ok_or_else(|| Error::new(ErrorKind::Credential, unread()))?;
+                let assertion = Assertion::sign(content, (tenant_id, client_id), authority)
+                    .map_err(|error| Error::new(ErrorKind::Credential, error))?;
+                let options = ClientAssertionCredentialOptions { client_options };
+                ClientAssertionCredential::new(tenant_id.clone(), client_id.clone(), assertion, Some(options))?
+            }
         })
     }
 }
@@ -74,6 +93,7 @@ impl Credential {
 pub(super) struct Entra {
     credential: Credential,
     scope: String,
+    authority: Option<Url>,
     options: ClientOptions,
 }
 
@@ -85,7 +105,7 @@ impl Entra {
             cloud.authority_host = url.to_string();
             Arc::new(cloud.into())
         });
-        Self { credential, scope, options }
+        Self { credential, scope, authority: authority.cloned(), options }
     }
 }
 
@@ -106,14 +126,17 @@ impl Source for Entra {
             Credential::ClientSecret { secret_file, .. } => {
                 credential_file::read("client secret", secret_file).await.map(Some)
             }
+            Credential::ClientCertificate { certificate_file, .. } => {
+                credential_file::read("client certificate", certificate_file).await.map(Some)
+            }
         }
     }
 
     async fn load(&self, content: Option<Content>) -> std::result::Result<Loaded<AccessToken>, KekError> {
-        let token =
-            // Created for each token: the SDK's credentials keep tokens in a cache of their own, from which one that
-            // was refused would come back.
-            async { self.credential.make(content.as_ref(), &self.options)?.get_token(&[&self.scope], None).await };
+        // Created for each token: the SDK's credentials keep tokens in a cache of their own, from which one that was
+        // refused would come back.
+        let made = self.credential.make(content.as_ref(), &self.options, self.authority.as_ref());
+        let token = async { made?.get_token(&[&self.scope], None).await };
         let token = token.await.map_err(|error| login_refusal(&error))?;
         let ends = token.expires_on.into();
         Ok(Loaded::until(Arc::new(token), Some(ends)))

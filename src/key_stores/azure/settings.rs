@@ -42,6 +42,8 @@ pub struct Settings {
     address: Option<IpAddr>,
     /// PEM file with the only authorities to trust, for the vault and Entra.
     ca_file: Option<PathBuf>,
+    /// An HTTP proxy to the vault and Entra, `http://HOST:PORT`; none by default.
+    proxy: Option<String>,
 }
 
 /// Which identity the plugin has: exactly one of these.
@@ -55,6 +57,8 @@ struct CredentialSettings {
     workload_identity: Option<WorkloadIdentity>,
     /// An application with a secret in a file.
     client_secret: Option<ClientSecret>,
+    /// An application with a certificate, in a file with its private key.
+    client_certificate: Option<ClientCertificate>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -90,6 +94,18 @@ struct ClientSecret {
     secret_file: PathBuf,
 }
 
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct ClientCertificate {
+    /// The directory (tenant) of the application.
+    tenant_id: String,
+    /// The application's client id.
+    client_id: String,
+    /// PEM file with the private key (RSA, no passphrase) and its certificate.
+    certificate_file: PathBuf,
+}
+
 impl Settings {
     pub(in crate::key_stores) fn parse(self) -> Parsed {
         self.parse_key().map(|key| Arc::new(key) as _)
@@ -105,6 +121,11 @@ impl Settings {
         let authority = self.authority_host.as_deref().map(|host| https(host, "https://login.microsoftonline.com"));
         let authority = authority.transpose().map_err(|problem| mistakes.push(Mistake::new("authorityHost", problem)));
         path::check_optional(&mut mistakes, "caFile", self.ca_file.as_deref());
+        let proxy = address::proxy(&mut mistakes, self.proxy.as_deref());
+        if proxy.is_some() && self.address.is_some() {
+            mistakes
+                .push(Mistake::new("address", "has no effect with proxy, which looks the vault's name up; keep one"));
+        }
         let credential = self.credential.parse(&mut mistakes);
         let host = vault.as_ref().ok().and_then(Url::host_str).unwrap_or_default().to_lowercase();
         match (vault, authority, credential) {
@@ -117,6 +138,7 @@ impl Settings {
                 authority,
                 address: self.address,
                 ca_file: self.ca_file,
+                proxy,
             }),
             _ => Err(mistakes),
         }
@@ -143,16 +165,21 @@ impl CredentialSettings {
         let add = |mistakes: &mut Vec<Mistake>, field: &str, problem: &str| {
             mistakes.push(Mistake::new(format!("credential{field}"), problem));
         };
-        let credential = match (self.managed_identity, self.workload_identity, self.client_secret) {
-            (Some(identity), None, None) => Credential::ManagedIdentity { client_id: identity.client_id },
-            (None, Some(identity), None) => identity.parse(mistakes)?,
-            (None, None, Some(ClientSecret { tenant_id, client_id, secret_file })) => {
+        let Self { managed_identity, workload_identity, client_secret, client_certificate } = self;
+        let credential = match (managed_identity, workload_identity, client_secret, client_certificate) {
+            (Some(identity), None, None, None) => Credential::ManagedIdentity { client_id: identity.client_id },
+            (None, Some(identity), None, None) => identity.parse(mistakes)?,
+            (None, None, Some(ClientSecret { tenant_id, client_id, secret_file }), None) => {
                 path::check(mistakes, "credential.clientSecret.secretFile", &secret_file);
                 Credential::ClientSecret { tenant_id, client_id, secret_file }
             }
-            (None, None, None) => {
-                let problem =
-                    "names no credential; write one of managedIdentity: {}, workloadIdentity: {} or clientSecret";
+            (None, None, None, Some(ClientCertificate { tenant_id, client_id, certificate_file })) => {
+                path::check(mistakes, "credential.clientCertificate.certificateFile", &certificate_file);
+                Credential::ClientCertificate { tenant_id, client_id, certificate_file }
+            }
+            (None, None, None, None) => {
+                let problem = "names no credential; write one of managedIdentity: {}, workloadIdentity: {}, \
+                               clientCertificate or clientSecret";
                 add(mistakes, "", problem);
                 return None;
             }
@@ -204,13 +231,15 @@ pub(super) struct VaultKey {
     authority: Option<Url>,
     address: Option<IpAddr>,
     ca_file: Option<PathBuf>,
+    proxy: Option<Url>,
 }
 
 impl VaultKey {
     fn http(&self, answer_within: Duration) -> Result<http::Client, KekError> {
         // The port is the URL's.
         let pinned = self.address.map(|address| (self.host.as_str(), SocketAddr::new(address, 0)));
-        http::client(&http::Reach { ca_file: self.ca_file.as_deref(), pinned, answer_within })
+        let (ca_file, proxy) = (self.ca_file.as_deref(), self.proxy.as_ref());
+        http::client(&http::Reach { ca_file, proxy, pinned, answer_within })
     }
 
     pub(super) fn kek(&self, answer_within: Duration) -> Result<AzureKek, KekError> {
@@ -302,5 +331,10 @@ mod tests {
         assert!(credential(&format!("{{managedIdentity: {{}}, {secret}}}"))[0].contains("several"));
         assert_eq!(credential(&format!("{{{secret}}}")), [""; 0]);
         assert_eq!(credential("{clientSecret: {tenantId: 'a/b', clientId: c, secretFile: s}}").len(), 2);
+        let certificate = "clientCertificate: {tenantId: t, clientId: c, certificateFile: /pem}";
+        assert_eq!(credential(&format!("{{{certificate}}}")), [""; 0]);
+        assert!(credential(&format!("{{{certificate}, {secret}}}"))[0].contains("several"));
+        let wrong = credential("{clientCertificate: {tenantId: 'a/b', clientId: c, certificateFile: pem}}");
+        assert!(wrong.len() == 2 && wrong[0].contains("credential.clientCertificate.certificateFile"), "{wrong:?}");
     }
 }

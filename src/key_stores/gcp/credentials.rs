@@ -97,8 +97,8 @@ pub(super) struct Google {
 }
 
 impl Google {
-    pub(super) fn new(from: CredentialSource) -> Result<Self, KekError> {
-        let reach = http::Reach { answer_within: http::LOGIN, ..http::Reach::default() };
+    pub(super) fn new(from: CredentialSource, proxy: Option<&Url>) -> Result<Self, KekError> {
+        let reach = http::Reach { answer_within: http::LOGIN, proxy, ..http::Reach::default() };
         Ok(Self { from, client: http::client(&reach)? })
     }
 

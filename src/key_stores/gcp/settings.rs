@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Deserialize;
+use url::Url;
 
 use super::client::Client;
 use super::credentials::{CredentialSource, Google};
@@ -36,6 +37,8 @@ pub struct Settings {
     credentials_file: Option<PathBuf>,
     /// PEM file with the only authorities to trust for `endpoint`.
     ca_file: Option<PathBuf>,
+    /// An HTTP proxy to Cloud KMS and to whoever issues tokens, `http://HOST:PORT`; none by default.
+    proxy: Option<String>,
 }
 
 impl Settings {
@@ -55,12 +58,14 @@ impl Settings {
             .map_err(|problem| mistakes.push(Mistake::new("endpoint", problem)));
         path::check_optional(&mut mistakes, "credentialsFile", self.credentials_file.as_deref());
         path::check_optional(&mut mistakes, "caFile", self.ca_file.as_deref());
+        let proxy = address::proxy(&mut mistakes, self.proxy.as_deref());
         match endpoint {
             Ok(endpoint) if mistakes.is_empty() => Ok(CloudKmsKey {
                 key: self.key,
                 endpoint: endpoint.to_string(),
                 source: CredentialSource::find(self.credentials_file, plain_http),
                 ca_file: self.ca_file,
+                proxy,
             }),
             _ => Err(mistakes),
         }
@@ -86,12 +91,15 @@ pub(super) struct CloudKmsKey {
     endpoint: String,
     source: CredentialSource,
     ca_file: Option<PathBuf>,
+    proxy: Option<Url>,
 }
 
 impl CloudKmsKey {
     pub(super) fn kek(&self, answer_within: Duration) -> Result<GcpKek, KekError> {
-        let reach = http::Reach { ca_file: self.ca_file.as_deref(), answer_within, ..http::Reach::default() };
-        let client = Client::new(http::client(&reach)?, &self.endpoint, &self.key, Google::new(self.source.clone())?);
+        let (ca_file, proxy) = (self.ca_file.as_deref(), self.proxy.as_ref());
+        let reach = http::Reach { ca_file, proxy, answer_within, ..http::Reach::default() };
+        let google = Google::new(self.source.clone(), proxy)?;
+        let client = Client::new(http::client(&reach)?, &self.endpoint, &self.key, google);
         Ok(GcpKek { lineage: self.lineage(), client })
     }
 }

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use url::Url;
 
+use crate::key_stores::shared::key_store::Mistake;
+
 /// Whether the settings allow plain http to other machines (`insecureHttp`, which is logged at every start).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::key_stores) enum PlainHttp {
@@ -43,6 +45,13 @@ pub(in crate::key_stores) fn parse(text: &str, plain: PlainHttp, example: &str) 
         )),
         other => Err(format!("{text:?} has the scheme {other}; write for example {example}")),
     }
+}
+
+/// The setting `proxy`, where there is one. What goes through it is TLS from here to the key store: it may be asked by http.
+pub(in crate::key_stores) fn proxy(mistakes: &mut Vec<Mistake>, text: Option<&str>) -> Option<Url> {
+    parse(text?, PlainHttp::Anywhere, "http://proxy.example:3128")
+        .map_err(|problem| mistakes.push(Mistake::new("proxy", problem)))
+        .ok()
 }
 
 /// Whether nothing that is sent there leaves the machine.

@@ -42,7 +42,7 @@ impl Content {
         digest(&[b"credential file", self.text.as_bytes()])
     }
 
-    #[cfg(any(feature = "gcp", feature = "transit"))]
+    #[cfg(any(feature = "azure", feature = "gcp", feature = "transit"))]
     pub fn file(&self) -> &Path {
         &self.file
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use reqwest::header::{DATE, HeaderMap};
 use reqwest::{Method, Request, RequestBuilder};
+use url::Url;
 use zeroize::Zeroizing;
 
 use super::tls;
@@ -53,6 +54,8 @@ impl Client {
 pub(in crate::key_stores) struct Reach<'a> {
     /// PEM file with the only authorities to trust, instead of the system's.
     pub(in crate::key_stores) ca_file: Option<&'a Path>,
+    /// The proxy to go through.
+    pub(in crate::key_stores) proxy: Option<&'a Url>,
     /// A host name that is not looked up, and its address.
     pub(in crate::key_stores) pinned: Option<(&'a str, SocketAddr)>,
     /// The time for one request.
@@ -61,13 +64,13 @@ pub(in crate::key_stores) struct Reach<'a> {
 
 impl Default for Reach<'_> {
     fn default() -> Self {
-        Self { ca_file: None, pinned: None, answer_within: ATTEMPT }
+        Self { ca_file: None, proxy: None, pinned: None, answer_within: ATTEMPT }
     }
 }
 
-/// Makes the client. Follows no redirect and uses no proxy.
+/// Makes the client. Follows no redirect, and uses no proxy but the configured one.
 pub(in crate::key_stores) fn client(reach: &Reach) -> Result<Client, KekError> {
-    let mut builder = tls::builder(reach.ca_file)?.timeout(reach.answer_within);
+    let mut builder = tls::builder(reach.ca_file, reach.proxy)?.timeout(reach.answer_within);
     if let Some((host, address)) = reach.pinned {
         builder = builder.resolve(host, address);
     }

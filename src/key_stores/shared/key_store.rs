@@ -1,6 +1,7 @@
 //! What each kind gives to the registry, and what it says about settings that cannot work or could be better.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -24,6 +25,11 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
     /// Whether it runs a vendor's library, in a process of its own.
     fn hosts_a_library(&self) -> bool {
         false
+    }
+
+    /// The program that it starts for credentials, where the settings name one.
+    fn program(&self) -> Option<&Path> {
+        None
     }
 
     /// Its public half, where the private half is not here: then it wraps, and never unwraps.

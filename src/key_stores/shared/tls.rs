@@ -1,10 +1,11 @@
-//! How the KEKs with an HTTP client of their own connect: time limits, trust, no redirects, no proxies.
+//! How the KEKs with an HTTP client of their own connect: time limits, trust, no redirects, no proxy but the configured one.
 
 use std::path::Path;
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, ClientBuilder};
+use reqwest::{Certificate, Client, ClientBuilder, Proxy};
+use url::Url;
 
 use crate::kek::KekError;
 
@@ -14,11 +15,18 @@ const CONNECT: Duration = Duration::from_millis(700);
 const IDLE: Duration = Duration::from_secs(90);
 
 /// What all have in common. `ca_file` holds the only authorities to trust, instead of the system's.
-pub(in crate::key_stores) fn builder(ca_file: Option<&Path>) -> Result<ClientBuilder, KekError> {
-    let builder =
-        // A redirect would carry the token elsewhere, and a proxy that the environment names is there for other traffic
-        // than that of keys.
+pub(in crate::key_stores) fn builder(ca_file: Option<&Path>, proxy: Option<&Url>) -> Result<ClientBuilder, KekError> {
+    // A redirect would carry the token elsewhere, and a proxy that the environment names is there for other traffic than
+    // that of keys.
+    let mut builder =
         ClientBuilder::new().connect_timeout(CONNECT).pool_idle_timeout(IDLE).redirect(Policy::none()).no_proxy();
+    if let Some(proxy) = proxy {
+        // For https alone: a metadata service is asked by http, and is of this machine.
+        let proxy = Proxy::https(proxy.clone()).map_err(|error| {
+            KekError::misconfigured(format!("proxy {proxy} cannot be used")).with_source(error.without_url())
+        })?;
+        builder = builder.proxy(proxy);
+    }
     Ok(match ca_file {
         // Only these: a caFile is set so that no public authority can vouch for the key store.
         Some(file) => builder.tls_certs_only(certificates(file)?),

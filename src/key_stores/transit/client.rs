@@ -35,6 +35,7 @@ pub(super) struct Servers {
     /// Without slashes around it; empty for the root namespace.
     pub(super) namespace: String,
     pub(super) ca_file: Option<PathBuf>,
+    pub(super) proxy: Option<Url>,
     pub(super) client_certificate: Option<ClientCertificate>,
 }
 
@@ -250,7 +251,7 @@ async fn read(mut response: Response, address: &str) -> Result<Zeroizing<Vec<u8>
 fn connect(servers: &Servers) -> Result<reqwest::Client, KekError> {
     // Also against a mistake elsewhere: where https alone is configured, nothing else is ever spoken.
     let encrypted_only = servers.addresses.iter().all(|address| address.scheme() == "https");
-    let mut builder = tls::builder(servers.ca_file.as_deref())?.https_only(encrypted_only);
+    let mut builder = tls::builder(servers.ca_file.as_deref(), servers.proxy.as_ref())?.https_only(encrypted_only);
     if let Some(certificate) = &servers.client_certificate {
         builder = builder.identity(identity(certificate)?);
     }

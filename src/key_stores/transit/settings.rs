@@ -38,6 +38,8 @@ pub struct Settings {
     auth: AuthSettings,
     /// Certificates of the issuers to trust, PEM, in place of the system's.
     ca_file: Option<PathBuf>,
+    /// An HTTP proxy to the servers, `http://HOST:PORT`; none by default.
+    proxy: Option<String>,
     /// A client certificate, for the `cert` login and for servers that demand one of every client.
     client_certificate: Option<ClientCertificate>,
     /// Allows plain http to other machines. Everyone on the way then sees tokens and DEKs.
@@ -138,6 +140,7 @@ impl Settings {
             mistakes.push(Mistake::new("namespace", "has characters that cannot be sent in a header"));
         }
         path::check_optional(&mut mistakes, "caFile", self.ca_file.as_deref());
+        let proxy = address::proxy(&mut mistakes, self.proxy.as_deref());
         if let Some(certificate) = &self.client_certificate {
             path::check(&mut mistakes, "clientCertificate.certFile", &certificate.cert_file);
             path::check(&mut mistakes, "clientCertificate.keyFile", &certificate.key_file);
@@ -152,6 +155,7 @@ impl Settings {
                     addresses,
                     namespace,
                     ca_file: self.ca_file,
+                    proxy,
                     client_certificate: self.client_certificate,
                 },
                 mount,

@@ -2,6 +2,7 @@
 //! an environment of its own.
 
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use super::fake::{FakeBench, REGION};
 use super::from_file;
@@ -9,9 +10,10 @@ use crate::behaviours::http_date;
 use crate::bench::{Bench, Remote};
 use crate::support::fakes::aws::credentials::{EXTERNAL_ID, FILE_TOKEN, ROLE, Sources};
 use crate::support::fakes::aws::kms::Key;
+use crate::support::{Plugin, wait_until};
 
 /// Runs `doctor` with one KEK, in an environment that holds `variables` alone.
-async fn doctor(bench: &FakeBench, item: &str, variables: &[(&str, String)]) -> (i32, String) {
+pub async fn doctor(bench: &FakeBench, item: &str, variables: &[(&str, String)]) -> (i32, String) {
     let folder = bench.folder();
     let at = folder.display();
     let text = format!(
@@ -142,6 +144,23 @@ async fn credentials_come_from_a_web_identity_and_from_a_container_with_the_advi
     }
 }
 
+/// Field case N16.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_without_credentials_says_so_once_and_in_its_own_words() {
+    let bench = FakeBench::start().await;
+    let home = bench.folder().display().to_string();
+    let variables = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1"), ("HOME", home.as_str())];
+    let plugin = Plugin::spawn_with(&format!("cluster: it\nkeks: [{}]", bench.item_with("")), &variables);
+    let told = "AWS credentials cannot be loaded";
+    wait_until("it is told", Duration::from_secs(30), async || plugin.process.log().contains(told)).await;
+    // Long enough for several attempts.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let log = plugin.process.log();
+    assert_eq!(log.matches(told).count(), 1, "{log}");
+    let is_foreign = |line: &&str| line.contains(" WARN ") && !line.contains(" kube_envelope::");
+    assert_eq!(log.lines().filter(is_foreign).count(), 0, "{log}");
+}
+
 /// One line of our own words each, which names the file, the setting or the hop limit; none of the SDK's dumps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn credentials_that_cannot_be_had_are_told_in_one_line_with_what_to_change() {
@@ -156,8 +175,12 @@ async fn credentials_that_cannot_be_had_are_told_in_one_line_with_what_to_change
     let token = [("AWS_WEB_IDENTITY_TOKEN_FILE", "/nosuch".into()), ("AWS_ROLE_ARN", ROLE.into()), no_metadata.clone()];
     let refusing = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1".into())];
     for (settings, variables, words) in [
-        (", profile: process", &[profiles.clone(), no_metadata.clone()][..], "the plugin starts no programs"),
-        (", profile: person", &[profiles, no_metadata], "IAM Identity Center"),
+        (
+            ", profile: process",
+            &[profiles.clone(), no_metadata.clone()][..],
+            "write its words as the list credentialProcess",
+        ),
+        (", profile: person", &[profiles, no_metadata], "export-credentials"),
         ("", &token, "/nosuch"),
         ("", &refusing, "HttpPutResponseHopLimit 2"),
     ] {

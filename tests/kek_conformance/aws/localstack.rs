@@ -128,6 +128,7 @@ crate::conformance! {
     a_wrong_certificate_is_refused,
     the_key_exchange_offered_first_is_post_quantum,
     a_redirect_is_not_followed,
+    a_proxy_is_used_where_it_is_named,
     an_oversized_answer_is_not_read,
     garbage_in_an_answer_is_unavailable,
     the_kek_works_again_after_faults,

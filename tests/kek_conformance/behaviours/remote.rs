@@ -9,8 +9,9 @@ use kube_envelope::telemetry::Metrics;
 use rustls::NamedGroup;
 
 use super::{assert_cause, wrap};
-use crate::bench::{Remote, dek};
+use crate::bench::{Remote, config, dek};
 use crate::support::fakes::faults::{Answer, Fault, Trap};
+use crate::support::fakes::tunnels::Tunnels;
 
 /// An answer larger than any that a backend gives; no more than a part of it may be read.
 const OVERSIZED: usize = 256 << 20;
@@ -70,6 +71,21 @@ pub async fn a_redirect_is_not_followed(bench: &impl Remote) {
         assert_fault(bench, Fault::Answer(answer), &[KekCause::Unavailable, KekCause::Misconfigured]).await;
     }
     assert_eq!(trap.visits(), 0, "a redirect carried the credentials elsewhere");
+}
+
+/// Everything goes through it, logins too; and nothing where it is gone.
+pub async fn a_proxy_is_used_where_it_is_named(bench: &impl Remote) {
+    let proxy = Tunnels::start(bench.faults().port()).await;
+    // Its own address is of no use behind a proxy, and refused beside one.
+    let item = bench.item().replace("address: 127.0.0.1, ", "");
+    let item = item.replacen(": {", &format!(": {{ proxy: '{}',", proxy.url()), 1);
+    let (before, kek) = (bench.requests(), config(&item).open());
+    let (wrapped, context) = wrap(&*kek).await;
+    kek.unwrap(&wrapped, &context).await.expect("unwrap");
+    assert!(proxy.opened() > 0 && bench.requests() > before);
+    let other = config(&item).open();
+    drop(proxy);
+    assert_cause(other.version().await, &[KekCause::Unavailable], "without the proxy");
 }
 
 pub async fn an_oversized_answer_is_not_read(bench: &impl Remote) {

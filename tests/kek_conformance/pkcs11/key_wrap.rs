@@ -51,6 +51,7 @@ crate::conformance! {
     a_wrong_certificate_is_refused: "a module is called, not asked over TLS",
     the_key_exchange_offered_first_is_post_quantum: "a module is called, not asked over TLS",
     a_redirect_is_not_followed: "a module is called, not asked over HTTP",
+    a_proxy_is_used_where_it_is_named: "a module is called, not asked over HTTP",
     an_oversized_answer_is_not_read: "a module is called, not asked over HTTP",
     garbage_in_an_answer_is_unavailable: "a module is called, not asked over HTTP",
     the_kek_works_again_after_faults: "a module is called, not asked over a connection",

@@ -1,6 +1,7 @@
 //! A stand-in for Azure Key Vault, Managed HSM and Entra's token endpoint; the proxy before it ends TLS. Checks
 //! what the real ones check, and answers as documented: a disabled key still wraps, for example.
 
+mod certificate;
 mod key;
 
 use std::collections::{BTreeMap, HashSet};
@@ -13,6 +14,7 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
+pub use self::certificate::{Certificate, Listed};
 pub use self::key::{Key, Version};
 use super::form::url_form;
 use super::jwt::{Signer, now};
@@ -36,6 +38,8 @@ pub struct Service {
     pub permissions: HashSet<&'static str>,
     /// The application's secret; none is accepted when empty.
     pub secret: String,
+    /// The application's certificates.
+    pub certificates: Listed,
     /// Tokens up to this number are not accepted any more.
     pub revoked_up_to: u64,
     pub tokens_given: u64,
@@ -70,6 +74,7 @@ impl AzureFake {
             keys: BTreeMap::new(),
             permissions: HashSet::from(["get", "wrapkey", "unwrapkey", "rotate"]),
             secret: "s3cret~value".into(),
+            certificates: Listed::default(),
             revoked_up_to: 0,
             tokens_given: 0,
             tokens_refused: 0,
@@ -174,6 +179,10 @@ impl Service {
         if assertion.is_empty() {
             if self.secret.is_empty() || field("client_secret") != self.secret {
                 return refuse(401, "invalid_client", 7_000_215, "Invalid client secret provided.");
+            }
+        } else if Self::is_by_certificate(assertion) {
+            if let Err((code, text)) = self.check_certificate(assertion, field("client_assertion_type")) {
+                return refuse(401, "invalid_client", code, text);
             }
         } else {
             let claims = self.cluster.verify(assertion).filter(|_| field("client_assertion_type") == ASSERTION);

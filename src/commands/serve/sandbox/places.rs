@@ -20,6 +20,9 @@ const SYSTEM: &[&str] = &[
     "/dev/urandom",
 ];
 
+/// What a program needs to be run, whatever its language: loader, libraries, interpreters.
+const RUNTIME: &[&str] = &["/usr", "/lib", "/lib64", "/bin"];
+
 /// Devices that anything may be written to.
 const DEVICES: &[&str] = &["/dev/null"];
 
@@ -36,6 +39,8 @@ pub struct Places {
     pub read: Vec<PathBuf>,
     /// Read and written.
     pub write: Vec<PathBuf>,
+    /// Read and run.
+    pub run: Vec<PathBuf>,
 }
 
 impl Places {
@@ -56,6 +61,11 @@ impl Places {
         };
         let socket = config.socket.address.file().and_then(folder_of);
         let written = [Some(config.state_dir.clone()), socket, health, audit].into_iter().flatten();
+        let programs = config.programs();
+        if !programs.is_empty() {
+            let needed = RUNTIME.iter().map(Path::new).chain(programs);
+            places.run = needed.filter(|place| place.exists()).map(Path::to_owned).collect();
+        }
         places.write = written.chain(DEVICES.iter().map(PathBuf::from)).filter(|place| place.exists()).collect();
         places
     }
