@@ -20,6 +20,7 @@ mod shared;
 pub mod transit;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -96,6 +97,11 @@ impl KekConfig {
     /// Whether it runs a vendor's library, in a process of its own.
     pub(crate) fn hosts_a_library(&self) -> bool {
         self.key_store.hosts_a_library()
+    }
+
+    /// The program that it starts for credentials, where the settings name one.
+    pub(crate) fn program(&self) -> Option<&Path> {
+        self.key_store.program()
     }
 
     /// The KEK. Whatever it needs and cannot get now (a file, a module, a certificate) makes its calls fail with that

@@ -76,6 +76,7 @@ impl Refresh {
             recovery: None,
             sealed: None,
             lost: BTreeSet::new(),
+            told_lost: BTreeSet::new(),
             lost_until: Instant::now(),
             attempt: None,
             refused: None,
@@ -199,10 +200,14 @@ impl Refresh {
     fn recover(&mut self) {
         if self.service.serving().generation().is_some() {
             self.recovery = None;
+            self.told_lost.clear();
             return;
         }
         if let Some(recovery) = self.recovery.as_ref().filter(|recovery| recovery.is_lost()) {
-            warn!(dek_id = %recovery.dek_id(), reason = recovery.words(), "the stored key of the newest generation is lost");
+            if self.told_lost.insert(recovery.dek_id()) {
+                let reason = recovery.words();
+                warn!(dek_id = %recovery.dek_id(), reason, "the stored key of the newest generation is lost");
+            }
             self.lost.insert(recovery.dek_id());
             self.lost_until = after(LOST_FOR);
             self.recovery = None;

@@ -30,6 +30,9 @@ async fn plan_verify_and_rotation_name_a_key_as_status_does_and_say_which_node_i
     let ended = ended.says(&format!("key_id {new} of provider kube-envelope at {as_it_should_be}"));
     let ended = ended.says("a keyring must be copied to every node");
     assert!(!ended.err.contains("sha256:"), "{}", ended.err);
+    // Until when it waits, and what it went through (field case N10).
+    let ended = ended.says("(until ").says(", --adoption-timeout)").says("state: preflight");
+    assert!(ended.err.contains("continue with: kube-envelope rotate-keys --resume"), "{}", ended.err);
 
     // It looks all the same: how much is stored under which key.
     let ended = plane.run("verify", &[&config]).exits(5).says("report different keys");

@@ -142,6 +142,33 @@ fn a_state_folder_that_is_a_file_fails() {
     assert!(out.contains("is not a folder"), "{out}");
 }
 
+/// Field case N14.
+#[test]
+fn folders_that_cannot_be_made_or_belong_to_everybody_and_an_address_for_everybody_are_found() {
+    let folder = folder();
+    let at = folder.path().display().to_string();
+    let text = fs::read_to_string(folder.path().join("config.yaml")).expect("read");
+    let with = |from: &str, to: &str| {
+        assert!(text.contains(from), "{from}: {text}");
+        fs::write(folder.path().join("config.yaml"), text.replace(from, to)).expect("written");
+        doctor(folder.path(), &[])
+    };
+    let (code, out, _) = with(&format!("stateDir: {at}/state"), "stateDir: /proc/kube-envelope");
+    assert!(code == 1 && out.contains("/proc/kube-envelope cannot be created: /proc is the kernel's"), "{out}");
+    let open = folder.path().join("open");
+    fs::create_dir(&open).expect("made");
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).expect("set");
+    let (code, out, _) = with(&format!("stateDir: {at}/state"), &format!("stateDir: {at}/open/state"));
+    assert!(code == 0 && out.contains(&format!("everybody may create {at}/open/state")), "{out}");
+    let (_, out, _) = with(&format!("socket: {at}/run/kms.sock"), &format!("socket: {at}/open/kms.sock"));
+    let line = out.lines().find(|line| line.trim().starts_with("socket ")).expect(&out);
+    assert!(!line.contains(" ok ") && out.contains(&format!("{at}/open")), "{out}");
+    let (code, out, _) = with("127.0.0.1:0", "0.0.0.0:0");
+    assert!(code == 0 && out.contains("0.0.0.0:0 is every address of this machine"), "{out}");
+    let (code, _, err) = with(&format!("file: {at}/keyring.json"), "file: keyring.json");
+    assert!(code == 2 && err.contains("is relative to wherever the plugin is started"), "{err}");
+}
+
 /// An `EncryptionConfiguration` beside the configuration, of one item with these providers.
 fn write_encryption(folder: &Path, providers: &str) -> String {
     let file = folder.join("encryption.yaml");

@@ -121,3 +121,66 @@ fn the_reference_names_no_metric_that_does_not_exist() {
     assert!(unknown.is_empty(), "{unknown:?}");
     assert!(document.len() > 15, "{document:?}");
 }
+
+/// The messages of the plugin's log events in the source, each with its level; `…` in the place of what is put in.
+fn events() -> BTreeSet<(String, String)> {
+    let mut found = BTreeSet::new();
+    let mut places: Vec<_> = ["plugin", "key_stores", "dek", "kek", "telemetry", "commands/serve"]
+        .iter()
+        .flat_map(|name| [format!("src/{name}.rs"), format!("src/{name}")])
+        .map(|place| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(place))
+        .collect();
+    while let Some(place) = places.pop() {
+        if place.is_dir() {
+            places.extend(std::fs::read_dir(place).unwrap().map(|entry| entry.unwrap().path()));
+        } else if let Ok(text) = std::fs::read_to_string(&place) {
+            let code = text.split("\n#[cfg(test)]\nmod ").next().unwrap();
+            for level in ["error", "warn", "info"] {
+                let call = format!("{level}!(");
+                let calls = code.match_indices(&call).filter(|(at, _)| !code[..*at].ends_with('_'));
+                found.extend(
+                    calls.filter_map(|(at, call)| Some((level.to_uppercase(), last_text(&code[at + call.len()..])?))),
+                );
+            }
+        }
+    }
+    found
+}
+
+/// The last text among the arguments of a call.
+fn last_text(arguments: &str) -> Option<String> {
+    let (mut depth, mut text, mut last, mut is_placeholder) = (0_i32, None::<String>, None, false);
+    for c in arguments.chars() {
+        match (c, &mut text) {
+            ('"', Some(_)) => last = text.take(),
+            ('"', None) => text = Some(String::new()),
+            ('{', Some(text)) => {
+                text.push('…');
+                is_placeholder = true;
+            }
+            ('}', Some(_)) => is_placeholder = false,
+            (c, Some(text)) if !is_placeholder => text.push(c),
+            ('(' | '[' | '{', None) => depth += 1,
+            (')' | ']' | '}', None) if depth == 0 => return last,
+            (')' | ']' | '}', None) => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+#[test]
+fn the_reference_names_every_warning_and_no_event_that_does_not_exist() {
+    let (events, text) = (events(), file("docs/monitoring.md"));
+    let rows = text.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| ")?.split(" | ");
+        let level = cells.next().filter(|level| ["ERROR", "WARN", "INFO"].contains(level))?;
+        Some((level.to_owned(), cells.next()?.trim_matches('`').to_owned()))
+    });
+    let rows: BTreeSet<_> = rows.collect();
+    assert!(rows.len() > 50 && events.len() > 60, "{} rows, {} events", rows.len(), events.len());
+    let unknown: Vec<_> = rows.difference(&events).collect();
+    assert!(unknown.is_empty(), "docs/monitoring.md has {unknown:#?}");
+    let missing: Vec<_> = events.difference(&rows).filter(|(level, _)| level != "INFO").collect();
+    assert!(missing.is_empty(), "docs/monitoring.md lacks {missing:#?}");
+}

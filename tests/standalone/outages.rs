@@ -120,9 +120,14 @@ async fn a_process_that_stood_still_for_longer_than_max_offline_age_serves_nothi
 #[tokio::test]
 async fn a_stored_dek_that_no_kek_unwraps_is_named_after_a_restart_and_the_others_are_read() {
     let keyring = KeyringFile::create();
-    let mut plugin = Plugin::start(&format!("{}\nrefreshInterval: 1s", keyring.settings("kept"))).await;
+    let settings = format!("{}\nrefreshInterval: 1s", keyring.settings("kept"));
+    let (other, mut plugin) = (Plugin::start(&settings).await, Plugin::start(&settings).await);
+    other.wait_healthy().await;
     let first = plugin.wait_healthy().await;
     let lost = encrypt(&plugin).await;
+    // Another node's, of the same version.
+    assert!(opens(&plugin, &encrypt(&other).await).await);
+    wait_until("it is kept", SOON, async || report(&plugin)["deksKept"] == 2).await;
     keyring.rotate();
     let second = wait_another(&plugin, &first).await;
     let sealed = encrypt(&plugin).await;
@@ -132,7 +137,35 @@ async fn a_stored_dek_that_no_kek_unwraps_is_named_after_a_restart_and_the_other
     assert_eq!(plugin.wait_healthy().await, second);
     assert!(opens(&plugin, &sealed).await && !opens(&plugin, &lost).await);
     wait_until("it is told", SOON, async || report(&plugin)["state"] == "degraded").await;
-    assert!((plugin.metric("kube_envelope_missing_deks", &[]) - 1.0).abs() < 0.1);
+    wait_until("both are counted", SOON, async || (plugin.metric("kube_envelope_missing_deks", &[]) - 2.0).abs() < 0.1)
+        .await;
+    // Field case N21: once for the version, however many there are and however often they are tried.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(plugin.process.log().matches("a kept DEK is not in memory").count(), 1, "{}", plugin.process.log());
+}
+
+/// Field case N21. An older copy of the keyring in the place of the right one: nothing is served, which is told once.
+#[tokio::test]
+async fn a_newest_key_that_is_lost_is_told_once_however_often_it_is_tried() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::start(&format!("{}\nrefreshInterval: 1s", keyring.settings("kept"))).await;
+    let first = plugin.wait_healthy().await;
+    let (old, good) = (keyring.json(), {
+        keyring.rotate();
+        keyring.json()
+    });
+    let second = wait_another(&plugin, &first).await;
+    plugin.stop();
+    keyring.replace(&old);
+    plugin.restart().await;
+    let told = "the stored key of the newest generation is lost";
+    wait_until("it is told", SOON, async || plugin.process.log().contains(told)).await;
+    // It is tried again each ten seconds.
+    tokio::time::sleep(Duration::from_secs(13)).await;
+    assert_eq!(plugin.process.log().matches(told).count(), 1, "{}", plugin.process.log());
+    assert!(plugin.status().await.is_none_or(|status| status.healthz != "ok"), "an older version is not gone back to");
+    keyring.replace(&good);
+    assert_eq!(plugin.wait_healthy().await, second);
 }
 
 /// Nothing is left that kills a background task but a machine on which nothing goes any more.

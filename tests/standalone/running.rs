@@ -31,6 +31,17 @@ async fn serve_dev_makes_all_it_needs_checks_itself_and_reuses_it() {
     assert!(ran.error.contains("broken.yaml:1") && ran.error.contains("default address"), "{}", ran.error);
     assert_eq!(std::fs::metadata(dev.join("keyring.json")).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(std::fs::metadata(&dev).unwrap().permissions().mode() & 0o777, 0o700);
+    let other = dev.with_extension("other");
+    let arguments = ["serve".into(), "--dev".into(), other.clone().into()].to_vec();
+    let binary = PathBuf::from(env!("CARGO_BIN_EXE_kube-envelope"));
+    let mut second = Process::start("dev", binary, arguments, Vec::new(), folder.path().join("second-log"));
+    wait_until("the other's self-check", FOLLOWED_WITHIN, async || self_checks(&second.log()) == 1).await;
+    let states = [&dev, &other].map(|folder| run(&["status", "--config", path(&folder.join("config.yaml"))]).out);
+    let key_id = |state: &String| state.lines().find(|line| line.contains(" key_id ")).map(str::to_owned);
+    assert!(key_id(&states[0]).is_some() && key_id(&states[1]).is_some(), "{states:?}");
+    assert_ne!(key_id(&states[0]), key_id(&states[1]), "each answers for itself");
+    assert!(!second.log().contains("cannot serve health.listen"), "{}", second.log());
+    assert!(second.stop().success());
     assert!(process.stop().success());
     process.restart();
     wait_until("the second self-check", FOLLOWED_WITHIN, async || self_checks(&process.log()) == 2).await;

@@ -1,15 +1,17 @@
 //! `serve --dev`: everything made on the spot in one folder, and said loudly.
 
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::config::{Config, SocketAddress};
+use crate::config::{Config, DEFAULT_LISTEN, SocketAddress};
 use crate::crypto::seal::os_random;
 use crate::key_stores::keyring::Keyring;
 use crate::plugin::client::self_check as check;
+use crate::shell::quoted;
 
 /// How long the self-check waits for the plugin to serve.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,7 +31,7 @@ pub fn prepare(folder: &Path) -> Result<(PathBuf, (Config, String))> {
         Keyring::create(&mut os_random()).write_new(&keyring)?;
     }
     if !file.exists() {
-        std::fs::write(&file, configuration(&folder))?;
+        std::fs::write(&file, configuration(&folder, free_health()?))?;
     }
     let (config, text) = Config::load_with_text(&file)?;
     eprintln!(
@@ -46,6 +48,7 @@ pub fn prepare(folder: &Path) -> Result<(PathBuf, (Config, String))> {
         "Give this file to the API server: --encryption-provider-config={}\n\n{encryption}",
         for_api_server.display()
     );
+    println!("Ask this plugin how it is: kube-envelope status --config {}\n", quoted(&file.display().to_string()));
     Ok((file, (config, text)))
 }
 
@@ -70,13 +73,21 @@ pub async fn self_check(socket: SocketAddress) {
     }
 }
 
-fn configuration(folder: &Path) -> String {
+/// The usual address, or one that is free: of two in two folders, each has its own.
+fn free_health() -> Result<SocketAddr> {
+    let usual: SocketAddr = DEFAULT_LISTEN.parse().context("the default of health.listen is an address")?;
+    let found = TcpListener::bind(usual).or_else(|_| TcpListener::bind((usual.ip(), 0)))?;
+    Ok(found.local_addr()?)
+}
+
+fn configuration(folder: &Path, health: SocketAddr) -> String {
     let folder = folder.display();
     format!(
         "# Made by `kube-envelope serve --dev`. Not for production.\n\
          cluster: dev\n\
          socket: {folder}/kms.sock\n\
          stateDir: {folder}/state\n\
+         health: {{ listen: \"{health}\" }}\n\
          keks:\n  - name: dev\n    keyring: {{ file: {folder}/keyring.json }}\n\
          refreshInterval: 5s\n"
     )

@@ -36,6 +36,8 @@ pub struct Refresh {
     pub(super) sealed: Option<Arc<SealedStateFile>>,
     /// Stored generations of this node that no KEK will unwrap again, as they say.
     pub(super) lost: BTreeSet<DekId>,
+    /// Those of them that were told of; again only after something was served.
+    pub(super) told_lost: BTreeSet<DekId>,
     /// Until when that is believed while nothing is served.
     pub(super) lost_until: Instant,
     /// The last attempt at a new generation that failed.

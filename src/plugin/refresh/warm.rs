@@ -109,7 +109,8 @@ async fn unwrap_all(service: Arc<Service>, due: Vec<Kept>, missing: Arc<Mutex<BT
             };
             let before = missing.get(&id);
             let reason = error.to_string();
-            if before.is_none() {
+            // Those of a version that is gone are as many as the nodes and their starts: the first is told, all are counted.
+            if !missing.values().any(|other| other.versions == versions) {
                 warn!(dek_id = %id, reason, "a kept DEK is not in memory");
             }
             let lost_since = is_final(&error).then(|| before.and_then(|missing| missing.lost_since).unwrap_or(now));
