@@ -1,11 +1,15 @@
 //! Files that are written whole or not at all: beside their place, synced, then moved there in one step.
 
+mod owners;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rand::RngExt;
+
+pub use self::owners::{Exposure, exposure};
 
 /// Begins the name of a file that is not in its place yet; what a crash leaves behind has it.
 const UNFINISHED: &str = ".unfinished-";

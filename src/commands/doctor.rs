@@ -4,6 +4,7 @@
 mod apiserver;
 #[cfg(feature = "rotate")]
 mod cluster;
+mod files;
 mod host;
 mod keks;
 mod told;
@@ -27,7 +28,7 @@ use crate::posture::finding::{Finding, Outcome};
 /// Any failure; [`exit_of`](super::exit_of) maps it to an exit code.
 pub fn run(args: &DoctorArgs) -> Result<Exit> {
     let config = Config::load(&args.config)?;
-    let mut findings = vec![Finding::ok("configuration", format!("{} is well-formed", args.config.display()))];
+    let mut findings = files::check(&args.config, &config);
     findings.extend(host::check(&config));
     findings.extend(block_on(async { Ok(running(&config).await) })?);
     findings.extend(apiserver::check(&config, args.encryption_config.as_deref(), args.apiserver_manifest.as_deref()));

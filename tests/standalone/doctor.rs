@@ -112,6 +112,58 @@ fn a_folder_in_which_others_could_put_their_socket_fails_with_the_command_to_run
     assert!(out.contains(&format!("socket: chmod go-w {}", run.display())), "{out}");
 }
 
+/// The outcome of a check, and its fix.
+fn found(folder: &Path, check: &str) -> (String, String) {
+    let (_, out, _) = doctor(folder, &["--output", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let checks = report["checks"].as_array().expect("checks");
+    let one = checks.iter().find(|one| one["check"] == check).unwrap_or_else(|| panic!("{check}: {out}"));
+    (one["result"].as_str().expect("text").into(), one["fix"].as_str().unwrap_or_default().into())
+}
+
+#[test]
+fn a_configuration_and_files_of_keks_that_somebody_else_can_change_fail_with_the_command_to_run() {
+    let folder = folder();
+    let (at, keys) = (folder.path(), folder.path().join("keys"));
+    fs::create_dir(&keys).expect("made");
+    let token = keys.join("token");
+    fs::write(&token, "").expect("written");
+    let vault = format!(
+        "retired:\n  - {{ name: v, transit: {{ addresses: ['https://127.0.0.1:1'], key: k, auth: {{ tokenFile: {} }} }} }}\n",
+        token.display()
+    );
+    write_config(at, &vault);
+    let set = |place: &Path, mode| fs::set_permissions(place, fs::Permissions::from_mode(mode)).expect("set");
+    let file = at.join("config.yaml");
+    assert_eq!(found(at, "configuration").0, "ok");
+    assert_eq!(found(at, "files").0, "ok");
+    for (place, check, usual) in [
+        (file.as_path(), "configuration", 0o644),
+        (token.as_path(), "files", 0o600),
+        (keys.as_path(), "files", 0o700),
+        (&at.join("keyring.json"), "files", 0o600),
+    ] {
+        let fix = format!("chmod go-w {}", place.canonicalize().expect("there").display());
+        set(place, 0o666 | (usual & 0o100));
+        assert_eq!(found(at, check), ("failed".into(), fix.clone()));
+        set(place, 0o660 | (usual & 0o100));
+        assert_eq!(found(at, check), ("advice".into(), fix), "members of a group");
+        set(place, usual);
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(place, Some(65534), None).expect("given away");
+            let (result, fix) = found(at, check);
+            assert!(result == "failed" && fix.starts_with("chown -h 0 "), "{place:?}: {result} {fix}");
+            std::os::unix::fs::chown(place, Some(0), None).expect("taken back");
+        }
+        assert_eq!(found(at, check).0, "ok", "{place:?}");
+    }
+    // Whatever is above both.
+    set(at, 0o777);
+    assert_eq!(found(at, "configuration").0, "failed");
+    let (code, out, _) = doctor(at, &[]);
+    assert_eq!(code, 1, "{out}");
+}
+
 #[test]
 fn a_file_in_the_place_of_the_socket_fails_and_stays() {
     let folder = folder();

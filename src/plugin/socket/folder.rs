@@ -9,35 +9,13 @@ use tracing::warn;
 
 use super::error::{SocketError, failed};
 use super::problem::FolderProblem;
-use crate::files::create_private_folder;
+use crate::files::{Exposure, create_private_folder, exposure};
 
-const STICKY: u32 = 0o1000;
-const WRITABLE_BY_OTHERS: u32 = 0o022;
-
-/// Looks at a folder and all above it, and at the symlinks on the way: each must belong to root or to the plugin's
-/// user, and be writable by nobody else, unless it is sticky. A folder that does not exist has no problem.
+/// Why somebody else could put another socket into this folder. One that does not exist has no problem.
 pub fn problem_of_folder(folder: &Path) -> Option<FolderProblem> {
-    let own = rustix::process::geteuid().as_raw();
-    let trusted = [Some(0), Some(own), unmapped_uid()];
-    // Whoever owns a link on the way decides where it leads.
-    let symlinks = folder.ancestors().filter(|place| place.is_symlink());
-    let real = folder.canonicalize();
-    let folders = real.iter().flat_map(|real| real.ancestors());
-    symlinks.chain(folders).find_map(|place| {
-        let metadata = fs::symlink_metadata(place).ok()?;
-        let (owner, mode, name) = (metadata.uid(), metadata.mode() & 0o7777, place.display());
-        if !trusted.contains(&Some(owner)) {
-            return Some(FolderProblem {
-                problem: format!("{name} belongs to uid {owner}, who could put another socket there"),
-                fix: format!("chown -h {own} {name}"),
-            });
-        }
-        // In a sticky folder (such as /tmp) only the owner of a file may rename it.
-        let open = metadata.is_dir() && mode & WRITABLE_BY_OTHERS != 0 && mode & STICKY == 0;
-        open.then(|| FolderProblem {
-            problem: format!("folder {name} can be written by others (mode {mode:04o})"),
-            fix: format!("chmod go-w {name}"),
-        })
+    exposure(folder).map(|Exposure { problem, fix, .. }| FolderProblem {
+        problem: format!("{problem}; another socket could be put there"),
+        fix,
     })
 }
 
@@ -125,17 +103,6 @@ impl Passage {
             Self::Owner | Self::Everybody => format!("chmod o+x {folder}"),
         }
     }
-}
-
-/// What the kernel shows as the owner of files whose owner has no name in this user namespace: their owner cannot be
-/// told, and no process in the namespace can be him. `None` in the first namespace, where it is an owner like others.
-fn unmapped_uid() -> Option<u32> {
-    let map = fs::read_to_string("/proc/self/uid_map").ok()?;
-    // No user namespace: every uid is mapped.
-    if map.split_whitespace().eq(["0", "0", "4294967295"]) {
-        return None;
-    }
-    fs::read_to_string("/proc/sys/kernel/overflowuid").ok()?.trim().parse().ok()
 }
 
 fn find_group(groups: &str, name: &str) -> Option<u32> {
