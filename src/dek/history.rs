@@ -44,9 +44,9 @@ impl History {
         found.map(|(_, version)| version)
     }
 
-    /// The epoch of the newest adoption; 0 where nothing is known of it.
+    /// The highest epoch that was adopted; 0 where nothing is known of it.
     pub fn epoch(&self) -> u64 {
-        self.versions.last().map_or(0, |(epoch, _)| *epoch)
+        self.versions.iter().map(|(epoch, _)| *epoch).max().unwrap_or(0)
     }
 
     /// The first KEK that would go back to a version from before its newest one.
@@ -85,15 +85,19 @@ impl History {
     /// Puts what was adopted since after what an earlier process wrote down.
     #[must_use]
     pub fn after(self, mut earlier: Self) -> Self {
-        for dek in self.deks {
+        for dek in &self.deks {
             // Without versions: theirs are added below, each with its epoch.
-            earlier.adopted(dek, 0, []);
+            earlier.adopted(*dek, 0, []);
         }
-        for (epoch, version) in self.versions {
-            if earlier.newest(epoch, version.lineage) != Some(&version) {
-                earlier.versions.push((epoch, version));
+        for (epoch, version) in &self.versions {
+            let of = version.lineage;
+            // What both know stands there once, and what was the newest here is the newest afterwards.
+            let is_newest = self.newest(*epoch, of) == Some(version) && earlier.newest(*epoch, of) != Some(version);
+            if is_newest || !earlier.versions.contains(&(*epoch, version.clone())) {
+                earlier.versions.push((*epoch, version.clone()));
             }
         }
+        earlier.versions.drain(..earlier.versions.len().saturating_sub(MOST_VERSIONS));
         earlier.names.extend(self.names);
         earlier
     }
@@ -181,6 +185,27 @@ mod tests {
         let whole = since.after(history());
         assert_eq!(whole.deks().take(2).collect::<Vec<_>>(), [DekId([4; 16]), DekId([3; 16])]);
         assert_eq!(whole.goes_back(1, &[version("a", "2")]), Some(&version("a", "2")));
+    }
+
+    #[test]
+    fn a_record_that_is_read_again_adds_nothing() {
+        assert_eq!(history().after(history()), history());
+        let mut since = history();
+        since.adopted(DekId([4; 16]), 1, &[version("a", "3")]);
+        assert_eq!(since.clone().after(history()), since);
+        // Another node's, or an older copy: what was newest here still is.
+        let mut other = History::default();
+        other.adopted(DekId([5; 16]), 1, &[version("a", "2"), version("a", "0")]);
+        let whole = history().after(other);
+        assert_eq!(whole.newest(1, version("a", "").lineage), Some(&version("a", "2")));
+    }
+
+    #[test]
+    fn the_epoch_is_the_highest_whatever_came_after_it() {
+        let mut history = history();
+        history.adopted(DekId([4; 16]), 7, &[version("a", "2")]);
+        history.adopted(DekId([5; 16]), 3, &[version("a", "2")]);
+        assert_eq!((history.epoch(), History::default().epoch()), (7, 0));
     }
 
     #[test]

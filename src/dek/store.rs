@@ -2,12 +2,15 @@
 //!
 //! The folder is a cache, which may be lost, and holds no secret; what lies in it sealed ([`super::sealed`]) is not the
 //! store's. Nobody who asks or tells the store something waits for a disk: [`DekStore::write_behind`] does, in a task of
-//! its own, and tries again for as long as it takes.
+//! its own, and tries again for as long as it takes. What a folder that can be read holds is used, whatever else fails;
+//! what is in memory and not in the folder is written there, also when it was there before.
 
 mod folder;
+mod problem;
+mod state;
 mod state_files;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,19 +20,16 @@ use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
 pub use self::folder::{StateFolder, is_private};
-pub use self::state_files::{Name, StateFiles};
+use self::problem::{Failed, words};
+pub use self::state::MOST_KEPT;
+use self::state::State;
+pub use self::state_files::{Name, Place, StateFiles};
 use super::history::History;
 use crate::crypto::secret::DekId;
 use crate::envelope::WrappedDekSet;
 
-/// The most DEKs that are kept. Each node has one for each generation: a hundred nodes may rotate ten times.
-pub const MOST_KEPT: usize = 1024;
-
 /// How long a start waits for the folder to be read. Later, what is in it is taken in when it comes.
 const READ_WITHIN: Duration = Duration::from_secs(5);
-
-/// What takes longer than this to be written is reported.
-const SLOW: Duration = Duration::from_millis(250);
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -46,29 +46,6 @@ pub struct DekStore {
     unwritten: watch::Sender<usize>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    is_loaded: bool,
-    kept: BTreeMap<DekId, Kept>,
-    history: History,
-    /// The history that a restart would find.
-    written: History,
-    /// What is to be written, or removed.
-    changes: BTreeMap<Name, Option<Vec<u8>>>,
-    /// Since when there has been something to write.
-    changed: Option<Instant>,
-    /// Why writing or reading failed, the last time.
-    problem: Option<String>,
-    /// Counts what was kept, to know the oldest.
-    counter: u64,
-}
-
-#[derive(Clone, Debug)]
-struct Kept {
-    wrapped: Arc<WrappedDekSet>,
-    since: u64,
-}
-
 impl DekStore {
     /// Reads what `files` hold, and waits for it for a few seconds at most.
     ///
@@ -78,11 +55,11 @@ impl DekStore {
     pub async fn open(files: Arc<dyn StateFiles>) -> io::Result<Self> {
         let (work, hurry) = (Notify::new(), Notify::new());
         let store = Self { files, state: Mutex::default(), work, hurry, unwritten: watch::Sender::new(0) };
-        let loaded = timeout(READ_WITHIN, store.load()).await;
-        match loaded.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut))) {
+        let looked = timeout(READ_WITHIN, store.look()).await;
+        match looked.unwrap_or_else(|_| Err((Failed::Read, io::ErrorKind::TimedOut.into()))) {
             // Two plugins with one folder would each overwrite the history of the other.
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(error),
-            Err(error) => store.failed("cannot be read", &error),
+            Err((_, error)) if error.kind() == io::ErrorKind::ResourceBusy => return Err(error),
+            Err((failed, error)) => store.failed(failed, &error),
             Ok(()) => {}
         }
         Ok(store)
@@ -130,9 +107,16 @@ impl DekStore {
         self.state().kept.get(&id).map(|kept| kept.wrapped.clone())
     }
 
-    /// How many DEKs are kept.
+    /// How many DEKs a restart would find.
     pub fn count(&self) -> usize {
-        self.state().kept.len()
+        let state = self.state();
+        state.kept.keys().filter(|id| !state.changes.contains_key(&Name::Dek(**id))).count()
+    }
+
+    /// Has the place looked at soon: somebody may have removed or replaced it, or what is in it.
+    pub(crate) fn look_soon(&self) {
+        self.state().is_look_due = true;
+        self.work.notify_one();
     }
 
     /// What this node adopted so far.
@@ -158,17 +142,9 @@ impl DekStore {
             .or_else(|| is_alone().then(|| "the key in use is in memory alone until stateDir takes it".into()))
     }
 
-    /// Why something of this is in memory alone, where it is.
+    /// Why something of this is in memory alone, or would be, where that is so.
     pub fn problem(&self) -> Option<String> {
-        let state = self.state();
-        if state.changes.is_empty() && state.is_loaded {
-            return None;
-        }
-        let is_slow = state.changed.is_some_and(|since| since.elapsed() >= SLOW);
-        state
-            .problem
-            .clone()
-            .or_else(|| is_slow.then(|| "stateDir is slow; what it should hold is in memory alone".into()))
+        self.state().problem()
     }
 
     /// Waits until everything is written, for `patience` at most; what failed is tried again at once. Whether it is.
@@ -184,26 +160,60 @@ impl DekStore {
     pub async fn write_behind(self: Arc<Self>) {
         let mut pause = FIRST_PAUSE;
         loop {
-            let done = if self.state().is_loaded {
-                match self.next() {
-                    Some((name, record)) => self.write(name, record).await,
-                    None => {
-                        self.work.notified().await;
-                        continue;
-                    }
+            let done = match self.next() {
+                Task::Look => self.look().await,
+                Task::Write(name, record) => self.write(name, record).await.inspect(|()| pause = FIRST_PAUSE),
+                Task::Nothing => {
+                    pause = FIRST_PAUSE;
+                    self.work.notified().await;
+                    continue;
                 }
-            } else {
-                self.load().await.map_err(|error| ("cannot be read", error))
             };
-            match done {
-                Ok(()) => pause = FIRST_PAUSE,
-                Err((what, error)) => {
-                    self.failed(what, &error);
-                    let _ = timeout(pause, self.hurry.notified()).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
+            if let Err((failed, error)) = done {
+                self.failed(failed, &error);
+                let _ = timeout(pause, self.hurry.notified()).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
+    }
+
+    fn next(&self) -> Task {
+        let mut state = self.state();
+        if std::mem::take(&mut state.is_look_due) || !state.is_loaded || !state.is_taken {
+            return Task::Look;
+        }
+        let change = state.changes.first_key_value();
+        change.map_or(Task::Nothing, |(name, record)| Task::Write(*name, record.clone()))
+    }
+
+    /// Takes the place, takes in what another one than before holds, and finds out what is missing there.
+    async fn look(&self) -> Result<(), Failure> {
+        let taken = self.files.take().await.map_err(|error| (Failed::Write, error));
+        let is_known = {
+            let mut state = self.state();
+            state.is_loaded &= !matches!(taken, Ok(Place::Other));
+            state.is_loaded
+        };
+        if !is_known {
+            if let Err((_, error)) = &taken
+                && error.kind() == io::ErrorKind::ResourceBusy
+            {
+                return taken.map(drop);
+            }
+            // Also where it cannot be taken: what is there may be all that a KEK that answers can unwrap.
+            self.load().await.map_err(|error| (Failed::Read, error))?;
+        }
+        let there = self.files.names().await.map_err(|error| (Failed::Read, error));
+        let mut missing = 0;
+        self.change(|state| {
+            state.is_taken = taken.is_ok() && there.is_ok();
+            // A restart would find nothing where nothing can be read.
+            missing = state.write_missing(there.as_ref().unwrap_or(&BTreeSet::new()));
+        });
+        if missing > 0 {
+            warn!(missing, "what stateDir held is not there any more; it is written again");
+        }
+        taken.and(there.map(drop))
     }
 
     async fn load(&self) -> io::Result<()> {
@@ -222,39 +232,16 @@ impl DekStore {
                 },
             }
         }
-        self.change(|state| {
-            for (id, wrapped) in deks {
-                // What a Decrypt gave back meanwhile need not be written again.
-                if state.kept.get(&id).is_some_and(|kept| *kept.wrapped == wrapped) {
-                    state.changes.remove(&Name::Dek(id));
-                } else if !state.kept.contains_key(&id) {
-                    state.put(id, wrapped);
-                }
-            }
-            if !state.is_loaded && state.history != History::default() {
-                let history = std::mem::take(&mut state.history).after(earlier.clone());
-                state.changes.insert(Name::History, Some(history.encode()));
-                state.history = history;
-            } else {
-                state.history = earlier.clone();
-            }
-            state.written = earlier;
-            state.is_loaded = true;
-            state.prune();
-        });
+        self.change(|state| state.take_in(deks, earlier));
         Ok(())
     }
 
-    fn next(&self) -> Option<(Name, Option<Vec<u8>>)> {
-        self.state().changes.first_key_value().map(|(name, record)| (*name, record.clone()))
-    }
-
-    async fn write(&self, name: Name, record: Option<Vec<u8>>) -> Result<(), (&'static str, io::Error)> {
+    async fn write(&self, name: Name, record: Option<Vec<u8>>) -> Result<(), Failure> {
         let written = match &record {
             Some(record) => self.files.write(name, record).await,
             None => self.files.remove(name).await,
         };
-        written.map_err(|error| ("cannot be written to", error))?;
+        written.map_err(|error| (Failed::Write, error))?;
         self.change(|state| {
             // Something newer may have come meanwhile.
             if state.changes.get(&name) == Some(&record) {
@@ -263,19 +250,18 @@ impl DekStore {
             if name == Name::History {
                 state.written = record.as_deref().and_then(History::decode).unwrap_or_default();
             }
-            if state.changes.is_empty() && state.problem.take().is_some() {
-                info!("stateDir can be written again");
-            }
         });
         Ok(())
     }
 
-    fn failed(&self, what: &str, error: &io::Error) {
-        let problem = format!("stateDir {what} ({error}); what it should hold is in memory alone");
+    fn failed(&self, failed: Failed, error: &io::Error) {
         let mut state = self.state();
+        // Looked at again before anything is written: it may be another place by now.
+        state.is_taken = false;
+        let problem = words(failed, error);
         if state.problem.as_ref() != Some(&problem) {
-            error!(problem, "tried again in the background");
             state.problem = Some(problem);
+            error!(problem = state.problem(), "tried again in the background");
         }
     }
 
@@ -283,6 +269,9 @@ impl DekStore {
         let mut state = self.state();
         change(&mut state);
         state.changed = (!state.changes.is_empty()).then(|| state.changed.unwrap_or_else(Instant::now));
+        if state.is_well() && state.problem.take().is_some() {
+            info!("stateDir can be written again");
+        }
         self.unwritten.send_replace(state.changes.len());
         drop(state);
         self.work.notify_one();
@@ -293,24 +282,14 @@ impl DekStore {
     }
 }
 
-impl State {
-    fn is_written(&self, id: DekId) -> bool {
-        self.written.deks().any(|written| written == id) && !self.changes.contains_key(&Name::Dek(id))
-    }
+/// What could not be done, and why.
+type Failure = (Failed, io::Error);
 
-    fn put(&mut self, id: DekId, wrapped: WrappedDekSet) {
-        self.counter += 1;
-        self.kept.insert(id, Kept { wrapped: Arc::new(wrapped), since: self.counter });
-    }
-
-    fn prune(&mut self) {
-        while self.kept.len() > MOST_KEPT {
-            let others = self.kept.iter().filter(|(id, _)| self.history.deks().all(|own| own != **id));
-            let Some(oldest) = others.min_by_key(|(_, kept)| kept.since).map(|(id, _)| *id) else { return };
-            self.kept.remove(&oldest);
-            self.changes.insert(Name::Dek(oldest), None);
-        }
-    }
+/// What is to be done next with the place.
+enum Task {
+    Look,
+    Write(Name, Option<Vec<u8>>),
+    Nothing,
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ mod sealed_state;
 mod seam;
 mod secrets_stay_inside;
 mod simulation;
+mod state_folder;
 #[cfg(feature = "rotate")]
 mod tls;
 

@@ -25,6 +25,8 @@ async fn it_is_private_and_goes_with_the_setting() {
     let now = jiff::Timestamp::now().as_second();
     wait_until("the metric says until when", SOON, async || ends() > f64::from(i32::try_from(now).unwrap())).await;
     assert!(plugin.process.says("sealed for a start after a reboot"));
+    std::fs::remove_file(&file).unwrap();
+    wait_until("it is sealed again, whoever removed it", Duration::from_mins(1), async || file.exists()).await;
 
     plugin.stop();
     assert!(file.exists(), "a reboot stops the plugin, too");

@@ -3,17 +3,18 @@
 //! Each file is `KES1` ‖ SHA-256 of the rest (32) ‖ the record (`proto/envelope.proto`). A damaged file is set aside
 //! under the ending `.damaged`. Everything here runs on threads that may block.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, FlockOperation, access, flock};
 use tracing::warn;
 
-use super::state_files::{Name, StateFiles};
+use super::state_files::{Name, Place, StateFiles};
 use crate::crypto::seal::digest;
 use crate::crypto::secret::DekId;
 use crate::files;
@@ -21,7 +22,7 @@ use crate::files;
 const MAGIC: &[u8; 4] = b"KES1";
 const HISTORY: &str = "adopted";
 const ENDING: &str = "dek";
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 
 /// The state folder of one plugin.
 #[derive(Clone, Debug)]
@@ -53,13 +54,21 @@ impl StateFolder {
     }
 
     /// Makes the folder where it is missing, and takes it for this process.
-    fn take(&self) -> io::Result<()> {
-        let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.is_some() {
-            return Ok(());
+    fn take(&self) -> io::Result<Place> {
+        let mut held = self.held();
+        if let Some(file) = &*held {
+            if self.is_lock(file)? {
+                // Of a file system that can only be read by now, and of permissions that were withdrawn, the lock tells
+                // nothing.
+                access(&self.folder, Access::WRITE_OK | Access::EXEC_OK)?;
+                return Ok(Place::Same);
+            }
+            *held = None;
         }
         if !self.folder.exists() {
-            files::create_private_folder(&self.folder)?;
+            files::create_private_folder(&self.folder).map_err(|error| {
+                io::Error::new(error.kind(), format!("it does not exist and cannot be made: {error}"))
+            })?;
         }
         let file = File::options().create(true).truncate(false).write(true).open(self.folder.join(LOCK))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
@@ -69,19 +78,37 @@ impl StateFolder {
             ),
             error => error.into(),
         })?;
+        if !self.is_lock(&file)? {
+            return Err(was_replaced());
+        }
         // Only under the lock: they might be another process's that is just writing them.
         files::remove_unfinished(&self.folder);
         *held = Some(file);
-        Ok(())
+        Ok(Place::Other)
     }
 
-    /// Takes the folder for this process, and reads every record; damaged ones are set aside. Blocks.
-    ///
+    /// Whether this is the lock of the folder that is there now: the folder, or the lock in it, may have been removed,
+    /// moved away or replaced.
+    fn is_lock(&self, file: &File) -> io::Result<bool> {
+        let ours = file.metadata()?;
+        match fs::metadata(self.folder.join(LOCK)) {
+            Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// # Errors
-    /// See [`StateFiles::load`].
-    pub fn read_all(&self) -> io::Result<Vec<(Name, Vec<u8>)>> {
-        self.take()?;
-        self.records(read)
+    /// What is there now is not what was taken, and may be another process's.
+    fn check_taken(&self) -> io::Result<()> {
+        match &*self.held() {
+            Some(file) if self.is_lock(file)? => Ok(()),
+            _ => Err(was_replaced()),
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<File>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads every record, also while a plugin has the folder, and changes nothing. Blocks.
@@ -92,42 +119,78 @@ impl StateFolder {
         self.records(|file| record(&fs::read(file).ok()?))
     }
 
+    /// Takes the folder for this process, and reads every record; damaged ones are set aside. Blocks.
+    ///
+    /// # Errors
+    /// See [`StateFiles::take`] and [`StateFiles::load`].
+    pub fn read_all(&self) -> io::Result<Vec<(Name, Vec<u8>)>> {
+        self.take()?;
+        self.read_there()
+    }
+
+    fn read_there(&self) -> io::Result<Vec<(Name, Vec<u8>)>> {
+        if self.held().is_some() { self.records(read) } else { self.look() }
+    }
+
     fn records(&self, read: impl Fn(&Path) -> Option<Vec<u8>>) -> io::Result<Vec<(Name, Vec<u8>)>> {
-        let mut records = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
-            let file = entry?.path();
-            if let Some(name) = name_of(&file)
-                && let Some(record) = read(&file)
-            {
-                records.push((name, record));
+        let files = self.files()?.into_iter();
+        Ok(files.filter_map(|(name, file)| Some((name, read(&file)?))).collect())
+    }
+
+    /// The files of records; none where the folder is missing, or something else is in its place.
+    fn files(&self) -> io::Result<Vec<(Name, PathBuf)>> {
+        let mut files = Vec::new();
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(files);
             }
+            entries => entries?,
+        };
+        for entry in entries {
+            let file = entry?.path();
+            files.extend(name_of(&file).map(|name| (name, file)));
         }
-        Ok(records)
+        Ok(files)
     }
 }
 
 #[async_trait]
 impl StateFiles for StateFolder {
+    async fn take(&self) -> io::Result<Place> {
+        self.blocking(Self::take).await
+    }
+
     async fn load(&self) -> io::Result<Vec<(Name, Vec<u8>)>> {
-        self.blocking(Self::read_all).await
+        self.blocking(Self::read_there).await
+    }
+
+    async fn names(&self) -> io::Result<BTreeSet<Name>> {
+        self.blocking(|folder| Ok(folder.files()?.into_iter().map(|(name, _)| name).collect())).await
     }
 
     async fn write(&self, name: Name, record: &[u8]) -> io::Result<()> {
         let content = [MAGIC, digest(&[record]).as_slice(), record].concat();
         self.blocking(move |folder| {
-            folder.take()?;
+            folder.check_taken()?;
             files::replace(&folder.file(name), &content)
         })
         .await
     }
 
     async fn remove(&self, name: Name) -> io::Result<()> {
-        self.blocking(move |folder| match fs::remove_file(folder.file(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        self.blocking(move |folder| {
+            folder.check_taken()?;
+            match fs::remove_file(folder.file(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
         })
         .await
     }
+}
+
+fn was_replaced() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "it is not the folder any more that it was")
 }
 
 /// Which record a file is, by its name.

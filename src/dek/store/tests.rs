@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::folder::LOCK;
 use super::*;
 use crate::kek::{KekVersion, Lineage, WrappedDek};
 
@@ -62,7 +63,7 @@ async fn a_folder_that_cannot_be_used_is_reported_and_nothing_waits_for_it() {
     fs::write(&in_the_way, "a file").unwrap();
     let store = open(&in_the_way).await;
     store.keep(number(1), &wrapped());
-    assert_eq!(store.count(), 1);
+    assert_eq!((store.kept().len(), store.count()), (1, 0));
     assert!(!store.is_written(Duration::ZERO).await);
     assert!(store.problem().unwrap().contains("in memory alone"), "{:?}", store.problem());
 
@@ -73,12 +74,60 @@ async fn a_folder_that_cannot_be_used_is_reported_and_nothing_waits_for_it() {
 }
 
 #[tokio::test]
+async fn what_a_folder_holds_is_read_though_it_cannot_be_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = open(folder.path()).await;
+    first.keep(number(1), &wrapped());
+    first.record(|history| history.adopted(number(1), 1, wrapped().versions()));
+    assert!(first.is_written(LONG).await);
+    fs::remove_file(folder.path().join(LOCK)).unwrap();
+    fs::create_dir(folder.path().join(LOCK)).unwrap();
+
+    let second = open(folder.path()).await;
+    assert_eq!((second.count(), second.history()), (1, first.history()));
+    let problem = second.problem().unwrap();
+    assert!(problem.contains("cannot be written") && problem.contains("what is new will be in memory alone"));
+    assert!(second.find_written(number(1)).is_some());
+    fs::remove_dir(folder.path().join(LOCK)).unwrap();
+    second.keep(number(2), &wrapped());
+    assert!(second.is_written(LONG).await);
+    assert_eq!((second.count(), second.problem()), (2, None));
+}
+
+#[tokio::test]
+async fn another_folder_in_its_place_is_taken_with_what_it_holds_and_written() {
+    let place = tempfile::tempdir().unwrap();
+    let (folder, other) = (place.path().join("state"), place.path().join("other"));
+    let (store, theirs) = (open(&folder).await, open(&other).await);
+    for (store, id) in [(&store, 1), (&theirs, 2)] {
+        store.keep(number(id), &wrapped());
+        store.record(|history| history.adopted(number(id), 1, wrapped().versions()));
+        assert!(store.is_written(LONG).await);
+    }
+    fs::rename(&folder, place.path().join("away")).unwrap();
+    fs::rename(&other, &folder).unwrap();
+    drop(theirs);
+    fs::remove_file(folder.join(LOCK)).unwrap();
+    store.look_soon();
+    while store.kept().len() < 2 || !store.is_written(LONG).await {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(folder.join(LOCK).exists() && store.problem().is_none());
+    // What was adopted here stays the newest.
+    assert_eq!(store.history().deks().collect::<Vec<_>>(), [number(1), number(2)]);
+    assert_eq!(store.written_history(), store.history());
+    let records = StateFolder::new(&folder).look().unwrap();
+    assert_eq!(records.len(), 3);
+}
+
+#[tokio::test]
 async fn any_changed_byte_sets_a_file_aside_and_nothing_else_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     let (good, bad) = (number(1), number(2));
     let bad_file = folder.path().join(format!("{bad}.dek"));
     {
         let files = Arc::new(StateFolder::new(folder.path()));
+        assert_eq!(files.take().await.unwrap(), Place::Other);
         for id in [good, bad] {
             files.write(Name::Dek(id), &wrapped().encode().unwrap()).await.unwrap();
         }
@@ -108,7 +157,7 @@ async fn the_oldest_deks_of_others_go_when_there_are_too_many_and_none_of_its_ow
     for id in (1..=more).map(number) {
         store.keep(id, &wrapped());
     }
-    assert_eq!(store.count(), MOST_KEPT);
+    assert_eq!(store.kept().len(), MOST_KEPT);
     assert!(store.find(own).is_some() && store.find(number(more)).is_some());
     assert!((1..=10).all(|id| store.find(number(id)).is_none()));
     assert!(store.find(number(11)).is_some());

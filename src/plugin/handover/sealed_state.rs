@@ -199,6 +199,10 @@ impl SealedStateFile {
         };
         let content = Content::of(&handover);
         let newest = handover.opened.iter().map(|vouched| vouched.opened).max();
+        // Somebody may have removed it, or the folder with it.
+        if written.is_some() && !self.blocking(Path::try_exists).await.unwrap_or(true) {
+            *written = None;
+        }
         if let Some(written) = written
             && written.content == content
         {
@@ -318,7 +322,8 @@ fn read(file: &Path) -> io::Result<Option<Vec<u8>>> {
 
 fn remove(file: &Path) -> io::Result<()> {
     match fs::remove_file(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A file system that can only be read says so of a file that is not there, too.
+        Err(_) if !file.try_exists().unwrap_or(true) => Ok(()),
         // What is removed must not be there again after a power cut.
         removed => removed.and_then(|()| File::open(files::folder_of(file))?.sync_all()),
     }

@@ -1,13 +1,13 @@
 //! A node's state folder: writes take a moment, fail, hang, or are lost with the process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kube_envelope::dek::store::{Name, StateFiles};
+use kube_envelope::dek::store::{Name, Place, StateFiles};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -57,10 +57,18 @@ impl Mounted {
 
 #[async_trait]
 impl StateFiles for Mounted {
-    async fn load(&self) -> io::Result<Vec<(Name, Vec<u8>)>> {
+    async fn take(&self) -> io::Result<Place> {
         if self.disk.health() == Health::Hangs {
             self.arrive().await?;
         }
+        Ok(Place::Same)
+    }
+
+    async fn names(&self) -> io::Result<BTreeSet<Name>> {
+        Ok(self.disk.files.lock().unwrap().keys().copied().collect())
+    }
+
+    async fn load(&self) -> io::Result<Vec<(Name, Vec<u8>)>> {
         Ok(self.disk.files.lock().unwrap().iter().map(|(name, record)| (*name, record.clone())).collect())
     }
 
