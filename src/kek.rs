@@ -30,6 +30,12 @@ pub trait Kek: Send + Sync + fmt::Debug {
     /// Which KEK this is, known from its configuration without asking anybody.
     fn lineage(&self) -> Lineage;
 
+    /// Whether that is the name that its wraps have. A KEK that is a file does not know before it was read once; until then
+    /// its lineage tells it from the other ones that are configured, and from nothing else. Asks nobody.
+    fn is_identified(&self) -> bool {
+        true
+    }
+
     /// When the credentials now in use end, where they do and that is known. Asks nobody.
     fn credentials_expire(&self) -> Option<jiff::Timestamp>;
 

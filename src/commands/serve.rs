@@ -156,14 +156,16 @@ async fn serve(
     let refresh = Refresh::new(service.clone(), settings.clone(), metrics.clone(), kek_health);
     let mut refresh = refresh.with_sealed_state(sealed.clone());
     let keeper = handover::keeper(config.handover.clone());
+    // What an earlier process left is of the highest one, whatever was configured since.
+    let epoch = config.epoch.max(service.store().history().epoch());
     let mut is_taken = true;
     if let Some(keeper) = &keeper {
-        is_taken = handover::take_over(&service, keeper.clone(), config.epoch).await;
+        is_taken = handover::take_over(&service, keeper.clone(), epoch).await;
     }
     // Before the socket is served: a first Status then has an answer where the KEKs had one.
     refresh.turn().await;
     if let Some(keeper) = keeper {
-        background.spawn(handover::keep_up(service.clone(), keeper, config.epoch, is_taken));
+        background.spawn(handover::keep_up(service.clone(), keeper, epoch, is_taken));
     }
     if let Some(sealed) = sealed {
         background.spawn(sealed.keep_up(service.clone()));

@@ -67,6 +67,11 @@ impl GuardedKek {
         self.kek.lineage()
     }
 
+    /// The value of [`Kek::is_identified`]; asks nobody.
+    pub(super) fn is_identified(&self) -> bool {
+        self.kek.is_identified()
+    }
+
     /// The value of [`Kek::credentials_expire`]; asks nobody.
     pub fn credentials_expire(&self) -> Option<jiff::Timestamp> {
         self.kek.credentials_expire()

@@ -1,12 +1,15 @@
 //! All configured KEKs together: each wraps every DEK, any one of them unwraps it.
 
-use std::collections::{BTreeSet, HashMap};
+mod unwrap_error;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt};
 
+pub use self::unwrap_error::{Refusal, UnwrapError};
 use super::guard::GuardedKek;
 use super::offline::OfflineKey;
 use super::{KekCause, KekError, KekVersion, Lineage, Unwrapped, WrapContext, WrappedDek};
@@ -34,63 +37,11 @@ pub struct Answer<T> {
     pub result: Result<T, KekError>,
 }
 
+/// KEKs of which it is not known which they are, since they cannot be opened, by their configured names, with what they say.
+pub type Unidentified = BTreeMap<String, String>;
+
 /// Told of each version that unwraps, at once and not when the slowest KEK has answered.
 pub type Opened<'a> = &'a (dyn Fn(&KekVersion) + Send + Sync);
-
-/// Why no KEK unwrapped a DEK.
-#[derive(Debug, thiserror::Error)]
-pub enum UnwrapError {
-    /// None of the wraps belongs to a configured KEK; nobody was asked.
-    #[error("wrapped by none of the configured KEKs; add the KEK that wrapped it under keks or retired")]
-    NoKek,
-    /// The private half of the one KEK that could unwrap it is not here; nobody was asked.
-    #[error(
-        "only break-glass KEK {0} could unwrap it, and its private half is not here: give it with --break-glass FILE"
-    )]
-    OnlyBreakGlass(String),
-    /// Every KEK that could unwrap it failed.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Failed(Vec<Refusal>),
-}
-
-/// One KEK that did not unwrap a DEK.
-#[derive(Debug, thiserror::Error)]
-#[error("{name}: {}", error.chain())]
-pub struct Refusal {
-    /// The KEK's configured name.
-    pub name: String,
-    /// The version that had wrapped.
-    pub version: KekVersion,
-    /// What it said.
-    pub error: KekError,
-}
-
-impl UnwrapError {
-    /// The one cause to act upon: as long as one KEK may still answer, that it does not just now.
-    pub fn cause(&self) -> KekCause {
-        let errors = match self {
-            Self::NoKek => return KekCause::UnknownVersion,
-            // Not lost: a person can bring the key.
-            Self::OnlyBreakGlass(_) => return KekCause::Misconfigured,
-            Self::Failed(errors) => errors,
-        };
-        errors
-            .iter()
-            .map(|refusal| refusal.error.cause())
-            // In the order of how soon it may pass by itself: as long as one KEK may answer again, the API server is told to
-            // retry.
-            .min_by_key(|cause| match cause {
-                KekCause::Unavailable => 0,
-                KekCause::Throttled => 1,
-                KekCause::Unauthenticated => 2,
-                KekCause::Misconfigured => 3,
-                KekCause::Denied => 4,
-                KekCause::UnknownVersion => 5,
-                KekCause::Rejected => 6,
-            })
-            .unwrap_or(KekCause::Unavailable)
-    }
-}
 
 impl KekSet {
     /// The set of these KEKs.
@@ -125,10 +76,23 @@ impl KekSet {
         }
         let mut offline =
             self.offline().filter(|(_, lineage, _)| wraps.iter().any(|wrap| wrap.version.lineage == *lineage));
-        Some(match offline.next() {
-            Some((name, _, _)) => UnwrapError::OnlyBreakGlass(name.to_owned()),
-            None => UnwrapError::NoKek,
+        Some(match (offline.next(), self.unidentified().next()) {
+            (Some((name, _, _)), _) => UnwrapError::OnlyBreakGlass(name.to_owned()),
+            (None, Some(kek)) => UnwrapError::Unidentified(kek.name().to_owned()),
+            (None, None) => UnwrapError::NoKek,
         })
+    }
+
+    /// Asks the retired KEKs of which it is not known which they are: only then do they unwrap what they wrapped. Those that
+    /// still do not say, and those that wrap and did not say in `answers`.
+    pub async fn identify(&self, answers: &[Answer<KekVersion>]) -> Unidentified {
+        let unknown = self.retired.iter().filter(|kek| !kek.is_identified());
+        let asked = join_all(unknown.map(async |kek| (kek.name(), kek.version().await.err()))).await;
+        let silent = answers.iter().map(|answer| (answer.name.as_str(), answer.result.as_ref().err()));
+        let silent = silent.chain(asked.iter().map(|(name, error)| (*name, error.as_ref())));
+        let silent = silent.filter_map(|(name, error)| Some((name.to_owned(), error?.chain())));
+        let is_unknown = |name: &str| self.unidentified().any(|kek| kek.name() == name);
+        silent.filter(|(name, _)| is_unknown(name)).collect()
     }
 
     /// Asks every KEK that wraps for its active version, all at once.
@@ -266,6 +230,10 @@ impl KekSet {
     /// The KEK that unwraps what has this lineage.
     fn find(&self, lineage: Lineage) -> Option<&Arc<GuardedKek>> {
         self.unwrapping().find(|kek| kek.lineage() == lineage)
+    }
+
+    fn unidentified(&self) -> impl Iterator<Item = &Arc<GuardedKek>> {
+        self.unwrapping().filter(|kek| !kek.is_identified())
     }
 
     fn unwrapping(&self) -> impl Iterator<Item = &Arc<GuardedKek>> {

@@ -38,6 +38,10 @@ impl Kek for OpenedOnUse {
         self.kek.get().map_or(self.lineage, |kek| kek.lineage())
     }
 
+    fn is_identified(&self) -> bool {
+        self.kek.initialized() || self.key_store.unknown_lineage() != Some(self.lineage)
+    }
+
     fn credentials_expire(&self) -> Option<jiff::Timestamp> {
         self.kek.get()?.credentials_expire()
     }

@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use self::coverage::{Choice, Kept, Uncovered, stored_generation};
-use self::decision::{Known, Step, decide};
+use self::decision::{Known, Step, decide, lowered};
 pub use self::health::{KekHealth, VersionHealth};
 pub use self::memory::{MakeDek, Refresh};
 use self::memory::{after, is_over};
@@ -45,7 +45,7 @@ use super::state::Serving;
 use crate::crypto::seal::os_random;
 use crate::crypto::secret::Dek;
 use crate::kek::KekVersion;
-use crate::kek::set::{Answer, KekSet};
+use crate::kek::set::{Answer, KekSet, Unidentified};
 use crate::telemetry::Metrics;
 
 /// While nothing is served: serving resumes within a second of a KEK's first good answer.
@@ -83,6 +83,7 @@ impl Refresh {
             failures: BTreeMap::new(),
             named: BTreeMap::new(),
             renamed: BTreeSet::new(),
+            unidentified: BTreeMap::new(),
             // Nothing is served yet: the first turn begins at once.
             waits: 1,
             random: StdRng::from_rng(&mut rand::rng()),
@@ -135,10 +136,12 @@ impl Refresh {
     pub async fn turn(&mut self) {
         // Before anything is asked: after a long sleep the keys are cleared first, however slowly the KEKs answer.
         self.stop_overdue();
+        self.service.store().look_soon();
         // The stored generation needs no answer about active versions; it is unwrapped while the KEKs are asked for them.
         self.recover();
         let answers = self.settings.keks.versions().await;
         self.note(&answers);
+        self.unidentified = self.settings.keks.identify(&answers).await;
         // Only now is it known which keyring a file holds.
         self.configure();
         self.recover();
@@ -220,7 +223,9 @@ impl Refresh {
         // A reload, or a disk that was read late, may have made another generation the newest.
         if self.recovery.as_ref().map(Recovery::dek_id) != current.as_ref().map(|(id, _)| *id) {
             let keks = self.settings.keks.clone();
-            let before = self.sealed.clone().map(|sealed| (sealed, self.settings.epoch));
+            // Under a lowered epoch what is there is of the highest.
+            let epoch = self.settings.epoch.max(self.service.store().history().epoch());
+            let before = self.sealed.clone().map(|sealed| (sealed, epoch));
             self.recovery = current.map(|kept| Recovery::start(self.service.clone(), keks, kept, before));
         }
     }
@@ -228,11 +233,12 @@ impl Refresh {
     /// Why nothing new may be made: what this node has stored belongs to a cluster of another name, or kept DEKs would need a
     /// KEK that is not configured.
     fn objection(&self) -> Option<String> {
-        if let Some(reason) = self.renamed_cluster() {
+        let lowered = || lowered(self.settings.epoch, &self.service.store().history());
+        if let Some(reason) = self.renamed_cluster().or_else(lowered) {
             return Some(reason);
         }
         let uncovered = Uncovered::of(&self.kept(), &self.settings.keks.lineages());
-        (!uncovered.is_empty()).then(|| self.advice(&uncovered, &self.settings.keks))
+        (!uncovered.is_empty()).then(|| self.advice(&uncovered, &self.settings.keks, &self.unidentified))
     }
 
     /// The name of the cluster is bound into everything that is stored: under another one nothing opens, and what is written
@@ -250,13 +256,13 @@ impl Refresh {
         })
     }
 
-    fn advice(&self, uncovered: &Uncovered, keks: &KekSet) -> String {
+    fn advice(&self, uncovered: &Uncovered, keks: &KekSet, unidentified: &Unidentified) -> String {
         let history = self.service.store().history();
         let former = |lineage| {
             let now = self.settings.keks.name(lineage).map(str::to_owned);
             now.or_else(|| history.name(lineage).map(str::to_owned))
         };
-        uncovered.advice(&former, keks)
+        uncovered.advice(&former, keks, unidentified)
     }
 
     /// The DEKs of this cluster that are kept.

@@ -225,7 +225,7 @@ pub async fn opens<'a>(
                 // One DEK that does not open outweighs all that do: what is asked is whether every one opens.
                 answers.entry(version).or_insert(Ok(()));
             }
-            Err(UnwrapError::NoKek | UnwrapError::OnlyBreakGlass(_)) => {}
+            Err(UnwrapError::NoKek | UnwrapError::Unidentified(_) | UnwrapError::OnlyBreakGlass(_)) => {}
             Err(error) => {
                 answers.insert(version, Err(error.to_string()));
             }

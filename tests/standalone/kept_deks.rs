@@ -25,7 +25,9 @@ fn lineage(keyring: &KeyringFile) -> String {
 fn configure(plugin: &Plugin, keks: &str, retired: &str, more: &str) {
     let file = plugin.config_file();
     let before = std::fs::read_to_string(&file).unwrap();
-    let kept = before.lines().filter(|line| !["keks:", "retired:", "forget:"].iter().any(|key| line.starts_with(key)));
+    let kept = before
+        .lines()
+        .filter(|line| !["keks:", "retired:", "forget:", "epoch:"].iter().any(|key| line.starts_with(key)));
     let kept = kept.collect::<Vec<_>>().join("\n");
     std::fs::write(&file, format!("{kept}\nkeks: [{keks}]\nretired: [{retired}]\n{more}\n")).unwrap();
     plugin.process.signal(rustix::process::Signal::HUP);
@@ -199,6 +201,68 @@ async fn a_dek_that_lives_in_memory_only_is_told_before_a_restart_loses_it() {
     assert!(opens(&plugin, &sealed).await, "still");
     std::fs::write(keyring.path(), good).unwrap();
     wait_until("ready", SOON, async || report(&plugin)["state"] == "ready").await;
+}
+
+/// It may be the reason why the epoch was raised that what was sealed before it leaked.
+#[tokio::test]
+async fn an_epoch_that_is_lowered_brings_no_former_dek_back() {
+    let a = KeyringFile::create();
+    let mut plugin = start(&item("a", &a)).await;
+    let first = plugin.wait_healthy().await;
+    configure(&plugin, &item("a", &a), "", "epoch: 3");
+    let raised = wait_another(&plugin, &first).await;
+    let lowered = "epoch is 2, and this node has encrypted under epoch 3";
+    configure(&plugin, &item("a", &a), "", "epoch: 2");
+    let reason = wait_for_reason(&plugin, lowered).await;
+    assert!(reason.contains("was refused") && reason.contains("set epoch to 3 or more"), "{reason}");
+    assert!((plugin.metric("kube_envelope_config_reload_succeeded", &[]) - 0.0).abs() < 0.1);
+
+    // A start cannot be refused: what is there serves, and nothing else is made.
+    plugin.stop();
+    plugin.restart().await;
+    assert_eq!(plugin.wait_healthy().await, raised);
+    wait_for_reason(&plugin, lowered).await;
+    assert_eq!(report(&plugin)["state"], "degraded");
+    a.rotate();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(encrypt(&plugin).await.key_id, raised);
+    configure(&plugin, &item("a", &a), "", "epoch: 3");
+    wait_another(&plugin, &raised).await;
+    wait_until("ready", SOON, async || report(&plugin)["state"] == "ready").await;
+}
+
+#[tokio::test]
+async fn a_retired_kek_whose_file_is_not_there_is_not_said_to_be_another_key() {
+    let (a, b) = (KeyringFile::create(), KeyringFile::create());
+    let mut plugin = start(&item("a", &a)).await;
+    let first = plugin.wait_healthy().await;
+    let sealed = encrypt(&plugin).await;
+    let typo = a.path().with_extension("typo");
+    let mistyped = format!("{{name: a, keyring: {{file: {}}}}}", typo.display());
+    let missing = format!("keyring file {} does not exist", typo.display());
+    for (keks, retired) in [(item("b", &b), mistyped.as_str()), (mistyped.clone(), "")] {
+        configure(&plugin, &keks, retired, "");
+        let reason = wait_for_reason(&plugin, &missing).await;
+        assert!(reason.contains("was refused") && !reason.contains("different key"), "{reason}");
+        assert!(!reason.contains("restart") && !reason.contains("forget"), "{reason}");
+    }
+
+    // The same at a start: it waits, and serves when the file is there.
+    configure(&plugin, &item("b", &b), &mistyped, "");
+    plugin.stop();
+    plugin.restart().await;
+    let reason = wait_for_reason(&plugin, &missing).await;
+    assert!(!reason.contains("different key"), "{reason}");
+    wait_until("the KEK's own error", SOON, async || {
+        let keks = report(&plugin)["keks"].clone();
+        let named = keks.as_array().into_iter().flatten().find(|kek| kek["name"] == "a").cloned();
+        named.is_some_and(|kek| kek["error"].as_str().is_some_and(|error| error.contains(&missing)))
+    })
+    .await;
+    std::fs::copy(a.path(), &typo).unwrap();
+    std::fs::set_permissions(&typo, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    wait_another(&plugin, &first).await;
+    assert!(opens(&plugin, &sealed).await);
 }
 
 #[tokio::test]

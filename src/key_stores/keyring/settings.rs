@@ -1,6 +1,6 @@
 //! The settings of a `keyring` KEK.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -39,8 +39,11 @@ struct KeyringFile {
 impl KeyStore for KeyringFile {
     /// Of the keyring's own id. While the file cannot be read, one that no wrap has.
     fn lineage(&self) -> Lineage {
-        let unread = || Lineage::derive("keyring file", &[&self.file.to_string_lossy()]);
-        Keyring::read(&self.file).map_or_else(|_| unread(), |keyring| keyring.lineage())
+        Keyring::read(&self.file).map_or_else(|_| unread(&self.file), |keyring| keyring.lineage())
+    }
+
+    fn unknown_lineage(&self) -> Option<Lineage> {
+        Some(unread(&self.file))
     }
 
     fn asks_a_server(&self) -> bool {
@@ -88,6 +91,10 @@ impl KeyStore for KeyringFile {
     async fn open_rotating(&self) -> Result<Box<dyn RotateKek>, KekError> {
         Ok(Box::new(KeyringKek::open(&self.file)?.settled()))
     }
+}
+
+fn unread(file: &Path) -> Lineage {
+    Lineage::derive("keyring file", &[&file.to_string_lossy()])
 }
 
 #[cfg(test)]

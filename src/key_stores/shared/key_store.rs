@@ -17,6 +17,11 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
     /// The value of [`Kek::lineage`], known from the settings alone.
     fn lineage(&self) -> Lineage;
 
+    /// What [`KeyStore::lineage`] gives where the settings alone do not tell, and a file that does cannot be read.
+    fn unknown_lineage(&self) -> Option<Lineage> {
+        None
+    }
+
     /// Whether it is a server that is asked, which has a clock of its own.
     fn asks_a_server(&self) -> bool {
         true

@@ -7,6 +7,7 @@ use futures::stream::{self, StreamExt};
 use tracing::{error, info};
 
 use super::coverage::{Kept, Uncovered};
+use super::decision::lowered;
 use super::memory::Refresh;
 use super::proofs::Proofs;
 use super::settings::Settings;
@@ -62,14 +63,18 @@ impl Refresh {
     /// # Errors
     /// Why `new` is not to be taken.
     async fn try_out(&self, new: &Settings) -> Result<Vec<Opened>, String> {
+        if let Some(reason) = lowered(new.epoch, &self.service.store().history()) {
+            return Err(reason);
+        }
         // Whatever they answer: once asked, a KEK knows which one it is.
-        let _ = new.keks.versions().await;
+        let answers = new.keks.versions().await;
+        let unidentified = new.keks.identify(&answers).await;
         let mut kept = self.kept();
         // Listed under `forget`: somebody has said that nothing needs them any more.
         kept.retain(|(_, wrapped)| !new.forgets(wrapped));
         let uncovered = Uncovered::of(&kept, &new.keks.lineages());
         if !uncovered.is_empty() {
-            return Err(self.advice(&uncovered, &new.keks));
+            return Err(self.advice(&uncovered, &new.keks, &unidentified));
         }
         // A KEK that answers may still be the wrong one, or without the right to unwrap. Only what the KEKs in use do
         // unwrap counts, so that an outage does not make every configuration unacceptable.

@@ -162,7 +162,7 @@ impl Refresh {
         let former = store.written_history().deks().find_map(|id| store.find_written(id));
         let former = former.map(|former| former.key_id());
         if let (Some(problem), Some(former)) = (&problem, former.filter(|former| former != key_id)) {
-            return Err(format!("{problem}, and a restart would go back from {key_id} to {former}: make room"));
+            return Err(format!("{problem}, and a restart would go back from {key_id} to {former}"));
         }
         self.metrics.adopted();
         info!(%key_id, dek_id = %id, "adopted a generation");

@@ -1,13 +1,12 @@
 //! What the kept DEKs need of a configuration, and which stored generation may be gone on with. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 use std::sync::Arc;
 
 use crate::crypto::secret::DekId;
 use crate::dek::history::History;
 use crate::envelope::WrappedDekSet;
-use crate::kek::set::KekSet;
+use crate::kek::set::{KekSet, Unidentified};
 use crate::kek::{ClusterName, Lineage};
 
 /// A DEK that is kept.
@@ -37,50 +36,92 @@ impl Uncovered {
     }
 
     /// Which KEK to put where. `former` is how the configuration called the KEKs.
-    pub fn advice(&self, former: &dyn Fn(Lineage) -> Option<String>, keks: &KekSet) -> String {
-        let mut advice = String::new();
-        for (lineages, count) in &self.0 {
-            let offline = keks.offline().find(|(_, lineage, _)| lineages.contains(lineage));
-            let others = lineages.iter().filter(|lineage| offline.is_none_or(|(_, of, _)| of != **lineage));
-            let names = others.map(|lineage| match former(*lineage) {
-                Some(name) => format!("KEK {name} (lineage {lineage})"),
-                None => format!("the KEK of lineage {lineage}"),
-            });
-            let names = names.collect::<Vec<_>>().join(" or ");
-            if let Some((break_glass, lineage, _)) = offline {
-                // What else has wrapped it is not configured, and perhaps gone for good.
-                let _ = if names.is_empty() {
-                    write!(advice, "{count} kept DEKs need the private half of KEK {break_glass}: ")
-                } else {
-                    write!(
-                        advice,
-                        "{count} kept DEKs need {names}, which is not configured, or the private half of KEK \
-                         {break_glass}: put the former under `retired`, or "
-                    )
-                };
-                let _ = write!(
-                    advice,
-                    "start with `serve --break-glass FILE` and run rotate-keys; once it has said Yes, list the lineages \
-                     under `forget` ({lineage} if no other one is left). "
-                );
-                continue;
+    pub fn advice(
+        &self,
+        former: &dyn Fn(Lineage) -> Option<String>,
+        keks: &KekSet,
+        unidentified: &Unidentified,
+    ) -> String {
+        let of = Advice { former, keks, unidentified };
+        self.0.iter().map(|(lineages, count)| of.about(lineages, *count)).collect::<Vec<_>>().join(". ")
+    }
+}
+
+/// What an advice depends on.
+struct Advice<'a> {
+    former: &'a dyn Fn(Lineage) -> Option<String>,
+    keks: &'a KekSet,
+    unidentified: &'a Unidentified,
+}
+
+impl Advice<'_> {
+    fn about(&self, lineages: &BTreeSet<Lineage>, count: usize) -> String {
+        let offline = self.keks.offline().find(|(_, lineage, _)| lineages.contains(lineage));
+        let others = lineages.iter().filter(|lineage| offline.is_none_or(|(_, of, _)| of != **lineage));
+        let names = others.map(|lineage| match (self.former)(*lineage) {
+            Some(name) => format!("KEK {name} (lineage {lineage})"),
+            None => format!("the KEK of lineage {lineage}"),
+        });
+        let names = names.collect::<Vec<_>>().join(" or ");
+        let unread = self.unread(lineages);
+        let Some((break_glass, lineage, _)) = offline else {
+            if let Some(unread) = unread {
+                return format!("{count} kept DEKs need {names}, and {unread}");
             }
-            let replaced = lineages.iter().find_map(|lineage| {
-                let name = former(*lineage)?;
-                keks.all().any(|(now, _, _)| now == name).then_some(name)
-            });
-            let _ = write!(advice, "{count} kept DEKs need {names}, which is not configured: ");
-            let _ = match replaced {
-                Some(name) => write!(
-                    advice,
-                    "KEK {name} is a different key than before; restore the former one (a keyring file: from another \
-                     node or from its backup), or list it under `retired` with another name"
-                ),
-                None => write!(advice, "put it under `retired`"),
-            };
-            advice.push_str("; once rotate-keys has named it in a Yes, list its lineage under `forget`. ");
+            return format!(
+                "{count} kept DEKs need {names}, which is not configured: {}; once rotate-keys has named it in a Yes, \
+                 list its lineage under `forget`",
+                self.missing(lineages)
+            );
+        };
+        // What else has wrapped it is not configured, and perhaps gone for good.
+        let what = match (names.is_empty(), unread) {
+            (true, _) => format!("{count} kept DEKs need the private half of KEK {break_glass}: "),
+            (false, Some(unread)) => {
+                format!("{count} kept DEKs need {names}, and {unread}; or the private half of KEK {break_glass}: ")
+            }
+            (false, None) => format!(
+                "{count} kept DEKs need {names}, which is not configured, or the private half of KEK {break_glass}: put \
+                 the former under `retired`, or "
+            ),
+        };
+        format!(
+            "{what}start with `serve --break-glass FILE` and run rotate-keys; once it has said Yes, list the lineages under \
+             `forget` ({lineage} if no other one is left)"
+        )
+    }
+
+    /// A KEK that cannot be opened has no identity yet: it may be the one that is needed, and only what it says tells what
+    /// to do. Of several the one of the same name.
+    fn unread(&self, lineages: &BTreeSet<Lineage>) -> Option<String> {
+        let same = lineages.iter().find_map(|lineage| self.unidentified.get_key_value(&(self.former)(*lineage)?));
+        // A KEK that is there under its former name is another key, and no other one is that one.
+        let (or, (name, words)) = match same {
+            Some(same) => ("", same),
+            None if self.replaced(lineages).is_some() => return None,
+            None => (
+                "; if it is another key, put the one that is needed under `retired`",
+                self.unidentified.first_key_value()?,
+            ),
+        };
+        Some(format!("KEK {name}, of which it is not known which key it is, cannot be opened: {words}{or}"))
+    }
+
+    fn missing(&self, lineages: &BTreeSet<Lineage>) -> String {
+        match self.replaced(lineages) {
+            Some(name) => format!(
+                "KEK {name} is a different key than before; restore the former one (a keyring file: from another node or \
+                 from its backup), or list it under `retired` with another name"
+            ),
+            None => "put it under `retired`".into(),
         }
-        advice.trim_end_matches(". ").to_owned()
+    }
+
+    fn replaced(&self, lineages: &BTreeSet<Lineage>) -> Option<String> {
+        lineages.iter().find_map(|lineage| {
+            let name = (self.former)(*lineage)?;
+            self.keks.all().any(|(now, _, _)| now == name).then_some(name)
+        })
     }
 }
 
@@ -226,7 +267,7 @@ mod tests {
         let keks = KekSet::new(vec![kek("a", None), kek("escrow", Some(key))], Vec::new()).expect("none is twice");
         let all = [kept(1, &["a", "escrow"]), kept(2, &["b", "escrow"]), kept(3, &["escrow"])];
         let uncovered = Uncovered::of(&all, &keks.lineages());
-        let advice = uncovered.advice(&|_| None, &keks);
+        let advice = uncovered.advice(&|_| None, &keks, &Unidentified::new());
         assert_eq!(uncovered.0.len(), 2, "{advice}");
         assert!(advice.contains("1 kept DEKs need the private half of KEK escrow: start with"), "{advice}");
         assert!(
@@ -247,9 +288,33 @@ mod tests {
     fn the_advice_names_the_kek_counts_the_deks_and_never_says_create() {
         let all = [kept(1, &["a"]), kept(2, &["a"]), kept(3, &["b"])];
         let former = |one: Lineage| (one == lineage("a")).then(|| "primary".to_owned());
-        let advice = Uncovered::of(&all, &BTreeSet::new()).advice(&former, &no_keks());
+        let advice = Uncovered::of(&all, &BTreeSet::new()).advice(&former, &no_keks(), &Unidentified::new());
         assert!(advice.contains(&format!("2 kept DEKs need KEK primary (lineage {})", lineage("a"))), "{advice}");
         assert!(advice.contains(&format!("1 kept DEKs need the KEK of lineage {}", lineage("b"))), "{advice}");
         assert!(advice.contains("put it under `retired`") && !advice.contains("create"), "{advice}");
+    }
+    #[test]
+    fn a_kek_that_cannot_be_opened_is_not_said_to_be_another_key_and_says_itself_what_is_wrong() {
+        let former = |one: Lineage| (one == lineage("a")).then(|| "primary".to_owned());
+        let all = [kept(1, &["a"])];
+        let advice = |configured: &str, unread: &[&str]| {
+            let metrics = Arc::new(crate::telemetry::Metrics::new());
+            let kek = crate::kek::guard::GuardedKek::new(configured.into(), Box::new(Never(lineage("?"))), metrics);
+            let keks = KekSet::new(vec![Arc::new(kek)], Vec::new()).expect("one");
+            let unread =
+                unread.iter().map(|name| ((*name).to_owned(), format!("{name}.json does not exist"))).collect();
+            Uncovered::of(&all, &keks.lineages()).advice(&former, &keks, &unread)
+        };
+        let unread = advice("primary", &["other", "primary"]);
+        assert!(
+            unread.contains("KEK primary, of which it is not known") && unread.contains("primary.json does not exist")
+        );
+        assert!(!unread.contains("different key") && !unread.contains("`forget`"), "{unread}");
+        // Under another name it may be the one that is needed.
+        let renamed = advice("new", &["new"]);
+        assert!(renamed.contains("new.json does not exist") && renamed.contains("under `retired`"), "{renamed}");
+        // One that says which key it is.
+        assert!(advice("primary", &[]).contains("KEK primary is a different key than before"));
+        assert!(advice("primary", &["other"]).contains("KEK primary is a different key than before"));
     }
 }

@@ -92,6 +92,17 @@ pub(super) fn went_back(back: &KekVersion, answers: &[Answer<KekVersion>], histo
     )
 }
 
+/// Why nothing new may be made under this epoch: keys that were taken out of use would be used again.
+pub(super) fn lowered(epoch: u64, history: &History) -> Option<String> {
+    let highest = history.epoch();
+    (epoch < highest).then(|| {
+        format!(
+            "epoch is {epoch}, and this node has encrypted under epoch {highest}: an older epoch would bring back keys that \
+             were taken out of use; set epoch to {highest} or more, the same on all nodes"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,6 +189,16 @@ mod tests {
         let adopted: &[&[_]] = &[&[("a", "1")], &[("b", "1")]];
         assert!(adopts(&after(adopted, 1, &[answered("a", "1")])));
         assert!(adopts(&after(&[&[("a", "1")], &[("a", "1"), ("b", "1")]], 1, &[answered("a", "1")])));
+    }
+
+    #[test]
+    fn an_epoch_is_never_lowered_below_the_highest_that_this_node_adopted() {
+        let mut history = History::default();
+        assert_eq!(lowered(1, &history), None);
+        history.adopted(DekId([1; 16]), 3, set(&[("a", "1")]).versions());
+        history.adopted(DekId([2; 16]), 2, set(&[("a", "1")]).versions());
+        assert!(lowered(2, &history).is_some_and(|reason| reason.contains("set epoch to 3 or more")));
+        assert_eq!((lowered(3, &history), lowered(4, &history)), (None, None));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::recover::Recovery;
 use super::settings::Settings;
 use super::warm::Warm;
 use crate::crypto::secret::{Dek, DekId};
+use crate::kek::set::Unidentified;
 use crate::kek::{KekCause, KekVersion, Lineage};
 use crate::plugin::handover::SealedStateFile;
 use crate::plugin::service::Service;
@@ -49,6 +50,8 @@ pub struct Refresh {
     /// The versions that the KEKs called active, and the KEKs that have just named another one.
     pub(super) named: BTreeMap<Lineage, String>,
     pub(super) renamed: BTreeSet<Lineage>,
+    /// KEKs of which it is not known which they are.
+    pub(super) unidentified: Unidentified,
     /// Turns in a row without a generation.
     pub(super) waits: u32,
     /// Of the pauses between turns, which differ from node to node.

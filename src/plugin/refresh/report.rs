@@ -44,7 +44,7 @@ impl Refresh {
         }
         let missing = self.warm.missing();
         if let Some((id, first)) = missing.first_key_value() {
-            let (count, kept) = (missing.len(), self.service.store().count());
+            let (count, kept) = (missing.len(), self.service.store().kept().len());
             reasons.push(format!(
                 "{count} of {kept} kept keys are not in memory, and an outage would miss them: {id}: {}",
                 first.reason
@@ -105,7 +105,11 @@ impl Refresh {
                     is_retired: !wraps,
                     version,
                     last_contact: offline.is_none().then(|| last_contact(&contacts, lineage, now)).flatten(),
-                    error: self.refusal(lineage).map(str::to_owned).or(unnamed),
+                    error: self
+                        .refusal(lineage)
+                        .map(str::to_owned)
+                        .or(unnamed)
+                        .or(self.unidentified.get(name).cloned()),
                     versions,
                     offline,
                 }

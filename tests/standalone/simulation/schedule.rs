@@ -263,7 +263,9 @@ impl Schedule {
                 state.disabled.clear();
             });
         }
-        let epoch = nodes.iter().map(|node| node.conf.epoch).max().unwrap();
+        // None is accepted that is lower than one that a node has used.
+        let used = |node: &Node| node.process.service.store().history().epoch();
+        let epoch = nodes.iter().map(|node| node.conf.epoch.max(used(node))).max().unwrap();
         let keks = nodes[0].conf.keks.clone();
         let retired = (0..self.vendors.len()).filter(|at| !keks.contains(at)).collect();
         let Conf { max_offline_age, refresh_interval, .. } = nodes[0].conf;
