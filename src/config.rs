@@ -21,8 +21,14 @@ use self::file::{File, Health};
 pub use self::listen::{DEFAULT_LISTEN, HealthAddress, HealthSettings, SocketAddress, SocketSettings};
 use self::process::{Audit, HandoverItem, SealedStateItem};
 pub use self::process::{AuditSettings, SandboxSettings, SealedStateSettings};
+use crate::files::read_text;
 use crate::kek::{ClusterName, KekError, Lineage, NotAClusterName};
 use crate::key_stores::{Identities, KekConfig, KekItem, Mistake, TakeoverConfig, TakeoverItem};
+
+/// A configuration has a few hundred lines at most.
+const MAX_BYTES: u64 = 1 << 20;
+/// Of the name of a KEK or an entry: it is in every log line and metric about it.
+const MAX_NAME_CHARS: usize = 100;
 
 /// Where the configuration is looked for unless `--config` names another place.
 pub const DEFAULT_PATH: &str = "/etc/kube-envelope/config.yaml";
@@ -81,9 +87,16 @@ impl Config {
     /// # Errors
     /// As for [`Config::load`].
     pub fn load_with_text(file: &Path) -> Result<(Self, String), ConfigError> {
-        let text =
-            std::fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
+        let text = Self::read(file)?;
         Ok((Self::parse(file, &text)?, text))
+    }
+
+    /// The text of the file, as it is now.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`] where it cannot be read, is no text or far too long.
+    pub fn read(file: &Path) -> Result<String, ConfigError> {
+        read_text(file, MAX_BYTES).map_err(|source| ConfigError::Read { file: file.to_owned(), source })
     }
 
     /// Checks `text`; `file` is for the messages.
@@ -173,7 +186,7 @@ impl Checker<'_> {
         let refresh_interval = self.duration(&file.refresh_interval, "refreshInterval", "1s", "1h");
         let prove_interval = self.duration(&file.prove_interval, "proveInterval", "1s", "1day");
         let sealed_state = file.sealed_state.and_then(|item| self.sealed_state(item, &mut names, max_offline_age));
-        let health = self.health(file.health);
+        let health = self.health(file.health, &socket);
         let audit = file.audit.map(|Audit { file, required }| {
             if !file.value.is_absolute() {
                 self.add(&file, "audit.file", "must be an absolute path");
@@ -248,11 +261,14 @@ impl Checker<'_> {
         SocketSettings { address, mode, group: file.socket_group.clone(), allowed_uids }
     }
 
-    fn health(&mut self, health: Health) -> HealthSettings {
+    fn health(&mut self, health: Health, socket: &SocketSettings) -> HealthSettings {
         let listen = HealthAddress::parse(&health.listen.value).unwrap_or_else(|problem| {
             self.add(&health.listen, "health.listen", &problem);
             HealthAddress::Off
         });
+        if matches!(&listen, HealthAddress::Unix(path) if socket.address.file() == Some(path)) {
+            self.add(&health.listen, "health.listen", "is the API server's socket; name another path");
+        }
         HealthSettings { listen, hosts: health.hosts }
     }
 
@@ -278,6 +294,10 @@ impl Checker<'_> {
         let at = Spanned { value: (), referenced: item.referenced, defined: item.defined };
         let place = (at.referenced.line(), at.referenced.column());
         let (name, result) = parse(item.value);
+        if name.chars().count() > MAX_NAME_CHARS || name.chars().any(char::is_control) {
+            let problem = format!("has control characters, or more than {MAX_NAME_CHARS} characters");
+            self.add(&at, &format!("{path}.name"), &problem);
+        }
         if name.is_empty() || !names.insert(name.clone()) {
             let problem = format!("{name:?} is empty or used twice; give each KEK its own name");
             self.add(&at, &format!("{path}.name"), &problem);

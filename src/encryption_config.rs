@@ -87,6 +87,9 @@ pub enum EncryptionConfigError {
     Invalid(Vec<String>),
 }
 
+/// Far above any that an API server is started with.
+const MAX_BYTES: u64 = 4 << 20;
+
 /// What the API server takes where `timeout` is missing.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -96,7 +99,7 @@ impl EncryptionConfiguration {
     /// # Errors
     /// When it cannot be read, and where an API server would refuse it.
     pub fn read(file: &Path) -> Result<Self, EncryptionConfigError> {
-        let text = std::fs::read_to_string(file)
+        let text = crate::files::read_text(file, MAX_BYTES)
             .map_err(|source| EncryptionConfigError::Read { file: file.to_owned(), source })?;
         Self::parse(&text)
     }

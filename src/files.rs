@@ -1,9 +1,10 @@
-//! Files that are written whole or not at all: beside their place, synced, then moved there in one step.
+//! Files that others name are read within bounds; what is written is written whole or not at all: beside its place, synced, then
+//! moved there in one step.
 
 mod owners;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -11,8 +12,46 @@ use rand::RngExt;
 
 pub use self::owners::{Exposure, exposure};
 
+/// Far above any bundle of certificates.
+pub const MAX_PEM_BYTES: u64 = 4 << 20;
+
 /// Begins the name of a file that is not in its place yet; what a crash leaves behind has it.
 const UNFINISHED: &str = ".unfinished-";
+
+/// Reads a file whole, of which others decide what it is: only a regular one, since reading anything else may never end, and
+/// of at most `most` bytes.
+///
+/// # Errors
+/// Of the file system; [`io::ErrorKind::InvalidInput`] for something else than a file, [`io::ErrorKind::FileTooLarge`].
+pub fn read(file: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let handle = open_at_once(file)?;
+    if !handle.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut content = Vec::new();
+    handle.take(most.saturating_add(1)).read_to_end(&mut content)?;
+    if content.len() as u64 > most {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {most} bytes")));
+    }
+    Ok(content)
+}
+
+/// The same for text.
+///
+/// # Errors
+/// As of [`read`]; [`io::ErrorKind::InvalidData`] for what is not UTF-8.
+pub fn read_text(file: &Path, most: u64) -> io::Result<String> {
+    String::from_utf8(read(file, most)?).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
+}
+
+/// Opens a file to read it, and waits for nobody: opening a FIFO waits for somebody who writes.
+///
+/// # Errors
+/// Of the file system.
+pub fn open_at_once(file: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(file)
+}
 
 /// Puts `content` into `file` with mode 0600, in place of what is there. A reader sees the former content or the new
 /// one, whole, also after a power cut.
@@ -110,6 +149,22 @@ mod tests {
 
     fn names(folder: &Path) -> Vec<String> {
         fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn only_a_file_of_some_length_is_read_and_nothing_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, fifo) = (folder.path().join("file"), folder.path().join("fifo"));
+        fs::write(&file, "four").unwrap();
+        assert_eq!(read_text(&file, 4).unwrap(), "four");
+        assert_eq!(read(&file, 3).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        let status = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(status.success());
+        for other in [fifo.as_path(), folder.path(), Path::new("/dev/zero")] {
+            assert_eq!(read(other, 10).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{}", other.display());
+        }
+        fs::write(&file, [0xff]).unwrap();
+        assert_eq!(read_text(&file, 4).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod host;
 mod keks;
 mod told;
 
+use std::error::Error;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -17,9 +18,15 @@ use comfy_table::Table;
 use super::exit::{Exit, block_on};
 use super::status;
 use crate::cli::{DoctorArgs, OutputFormat};
-use crate::config::Config;
+use crate::config::{Config, SocketAddress};
+use crate::error_chain::joined;
+use crate::kms::v2::StatusRequest;
+use crate::plugin::client::connect;
 use crate::plugin::health::Activity;
 use crate::posture::finding::{Finding, Outcome};
+
+/// How long the plugin may take to answer at its socket.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Runs the command. A check that failed is [`Exit::Error`]; a configuration that cannot be read is an error of
 /// its own, with all places that are wrong.
@@ -48,6 +55,20 @@ pub fn run(args: &DoctorArgs) -> Result<Exit> {
 async fn running(config: &Config) -> Option<Finding> {
     const CHECK: &str = "running plugin";
     let report = status::of_the_running(&config.health.listen).await?;
+    if report.cluster != config.cluster.as_str() {
+        return Some(Finding::failed(
+            CHECK,
+            format!("it serves cluster {:?}, and the configuration says {:?}", report.cluster, config.cluster.as_str()),
+            "put the former name back: what is encrypted is bound to it",
+        ));
+    }
+    if let Err(problem) = reached(&config.socket.address).await {
+        return Some(Finding::failed(
+            CHECK,
+            format!("its health endpoints answer, and its socket does not: {problem}"),
+            "see that nothing else removes or replaces the socket, and restart the plugin",
+        ));
+    }
     let reason = report.reason.unwrap_or_else(|| "it gives no reason".into());
     Some(match report.state {
         Activity::Ready => Finding::ok(CHECK, "it serves"),
@@ -60,6 +81,22 @@ async fn running(config: &Config) -> Option<Finding> {
             "the reason says what to do; no API server starts before",
         ),
     })
+}
+
+/// Whether anybody answers at the socket, be it by a refusal. Only root is always let in, and can tell.
+async fn reached(socket: &SocketAddress) -> Result<(), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let asked = async {
+        let mut client = connect(socket).await.map_err(|error| joined(error.to_string(), error.source()))?;
+        match client.status(StatusRequest {}).await {
+            Err(status) if status.source().is_some() => Err(joined(status.message().to_owned(), status.source())),
+            _ => Ok(()),
+        }
+    };
+    let no_answer = || format!("no answer within {} s", ANSWERS_WITHIN.as_secs());
+    tokio::time::timeout(ANSWERS_WITHIN, asked).await.map_err(|_| no_answer())?
 }
 
 fn report(config: &Config, findings: &[Finding]) -> serde_json::Value {

@@ -83,6 +83,10 @@ async fn report(args: RehearseArgs) -> Result<Report> {
     if seeds.sources().plugins.is_none() {
         not_looked_at.push("the plugins of the API servers: give --encryption-config".into());
     }
+    if args.keys.break_glass.is_some() {
+        not_looked_at
+            .push("a plugin without the private half: this is about one that runs by serve --break-glass".into());
+    }
     let known = match args.without.as_slice() {
         [] => BTreeSet::new(),
         _ => keys_known(args.keys.config.as_deref(), &args.journal).await?,

@@ -30,11 +30,11 @@ use crate::files;
 use crate::key_stores;
 use crate::plugin::audit::{Audit, Event};
 use crate::plugin::handover::{self, SealedStateFile};
-use crate::plugin::health::{Health, listener};
+use crate::plugin::health::{Health, UNLOCKED, listener};
 use crate::plugin::refresh::{Refresh, Settings};
 use crate::plugin::server;
 use crate::plugin::service::Service;
-use crate::plugin::socket::Socket;
+use crate::plugin::socket::{OutOfPlace, Socket};
 use crate::telemetry::{Metrics, start_log_lines};
 
 /// Worker threads: the API server sends little; two keep a slow request from holding up Status.
@@ -62,18 +62,16 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
     let identities = identities(args.break_glass.as_deref())?;
     unlock(&mut config, identities.as_ref())?;
     if identities.is_some() {
-        warn!(
-            "the private half of the break-glass KEK is in memory; restart without --break-glass once another KEK unwraps"
-        );
+        warn!("{UNLOCKED}");
     }
     let metrics = Arc::new(Metrics::new());
     let settings = settings(&path, &config, &metrics)?;
     // What needs rights that the sandbox takes away is opened before it.
-    let opened = Opened::open(&config)?;
+    let opened = Opened::open(&config, signals)?;
     let reload = Reload { path, loaded: text, sandbox: Sandbox::enter(&config), running: config, identities };
     logs.write()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
-    let served = runtime.block_on(serve(reload, settings, metrics, opened, signals, args.dev.is_some()));
+    let served = runtime.block_on(serve(reload, settings, metrics, opened, args.dev.is_some()));
     // A blocking task that hangs must not hold up the end.
     runtime.shutdown_timeout(Duration::from_millis(100));
     served.map(|()| Exit::Done)
@@ -85,10 +83,11 @@ struct Opened {
     socket: Socket,
     health: listener::Bound,
     descriptors: Descriptors,
+    signals: Signals,
 }
 
 impl Opened {
-    fn open(config: &Config) -> Result<Self> {
+    fn open(config: &Config, signals: Signals) -> Result<Self> {
         let descriptors = hardening::raise_descriptors();
         // One that cannot be made now is reported, and tried again, by the store.
         let _ = files::create_private_folder(&config.state_dir);
@@ -102,7 +101,7 @@ impl Opened {
             warn!(folder = %folder.display(), %error, "the folder of audit.file cannot be made");
         }
         let socket = Socket::listen(&config.socket)?;
-        Ok(Self { state, socket, health: listener::Bound::bind(&config.health), descriptors })
+        Ok(Self { state, socket, health: listener::Bound::bind(&config.health), descriptors, signals })
     }
 }
 
@@ -123,17 +122,10 @@ impl Signals {
     }
 }
 
-async fn serve(
-    reload: Reload,
-    settings: Settings,
-    metrics: Arc<Metrics>,
-    opened: Opened,
-    signals: Signals,
-    dev: bool,
-) -> Result<()> {
-    let Signals { hangup, terminate, interrupt } = signals;
+async fn serve(reload: Reload, settings: Settings, metrics: Arc<Metrics>, opened: Opened, dev: bool) -> Result<()> {
     let config = reload.running.clone();
-    let Opened { state, socket, health: health_listener, descriptors } = opened;
+    let Opened { state, socket, health: health_listener, descriptors, signals } = opened;
+    let Signals { hangup, terminate, interrupt } = signals;
     let audit = Arc::new(Audit::start(config.audit.as_ref())?);
     audit.note(Event::Start { version: env!("CARGO_PKG_VERSION") });
     let keks = settings.keks.clone();
@@ -146,10 +138,13 @@ async fn serve(
     let service = Service::new(config.cluster.clone(), keks, cache, store);
     let service = Arc::new(service.with_audit(audit.clone()).with_takeovers(settings.takeovers.clone()));
     let kek_health = Arc::new(ArcSwap::default());
+    let out_of_place = OutOfPlace::default();
     let health = Health {
         service: service.clone(),
         metrics: metrics.clone(),
         keks: kek_health.clone(),
+        socket: out_of_place.clone(),
+        is_unlocked: reload.identities.is_some(),
         started: jiff::Timestamp::now(),
     };
     let sealed = sealed_state(&config, &metrics);
@@ -175,15 +170,10 @@ async fn serve(
     background.spawn(Arc::new(reload).watch(metrics.clone(), hangup, new_settings));
     background.spawn(listener::serve(config.health.clone(), health_listener, health, descriptors.health));
     background.spawn(watchdog::keep_alive(metrics.clone(), config.refresh_interval));
-    let connections =
+    let (connections, keeper) =
         socket.connections(config.socket.allowed_uids.clone(), descriptors.connections, service.cleared())?;
-    info!(socket = %config.socket.address, health = %config.health.listen, "listening");
-    // Also while it waits for a KEK: systemd would otherwise stop it for being slow, and what it waits for is said in
-    // /status.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    if dev {
-        tokio::spawn(dev::self_check(config.socket.address.clone()));
-    }
+    background.spawn(keeper.run(out_of_place, metrics.clone()));
+    listening(&config, dev);
     let ended = tokio::select! {
         served = server::serve(connections, service.clone(), metrics, stop_signal(terminate, interrupt)) => {
             served.context("the gRPC server ended")
@@ -195,6 +185,15 @@ async fn serve(
     service.store().is_written(WRITTEN_WITHIN).await;
     audit.stop().await;
     ended
+}
+
+/// Also while it waits for a KEK: systemd would otherwise stop it for being slow, and what it waits for is said in /status.
+fn listening(config: &Config, dev: bool) {
+    info!(socket = %config.socket.address, health = %config.health.listen, "listening");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    if dev {
+        tokio::spawn(dev::self_check(config.socket.address.clone()));
+    }
 }
 
 /// What outlives a reboot, where that is configured; what was sealed before goes where it is not any more.

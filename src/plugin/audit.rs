@@ -99,6 +99,13 @@ impl Audit {
         let _ = tokio::time::timeout(STOPS_WITHIN, answer).await;
     }
 
+    /// Why no key is used just now, where a record is required and cannot be written.
+    pub fn refusal(&self) -> Option<String> {
+        let log = self.log.as_ref().filter(|log| log.required)?;
+        let problem = log.shared.state.lock().unwrap_or_else(PoisonError::into_inner).problem.clone()?;
+        Some(Unrecorded(problem).to_string())
+    }
+
     /// How the log stands, where there is one, and how many records are lost and not yet noted in it.
     pub fn state(&self) -> Option<(AuditState, u64)> {
         let log = self.log.as_ref()?;

@@ -16,9 +16,14 @@ use serde::{Deserialize, Serialize};
 
 use super::refresh::KekHealth;
 use super::service::Service;
+use super::socket::OutOfPlace;
 use super::state::{Serving, Trouble};
 use crate::kek::takeover::TakeoverHealth;
 use crate::telemetry::Metrics;
+
+/// What is said while the private half of a break-glass KEK is in memory.
+pub const UNLOCKED: &str = "the private half of the break-glass KEK is in memory: what is stored may open by it alone; restart \
+                            without --break-glass only after rotate-keys has brought everything under another KEK";
 
 /// What the endpoints report from.
 #[derive(Clone, Debug)]
@@ -29,6 +34,10 @@ pub struct Health {
     pub metrics: Arc<Metrics>,
     /// What the KEKs said last.
     pub keks: Arc<ArcSwap<Vec<KekHealth>>>,
+    /// Why no API server can connect, where that is so.
+    pub socket: OutOfPlace,
+    /// Whether the private half of a break-glass KEK is in memory.
+    pub is_unlocked: bool,
     /// When the process started.
     pub started: jiff::Timestamp,
 }
@@ -182,9 +191,10 @@ fn is_known(host: &str, hosts: &[String]) -> bool {
 }
 
 async fn readyz(State(health): State<Health>) -> (StatusCode, String) {
-    match health.service.serving().refusal() {
+    let refusal = health.service.serving().refusal().map(str::to_owned);
+    match refusal.or_else(|| health.obstacle()) {
         None => (StatusCode::OK, "ok".into()),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason.to_owned()),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason),
     }
 }
 
@@ -199,9 +209,17 @@ async fn metrics(State(health): State<Health>) -> impl IntoResponse {
 }
 
 impl Health {
+    /// Why an API server gets no answer although there is one: it cannot connect, or a use that has to be recorded cannot be.
+    fn obstacle(&self) -> Option<String> {
+        self.socket.load().as_deref().cloned().or_else(|| self.service.audit().refusal())
+    }
+
     fn report(&self) -> StatusReport {
         let serving = self.service.serving();
+        let obstacle = self.obstacle();
         let (state, reason) = match &*serving {
+            Serving::Ready { .. } if obstacle.is_some() => (Activity::Degraded, obstacle.as_deref()),
+            Serving::Ready { trouble: None, .. } if self.is_unlocked => (Activity::Degraded, Some(UNLOCKED)),
             Serving::Ready { trouble: None, .. } => (Activity::Ready, None),
             Serving::Ready { trouble: Some(trouble @ Trouble::Degraded(_)), .. } => {
                 (Activity::Degraded, Some(trouble.reason()))

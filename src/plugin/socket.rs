@@ -3,26 +3,25 @@
 mod connection;
 mod error;
 mod folder;
+mod place;
 mod problem;
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use rustix::fs::FlockOperation;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tracing::{error, warn};
 
 pub use self::connection::Connection;
 pub use self::error::SocketError;
 use self::error::failed;
 pub use self::folder::{group_id, problem_of_folder};
+use self::place::Place;
+pub use self::place::{Keeper, OutOfPlace};
 pub use self::problem::FolderProblem;
 use crate::config::{SocketAddress, SocketSettings};
 use crate::telemetry::LogLimit;
@@ -40,14 +39,8 @@ const REFUSALS_LOGGED: u32 = 20;
 #[derive(Debug)]
 pub struct Socket {
     listener: std::os::unix::net::UnixListener,
-    /// Held while this process serves; a dead process holds none. An abstract socket has no file and needs no lock.
-    _file: Option<SocketFile>,
-}
-
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    _lock: fs::File,
+    /// An abstract socket has no file and needs no lock.
+    place: Option<Arc<Place>>,
 }
 
 impl Socket {
@@ -64,7 +57,7 @@ impl Socket {
                     io::ErrorKind::AddrInUse => SocketError::Served(settings.address.to_string()),
                     _ => failed("listen on", &settings.address, source),
                 })?;
-                return Ok(Self { listener, _file: None });
+                return Ok(Self { listener, place: None });
             }
         };
         let group = settings.group.as_deref().map(folder::group_id);
@@ -76,18 +69,14 @@ impl Socket {
                 (None, 0o600)
             }
         };
-        folder::prepare(path, mode, group)?;
-        // Before the socket is examined: two plugins that start at once would both find it dead, and one would remove
-        // the other's.
-        let lock = lock(path)?;
-        remove_dead(path)?;
-        let listener = bind(path, mode, group).map_err(|source| failed("listen on", &path.display(), source))?;
-        Ok(Self { listener, _file: Some(SocketFile { path: path.clone(), _lock: lock }) })
+        let (place, listener) = Place::take(path, mode, group)?;
+        Ok(Self { listener, place: Some(Arc::new(place)) })
     }
 
     /// The connections of the plugin's own uid, of root, and of `allowed_uids`, at most `most` at once; others are
     /// closed unread. All that are open end when `cleared` changes: their buffers hold seeds that passed through, and
-    /// nobody else can clear them. The API server connects again at once.
+    /// nobody else can clear them. The API server connects again at once. They go on coming after the file of the socket was
+    /// removed for as long as [`Keeper::run`] runs.
     ///
     /// # Errors
     /// When the runtime cannot watch the socket.
@@ -96,17 +85,20 @@ impl Socket {
         allowed_uids: Vec<u32>,
         most: usize,
         cleared: watch::Receiver<()>,
-    ) -> io::Result<impl Stream<Item = io::Result<Connection>> + use<>> {
+    ) -> io::Result<(impl Stream<Item = io::Result<Connection>> + use<>, Keeper)> {
+        let (keeper, renewed) = Keeper::new(self.place.clone());
         let door = Door {
             own: rustix::process::geteuid().as_raw(),
             allowed_uids,
             most,
             listener: self.listener()?,
+            renewed,
             permits: Arc::new(Semaphore::new(most)),
             cleared,
             refusals: LogLimit::new(REFUSALS_LOGGED),
         };
-        Ok(futures::stream::unfold(door, async |door| Some((Ok(door.next().await), door))))
+        let connections = futures::stream::unfold(door, async |mut door| Some((Ok(door.next().await), door)));
+        Ok((connections, keeper))
     }
 
     /// A listener of the socket for the runtime that calls this.
@@ -124,15 +116,23 @@ struct Door {
     allowed_uids: Vec<u32>,
     most: usize,
     listener: UnixListener,
+    /// The socket that took the place of this one.
+    renewed: mpsc::Receiver<UnixListener>,
     permits: Arc<Semaphore>,
     cleared: watch::Receiver<()>,
     refusals: LogLimit,
 }
 
 impl Door {
-    async fn next(&self) -> Connection {
+    async fn next(&mut self) -> Connection {
         loop {
-            let stream = self.accept().await;
+            let stream = tokio::select! {
+                stream = accept(&self.listener, &self.refusals) => stream,
+                Some(listener) = self.renewed.recv() => {
+                    self.listener = listener;
+                    continue;
+                }
+            };
             match self.check(&stream) {
                 Ok(permit) => return Connection::new(stream, permit, self.cleared.clone()),
                 Err(problem) => {
@@ -154,82 +154,20 @@ impl Door {
         let permit = self.permits.clone().try_acquire_owned();
         permit.map_err(|_| format!("uid {uid} has too many connections: {} are open", self.most))
     }
+}
 
-    async fn accept(&self) -> UnixStream {
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => return stream,
-                Err(error) => {
-                    if let Some(left_out) = self.refusals.next() {
-                        warn!(left_out, %error, "cannot accept a connection");
-                    }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+async fn accept(listener: &UnixListener, refusals: &LogLimit) -> UnixStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => {
+                if let Some(left_out) = refusals.next() {
+                    warn!(left_out, %error, "cannot accept a connection");
                 }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Of several plugins that start at once, one gets the lock; the kernel frees it however the process ends.
-fn lock(path: &Path) -> Result<fs::File, SocketError> {
-    let file = path.with_added_extension("lock");
-    let handle = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&file)
-        .map_err(|source| failed("create", &file.display(), source))?;
-    let private = handle.set_permissions(fs::Permissions::from_mode(0o600));
-    private.map_err(|source| failed("restrict", &file.display(), source))?;
-    match rustix::fs::flock(&handle, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(handle),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(SocketError::Served(path.display().to_string())),
-        Err(error) => Err(failed("lock", &file.display(), error.into())),
-    }
-}
-
-/// Removes the socket of a dead process: one that refuses connections. Anything else stays.
-fn remove_dead(path: &Path) -> Result<(), SocketError> {
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(failed("examine", &path.display(), source)),
-    };
-    if !metadata.file_type().is_socket() {
-        return Err(SocketError::NotASocket(path.to_owned()));
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        // Nobody listens: its process is gone.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|source| failed("remove dead socket", &path.display(), source))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(_) => Err(SocketError::Served(path.display().to_string())),
-        Err(source) => Err(failed("probe", &path.display(), source)),
-    }
-}
-
-fn bind(path: &Path, mode: u32, group: Option<u32>) -> io::Result<std::os::unix::net::UnixListener> {
-    let socket = new_socket()?;
-    // Bound, then restricted, then listened on: until `listen`, nobody can connect, whatever mode the file was born
-    // with.
-    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    let mode = match group.map(|group| std::os::unix::fs::chown(path, None, Some(group))) {
-        Some(Err(error)) => {
-            error!(%error, "cannot give the socket to socketGroup: only the plugin's own user and root can connect");
-            0o600
-        }
-        _ => mode,
-    };
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket.into())
 }
 
 fn bind_abstract(name: &str) -> io::Result<std::os::unix::net::UnixListener> {
@@ -239,14 +177,16 @@ fn bind_abstract(name: &str) -> io::Result<std::os::unix::net::UnixListener> {
     Ok(socket.into())
 }
 
-fn new_socket() -> io::Result<std::os::fd::OwnedFd> {
+fn new_socket() -> Result<std::os::fd::OwnedFd, rustix::io::Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
 
     use super::*;
 

@@ -74,6 +74,7 @@ pub struct Metrics {
     coasting: Gauge,
     cached_deks: Gauge,
     refresh_turn_age: Gauge<f64, AtomicU64>,
+    socket_in_place: Gauge,
     last_turn: Mutex<Instant>,
     audit_records: Gauge,
     audit_lost: Gauge,
@@ -113,6 +114,7 @@ impl Metrics {
             coasting: Gauge::default(),
             cached_deks: Gauge::default(),
             refresh_turn_age: Gauge::default(),
+            socket_in_place: Gauge::default(),
             last_turn: Mutex::new(Instant::now()),
             audit_records: Gauge::default(),
             audit_lost: Gauge::default(),
@@ -171,6 +173,11 @@ impl Metrics {
             "refresh_turn_age_seconds",
             "Time since the refresh loop last ended a turn; grows beyond refreshInterval when it stands still",
             self.refresh_turn_age.clone(),
+        );
+        registry.register(
+            "socket_in_place",
+            "Whether the socket is where the plugin put it, so that API servers can connect",
+            self.socket_in_place.clone(),
         );
         registry.register("audit_last_record", "Number of the audit log's last record", self.audit_records.clone());
         registry.register(
@@ -286,6 +293,11 @@ impl Metrics {
     /// Notes how long the active DEK may still be used if no KEK unwraps it again.
     pub(crate) fn coasting_ends_in(&self, left: Duration) {
         self.coasting_ends.set(left.as_secs_f64());
+    }
+
+    /// Notes whether the socket is where it was put.
+    pub(crate) fn socket_in_place(&self, is_there: bool) {
+        self.socket_in_place.set(is_there.into());
     }
 
     /// Notes until when a start after a reboot finds something.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tonic::Code;
 
+use crate::support::plugin::SANDBOX;
 use crate::support::plugin::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
 use crate::support::{KeyringFile, Plugin, wait_until};
 use crate::{Ran, path, run};
@@ -204,8 +205,49 @@ async fn with_audit_required_no_key_is_used_unrecorded() {
     let refused = refused.expect("refused");
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(refused.message().contains("audit.required"), "{refused:?}");
+    assert!(plugin.get("/status").contains("audit.required is set"), "{}", plugin.get("/status"));
+    let (is_ready, said) = plugin.readyz();
+    assert!(!is_ready && said.contains("audit.required is set"), "{said}");
     decrypt(&plugin, "u", &stored).await.expect("what needs no record goes on");
     disk.empty();
     wait_until("it is written again", SOON, async || encrypt(&plugin, "after").await.is_ok()).await;
+    assert!(plugin.readyz().0, "{}", plugin.readyz().1);
     assert_eq!(verify(&[&log]).code, Some(0));
+}
+
+/// With the folder go the log and the head beside it: the chain goes on from what the plugin knows, and does not begin anew as
+/// if nothing had been.
+#[tokio::test]
+async fn a_folder_that_is_removed_and_made_again_does_not_begin_the_chain_anew() {
+    let (keyring, folder) = (KeyringFile::create(), tempfile::tempdir().unwrap());
+    let (logs, log) = (folder.path().join("logs"), folder.path().join("logs/audit.jsonl"));
+    // In its sandbox a plugin may write into the folder that was there at its start, and not into another of its name.
+    let mut plugin = plugin(&keyring, &log, false).await;
+    plugin.stop();
+    let text = std::fs::read_to_string(plugin.config_file()).unwrap();
+    std::fs::write(plugin.config_file(), text.replace(SANDBOX, "sandbox: { enabled: false }")).unwrap();
+    std::fs::remove_dir_all(&logs).unwrap();
+    plugin.restart().await;
+    plugin.wait_healthy().await;
+    wait_until("the start is recorded", SOON, async || events(&log).len() == 2).await;
+    let failing = async |value: &str| plugin.metric("kube_envelope_audit_failing", &[]).to_string() == value;
+    std::fs::remove_dir_all(&logs).unwrap();
+    encrypt(&plugin, "lost").await.unwrap();
+    wait_until("it is said", SOON, async || failing("1").await).await;
+    std::fs::create_dir(&logs).unwrap();
+    wait_until("it goes on", SOON, async || failing("0").await && events(&log).contains(&"lost".into())).await;
+    assert_eq!(records(&log)[0]["seq"], 3, "{:?}", records(&log));
+}
+
+/// What is written into a pipe is with whoever reads it, if anybody does.
+#[tokio::test]
+async fn a_pipe_in_the_place_of_the_log_takes_no_record() {
+    let (keyring, folder) = (KeyringFile::create(), tempfile::tempdir().unwrap());
+    let log = folder.path().join("audit.jsonl");
+    assert!(Command::new("mkfifo").arg(&log).status().unwrap().success());
+    let plugin = plugin(&keyring, &log, false).await;
+    encrypt(&plugin, "u").await.unwrap();
+    wait_until("it is said", SOON, async || plugin.get("/status").contains("not a regular file")).await;
+    let lost = async || plugin.metric("kube_envelope_audit_lost_records", &[]) >= 3.0;
+    wait_until("start, adoption and Encrypt are lost", SOON, lost).await;
 }

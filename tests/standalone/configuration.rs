@@ -116,6 +116,23 @@ fn a_sealed_state_needs_a_kek_of_this_machine_and_ends_with_max_offline_age() {
     );
 }
 
+/// A name is in every log line and in the table of `status`.
+#[test]
+fn a_name_that_a_terminal_would_obey_is_refused() {
+    for name in ["a\\e[31m", "a\\nb", &"a".repeat(101)] {
+        let line = format!("keks:\n  - {{name: \"{name}\", keyring: {{file: KEYRING}}}}");
+        refused(&with(&line), &["2:5: keks[0].name: has control characters, or more than 100 characters"]);
+    }
+}
+
+#[test]
+fn the_health_endpoints_are_not_put_on_the_api_servers_socket() {
+    refused(
+        &with("health: {listen: \"unix://FOLDER/kms.sock\"}"),
+        &["1:18: health.listen: is the API server's socket; name another path"],
+    );
+}
+
 #[test]
 fn an_empty_list_of_keks_is_refused() {
     refused(&with("keks: []"), &["1:7: keks: lists no KEK; add at least one"]);

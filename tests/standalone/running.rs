@@ -193,10 +193,81 @@ async fn sighup_names_what_only_a_restart_changes() {
     let plugin = Plugin::start(&keyring.settings("reload")).await;
     plugin.wait_healthy().await;
     let good = std::fs::read_to_string(plugin.config_file()).unwrap();
-    std::fs::write(plugin.config_file(), good.replace("cluster: reload", "cluster: other")).unwrap();
-    plugin.process.signal(rustix::process::Signal::HUP);
-    let told = async || plugin.process.log().contains("takes effect only after a restart field=\"cluster\"");
+    std::fs::write(plugin.config_file(), format!("{good}socketMode: '0660'\n")).unwrap();
+    plugin.process.signal(Signal::HUP);
+    let told = async || plugin.process.log().contains("takes effect only after a restart field=\"socketMode\"");
     wait_until("the warning", FOLLOWED_WITHIN, told).await;
+}
+
+/// What is encrypted is bound to the name: with another one, nothing of it would open after the next restart.
+#[tokio::test]
+async fn another_name_for_the_cluster_is_refused_while_the_plugin_runs_and_doctor_tells() {
+    let keyring = KeyringFile::create();
+    let plugin = Plugin::start(&keyring.settings("reload")).await;
+    let key_id = plugin.wait_healthy().await;
+    let good = std::fs::read_to_string(plugin.config_file()).unwrap();
+    let other = format!("{}epoch: 2\n", good.replace("cluster: reload", "cluster: other"));
+    std::fs::write(plugin.config_file(), other).unwrap();
+    plugin.process.signal(Signal::HUP);
+    let refused = async || plugin.process.log().contains("put the former name back");
+    wait_until("the refusal", FOLLOWED_WITHIN, refused).await;
+    assert_eq!(plugin.metric("kube_envelope_config_reload_succeeded", &[]).to_bits(), 0);
+    assert_eq!(plugin.wait_healthy().await, key_id, "nothing of it is taken");
+    let doctor = run(&["doctor", "--config", path(&plugin.config_file())]);
+    let said = doctor.out.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("it serves cluster \"reload\", and the configuration says \"other\""), "{said}");
+}
+
+/// What is written in its place, half a line at a time, is half a configuration for a moment, which may be a good one.
+#[tokio::test]
+async fn a_file_that_is_still_being_written_is_not_taken() {
+    let (keyring, second) = (KeyringFile::create(), KeyringFile::create());
+    let both = format!(
+        "cluster: reload\nkeks:\n- {{ name: a, keyring: {{ file: {} }} }}\n- {{ name: b, keyring: {{ file: {} }} }}",
+        keyring.path().display(),
+        second.path().display()
+    );
+    let plugin = Plugin::start(&both).await;
+    let key_id = plugin.wait_healthy().await;
+    let text = std::fs::read_to_string(plugin.config_file()).unwrap();
+    // Its first lines are what a plugin needs, but for the second KEK.
+    let line = text.lines().find(|line| line.contains("name: b")).unwrap();
+    let others = text.replace(&format!("{line}\n"), "");
+    // The file is read every 10 s, and a second later again.
+    let end = Instant::now() + Duration::from_secs(23);
+    while Instant::now() < end {
+        std::fs::write(plugin.config_file(), &others).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        std::fs::write(plugin.config_file(), &text).unwrap();
+        std::thread::sleep(Duration::from_millis(400));
+        assert_eq!(plugin.status().await.unwrap().key_id, key_id);
+    }
+}
+
+/// Reading it would wait for somebody who writes.
+#[tokio::test]
+async fn a_configuration_that_is_no_file_or_endless_is_refused_and_a_later_one_taken() {
+    let keyring = KeyringFile::create();
+    let plugin = Plugin::start(&keyring.settings("reload")).await;
+    let key_id = plugin.wait_healthy().await;
+    let (file, good) = (plugin.config_file(), std::fs::read_to_string(plugin.config_file()).unwrap());
+    for (made, why) in [
+        ("mkfifo \"$0\"", "not a regular file"),
+        ("ln -s /dev/zero \"$0\"", "not a regular file"),
+        ("yes > \"$0\" & sleep 0.5; kill $!", "is longer than 1048576 bytes"),
+    ] {
+        std::fs::remove_file(&file).unwrap();
+        assert!(std::process::Command::new("sh").args(["-c", made, path(&file)]).status().unwrap().success());
+        plugin.process.signal(Signal::HUP);
+        wait_until(made, FOLLOWED_WITHIN, async || plugin.process.log().contains(why)).await;
+        assert_eq!(plugin.metric("kube_envelope_config_reload_succeeded", &[]).to_bits(), 0);
+        let ended = run(&["doctor", "--config", path(&file)]);
+        assert!(ended.error.contains(why), "{}", ended.error);
+    }
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, format!("{good}epoch: 2\n")).unwrap();
+    plugin.process.signal(Signal::HUP);
+    wait_until("the good one is taken", FOLLOWED_WITHIN, async || plugin.wait_healthy().await != key_id).await;
 }
 
 #[tokio::test]

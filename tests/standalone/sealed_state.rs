@@ -51,6 +51,25 @@ async fn while_the_kek_of_this_machine_is_away_nothing_else_stops_and_then_it_is
     wait_until("it is sealed", SOON, async || file.exists()).await;
 }
 
+/// Without its KEK what is sealed is lost: the metric says so with the log. And somebody may tidy the file away.
+#[tokio::test]
+async fn what_a_reboot_would_not_find_is_not_promised_and_a_removed_file_is_written_again() {
+    let (keyring, node) = (KeyringFile::create(), KeyringFile::create());
+    // Sealed again soon: that often is a 24th of the age.
+    let sealed = sealed_by(&node).replace("}}}", "}}, maxAge: 1m}");
+    let plugin = Plugin::start(&format!("{}\n{sealed}", keyring.settings("it"))).await;
+    plugin.wait_healthy().await;
+    let file = plugin.folder().join("state/sealed");
+    let ends = || plugin.metric("kube_envelope_sealed_state_ends_timestamp_seconds", &[]);
+    wait_until("it is sealed", SOON, async || file.exists() && ends() > 1.0).await;
+    std::fs::remove_file(&file).unwrap();
+    wait_until("it is sealed again", SOON, async || file.exists()).await;
+    std::fs::remove_file(node.path()).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    wait_until("nothing is promised", SOON, async || ends().abs() < 0.1).await;
+    assert!(plugin.process.says("a start after a reboot will not find the keys of this one"));
+}
+
 #[test]
 fn doctor_tries_the_kek_of_this_machine_and_says_for_how_long() {
     let (keyring, node) = (KeyringFile::create(), KeyringFile::create());

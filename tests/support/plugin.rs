@@ -85,6 +85,11 @@ impl Plugin {
         get(self.health_port, path)
     }
 
+    /// Whether `/readyz` is ok, and what it says.
+    pub fn readyz(&self) -> (bool, String) {
+        ask(self.health_port, "/readyz")
+    }
+
     /// The value of a metric: the sum over the series of this name whose labels contain every one of `labels`.
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let text = get(self.health_port, "/metrics");
@@ -159,14 +164,20 @@ impl Plugin {
 
 /// One GET over HTTP/1.0 from a port of this machine; panics unless the answer is 200.
 fn get(port: u16, path: &str) -> String {
+    let (is_ok, body) = ask(port, path);
+    assert!(is_ok, "{path}: {body}");
+    body
+}
+
+/// The same, with any answer: whether it is 200.
+fn ask(port: u16, path: &str) -> (bool, String) {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.contains(" 200 "), "{head}");
-    body.to_owned()
+    (head.contains(" 200 "), body.to_owned())
 }
 
 /// A client of a KMS v2 socket, connecting as an API server does.

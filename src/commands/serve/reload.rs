@@ -19,6 +19,9 @@ use crate::telemetry::Metrics;
 /// The file is read this often: the kubelet swaps symlinks, which file watches lose.
 const POLL: Duration = Duration::from_secs(10);
 
+/// A file that is being written changes again within this time.
+const SETTLES_WITHIN: Duration = Duration::from_secs(1);
+
 /// The configuration in use, and where a new one comes from.
 pub struct Reload {
     /// The configuration file.
@@ -36,11 +39,15 @@ pub struct Reload {
 impl Reload {
     /// Watches the file until the plugin ends. A bad configuration is reported, and the one in use stays.
     pub async fn watch(self: Arc<Self>, metrics: Arc<Metrics>, mut hangup: Signal, settings: watch::Sender<Settings>) {
-        let mut seen = Some(self.loaded.as_bytes().to_vec());
+        let mut seen = Some(self.loaded.clone());
         let mut asked = false;
         loop {
             // The first look is at once: the file may have changed since it was loaded, and its signal come too early.
-            let content = tokio::fs::read(&self.path).await.ok();
+            let content = self.read().await;
+            // Half of a file that is being written in its place may be a configuration, too.
+            if content != seen && !asked && content != self.read_again().await {
+                continue;
+            }
             if content != seen || asked {
                 seen = content;
                 self.clone().reload(metrics.clone(), &settings).await;
@@ -50,6 +57,17 @@ impl Reload {
                 () = sleep(POLL) => false,
             };
         }
+    }
+
+    /// What is there now; nothing where it cannot be read. Reading may hang; the RPCs must not.
+    async fn read(&self) -> Option<String> {
+        let path = self.path.clone();
+        tokio::task::spawn_blocking(move || Config::read(&path)).await.ok().and_then(Result::ok)
+    }
+
+    async fn read_again(&self) -> Option<String> {
+        sleep(SETTLES_WITHIN).await;
+        self.read().await
     }
 
     async fn reload(self: Arc<Self>, metrics: Arc<Metrics>, sender: &watch::Sender<Settings>) {
@@ -74,6 +92,16 @@ impl Reload {
 
     fn load(&self, metrics: &Arc<Metrics>) -> anyhow::Result<(Config, Settings)> {
         let mut config = Config::load(&self.path)?;
+        if config.cluster != self.running.cluster {
+            let problem = format!(
+                "is {:?}, and what this plugin encrypts is bound to {:?}: after a restart nothing of it would open; put the \
+                 former name back",
+                config.cluster.to_string(),
+                self.running.cluster.to_string()
+            );
+            let file = self.path.clone();
+            return Err(ConfigError::Invalid(vec![Problem { file, at: None, field: "cluster".into(), problem }]).into());
+        }
         unlock(&mut config, self.identities.as_ref())?;
         // A path outside of what the sandbox lets the process read would look like a file that is missing.
         self.sandbox.covers(&config)?;
@@ -84,7 +112,6 @@ impl Reload {
 
 fn needs_restart(running: &Config, new: &Config) -> Vec<&'static str> {
     let changed = [
-        ("cluster", running.cluster != new.cluster),
         ("socket", running.socket.address != new.socket.address),
         ("socketMode", running.socket.mode != new.socket.mode),
         ("socketGroup", running.socket.group != new.socket.group),

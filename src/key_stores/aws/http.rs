@@ -45,7 +45,7 @@ pub(super) fn client(ca_file: Option<&Path>, proxy: Option<&Url>) -> Result<Opti
 /// The certificates of `file`, checked here: the SDK would panic over a bad one.
 fn trust_store(file: &Path) -> Result<TrustStore, KekError> {
     let name = file.display();
-    let pem = std::fs::read(file)
+    let pem = crate::files::read(file, crate::files::MAX_PEM_BYTES)
         .map_err(|error| KekError::unavailable(format!("cannot read caFile {name}")).with_source(error))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {

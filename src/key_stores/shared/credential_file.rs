@@ -9,6 +9,8 @@ use crate::kek::{KekCause, KekError};
 
 /// Far above any token, key file or secret.
 const MAX_BYTES: usize = 64 * 1024;
+/// One byte more, so that what is longer is told by its own words.
+const READ_AT_MOST: u64 = MAX_BYTES as u64 + 1;
 
 /// What a credential file held when it was read.
 #[derive(Clone)]
@@ -66,8 +68,11 @@ impl std::fmt::Debug for Content {
 /// it is not text, or far too long.
 pub(in crate::key_stores) async fn read(what: &str, file: &Path) -> Result<Content, KekError> {
     let name = file.display();
-    let bytes = tokio::fs::read(file)
+    let path = file.to_owned();
+    let bytes = tokio::task::spawn_blocking(move || crate::files::read(&path, READ_AT_MOST))
         .await
+        .map_err(std::io::Error::from)
+        .flatten()
         .map(Zeroizing::new)
         .map_err(|error| KekError::unavailable(format!("cannot read the {what} in {name}")).with_source(error))?;
     let wrong = |why: &str| KekError::new(KekCause::Misconfigured, format!("the {what} in {name} {why}"));

@@ -24,7 +24,7 @@ pub(in crate::key_stores) fn read(what: &str, file: &Path) -> Result<Zeroizing<S
     let name = file.display();
     let failed =
         |problem: String, error: std::io::Error| Problem::Other(KekError::unavailable(problem).with_source(error));
-    let mut handle = fs::File::open(file).map_err(|error| match error.kind() {
+    let mut handle = crate::files::open_at_once(file).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Problem::Missing,
         _ => failed(format!("cannot open {what} {name}"), error),
     })?;

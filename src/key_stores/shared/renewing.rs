@@ -286,7 +286,7 @@ impl<S: Source> Inner<S> {
         loaded: Result<Loaded<S::Credential>, KekError>,
     ) -> Result<Arc<Loaded<S::Credential>>, Failure> {
         let mut state = self.state();
-        let dropped = state.dropped.clone();
+        let dropped = state.dropped.clone().filter(|_| self.source.remembers_refusals());
         let loaded = loaded.and_then(|loaded| match dropped {
             Some((dropped, failure)) if self.source.same(&dropped, &loaded.credential) => Err(copy(&failure)),
             _ => Ok(loaded),

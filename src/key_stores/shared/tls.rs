@@ -45,7 +45,7 @@ pub(in crate::key_stores) fn build(builder: ClientBuilder) -> Result<Client, Kek
 /// Reads the certificates of a caFile.
 pub(in crate::key_stores) fn certificates(file: &Path) -> Result<Vec<Certificate>, KekError> {
     let name = file.display();
-    let pem = std::fs::read(file)
+    let pem = crate::files::read(file, crate::files::MAX_PEM_BYTES)
         .map_err(|error| KekError::unavailable(format!("cannot read caFile {name}")).with_source(error))?;
     let certificates = Certificate::from_pem_bundle(&pem)
         .map_err(|error| KekError::misconfigured(format!("caFile {name} is not PEM")).with_source(error))?;

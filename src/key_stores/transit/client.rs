@@ -275,7 +275,7 @@ fn identity(ClientCertificate { cert_file, key_file }: &ClientCertificate) -> Re
 }
 
 fn read_file(field: &str, file: &Path) -> Result<Zeroizing<Vec<u8>>, KekError> {
-    std::fs::read(file)
+    crate::files::read(file, crate::files::MAX_PEM_BYTES)
         .map(Zeroizing::new)
         .map_err(|error| KekError::unavailable(format!("cannot read {field} {}", file.display())).with_source(error))
 }

@@ -187,9 +187,10 @@ impl Source for Tokens {
         }
     }
 
-    /// A service account's token is refused, too, while the API server that reviews it is down.
+    /// A service account's token is refused, too, while the API server that reviews it is down; and one of the server's own
+    /// tokens while a replica or a restored server does not know it yet. Neither locks anything.
     fn remembers_refusals(&self) -> bool {
-        !matches!(self.login, Login::Kubernetes { .. })
+        !matches!(self.login, Login::Kubernetes { .. } | Login::TokenFile { .. })
     }
 
     async fn load(&self, content: Option<Content>) -> Result<Loaded<Token>, KekError> {

@@ -130,12 +130,18 @@ impl Settings {
         // Both go as they are into the paths of requests, and into a command that an operator pastes.
         for (field, name) in [("key", &self.key), ("mount", &mount)] {
             let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c) || (field == "mount" && c == '/');
-            if name.is_empty() || !name.chars().all(plain) {
+            // Servers and proxies take such parts for other paths, and then one key would have two lineages.
+            let leads_elsewhere = name.split('/').any(|part| ["", ".", ".."].contains(&part));
+            if leads_elsewhere || !name.chars().all(plain) {
                 let problem = format!("{name:?} is not a name of letters, digits, '-', '_' and '.'");
                 mistakes.push(Mistake::new(field, problem));
             }
         }
-        let namespace = self.namespace.unwrap_or_default().trim_matches('/').to_owned();
+        let mut namespace = self.namespace.unwrap_or_default().trim_matches('/').to_owned();
+        // Both servers' own name of the namespace that is meant by none.
+        if namespace == "root" {
+            namespace.clear();
+        }
         if HeaderValue::from_str(&namespace).is_err() {
             mistakes.push(Mistake::new("namespace", "has characters that cannot be sent in a header"));
         }
@@ -345,6 +351,21 @@ mod tests {
         let found = mistakes("{addresses: [], key: 'a/b', mount: '/', auth: {cert: {}}, caFile: ca.pem}");
         let fields: Vec<_> = found.iter().map(|mistake| mistake.split(':').next().unwrap_or_default()).collect();
         assert_eq!(fields, ["addresses", "key", "mount", "caFile", "auth.cert"], "{found:#?}");
+    }
+
+    #[test]
+    fn one_key_has_one_lineage_however_its_place_is_spelt() {
+        for mount in ["./transit", "a/../transit", "a//b", ".."] {
+            let found =
+                mistakes(&format!("{{addresses: ['https://v'], key: k, mount: '{mount}', auth: {{tokenFile: /t}}}}"));
+            assert!(found.len() == 1 && found[0].starts_with("mount: "), "{mount}: {found:?}");
+        }
+        let lineage = |more: &str| {
+            let yaml = format!("{{addresses: ['https://v'], key: k, auth: {{tokenFile: /t}}{more}}}");
+            serde_saphyr::from_str::<Settings>(&yaml).unwrap().parse_key().unwrap().lineage()
+        };
+        assert_eq!(lineage(", namespace: /root/, mount: /transit/"), lineage(""));
+        assert_ne!(lineage(", namespace: team"), lineage(""));
     }
 
     #[test]

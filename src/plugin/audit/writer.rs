@@ -120,6 +120,10 @@ impl Writer {
         }
         let was_open = self.open.take().is_some();
         let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.file)?;
+        // A pipe takes what it is given, and nobody may keep it.
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        }
         // Two writers would each go on from the same hash, and the chain would fork.
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| io::Error::new(io::Error::from(error).kind(), "another process writes to it"))?;
@@ -131,7 +135,7 @@ impl Writer {
         Ok(())
     }
 
-    /// After a start: the chain goes on after the last record of the file.
+    /// After a start, or after the file could not be written: the chain goes on after the last record of the file.
     fn go_on(&mut self, file: &mut File) -> io::Result<()> {
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
@@ -144,8 +148,11 @@ impl Writer {
         let tail = String::from_utf8_lossy(&tail);
         let last = tail.lines().rev().find_map(|line| read_line(line).ok()).map(|link| link.head());
         let kept = std::fs::read_to_string(self.head_file()).ok().and_then(|text| text.parse::<Head>().ok());
+        // The folder may have been removed, with all that was in it, while the log could not be written.
+        let written = (self.head.seq > 0).then(|| self.head.clone());
+        let kept = kept.into_iter().chain(written).max_by_key(|head| head.seq);
         self.head = match (last, kept) {
-            // Moved away before the start: the chain goes on in an empty file.
+            // Moved away or removed meanwhile: the chain goes on in an empty file.
             (None, Some(kept)) if length == 0 => kept,
             (last, kept) => {
                 let last = last.unwrap_or_default();

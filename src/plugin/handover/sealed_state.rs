@@ -142,7 +142,13 @@ impl SealedStateFile {
         let context = state.context(cluster);
         let key = self.unwrap(state.wrapped(), &context, "unwrap its key").await?;
         // Only now: the KEK may have taken its time.
-        let opened = state.open(&key, cluster, moment(service));
+        let now = moment(service);
+        // The configuration may have become stricter since.
+        let opened = state.open(&key, cluster, now).and_then(|handover| {
+            let handover = ending(handover, self.longest(service)).ok_or(SealedError::Over)?;
+            let lasts = handover.opened.iter().any(|vouched| vouched.until.is_some_and(|until| until > now.clock));
+            lasts.then_some(handover).ok_or(SealedError::Over)
+        });
         if opened.as_ref().is_err_and(|error| *error == SealedError::Over) {
             self.forget().await?;
         }
@@ -171,7 +177,10 @@ impl SealedStateFile {
             };
             if says != said {
                 match &says {
-                    Some(Err(error)) => warn!(error, "a start after a reboot will not find the keys of this one"),
+                    Some(Err(error)) => {
+                        self.metrics.sealed_state_ends(None);
+                        warn!(error, "a start after a reboot will not find the keys of this one");
+                    }
                     _ => info!(file = %self.file.display(), "sealed for a start after a reboot"),
                 }
                 said = says;
@@ -188,8 +197,7 @@ impl SealedStateFile {
 
     /// Writes what may be used now, where that is due. Whether it was written.
     async fn update(&self, service: &Service, epoch: u64, written: &mut Option<Written>) -> Result<bool> {
-        let longest = self.max_age.min(service.cache().limit());
-        let Some(handover) = held(service, epoch).and_then(|handover| ending(handover, longest)) else {
+        let Some(handover) = held(service, epoch).and_then(|handover| ending(handover, self.longest(service))) else {
             if written.as_ref().is_none_or(|written| written.content != Content::default()) {
                 self.forget().await?;
                 info!("nothing is sealed for a start after a reboot");
@@ -207,7 +215,9 @@ impl SealedStateFile {
             && written.content == content
         {
             let age = written.at.elapsed();
-            if age < self.later_every(service) || (written.newest == newest && age < ANEW_EVERY) {
+            let is_due = age >= self.later_every(service) && (written.newest != newest || age >= ANEW_EVERY);
+            // Somebody may have removed it.
+            if !is_due && self.blocking(Path::try_exists).await? {
                 return Ok(false);
             }
         }
@@ -283,8 +293,13 @@ impl SealedStateFile {
         }
     }
 
+    /// How long anything in it may be used after a KEK unwrapped it last.
+    fn longest(&self, service: &Service) -> Duration {
+        self.max_age.min(service.cache().limit())
+    }
+
     fn later_every(&self, service: &Service) -> Duration {
-        LATER_EVERY.min(self.max_age.min(service.cache().limit()) / 24)
+        LATER_EVERY.min(self.longest(service) / 24)
     }
 
     async fn blocking<T: Send + 'static>(

@@ -9,11 +9,15 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use tonic::transport::server::Connected;
 
 /// How long a peer may take to begin with HTTP/2. An API server sends it as it connects.
 const PREFACE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A connection over which nothing comes for so long is closed, since there is room for few. An API server asks for Status
+/// every minute.
+const IDLE: Duration = Duration::from_mins(5);
 
 /// `PRI * HTTP/2.0…`, which every client sends first (RFC 9113, 3.4).
 const PREFACE_BYTES: usize = 24;
@@ -24,8 +28,11 @@ pub struct Connection {
     /// Resolves once keys were cleared: then the connection ends, and its buffers with it.
     cleared: Pin<Box<dyn Future<Output = ()> + Send>>,
     is_cleared: bool,
-    /// Bytes of the preface that are still missing, and until when they may be.
+    /// Bytes of the preface that are still missing.
     missing: usize,
+    /// When something came last.
+    heard: Instant,
+    /// Until when something must come; looked at again then.
     deadline: Pin<Box<Sleep>>,
     _permit: OwnedSemaphorePermit,
 }
@@ -44,9 +51,25 @@ impl Connection {
             cleared,
             is_cleared: false,
             missing: PREFACE_BYTES,
+            heard: Instant::now(),
             deadline: Box::pin(sleep(PREFACE_WITHIN)),
             _permit: permit,
         }
+    }
+}
+
+impl Connection {
+    /// Whether the peer has been silent for too long; it is looked again when that may be so.
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.deadline.as_mut().poll(cx).is_ready() {
+            let end = self.heard.checked_add(IDLE).unwrap_or(self.heard);
+            // Without its preface, what comes makes nothing later.
+            if self.missing > 0 || end <= Instant::now() {
+                return true;
+            }
+            self.deadline.as_mut().reset(end);
+        }
+        false
     }
 }
 
@@ -64,15 +87,13 @@ impl AsyncRead for Connection {
         }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if self.missing > 0 {
-            self.missing = self.missing.saturating_sub(buf.filled().len().saturating_sub(before));
-            // Only while the HTTP/2 preface is missing: afterwards an idle connection is a usual one.
-            if read.is_pending() && self.deadline.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "the peer connected and sent nothing",
-                )));
-            }
+        let came = buf.filled().len().saturating_sub(before);
+        if came > 0 {
+            self.missing = self.missing.saturating_sub(came);
+            self.heard = Instant::now();
+        }
+        if read.is_pending() && self.is_over(cx) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer sends nothing")));
         }
         read
     }
@@ -160,12 +181,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_began_may_be_idle_for_as_long_as_it_likes() {
+    async fn a_peer_that_began_may_be_silent_for_five_minutes_each_time() {
         let (mut peer, mut connection, _permits) = connection();
         peer.write_all(&[b'P'; PREFACE_BYTES]).await.unwrap();
         let mut bytes = [0; PREFACE_BYTES];
         connection.read_exact(&mut bytes).await.unwrap();
-        let idle = tokio::time::timeout(Duration::from_hours(1), connection.read_u8()).await;
-        assert!(idle.is_err(), "{idle:?}");
+        for _ in 0..10 {
+            let silent = tokio::time::timeout(IDLE - Duration::from_secs(1), connection.read_u8()).await;
+            assert!(silent.is_err(), "{silent:?}");
+            peer.write_u8(7).await.unwrap();
+            assert_eq!(connection.read_u8().await.unwrap(), 7);
+        }
+        let began = Instant::now();
+        assert_eq!(connection.read_u8().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(began.elapsed().as_secs(), IDLE.as_secs());
     }
 }

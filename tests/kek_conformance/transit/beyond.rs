@@ -153,6 +153,30 @@ async fn a_new_secret_id_is_read_from_its_file() {
     round_trip(&*kek).await;
 }
 
+/// A server that was restored, or a replica that is behind, refuses a token that is good a moment later. Nothing is locked by
+/// showing it again, and nobody changes the file.
+#[tokio::test]
+async fn a_refused_token_is_used_again_once_the_server_knows_it() {
+    let bench = TransitBench::start().await;
+    let token = format!("known-later-{:016x}", rand::random::<u64>());
+    let create =
+        || bench.server.write("auth/token/create", json!({ "id": token, "policies": ["plugin"], "ttl": "1h" }));
+    create().await;
+    let file = bench.folder.path().join("token");
+    std::fs::write(&file, &token).expect("written");
+    let item = bench.item();
+    let start = item.find("auth: {").expect("it has a login");
+    let kek = build(&format!("{}auth: {{ tokenFile: {} }} }} }}", &item[..start], file.display()));
+    round_trip(&*kek).await;
+    bench.server.write("auth/token/revoke", json!({ "token": token })).await;
+    for _ in 0..3 {
+        assert_eq!(cause_of_version(&*kek).await, KekCause::Unauthenticated);
+    }
+    create().await;
+    works_within(Duration::from_secs(10), &*kek).await;
+    round_trip(&*kek).await;
+}
+
 /// A role whose secret id is good for one login: it is shown once, and never again after it was refused.
 #[tokio::test]
 async fn a_refused_secret_id_is_not_shown_again_and_a_new_one_works_at_once() {

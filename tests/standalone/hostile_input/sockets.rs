@@ -104,6 +104,68 @@ async fn a_plugin_killed_with_9_is_followed_by_another_on_its_stale_socket() {
     assert_unharmed(&mut plugin, &good).await;
 }
 
+/// Somebody tidies up while the plugin runs: it listens again where its socket was, and tells where it cannot.
+#[tokio::test]
+async fn a_socket_that_is_removed_or_replaced_is_told_and_put_back() {
+    let keyring = KeyringFile::create();
+    let mut plugin = plugin(&keyring).await;
+    let good = stored(&plugin).await;
+    std::fs::remove_file(plugin.socket()).unwrap();
+    std::fs::remove_file(plugin.socket().with_added_extension("lock")).unwrap();
+    wait_until("it listens again", STARTS_WITHIN, async || plugin.status().await.is_some()).await;
+    assert!(plugin.process.says("listening there again"), "{}", plugin.process.log_tail());
+    assert_eq!(std::fs::metadata(plugin.socket()).unwrap().permissions().mode() & 0o777, 0o600);
+
+    std::fs::remove_file(plugin.socket()).unwrap();
+    let other = std::os::unix::net::UnixListener::bind(plugin.socket()).unwrap();
+    let told = async || plugin.get("/status").contains("no API server can connect");
+    wait_until("another socket in its place is told", STARTS_WITHIN, told).await;
+    assert!(plugin.get("/status").contains("\"degraded\""), "{}", plugin.get("/status"));
+    let (is_ready, said) = plugin.readyz();
+    assert!(!is_ready && said.contains("is served by another process"), "{said}");
+    assert_eq!(plugin.metric("kube_envelope_socket_in_place", &[]).to_bits(), 0);
+    let doctor = std::process::Command::new(env!("CARGO_BIN_EXE_kube-envelope"))
+        .args(["doctor", "--config"])
+        .arg(plugin.config_file())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&doctor.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("its socket does not: no answer within"), "{said}");
+    // The other one ends, and leaves its dead socket behind.
+    drop(other);
+    wait_until("it listens again", STARTS_WITHIN, async || plugin.status().await.is_some()).await;
+    wait_until("all is well", STARTS_WITHIN, async || plugin.readyz().0).await;
+    assert_unharmed(&mut plugin, &good).await;
+    plugin.stop();
+    assert!(!plugin.socket().exists());
+}
+
+/// A connect would wait with the others, and the start with it.
+#[test]
+fn a_start_does_not_wait_for_a_socket_whose_owner_accepts_nobody() {
+    let keyring = KeyringFile::create();
+    let mut plugin = Plugin::spawn(&keyring.settings(CLUSTER));
+    plugin.kill();
+    let _ = std::fs::remove_file(plugin.socket());
+    let _busy = std::os::unix::net::UnixListener::bind(plugin.socket()).unwrap();
+    let waiting = || {
+        let socket = rustix::net::socket_with(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::STREAM,
+            rustix::net::SocketFlags::NONBLOCK,
+            None,
+        );
+        let address = rustix::net::SocketAddrUnix::new(plugin.socket()).unwrap();
+        let socket = socket.unwrap();
+        rustix::net::connect(&socket, &address).is_ok().then_some(socket)
+    };
+    let connections: Vec<_> = std::iter::from_fn(waiting).collect();
+    plugin.process.restart();
+    assert_eq!(plugin.process.wait(Duration::from_secs(10)).code(), Some(1));
+    assert!(plugin.process.says("is served by another process"), "{}", plugin.process.log_tail());
+    assert!(!connections.is_empty());
+}
+
 /// The socket's mode is loosened on purpose: then the kernel lets everybody in, and the uid is what is left to check.
 #[tokio::test]
 async fn a_peer_of_another_uid_is_refused() {
