@@ -5,13 +5,13 @@ mod error;
 mod folder;
 mod place;
 mod problem;
+mod system;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tracing::{error, warn};
@@ -23,11 +23,9 @@ pub use self::folder::{group_id, problem_of_folder};
 use self::place::Place;
 pub use self::place::{Keeper, OutOfPlace};
 pub use self::problem::FolderProblem;
+use self::system::bind_abstract;
 use crate::config::{SocketAddress, SocketSettings};
 use crate::telemetry::LogLimit;
-
-/// Connections the kernel keeps waiting; an API server opens one.
-const BACKLOG: i32 = 128;
 
 /// How long accepting rests after a failure such as "too many open files".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -168,18 +166,6 @@ async fn accept(listener: &UnixListener, refusals: &LogLimit) -> UnixStream {
             }
         }
     }
-}
-
-fn bind_abstract(name: &str) -> io::Result<std::os::unix::net::UnixListener> {
-    let socket = new_socket()?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket.into())
-}
-
-fn new_socket() -> Result<std::os::fd::OwnedFd, rustix::io::Errno> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
 #[cfg(test)]

@@ -17,7 +17,8 @@ use tokio::sync::mpsc;
 use tracing::{error, warn};
 
 use super::error::{SocketError, failed};
-use super::{BACKLOG, folder, new_socket};
+use super::folder;
+use super::system::{BACKLOG, new_socket};
 use crate::error_chain::joined;
 use crate::telemetry::Metrics;
 
