@@ -30,7 +30,7 @@ use crate::files;
 use crate::key_stores;
 use crate::plugin::audit::{Audit, Event};
 use crate::plugin::handover::{self, SealedStateFile};
-use crate::plugin::health::{Health, UNLOCKED, listener};
+use crate::plugin::health::{Health, listener};
 use crate::plugin::refresh::{Refresh, Settings};
 use crate::plugin::server;
 use crate::plugin::service::Service;
@@ -62,7 +62,7 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
     let identities = identities(args.break_glass.as_deref())?;
     unlock(&mut config, identities.as_ref())?;
     if identities.is_some() {
-        warn!("{UNLOCKED}");
+        warn!("the private half of the break-glass KEK is in memory; `status` says when to restart without it");
     }
     let metrics = Arc::new(Metrics::new());
     let settings = settings(&path, &config, &metrics)?;

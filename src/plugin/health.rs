@@ -22,7 +22,7 @@ use crate::kek::takeover::TakeoverHealth;
 use crate::telemetry::Metrics;
 
 /// What is said while the private half of a break-glass KEK is in memory.
-pub const UNLOCKED: &str = "the private half of the break-glass KEK is in memory: what is stored may open by it alone; restart \
+const UNLOCKED: &str = "the private half of the break-glass KEK is in memory: what is stored may open by it alone; restart \
                             without --break-glass only after rotate-keys has brought everything under another KEK";
 
 /// What the endpoints report from.

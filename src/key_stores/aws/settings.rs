@@ -1,6 +1,5 @@
 //! The settings of an `awsKms` KEK.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -111,10 +110,6 @@ fn is_role_arn(text: &str) -> bool {
     matches!(parts[..], ["arn", _, "iam", "", _, role] if role.starts_with("role/"))
 }
 
-fn others_may_write(file: &Path) -> bool {
-    file.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o022 != 0)
-}
-
 impl KmsKey {
     pub(super) async fn kek(&self) -> Result<AwsKek, KekError> {
         let region = client::region(self).await?;
@@ -155,10 +150,6 @@ impl KeyStore for KmsKey {
 
     fn advice(&self) -> Vec<Advice> {
         let mut advice = Vec::new();
-        if let Some(program) = self.program().filter(|program| others_may_write(program)) {
-            let finding = format!("others than its owner may write to {}, which the plugin starts", program.display());
-            advice.push(Advice::new(finding, format!("chmod go-w {}", quoted(&program.display().to_string()))));
-        }
         if self.key.region().is_none() {
             let finding = format!("{} tells no account: credentials and Region decide which key it is", self.key);
             advice.push(Advice::new(finding, "write the key's ARN, before anything is stored under this name"));

@@ -105,6 +105,11 @@ impl Keeper {
         let Some(place) = self.place else { return std::future::pending().await };
         loop {
             tokio::time::sleep(LOOKS_EVERY).await;
+            if is_reached(&place.path).await {
+                metrics.socket_in_place(true);
+                out_of_place.store(None);
+                continue;
+            }
             let looked = place.clone();
             // The folder may hang; the RPCs must not.
             let renewed = tokio::task::spawn_blocking(move || looked.renew()).await;
@@ -124,16 +129,26 @@ impl Keeper {
                 Err(error) => Some(error.to_string()),
             };
             let problem = problem.map(|problem| {
-                format!("the socket was removed or replaced, and no API server can connect anew: {problem}")
+                format!("no API server can connect anew, since the socket was removed or replaced: {problem}")
             });
             if let Some(problem) = &problem
                 && out_of_place.load().as_deref() != Some(problem)
             {
-                error!("{problem}");
+                error!(problem, "the socket is not where it was put");
             }
             metrics.socket_in_place(problem.is_none());
             out_of_place.store(problem.map(Arc::new));
         }
+    }
+}
+
+/// Whether a connection there reaches this process, or would if it had taken those that wait.
+async fn is_reached(path: &Path) -> bool {
+    match tokio::net::UnixStream::connect(path).await {
+        Ok(stream) => stream
+            .peer_cred()
+            .is_ok_and(|peer| peer.pid().and_then(rustix::process::Pid::from_raw) == Some(rustix::process::getpid())),
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
     }
 }
 

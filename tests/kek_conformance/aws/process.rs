@@ -106,7 +106,7 @@ async fn a_plugin_in_its_sandbox_starts_the_program_and_logs_nothing_of_what_it_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_is_taken_on_with_what_a_program_prints_and_a_file_that_others_may_write_is_advised_against() {
+async fn a_role_is_taken_on_with_what_a_program_prints_and_a_file_that_others_may_write_fails() {
     let bench = FakeBench::start().await;
     let sources = Sources::start(&bench.kms).await;
     let helper = Helper::new(&bench);
@@ -118,5 +118,5 @@ async fn a_role_is_taken_on_with_what_a_program_prints_and_a_file_that_others_ma
     assert!(seen.contains("call") && !seen.contains("of-another-kek"), "{seen}");
     std::fs::set_permissions(&helper.program, std::fs::Permissions::from_mode(0o722)).expect("set");
     let (code, text) = super::doctor::doctor(&bench, &item, &variables).await;
-    assert!(code == 0 && text.contains(&format!("chmod go-w {}", helper.program.display())), "{text}");
+    assert!(code == 1 && text.contains(&format!("chmod go-w {}", helper.program.display())), "{text}");
 }

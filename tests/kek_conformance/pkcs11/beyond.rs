@@ -1,17 +1,11 @@
 //! What only `pkcs11` has: tokens by label, PINs that lock, keys told apart by their ids, modules.
 
-use std::os::unix::fs::OpenOptionsExt;
-use std::time::{Duration, Instant};
-
 use cryptoki::object::AttributeType;
 use futures::future::join_all;
 use kube_envelope::kek::{Kek, KekCause, KekError};
 
 use super::*;
 use crate::bench::{config, dek};
-
-/// Opening a pipe that nobody reads fails at once; of Linux's `fcntl.h`.
-const O_NONBLOCK: i32 = 0o4000;
 
 /// The rest of the test runs in a process of its own.
 macro_rules! in_its_own_process {
@@ -139,28 +133,6 @@ async fn a_file_that_is_not_a_module_is_unavailable_and_named() {
     let error = config(&item).open().version().await.expect_err("no module");
     assert_eq!(error.cause(), KekCause::Unavailable);
     assert!(error.to_string().contains("pin"), "{error}");
-}
-
-#[tokio::test]
-async fn a_call_that_hangs_can_be_given_up_and_later_ones_work_once_it_returns() {
-    in_its_own_process!("a_call_that_hangs_can_be_given_up_and_later_ones_work_once_it_returns");
-    let bench = Pkcs11Bench::start().await;
-    let kek = bench.kek().await;
-    // Reading the PIN blocks as a call into a module may: until somebody writes it into the pipe.
-    let pin = bench.folder.join("pin");
-    std::fs::remove_file(&pin).expect("removed");
-    run(Command::new("mkfifo").arg(&pin));
-    let patience = Duration::from_millis(500);
-    let started = Instant::now();
-    let given_up = join_all((0..20).map(|_| tokio::time::timeout(patience, kek.version()))).await;
-    assert!(given_up.iter().all(Result::is_err), "{given_up:?}");
-    assert!(started.elapsed() < patience * 3, "the callers were held up: {:?}", started.elapsed());
-    let pipe = bench.folder.join("pipe");
-    std::fs::rename(&pin, &pipe).expect("moved away");
-    std::fs::write(&pin, PIN).expect("written");
-    // A writer that comes and goes: the hanging calls read an empty PIN, and end.
-    drop(std::fs::OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(pipe).expect("somebody reads"));
-    kek.version().await.expect("works after the hanging calls have ended");
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ static ulong initialize(void *arguments) {
 
 static ulong encrypt(ulong session, void *data, ulong length, void *out, ulong *out_length) {
     if (fault("crash-at-encrypt")) raise(SIGSEGV);
+    while (fault("hang-at-encrypt")) usleep(10000);
     return ((ulong (*)(ulong, void *, ulong, void *, ulong *))real->of[ENCRYPT])(session, data, length, out, out_length);
 }
 

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use kube_envelope::kek::{Kek, KekCause};
 
+use futures::future::join_all;
+
 use super::*;
 use crate::bench::{config, dek};
 
@@ -53,6 +55,24 @@ async fn a_module_that_hangs_at_its_start_is_given_up_and_works_once_it_is_well(
     assert!(given_up.is_err(), "{given_up:?}");
     fault(&bench, "");
     works_within(&*kek, Duration::from_secs(30)).await;
+}
+
+#[tokio::test]
+async fn a_call_that_hangs_can_be_given_up_and_later_ones_work_once_it_returns() {
+    in_its_own_process!("a_call_that_hangs_can_be_given_up_and_later_ones_work_once_it_returns");
+    let bench = faulty().await;
+    let kek = config(&bench.item()).open();
+    let (dek, context) = dek();
+    kek.wrap(&dek, &context).await.unwrap_or_else(|error| panic!("{}", error.chain()));
+    fault(&bench, "hang-at-encrypt");
+    let patience = Duration::from_millis(500);
+    let started = Instant::now();
+    let given_up = join_all((0..20).map(|_| tokio::time::timeout(patience, kek.wrap(&dek, &context)))).await;
+    assert!(given_up.iter().all(Result::is_err), "{given_up:?}");
+    assert!(started.elapsed() < patience * 3, "the callers were held up: {:?}", started.elapsed());
+    fault(&bench, "");
+    works_within(&*kek, Duration::from_secs(30)).await;
+    kek.wrap(&dek, &context).await.unwrap_or_else(|error| panic!("{}", error.chain()));
 }
 
 #[tokio::test]
