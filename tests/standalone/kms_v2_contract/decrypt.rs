@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::*;
+use crate::support::plugin::connect_with;
 
 /// *page*: "it is the inverse of the `EncryptRequest` call".
 #[tokio::test]
@@ -126,7 +127,8 @@ async fn concurrent_decrypts_of_one_foreign_dek_cost_exactly_one_unwrap() {
 async fn a_thousand_decrypts_at_once_over_one_connection_are_all_answered() {
     let keyring = KeyringFile::create();
     let plugin = quiet(&keyring).await;
-    let client = plugin.client().await.unwrap();
+    // How fast is another question.
+    let client = connect_with(&plugin.socket(), Duration::from_mins(1)).await.unwrap();
     let encrypted = encrypt(&mut client.clone(), &[5; 32]).await;
     let calls = (0..1000).map(|_| {
         let (mut client, request) = (client.clone(), decrypt_request(&encrypted));
