@@ -8,9 +8,7 @@ use crate::crypto::seal::digest;
 use crate::kek::{KekCause, KekError};
 
 /// Far above any token, key file or secret.
-const MAX_BYTES: usize = 64 * 1024;
-/// One byte more, so that what is longer is told by its own words.
-const READ_AT_MOST: u64 = MAX_BYTES as u64 + 1;
+const MAX_BYTES: u64 = 64 * 1024;
 
 /// What a credential file held when it was read.
 #[derive(Clone)]
@@ -69,16 +67,14 @@ impl std::fmt::Debug for Content {
 pub(in crate::key_stores) async fn read(what: &str, file: &Path) -> Result<Content, KekError> {
     let name = file.display();
     let path = file.to_owned();
-    let bytes = tokio::task::spawn_blocking(move || crate::files::read(&path, READ_AT_MOST))
-        .await
-        .map_err(std::io::Error::from)
-        .flatten()
-        .map(Zeroizing::new)
-        .map_err(|error| KekError::unavailable(format!("cannot read the {what} in {name}")).with_source(error))?;
+    let read = tokio::task::spawn_blocking(move || crate::files::read(&path, MAX_BYTES));
     let wrong = |why: &str| KekError::new(KekCause::Misconfigured, format!("the {what} in {name} {why}"));
-    if bytes.len() > MAX_BYTES {
-        return Err(wrong(&format!("is longer than {MAX_BYTES} bytes; name the right file")));
-    }
+    let bytes = read.await.map_err(std::io::Error::from).flatten().map(Zeroizing::new).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::FileTooLarge {
+            return wrong(&format!("is longer than {MAX_BYTES} bytes; name the right file"));
+        }
+        KekError::unavailable(format!("cannot read the {what} in {name}")).with_source(error)
+    })?;
     let text = std::str::from_utf8(&bytes).map_err(|_| wrong("is not text; name the right file"))?.trim();
     // A file is empty for a moment where it is written in place.
     if text.is_empty() {
@@ -102,8 +98,10 @@ mod tests {
         assert_eq!(read("token", &file).await.unwrap_err().cause(), KekCause::Unavailable);
         std::fs::write(&file, [0xff, 0xfe]).unwrap();
         assert_eq!(read("token", &file).await.unwrap_err().cause(), KekCause::Misconfigured);
-        std::fs::write(&file, "a".repeat(MAX_BYTES + 1)).unwrap();
-        assert_eq!(read("token", &file).await.unwrap_err().cause(), KekCause::Misconfigured);
+        for more in [1, 1000] {
+            std::fs::write(&file, "a".repeat(usize::try_from(MAX_BYTES).unwrap() + more)).unwrap();
+            assert_eq!(read("token", &file).await.unwrap_err().cause(), KekCause::Misconfigured, "{more} too many");
+        }
     }
 
     #[tokio::test]
