@@ -5,7 +5,7 @@ mod owners;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rand::RngExt;
@@ -25,9 +25,7 @@ const UNFINISHED: &str = ".unfinished-";
 /// Of the file system; [`io::ErrorKind::InvalidInput`] for something else than a file, [`io::ErrorKind::FileTooLarge`].
 pub fn read(file: &Path, most: u64) -> io::Result<Vec<u8>> {
     let handle = open_at_once(file)?;
-    if !handle.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
+    check_regular(&handle)?;
     let mut content = Vec::new();
     handle.take(most.saturating_add(1)).read_to_end(&mut content)?;
     if content.len() as u64 > most {
@@ -42,6 +40,27 @@ pub fn read(file: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// As of [`read`]; [`io::ErrorKind::InvalidData`] for what is not UTF-8.
 pub fn read_text(file: &Path, most: u64) -> io::Result<String> {
     String::from_utf8(read(file, most)?).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
+}
+
+/// Refuses an open file that is not a regular one.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] for something else than a file, such as a pipe or a device.
+pub fn check_regular(file: &File) -> io::Result<()> {
+    if file.metadata()?.is_file() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+}
+
+/// Which file it is, whatever its path leads to by now: device and inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId(u64, u64);
+
+impl From<&fs::Metadata> for FileId {
+    fn from(metadata: &fs::Metadata) -> Self {
+        Self(metadata.dev(), metadata.ino())
+    }
 }
 
 /// Opens a file to read it, and waits for nobody: opening a FIFO waits for somebody who writes.
@@ -143,8 +162,6 @@ fn remove(file: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +17,7 @@ use tracing::warn;
 use super::state_files::{Name, Place, StateFiles};
 use crate::crypto::seal::digest;
 use crate::crypto::secret::DekId;
-use crate::files;
+use crate::files::{self, FileId};
 
 const MAGIC: &[u8; 4] = b"KES1";
 const HISTORY: &str = "adopted";
@@ -92,7 +92,7 @@ impl StateFolder {
     fn is_lock(&self, file: &File) -> io::Result<bool> {
         let ours = file.metadata()?;
         match fs::metadata(self.folder.join(LOCK)) {
-            Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+            Ok(there) => Ok(FileId::from(&there) == FileId::from(&ours)),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
             Err(error) => Err(error),
         }

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -16,6 +16,7 @@ use tracing::{error, info};
 use super::chain::{Head, next_line, read_line};
 use super::event::Event;
 use super::shared::{Entry, Shared};
+use crate::files::{FileId, check_regular};
 
 /// How long a file that cannot be written is left alone.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -110,20 +111,17 @@ impl Writer {
 
     /// Opens the file again when it was moved away or removed, as logrotate does.
     fn reopen(&mut self) -> io::Result<()> {
-        let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
         // Log rotation moves the file away; what is written from then on belongs into the new one.
-        let in_place = std::fs::metadata(&self.file).map(place).ok();
+        let in_place = std::fs::metadata(&self.file).as_ref().map(FileId::from).ok();
         if let Some(open) = &self.open
-            && Some(place(open.metadata()?)) == in_place
+            && Some(FileId::from(&open.metadata()?)) == in_place
         {
             return Ok(());
         }
         let was_open = self.open.take().is_some();
         let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.file)?;
         // A pipe takes what it is given, and nobody may keep it.
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-        }
+        check_regular(&file)?;
         // Two writers would each go on from the same hash, and the chain would fork.
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| io::Error::new(io::Error::from(error).kind(), "another process writes to it"))?;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,12 +20,13 @@ use super::error::{SocketError, failed};
 use super::folder;
 use super::system::{BACKLOG, new_socket};
 use crate::error_chain::joined;
+use crate::files::FileId;
 use crate::telemetry::Metrics;
 
-/// How often the file is looked at: an API server asks for Status every minute, and then connects anew.
+/// How often the file is looked at: an API server asks for Status every minute, and opens a new connection then.
 const LOOKS_EVERY: Duration = Duration::from_secs(5);
 
-/// Why nobody who connects anew reaches the plugin, where that is so.
+/// Why a new connection does not reach the plugin, where that is so.
 pub type OutOfPlace = Arc<ArcSwapOption<String>>;
 
 /// A socket of this process at a path. Dropping it removes the file.
@@ -36,9 +37,6 @@ pub(super) struct Place {
     group: Option<u32>,
     held: Mutex<Held>,
 }
-
-/// What tells this process's files from those that others put in their place: device and inode.
-type FileId = (u64, u64);
 
 #[derive(Debug)]
 struct Held {
@@ -54,7 +52,7 @@ impl Place {
         // Before the socket is examined: two plugins that start at once would both find it dead, and one would remove
         // the other's.
         let lock = lock(path)?;
-        let (socket, listener) = bind_anew(path, mode, group)?;
+        let (socket, listener) = bind_new(path, mode, group)?;
         let held = Mutex::new(Held { socket, lock });
         Ok((Self { path: path.to_owned(), mode, group, held }, listener))
     }
@@ -66,11 +64,11 @@ impl Place {
             return Ok(None);
         }
         folder::prepare(&self.path, self.mode, self.group)?;
-        let own = held.lock.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
+        let own = held.lock.metadata().as_ref().map(FileId::from).ok();
         if own != id_of(&lock_file(&self.path)).ok() {
             held.lock = lock(&self.path)?;
         }
-        let (socket, listener) = bind_anew(&self.path, self.mode, self.group)?;
+        let (socket, listener) = bind_new(&self.path, self.mode, self.group)?;
         held.socket = socket;
         Ok(Some(listener))
     }
@@ -102,34 +100,12 @@ impl Keeper {
     /// cannot be. Never ends.
     pub async fn run(self, out_of_place: OutOfPlace, metrics: Arc<Metrics>) {
         metrics.socket_in_place(true);
-        let Some(place) = self.place else { return std::future::pending().await };
+        let Some(place) = &self.place else { return std::future::pending().await };
         loop {
             tokio::time::sleep(LOOKS_EVERY).await;
-            if is_reached(&place.path).await {
-                metrics.socket_in_place(true);
-                out_of_place.store(None);
-                continue;
-            }
-            let looked = place.clone();
-            // The folder may hang; the RPCs must not.
-            let renewed = tokio::task::spawn_blocking(move || looked.renew()).await;
-            let problem = match renewed {
-                Ok(Ok(None)) => None,
-                Ok(Ok(Some(listener))) => {
-                    warn!(socket = %place.path.display(), "the socket was removed by somebody; listening there again");
-                    match tokio::net::UnixListener::from_std(listener) {
-                        Ok(listener) => {
-                            let _ = self.renewed.send(listener).await;
-                            None
-                        }
-                        Err(error) => Some(error.to_string()),
-                    }
-                }
-                Ok(Err(error)) => Some(joined(error.to_string(), std::error::Error::source(&error))),
-                Err(error) => Some(error.to_string()),
-            };
-            let problem = problem.map(|problem| {
-                format!("no API server can connect anew, since the socket was removed or replaced: {problem}")
+            let problem = self.look(place).await.err().map(|error| {
+                let problem = joined(error.to_string(), std::error::Error::source(&error));
+                format!("no API server can open a connection, since the socket was removed or replaced: {problem}")
             });
             if let Some(problem) = &problem
                 && out_of_place.load().as_deref() != Some(problem)
@@ -139,6 +115,22 @@ impl Keeper {
             metrics.socket_in_place(problem.is_none());
             out_of_place.store(problem.map(Arc::new));
         }
+    }
+
+    /// # Errors
+    /// Why API servers cannot open a connection to this process.
+    async fn look(&self, place: &Arc<Place>) -> Result<(), SocketError> {
+        if is_reached(&place.path).await {
+            return Ok(());
+        }
+        let again = |source| failed("listen again on", &place.path.display(), source);
+        let looked = place.clone();
+        // The folder may hang; the RPCs must not.
+        let renewed = tokio::task::spawn_blocking(move || looked.renew()).await.map_err(|error| again(error.into()))?;
+        let Some(listener) = renewed? else { return Ok(()) };
+        warn!(socket = %place.path.display(), "the socket was removed by somebody; listening there again");
+        let _ = self.renewed.send(tokio::net::UnixListener::from_std(listener).map_err(again)?).await;
+        Ok(())
     }
 }
 
@@ -153,7 +145,7 @@ async fn is_reached(path: &Path) -> bool {
 }
 
 fn id_of(path: &Path) -> io::Result<FileId> {
-    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+    fs::symlink_metadata(path).map(|metadata| FileId::from(&metadata))
 }
 
 fn lock_file(path: &Path) -> PathBuf {
@@ -179,7 +171,7 @@ fn lock(path: &Path) -> Result<fs::File, SocketError> {
 }
 
 /// Removes the socket of a dead process, and binds one of this process.
-fn bind_anew(path: &Path, mode: u32, group: Option<u32>) -> Result<(FileId, UnixListener), SocketError> {
+fn bind_new(path: &Path, mode: u32, group: Option<u32>) -> Result<(FileId, UnixListener), SocketError> {
     remove_dead(path)?;
     let socket = bind(path, mode, group).map_err(|source| failed("listen on", &path.display(), source))?;
     let id = id_of(path).map_err(|source| failed("examine", &path.display(), source))?;

@@ -118,7 +118,7 @@ async fn a_socket_that_is_removed_or_replaced_is_told_and_put_back() {
 
     std::fs::remove_file(plugin.socket()).unwrap();
     let other = std::os::unix::net::UnixListener::bind(plugin.socket()).unwrap();
-    let told = async || plugin.get("/status").contains("no API server can connect anew");
+    let told = async || plugin.get("/status").contains("no API server can open a connection");
     wait_until("another socket in its place is told", STARTS_WITHIN, told).await;
     assert!(plugin.get("/status").contains("\"degraded\""), "{}", plugin.get("/status"));
     let (is_ready, said) = plugin.readyz();
