@@ -94,7 +94,7 @@ impl Config {
     /// The text of the file, as it is now.
     ///
     /// # Errors
-    /// [`ConfigError::Read`] where it cannot be read, is no text or far too long.
+    /// [`ConfigError::Read`] where it cannot be read, is not text, or is far too long.
     pub fn read(file: &Path) -> Result<String, ConfigError> {
         read_text(file, MAX_BYTES).map_err(|source| ConfigError::Read { file: file.to_owned(), source })
     }

@@ -93,7 +93,9 @@ fn read(content: &Content) -> Result<(String, CertifiedKey), KekError> {
         Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
             wrong(content, "begins with the certificate of another key; put that of the key first")
         }
-        Error::InvalidCertificate(_) => wrong(content, "holds a certificate that is not X.509 version 3; make it anew"),
+        Error::InvalidCertificate(_) => {
+            wrong(content, "holds a certificate that is not X.509 version 3; issue it again")
+        }
         _ => wrong(content, "holds a private key that cannot be used; Entra takes RSA with 2048 bits or more"),
     })?;
     Ok((thumbprint, pair))
